@@ -1,0 +1,148 @@
+"""The model's parameters with their uncertainty: what makes the machine one machine's and not another's.
+
+A calibration is a file (`calibration.json`) and a frozen value. `draws` is the joint distribution of all parameters:
+every replicate of a forecast takes one row, so that whatever the data could not tell apart shows in the bands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sim.errors import BadInput
+from sim.scenario import Machine
+
+FORMAT = 1  # 1: first
+
+
+class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One fitted number; `low`..`high` is its 95 % interval."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+    unit: str = ""
+    meaning: str = ""
+
+
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file the fit read, by name and content."""
+
+    path: str
+    sha256: str
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which door the parameters came through (`run`, `table`, `published`, `assumed`), and from which files."""
+
+    door: str
+    files: list[SourceFile] = []
+    note: str = ""
+
+
+class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A time distribution on the client's side of the clock.
+
+    `quantiles` are seconds at evenly spaced probabilities from 0 to 1 (one value: a constant); `per_token` adds seconds
+    per prompt token.
+    """
+
+    quantiles: list[float] = [0.0]
+    per_token: float = 0.0
+
+
+class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the client's clock differs from the server's: `uplink` from `sent` to the queue, `downlink` from a token made
+    to a token seen, `turnaround` from an answer's end to the same user's next request, beyond the scenario's `think`."""
+
+    uplink: Delay = Delay()
+    downlink: Delay = Delay()
+    turnaround: Delay = Delay()
+
+
+class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the step-time form leaves over, as factors of mean 1.
+
+    `prefill` and `decode` are quantiles, at evenly spaced probabilities from 0 to 1, of a single step's factor (empty:
+    none). The slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
+    `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps.
+    """
+
+    prefill: list[float] = []
+    decode: list[float] = []
+    drift: float = 0.0
+    drift_seconds: float = 20.0
+    between: float = 0.0
+
+
+class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far the fitted form is from the rows it was fitted to: `rms` in seconds, and the 95 % quantile of |relative error|."""
+
+    rms: float
+    p95_relative: float
+    rows: int = 0
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `sim` needs to know of a machine. `range` is what was observed; outside it a forecast says so."""
+
+    format: int = FORMAT
+    source: Source
+    model: str
+    machine: Machine = Machine()
+    parameters: dict[str, Parameter]
+    draws: dict[str, list[float]] = {}
+    range: dict[str, tuple[float, float]] = {}
+    server: list[dict[str, Any]] = []
+    residuals: dict[str, Residual] = {}
+    noise: Noise = Noise()
+    clocks: Clocks = Clocks()
+    correlations: list[tuple[str, str, float]] = []
+    doubts: list[str] = []
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The central value of every parameter."""
+        return {name: p.value for name, p in self.parameters.items()}
+
+    @property
+    def n_draws(self) -> int:
+        """How many joint draws there are (0: only central values)."""
+        return len(next(iter(self.draws.values()), []))
+
+    def draw(self, rng: np.random.Generator) -> dict[str, float]:
+        """One joint draw of all parameters; the central values where there are no draws."""
+        if not self.n_draws:
+            return self.values
+        at = int(rng.integers(self.n_draws))
+        return self.values | {name: column[at] for name, column in self.draws.items()}
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read `calibration.json`; `BadInput` names the file and the key."""
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise BadInput(f"cannot be read ({e.strerror}); expected a calibration file", path=path) from e
+    try:
+        loose = msgspec.json.decode(raw)
+    except msgspec.DecodeError as e:
+        raise BadInput(f"not JSON ({e}); expected a calibration file", path=path) from e
+    found = loose.get("format") if isinstance(loose, dict) else None
+    if found != FORMAT:
+        raise BadInput(f"expected {FORMAT}, found {found!r}", path=path, key="format")
+    try:
+        calibration = msgspec.convert(loose, Calibration)
+    except msgspec.ValidationError as e:
+        message, _, key = str(e).partition(" - at `$.")
+        raise BadInput(message, path=path, key=key.rstrip("`") or None) from e
+    lengths = {len(column) for column in calibration.draws.values()}
+    if len(lengths) > 1:
+        raise BadInput(f"expected columns of one length, found {sorted(lengths)}", path=path, key="draws")
+    if unknown := set(calibration.draws) - set(calibration.parameters):
+        raise BadInput(f"expected only names of parameters, found {sorted(unknown)[0]}", path=path, key="draws")
+    return calibration

@@ -1,0 +1,91 @@
+"""The step-time forms a calibration can name: parameters in, a `StepTime` out.
+
+Coefficients are seconds per unit and never negative. `affine` is what an unpadded (flash) server does; `padded` is the
+same for a server that pads every row to the longest, where the work is in `sequences × longest`.
+
+    prefill = a0 + a1·Σin + a2·Σin² + a3·n
+    decode  = b0 + b1·B + b2·K + b3·longest        (K: summed contexts; padded: B × longest)
+    joining = c0 + c1·(old + new)     dropping = f0 + f1·kept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from sim.steptime import StepTime
+
+MEANING = {
+    "a0": ("s", "prefill, constant"),
+    "a1": ("s/token", "prefill, per prompt token"),
+    "a2": ("s/token²", "prefill, per squared prompt token"),
+    "a3": ("s/request", "prefill, per prompt"),
+    "b0": ("s", "decode step, constant"),
+    "b1": ("s/request", "decode step, per running request"),
+    "b2": ("s/token", "decode step, per token of summed context"),
+    "b3": ("s/token", "decode step, per token of the longest context"),
+    "c0": ("s", "joining two batches, constant"),
+    "c1": ("s/request", "joining two batches, per request"),
+    "f0": ("s", "dropping finished requests, constant"),
+    "f1": ("s/request", "dropping finished requests, per request kept"),
+}
+
+
+class Affine:
+    """Time affine in tokens, sequences, summed and longest context (`tgi-0.9.4` flash path)."""
+
+    def __init__(
+        self,
+        *,
+        a0: float = 0.0,
+        a1: float = 0.0,
+        a2: float = 0.0,
+        a3: float = 0.0,
+        b0: float = 0.0,
+        b1: float = 0.0,
+        b2: float = 0.0,
+        b3: float = 0.0,
+        c0: float = 0.0,
+        c1: float = 0.0,
+        f0: float = 0.0,
+        f1: float = 0.0,
+    ):
+        self.a0, self.a1, self.a2, self.a3 = a0, a1, a2, a3
+        self.b0, self.b1, self.b2, self.b3 = b0, b1, b2, b3
+        self.c0, self.c1, self.f0, self.f1 = c0, c1, f0, f1
+
+    def prefill(self, sequences: int, tokens: int, tokens_sq: int, longest: int) -> float:
+        """See `StepTime.prefill`."""
+        return self.a0 + self.a1 * tokens + self.a2 * tokens_sq + self.a3 * sequences
+
+    def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
+        """See `StepTime.decode`."""
+        first = self.b0 + self.b1 * sequences + self.b2 * context + self.b3 * longest
+        return first, self.b2 * sequences + self.b3
+
+    def concat(self, old: int, new: int) -> float:
+        """See `StepTime.concat`."""
+        return self.c0 + self.c1 * (old + new)
+
+    def filter(self, kept: int, finished: int) -> float:
+        """See `StepTime.filter`."""
+        return self.f0 + self.f1 * kept
+
+
+class Padded(Affine):
+    """The affine form of a server that pads: every row costs as much as the longest."""
+
+    def prefill(self, sequences: int, tokens: int, tokens_sq: int, longest: int) -> float:
+        """See `StepTime.prefill`."""
+        return super().prefill(sequences, sequences * longest, sequences * longest * longest, longest)
+
+    def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
+        """See `StepTime.decode`."""
+        return super().decode(sequences, sequences * longest, longest)
+
+
+FORMS: dict[str, Callable[..., StepTime]] = {"affine": Affine, "padded": Padded}
+
+
+def step_time(model: str, parameters: Mapping[str, float]) -> StepTime:
+    """The named form with these parameters; names that are not the form's (a token budget) are left to others."""
+    return FORMS[model](**{name: value for name, value in parameters.items() if name in MEANING})

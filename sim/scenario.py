@@ -1,0 +1,114 @@
+"""The resolved scenario: what is asked of which server at which loads, and what counts as good.
+
+`scenarios/load.py` reads YAML, follows `extends` and checks; here are only the frozen values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sim.server import ServerConfig
+from sim.workload import Gamma, Workload
+
+FORMAT = 1  # 1: first
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ladder: concurrent `users` (closed loop), or `rate` in requests/s (open loop), or the workload's own trace.
+
+    Seconds everywhere; `spawn_rate` in users/s; `seconds` fixes every rung's steady window.
+    """
+
+    users: list[int] | None = None
+    rate: list[float] | None = None
+    trace: bool = False
+    arrivals: str | Gamma = "poisson"
+    think: float = 0.0
+    retry: float = 0.2
+    spawn_rate: float = 1.0
+    seconds: float | None = None
+    max_seconds: float = 300.0
+    settle: float = 30.0
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A figure somebody printed: `metric` of a fixed-length profile, exact to ± `rounding`.
+
+    `users` is absent for metrics of a whole ladder (`rps_takeoff`).
+    """
+
+    metric: str
+    value: float
+    rounding: float
+    source: str
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    users: int | None = None
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one replica costs, USD per hour, and who says so."""
+
+    usd_per_hour: float
+    source: str = ""
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How `measure` starts the server in docker. `env` names variables to pass on; only their names are recorded."""
+
+    image: str = "ghcr.io/huggingface/text-generation-inference:0.9.4"
+    model: str
+    num_shard: int | None = None
+    gpus: str | None = "all"
+    shm_size: str = "1g"
+    volumes: dict[str, str] = {}
+    args: dict[str, str | int | float | bool] = {}
+    env: list[str] = []
+    port: int = 80
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model runs on, as far as known."""
+
+    model: str | None = None
+    gpu: str | None = None
+    gpus: int | None = None
+    tensor_parallel: int | None = None
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that is asked. `calibration`, `table` and file names are as resolved by the reader."""
+
+    format: int = FORMAT
+    name: str
+    description: str = ""
+    server: ServerConfig = ServerConfig()
+    workload: Workload = Workload()
+    load: Load = Load()
+    replicas: int = 1
+    machine: Machine = Machine()
+    calibration: str | None = None
+    table: str | None = None
+    published: list[Figure] = []
+    slo: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
+    price: Price | None = None
+    launch: Launch | None = None
+    doubts: list[str] = []
+
+
+def lenient(raw: dict[str, Any]) -> Scenario:
+    """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
+    return msgspec.convert(_known(raw, Scenario), Scenario)
+
+
+def _known(raw: dict[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
+    nested = {"server": ServerConfig, "workload": Workload, "load": Load, "machine": Machine}
+    fields = set(struct.__struct_fields__)
+    return {
+        key: _known(value, nested[key]) if key in nested and struct is Scenario and isinstance(value, dict) else value
+        for key, value in raw.items()
+        if key in fields
+    }

@@ -1,0 +1,167 @@
+"""What clients ask: how long their prompts and answers are, and when open-loop requests are due.
+
+Everything here is drawn in blocks from a `numpy.random.Generator` that the caller owns.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+class MeanCv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A distribution by its mean and coefficient of variation (standard deviation over mean)."""
+
+    mean: float
+    cv: float
+
+
+class Exponential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An exponential of mean `mean` (before clipping), clipped to `low`..`high` tokens."""
+
+    mean: float
+    low: int = 1
+    high: int | None = None
+
+
+class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A distribution of a number of tokens: exactly one of the three is given."""
+
+    uniform: tuple[int, int] | None = None
+    lognormal: MeanCv | None = None
+    exponential: Exponential | None = None
+
+
+class Cv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Gaps between arrivals by their coefficient of variation: 1 is Poisson, more is burstier."""
+
+    cv: float
+
+
+class Gamma(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A renewal process with gamma-distributed gaps."""
+
+    gamma: Cv
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Lengths by distribution, or pairs drawn from a file (`empirical`), or a file in order (`trace`)."""
+
+    prompt_tokens: int | Lengths | None = None
+    output_tokens: int | Lengths | None = None
+    max_new_tokens: int | Lengths | None = None
+    empirical: str | None = None
+    trace: str | None = None
+
+
+class Asked(NamedTuple):
+    """The lengths of one request, tokens: what is sent, what will come back, what budgets are charged."""
+
+    prompt_tokens: int
+    output_tokens: int
+    max_new_tokens: int
+
+
+class Pairs(NamedTuple):
+    """Requests of a file, in its order: lengths in tokens, and (for a trace) arrival times in s from the first."""
+
+    prompt_tokens: Ints
+    output_tokens: Ints
+    max_new_tokens: Ints
+    times: NDArray[np.float64] | None = None
+
+
+def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> Ints:
+    """`n` numbers of tokens, each at least 1."""
+    if isinstance(lengths, int):
+        return np.full(n, lengths, dtype=np.int64)
+    if lengths.uniform is not None:
+        low, high = lengths.uniform
+        return rng.integers(low, high, n, endpoint=True, dtype=np.int64)
+    if lengths.lognormal is not None:
+        mean, cv = lengths.lognormal.mean, lengths.lognormal.cv
+        var = math.log1p(cv * cv)
+        drawn = rng.lognormal(math.log(mean) - var / 2, math.sqrt(var), n)
+        return np.maximum(np.rint(drawn).astype(np.int64), 1)
+    assert lengths.exponential is not None
+    law = lengths.exponential
+    drawn = np.ceil(rng.exponential(law.mean, n)).astype(np.int64)
+    return np.clip(drawn, max(1, law.low), law.high)
+
+
+class Source(Protocol):
+    """Where the next request's lengths come from, for a given user."""
+
+    def next(self, user: int) -> Asked:
+        """The lengths of this user's next request."""
+
+
+class Drawn:
+    """Lengths drawn independently for every request, from a workload's distributions or its file's pairs."""
+
+    BLOCK = 1024
+
+    def __init__(self, workload: Workload, rng: np.random.Generator, pairs: Pairs | None = None):
+        self._workload, self._rng, self._pairs = workload, rng, pairs
+        self._block: list[Asked] = []
+        self._same: Asked | None = None
+        w = workload
+        if pairs is None and all(
+            x is None or isinstance(x, int) for x in (w.prompt_tokens, w.output_tokens, w.max_new_tokens)
+        ):
+            self._same = self._draw(1)[0]
+
+    def next(self, user: int) -> Asked:
+        """The next request's lengths; `user` does not matter."""
+        if self._same is not None:
+            return self._same
+        if not self._block:
+            self._block = self._draw(self.BLOCK)[::-1]
+        return self._block.pop()
+
+    def _draw(self, n: int) -> list[Asked]:
+        w, rng = self._workload, self._rng
+        if self._pairs is not None:
+            at = rng.integers(0, len(self._pairs.prompt_tokens), n)
+            columns = (self._pairs.prompt_tokens[at], self._pairs.output_tokens[at], self._pairs.max_new_tokens[at])
+            return list(map(Asked, *(c.tolist() for c in columns)))
+        assert w.prompt_tokens is not None
+        prompt = draw_lengths(w.prompt_tokens, rng, n)
+        charged = None if w.max_new_tokens is None else draw_lengths(w.max_new_tokens, rng, n)
+        back = charged if w.output_tokens is None else draw_lengths(w.output_tokens, rng, n)
+        assert back is not None
+        if charged is None:
+            charged = back
+        return list(map(Asked, prompt.tolist(), np.minimum(back, charged).tolist(), charged.tolist()))
+
+
+class InOrder:
+    """The requests of a file in its own order, whoever asks; it starts again when the file is exhausted."""
+
+    def __init__(self, pairs: Pairs):
+        columns = (pairs.prompt_tokens, pairs.output_tokens, pairs.max_new_tokens)
+        self._asked = list(map(Asked, *(c.tolist() for c in columns)))
+        self._at = 0
+
+    def next(self, user: int) -> Asked:
+        """The next request's lengths; `user` does not matter."""
+        asked = self._asked[self._at % len(self._asked)]
+        self._at += 1
+        return asked
+
+
+def arrival_gaps(arrivals: str | Gamma, rate: float, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """`n` gaps between arrivals of `rate` requests/s, s."""
+    if arrivals == "constant":
+        return np.full(n, 1.0 / rate)
+    if arrivals == "poisson":
+        return rng.exponential(1.0 / rate, n)
+    assert isinstance(arrivals, Gamma)
+    shape = 1.0 / arrivals.gamma.cv**2
+    return rng.gamma(shape, 1.0 / (rate * shape), n)
