@@ -51,7 +51,7 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     per prompt token.
     """
 
-    quantiles: list[float] = [0.0]
+    quantiles: list[float] = msgspec.field(default_factory=lambda: [0.0])
     per_token: float = 0.0
 
 

@@ -1,0 +1,22 @@
+"""SimPy's environment with absolute times, so that what is due at one instant is due at exactly that instant."""
+
+from __future__ import annotations
+
+from heapq import heappush
+from typing import Any
+
+from simpy import Environment, Event
+
+ARRIVAL, ROUTER = 1, 2  # at one instant clients leave and requests arrive first, then the router acts
+
+
+class Clock(Environment):
+    """An environment whose events can be due *at* a time: `now + delay` would round it."""
+
+    def at(self, time: float, priority: int = ARRIVAL, value: Any = None) -> Event:
+        """An event that happens at `time`, s, not before now."""
+        event = Event(self)
+        event._ok = True
+        event._value = value
+        heappush(self._queue, (time if time > self._now else self._now, priority, next(self._eid), event))  # type: ignore[misc]
+        return event

@@ -1,0 +1,255 @@
+"""One server as a SimPy process: the clock, without policy.
+
+Between two changes of the batch nothing can change but the clock, so a run of decode steps is one event. It ends at the
+first of: a member's last token; the boundary at which the router would admit somebody; the boundary after an arrival (or
+a departure) that makes it do so. The boundaries of a run are `run.end(k)`, computed forward, never accumulated.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Collection, Generator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from simpy import Event, Interrupt
+
+from sim.batcher import Batcher
+from sim.clock import ROUTER, Clock
+from sim.noise import Noise, NoisyDecodeRun
+from sim.request import OK, OVERLOADED, VALIDATION, Request
+from sim.server import ServerConfig
+from sim.steptime import DecodeRun, StepTime
+
+PREFILL, DECODE = 0, 1
+
+STEP_COLUMNS = (
+    "kind",  # PREFILL or DECODE
+    "start",
+    "end",  # of the last step, s
+    "count",  # equal steps in the row
+    "sequences",
+    "tokens",  # prefill: Σ prompt; decode: summed context before the first step
+    "prompt_sq",  # prefill: Σ prompt²
+    "longest",  # prefill: longest prompt; decode: longest context before the first step
+    "joined",  # decode: requests that a prefill just added to a running batch (the first step pays for it)
+    "ended",  # requests that ended with the last step
+    "kept",  # of `sequences`, those that go on
+    "used",  # tokens the shard reports after the row
+    "first",  # decode: the form's first step and growth, s; `extra` is the cost of joining
+    "growth",
+    "extra",
+)
+
+
+class Replica:
+    """One server. `on_end(request)` is called when a request ends, at the server's instant, with its status set.
+
+    `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        config: ServerConfig,
+        step_time: StepTime,
+        on_end: Callable[[Request], None],
+        noise: Noise | None = None,
+        on_call: Callable[[str, float, float, list[Request], int], None] | None = None,
+    ):
+        self.clock, self.config, self.step_time, self.noise = clock, config, step_time, noise
+        self.batcher = Batcher(config)
+        self.on_end, self.on_call = on_end, on_call
+        self.steps = array("d")
+        self.step_ends: list[NDArray[np.float64]] = []
+        self.number = 0  # steps so far, prefills included: what the noise is indexed by
+        self._idle: Event | None = None
+        self._run: DecodeRun | NoisyDecodeRun | None = None
+        self._done = self._target = 0  # steps of the run that have been looked at; where the next look is due
+        self._decoding = False
+        self._process = clock.process(self._serve())
+
+    def submit(self, request: Request) -> None:
+        """A request reaches the server now. It may end at once (429 before 422), else `on_end` says when."""
+        batcher = self.batcher
+        if not batcher.has_permit():
+            self._refuse(request, OVERLOADED)
+        elif self.config.refuses(request.prompt_tokens, request.max_new_tokens):
+            self._refuse(request, VALIDATION)
+        else:
+            request.queued = self.clock.now
+            batcher.accept(request)
+            self._changed()
+
+    def leave(self, request: Request) -> None:
+        """The request's client goes away now."""
+        self.batcher.leave(request)
+        if self._decoding and request.running:
+            self._stop_at(self._next_boundary())
+        else:
+            self._changed()
+
+    def step_table(self) -> pd.DataFrame:
+        """The steps so far, one row per run of equal steps, with `STEP_COLUMNS`."""
+        rows = np.frombuffer(self.steps, dtype=np.float64).reshape(-1, len(STEP_COLUMNS))
+        table = pd.DataFrame(rows.copy(), columns=list(STEP_COLUMNS))
+        counts = ("kind", "count", "sequences", "tokens", "prompt_sq", "longest", "joined", "ended", "kept", "used")
+        return table.astype(dict.fromkeys(counts, "int64"))
+
+    def _refuse(self, request: Request, status: str) -> None:
+        request.status = status
+        request.last_token = self.clock.now
+        self.on_end(request)
+
+    def _changed(self) -> None:
+        # the queue is not what it was when the next look was chosen
+        if self._idle is not None:
+            idle, self._idle = self._idle, None
+            idle._ok, idle._value = True, None
+            self.clock.schedule(idle, priority=ROUTER)
+        elif self._decoding and not self.batcher.blocked:
+            boundary = self._next_boundary()
+            if boundary < self._target:
+                more = self.batcher.steps_until_admission(boundary - self._done)
+                if more is not None:
+                    self._stop_at(self._done + more)
+
+    def _next_boundary(self) -> int:
+        assert self._run is not None
+        return max(self._run.steps_by(self.clock.now), self._done + 1)  # the look at `_done` has been
+
+    def _stop_at(self, step: int) -> None:
+        if step < self._target:
+            self._target = step
+            self._process.interrupt()
+
+    def _serve(self) -> Generator[Event, Any, None]:
+        batcher, batch = self.batcher, self.batcher.batch
+        while True:
+            new = batcher.look()
+            running = len(batch)
+            if new:
+                self._run = None
+                yield from self._prefill(new)
+                if not running:
+                    continue  # the router looks once more before the first decode
+                yield from self._decode(running)
+            elif running:
+                yield from self._decode(0)
+            else:
+                self._run = None
+                self._idle = self.clock.event()
+                yield self._idle
+
+    def _prefill(self, new: list[Request]) -> Generator[Event, Any, None]:
+        clock, batcher = self.clock, self.batcher
+        tokens = sum(r.prompt_tokens for r in new)
+        squares = sum(r.prompt_tokens * r.prompt_tokens for r in new)
+        longest = max(r.prompt_tokens for r in new)
+        start = clock.now
+        took = self.step_time.prefill(len(new), tokens, squares, longest)
+        if self.noise is not None:
+            took *= self.noise.factor("prefill", self.number) * self.noise.drift(start)[0]
+        self.number += 1
+        yield clock.at(start + took, ROUTER)
+        now = clock.now
+        ended = batcher.prefilled(new)
+        kept = len(new) - len(ended)
+        for r in new:
+            if not r.gone:
+                r.first_token = now
+        self.steps.extend(
+            (
+                PREFILL,
+                start,
+                now,
+                1,
+                len(new),
+                tokens,
+                squares,
+                longest,
+                0,
+                len(ended),
+                kept,
+                batcher.batch.used,
+                took,
+                0,
+                0,
+            )
+        )
+        if self.on_call is not None:
+            self.on_call("prefill", start, now, new, 1)
+        if ended:
+            self._finish(ended)
+            yield from self._filter([r for r in new if r.running], len(ended))
+
+    def _decode(self, old: int) -> Generator[Event, Any, None]:
+        """Decode until the router acts; `old` is the size of the running batch that a prefill just added to, or 0."""
+        clock, batcher, batch = self.clock, self.batcher, self.batcher.batch
+        if self._run is None:
+            self._run = self._new_run(len(batch), old)
+            self._done = 0
+        size, context, longest, before = len(batch), batch.context, batch.longest, self._done
+        end = before + (1 if batch.leaving else batch.steps_to_finish)
+        look = batcher.steps_until_admission(1)  # the look before this step has been
+        self._target = end if look is None else min(end, before + look)
+        self._decoding = True
+        while True:
+            try:
+                yield clock.at(self._run.end(self._target), ROUTER)
+                break
+            except Interrupt:  # something came that the router sees earlier; wait for that
+                pass
+        self._decoding = False
+        run, count = self._run, self._target - before
+        start, now = run.end(before), clock.now
+        members = list(batch.members) if self.on_call is not None else []
+        ended = batcher.decoded(count)
+        self._done = self._target
+        self.number += count
+        first, growth, extra = self._line
+        self.steps.extend(
+            (DECODE, start, now, count, size, context, 0, longest, self._joined if not before else 0, len(ended))
+            + (size - len(ended), batch.used, first + growth * before, growth, extra if not before else 0.0)
+        )
+        if self.noise is not None:
+            self.step_ends.append(run.ends(self._target)[before:].copy())
+        if self.on_call is not None:
+            self.on_call("decode", start, now, members, count)
+        if ended:
+            self._run = None
+            self._finish(ended)
+            yield from self._filter(batch.members, len(ended))
+
+    def _new_run(self, size: int, old: int) -> DecodeRun | NoisyDecodeRun:
+        batch = self.batcher.batch
+        first, growth = self.step_time.decode(size, batch.context, batch.longest)
+        self._joined = size - old if 0 < old < size else 0
+        extra = self.step_time.concat(old, self._joined) if self._joined else 0.0
+        self._line = first, growth, extra
+        if self.noise is None:
+            return DecodeRun(self.clock.now, first, growth, extra)
+        steps = batch.steps_to_finish
+        return NoisyDecodeRun(self.clock.now, first, growth, extra, steps, self.number, self.noise)
+
+    def _finish(self, ended: list[Request]) -> None:
+        now = self.clock.now
+        for r in ended:
+            if not r.gone:
+                r.last_token = now
+                r.status = OK
+                self.on_end(r)
+
+    def _filter(self, kept: Collection[Request], ended: int) -> Generator[Event, Any, None]:
+        if not kept:
+            return
+        start = self.clock.now
+        took = self.step_time.filter(len(kept), ended)
+        if self.noise is not None:
+            took *= self.noise.drift(start)[0]
+        if took > 0.0:
+            yield self.clock.at(start + took, ROUTER)
+        if self.on_call is not None:
+            self.on_call("filter", start, self.clock.now, list(kept), 1)
