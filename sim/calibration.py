@@ -56,8 +56,11 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the client's clock differs from the server's: `uplink` from `sent` to the queue, `downlink` from a token made
-    to a token seen, `turnaround` from an answer's end to the same user's next request, beyond the scenario's `think`."""
+    """How the client's clock differs from the server's.
+
+    `uplink` runs from `sent` to the queue, `downlink` from a token made to a token seen, `turnaround` from an answer's
+    end to the same user's next request, beyond the scenario's `think`.
+    """
 
     uplink: Delay = Delay()
     downlink: Delay = Delay()
@@ -80,7 +83,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far the fitted form is from the rows it was fitted to: `rms` in seconds, and the 95 % quantile of |relative error|."""
+    """How far the fitted form is from its rows: `rms` in seconds, and the 95 % quantile of |relative error|."""
 
     rms: float
     p95_relative: float

@@ -99,8 +99,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def read_run(path: Path) -> Run:
-    """Read a run directory. A torn last line is dropped with a doubt; unknown keys are ignored; files of several workers
-    (`requests*.jsonl`, plain or `.gz`) are merged and sorted by `sent`."""
+    """Read a run directory; unknown keys are ignored.
+
+    A torn last line is dropped with a doubt; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
+    and sorted by `sent`.
+    """
     head = _read_head(path)
     doubts: list[str] = []
     records: list[dict[str, Any]] = []

@@ -105,7 +105,12 @@ def lenient(raw: dict[str, Any]) -> Scenario:
 
 
 def _known(raw: dict[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
-    nested = {"server": ServerConfig, "workload": Workload, "load": Load, "machine": Machine}
+    nested: dict[str, type[msgspec.Struct]] = {
+        "server": ServerConfig,
+        "workload": Workload,
+        "load": Load,
+        "machine": Machine,
+    }
     fields = set(struct.__struct_fields__)
     return {
         key: _known(value, nested[key]) if key in nested and struct is Scenario and isinstance(value, dict) else value

@@ -1,0 +1,194 @@
+"""What can be meant: the values of a scenario against each other and against what the server accepts.
+
+A complaint says what was expected and what was found; the caller knows the file and the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from scenarios.shape import Fail, Key, known
+from sim.errors import CannotFit
+from sim.scenario import Figure, Load, Scenario
+from sim.server import Bounds, ServerConfig
+from sim.workload import Gamma, Lengths, Workload
+
+ENGINES = ("tgi-0.9.4",)
+TIMES = tuple(
+    f"{what}_{how}" for what in ("e2e", "ttft", "itl", "tpot") for how in ("mean", "p50", "p90", "p95", "p99")
+)
+RATES = ("rps", "output_tokens_per_s", "input_tokens_per_s", "goodput", "error_rate", "overloaded_rate")
+LADDER_METRICS = ("rps_takeoff", "rps_plateau")
+
+
+def check(s: Scenario, fail: Fail) -> None:
+    """Complain about the first value that cannot be meant."""
+    if not s.name or s.name.startswith(".") or set(s.name) & set("/\\\0\n"):
+        raise fail(("name",), f"expected a name that can be a folder's, found {s.name!r}")
+    _positive(s, (), ("replicas",), fail)
+    if s.replicas > 1:
+        raise fail(("replicas",), f"expected 1, found {s.replicas}: several replicas cannot be forecast yet")
+    _server(s.server, fail)
+    _workload(s.workload, fail)
+    _load(s.load, s.workload, fail)
+    _fits(s, fail)
+    if s.calibration and s.table:
+        raise fail(("table",), "expected either calibration or table, found both")
+    for i, figure in enumerate(s.published):
+        _figure(figure, ("published", i), fail)
+    for name, limit in s.slo.items():
+        known(name, (*TIMES, "error_rate"), "metric", ("slo", name), fail)
+        _above_zero(limit, ("slo", name), fail)
+    for name, tolerance in s.tolerances.items():
+        known(name, (*TIMES, *RATES), "metric", ("tolerances", name), fail)
+        _above_zero(tolerance, ("tolerances", name), fail)
+    if s.price is not None:
+        _positive(s.price, ("price",), ("usd_per_hour",), fail)
+    if s.launch is not None:
+        _positive(s.launch, ("launch",), ("num_shard", "port"), fail)
+        for i, name in enumerate(s.launch.env):
+            if "=" in name:
+                raise fail(
+                    ("launch", "env", i), "expected only the name of a variable; its value stays in the environment"
+                )
+    files: list[tuple[Key, str | None]] = [(("calibration",), s.calibration), (("table",), s.table)]
+    files += [(("workload", "empirical"), s.workload.empirical), (("workload", "trace"), s.workload.trace)]
+    for key, file in files:
+        if file is not None and not Path(file).exists():
+            raise fail(key, f"no such file: {file}")
+
+
+def _above_zero(value: float, key: Key, fail: Fail) -> None:
+    if not value > 0:
+        raise fail(key, f"expected more than 0, found {value}")
+
+
+def _positive(values: Any, at: Key, names: Iterable[str], fail: Fail) -> None:
+    for name in names:
+        if (value := getattr(values, name)) is not None:
+            _above_zero(value, (*at, name), fail)
+
+
+def _not_negative(values: Any, at: Key, names: Iterable[str], fail: Fail) -> None:
+    for name in names:
+        if getattr(values, name) < 0:
+            raise fail((*at, name), f"expected 0 or more, found {getattr(values, name)}")
+
+
+def _server(server: ServerConfig, fail: Fail) -> None:
+    """The launcher's own cross checks, too (launcher/src/main.rs:1016-1059)."""
+    known(server.engine, ENGINES, "engine", ("server", "engine"), fail)
+    sizes = ("max_batch_prefill_tokens", "max_input_length", "max_total_tokens", "max_waiting_tokens")
+    _positive(server, ("server",), (*sizes, "max_concurrent_requests"), fail)
+    _not_negative(server, ("server",), ("waiting_served_ratio",), fail)
+    longest, total = server.max_input_length, server.max_total_tokens
+    if longest >= total:
+        raise fail(("server", "max_input_length"), f"expected less than max_total_tokens ({total}), found {longest}")
+    if longest > server.max_batch_prefill_tokens:
+        raise fail(
+            ("server", "max_batch_prefill_tokens"),
+            f"expected at least max_input_length ({longest}), found {server.max_batch_prefill_tokens}",
+        )
+    key = ("server", "max_batch_total_tokens")
+    budget = server.max_batch_total_tokens
+    low = budget.low if isinstance(budget, Bounds) else budget
+    if low is None:
+        return
+    _above_zero(low, key, fail)
+    if isinstance(budget, Bounds) and budget.high < budget.low:
+        raise fail(key, f"expected low up to high, found {budget.low} to {budget.high}")
+    for name in ("max_batch_prefill_tokens", "max_total_tokens"):
+        if low < getattr(server, name):
+            raise fail(key, f"expected at least {name} ({getattr(server, name)}), found {low}")
+
+
+def _workload(w: Workload, fail: Fail) -> None:
+    at: Key = ("workload",)
+    lengths = [name for name in ("prompt_tokens", "output_tokens", "max_new_tokens") if getattr(w, name) is not None]
+    ways = [*(["prompt_tokens"] if lengths else []), *(n for n in ("empirical", "trace") if getattr(w, n) is not None)]
+    if len(ways) != 1:
+        what = "none" if not ways else " and ".join(ways)
+        raise fail(
+            (*at, *ways[1:2]), f"expected prompt_tokens with output_tokens, or empirical, or trace; found {what}"
+        )
+    if lengths and (w.prompt_tokens is None or len(lengths) < 2):
+        name = "prompt_tokens" if w.prompt_tokens is None else "output_tokens"
+        raise fail((*at, name), "missing; expected a number of tokens or a distribution")
+    for name in lengths:
+        _lengths(getattr(w, name), (*at, name), fail)
+    if isinstance(w.output_tokens, int) and isinstance(w.max_new_tokens, int) and w.output_tokens > w.max_new_tokens:
+        raise fail(
+            (*at, "output_tokens"), f"expected at most max_new_tokens ({w.max_new_tokens}), found {w.output_tokens}"
+        )
+
+
+def _lengths(lengths: int | Lengths, key: Key, fail: Fail) -> None:
+    if isinstance(lengths, int):
+        return _above_zero(lengths, key, fail)
+    laws = [name for name in ("uniform", "lognormal", "exponential") if getattr(lengths, name) is not None]
+    if len(laws) != 1:
+        raise fail(key, f"expected one of uniform, lognormal, exponential, found {' and '.join(laws) or 'none'}")
+    at = (*key, laws[0])
+    if lengths.uniform is not None:
+        low, high = lengths.uniform
+        if not 1 <= low <= high:
+            raise fail(at, f"expected [low, high] with 1 <= low <= high, found [{low}, {high}]")
+    if lengths.lognormal is not None:
+        _positive(lengths.lognormal, at, ("mean", "cv"), fail)
+    if lengths.exponential is not None:
+        _positive(lengths.exponential, at, ("mean", "low", "high"), fail)
+        law = lengths.exponential
+        if law.high is not None and law.high < law.low:
+            raise fail((*at, "high"), f"expected at least low ({law.low}), found {law.high}")
+    return None
+
+
+def _load(load: Load, workload: Workload, fail: Fail) -> None:
+    at: Key = ("load",)
+    ways = [name for name in ("users", "rate", "trace") if getattr(load, name) not in (None, False)]
+    if len(ways) != 1:
+        raise fail((*at, *ways[1:2]), f"expected one of users, rate, trace, found {' and '.join(ways) or 'none'}")
+    ladder: list[Any] | None = load.users if load.users is not None else load.rate
+    if ladder is not None and not ladder:
+        raise fail((*at, ways[0]), "expected at least one rung, found an empty list")
+    for i, rung in enumerate(ladder or []):
+        _above_zero(rung, (*at, ways[0], i), fail)
+    for i, (before, after) in enumerate(zip(load.users or [], (load.users or [])[1:], strict=False), 1):
+        if after <= before:  # users are added to those already running
+            raise fail((*at, "users", i), f"expected more users than the rung before ({before}), found {after}")
+    if load.trace and workload.trace is None:
+        raise fail((*at, "trace"), "expected a workload.trace to take the arrivals from")
+    if isinstance(load.arrivals, Gamma):
+        _positive(load.arrivals.gamma, (*at, "arrivals", "gamma"), ("cv",), fail)
+    else:
+        known(load.arrivals, ("poisson", "constant", "gamma"), "arrivals", (*at, "arrivals"), fail)
+        if load.arrivals == "gamma":
+            raise fail((*at, "arrivals"), "expected its burstiness with it: {gamma: {cv: 2}}")
+    _positive(load, at, ("spawn_rate", "seconds", "max_seconds"), fail)
+    _not_negative(load, at, ("think", "retry", "settle"), fail)
+
+
+def _fits(s: Scenario, fail: Fail) -> None:
+    """A request of fixed lengths that would hang the real server (`ServerConfig.check_fits`)."""
+    w, budget = s.workload, s.server.max_batch_total_tokens
+    asked = w.max_new_tokens if w.max_new_tokens is not None else w.output_tokens
+    if not isinstance(w.prompt_tokens, int) or not isinstance(asked, int):
+        return
+    if not isinstance(budget, int):  # not known yet: only the prefill budget can be told now
+        budget = budget.high if isinstance(budget, Bounds) else 2**62
+    try:
+        msgspec.structs.replace(s.server, max_batch_total_tokens=budget).check_fits(w.prompt_tokens, asked)
+    except CannotFit as e:
+        raise fail(("workload",), str(e)) from e
+
+
+def _figure(figure: Figure, at: Key, fail: Fail) -> None:
+    known(figure.metric, (*TIMES, *RATES, *LADDER_METRICS), "metric", (*at, "metric"), fail)
+    _positive(figure, at, ("value", "prompt_tokens", "output_tokens", "users"), fail)
+    _not_negative(figure, at, ("rounding",), fail)
+    if figure.users is None and figure.metric not in LADDER_METRICS:
+        raise fail((*at, "users"), f"missing; {figure.metric} was measured at a number of users")

@@ -1,0 +1,231 @@
+"""From YAML to a checked `Scenario`: read, lay over what it extends, apply `--set`, check; every complaint has a line.
+
+A scenario file is read into a `Tree`: plain values, and beside them where each key stands. Trees are merged, so that a
+value inherited from another file is still complained about where it was written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from scenarios.checks import check
+from scenarios.shape import Key, check_shape, nearest
+from sim.errors import BadInput
+from sim.scenario import Scenario
+
+SHIPPED = Path(__file__).parent
+
+# Keys that say the same thing in different ways: laying one over a file drops the others that file had.
+INSTEAD = {
+    (): ({"calibration"}, {"table"}),
+    ("workload",): ({"prompt_tokens", "output_tokens", "max_new_tokens"}, {"empirical"}, {"trace"}),
+    ("load",): ({"users"}, {"rate"}, {"trace"}),
+}
+LAWS = ({"uniform"}, {"lognormal"}, {"exponential"})
+FILES = ((None, "calibration"), (None, "table"), ("workload", "empirical"), ("workload", "trace"))
+
+
+@dataclass
+class Tree:
+    """A file's values and where each key was written: (file or option, line or None)."""
+
+    values: dict[str, Any]
+    places: dict[Key, tuple[str, int | None]] = field(default_factory=dict)
+
+    def fail(self, key: Key, message: str) -> BadInput:
+        """The complaint about `key`, placed at it or at the nearest map around it that was written."""
+        around = key
+        while around and around not in self.places:
+            around = around[:-1]
+        path, line = self.places[around]
+        return BadInput(message, path=path, line=line, key=dotted(key) or None)
+
+
+def load(source: str | Path, *sets: str) -> Scenario:
+    """The scenario in a file, or shipped under a name; each of `sets` is `a.b=value`, as given to `--set`.
+
+    Raises `BadInput` for whatever the user can mend. File names in the result are relative to the working directory.
+    """
+    tree = read_tree(find(str(source)))
+    for text in sets:
+        tree = lay_over(tree, option(text, tree))
+    check_shape(tree.values, Scenario, tree.fail)
+    scenario = msgspec.convert(without_nothing(tree.values), Scenario)
+    check(scenario, tree.fail)
+    return scenario
+
+
+def shipped() -> list[str]:
+    """The names of the scenarios that come with servecast."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def find(source: str, beside: Path = Path()) -> Path:
+    """The file that `source` names: a path, relative to the folder `beside`, or the name of a shipped scenario."""
+    path = beside / source
+    if path.is_file():
+        return path
+    if (SHIPPED / f"{source}.yaml").is_file():
+        return SHIPPED / f"{source}.yaml"
+    hint = nearest(Path(source).stem, shipped())
+    expected = f"did you mean {hint}?" if hint else "`servecast scenarios` lists the shipped ones"
+    raise BadInput(f"no such scenario file, nor a shipped scenario of that name; {expected}", path=source)
+
+
+def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Tree:
+    """One file with everything it extends; `below` are the files that extend it."""
+    tree = parse(path)
+    if "extends" not in tree.values:
+        return tree
+    target = tree.values.pop("extends")
+    if not isinstance(target, str):
+        raise tree.fail(("extends",), f"expected the name of a scenario file, found {target!r}")
+    try:
+        base = find(target, path.parent)
+    except BadInput as e:
+        raise tree.fail(("extends",), f"{target}: {e.message}") from e
+    chain = (*below, path)
+    if base.resolve() in {p.resolve() for p in chain}:
+        raise tree.fail(("extends",), "goes in a circle: " + " -> ".join(p.name for p in (*chain, base)))
+    return lay_over(read_tree(base, chain), tree)
+
+
+def parse(path: Path) -> Tree:
+    """One file as it stands, its file names resolved against its folder."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise BadInput(f"cannot be read ({e.strerror}); expected a scenario file", path=path) from e
+    except UnicodeDecodeError as e:
+        raise BadInput("not UTF-8 text; expected a scenario file", path=path) from e
+    document = parse_yaml(text, path)
+    if not isinstance(document, CommentedMap):
+        raise BadInput("expected a scenario: keys and values, as `servecast new` writes them", path=path, line=1)
+    tree = Tree({}, {(): (str(path), None)})
+    tree.values = plain(document, (), tree, path, ())
+    if tree.values.get("format", 1) != 1:
+        raise tree.fail(("format",), f"expected 1, found {tree.values['format']!r}")
+    for group, name in FILES:
+        holder = tree.values.get(group) if group else tree.values
+        if isinstance(holder, dict) and isinstance(holder.get(name), str):
+            holder[name] = str(path.parent / holder[name])
+    return tree
+
+
+def parse_yaml(text: str, path: str | Path) -> Any:
+    """YAML 1.2 with positions; `BadInput` names the line where it stops making sense."""
+    try:
+        return YAML(typ="rt").load(text)
+    except MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else None
+        problem = (e.problem or str(e.context)).partition(" with value")[0]
+        raise BadInput(f"not YAML: {problem}", path=path, line=line) from e
+    except YAMLError as e:
+        raise BadInput(f"not YAML: {str(e).splitlines()[0]}", path=path) from e
+
+
+def plain(node: Any, key: Key, tree: Tree, path: str | Path, around: tuple[int, ...]) -> Any:
+    """A node as Python's own types; the lines of its keys go to `tree.places`."""
+    if id(node) in around:
+        raise tree.fail(key, "an alias that contains itself")
+    inside = (*around, id(node))
+    if isinstance(node, CommentedMap):
+        values = {}
+        for name, value in node.items():
+            at: Key = (*key, name)
+            if not isinstance(name, str):
+                raise tree.fail(key, f"expected text as the name of a key, found {name!r}")
+            if name in node.lc.data:  # a key merged in by << has no line of its own
+                tree.places[at] = (str(path), node.lc.data[name][0] + 1)
+            values[name] = plain(value, at, tree, path, inside)
+        return values
+    if isinstance(node, CommentedSeq):
+        for i in range(len(node)):
+            tree.places[*key, i] = (str(path), node.lc.data[i][0] + 1)
+        return [plain(value, (*key, i), tree, path, inside) for i, value in enumerate(node)]
+    if isinstance(node, TaggedScalar):
+        raise tree.fail(key, f"expected a plain value, found the tag {node.tag.value}")
+    for kind in (bool, int, float, str):  # ruamel's own scalars remember how they were written
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def lay_over(base: Tree, top: Tree) -> Tree:
+    """`base` with the keys of `top` laid over it: maps merge, lists and scalars replace."""
+    tree = Tree({}, dict(base.places) | {key: place for key, place in top.places.items() if key})
+    tree.places[()] = top.places[()] if top.places[()][1] is None else base.places[()]
+    tree.values = merge(base.values, top.values, ())
+    return tree
+
+
+def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]:
+    """See `lay_over`; of keys that exclude each other, those of `top` stay."""
+    merged = dict(base)
+    groups = INSTEAD.get(tuple(map(str, key)), LAWS if set(top) <= set().union(*LAWS) else ())
+    chosen = [group for group in groups if group & set(top)]
+    if chosen:
+        for name in set().union(*groups) - set().union(*chosen):
+            merged.pop(name, None)
+    for name, value in top.items():
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = merge(merged[name], value, (*key, name))
+        else:
+            merged[name] = value
+    return merged
+
+
+def option(text: str, onto: Tree) -> Tree:
+    """`a.b=value` as a tree of one key; the value is YAML, and a number among the names is a place in a list."""
+    where = f"--set {text}"
+    name, equals, value = text.partition("=")
+    parts = name.split(".")
+    if not equals or not all(parts):
+        raise BadInput("expected KEY=VALUE, such as server.max_batch_prefill_tokens=4096", path=where)
+    if name in ("extends", "format"):
+        raise BadInput("cannot be changed by --set", path=where, key=name)
+    tree = Tree({}, {(): (where, None)})
+    value_set = plain(parse_yaml(value, where), tuple(parts), tree, where, ())
+    tree.values = nest(onto.values, parts, value_set, tree)
+    tree.places = {tuple(parts[:i]): (where, None) for i in range(len(parts) + 1)}
+    return tree
+
+
+def nest(existing: Any, parts: list[str], value: Any, tree: Tree) -> Any:
+    """`value` under the names `parts`, with what a list in `existing` holds beside it."""
+    if not parts:
+        return value
+    name, rest = parts[0], parts[1:]
+    if not isinstance(existing, list):
+        below = existing.get(name) if isinstance(existing, dict) else None
+        return {name: nest(below, rest, value, tree)}
+    if not name.isdigit() or int(name) >= len(existing):
+        raise tree.fail((), f"expected a place from 0 to {len(existing) - 1} in a list, found {name}")
+    old = existing[int(name)]
+    new = nest(old, rest, value, tree)
+    changed = merge(old, new, ()) if isinstance(old, dict) and isinstance(new, dict) else new
+    return [*existing[: int(name)], changed, *existing[int(name) + 1 :]]
+
+
+def dotted(key: Key) -> str:
+    """A key as people write it: `load.users[2]`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def without_nothing(values: dict[str, Any]) -> dict[str, Any]:
+    """A key with nothing behind it is as good as absent."""
+    return {
+        key: without_nothing(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
