@@ -86,7 +86,7 @@ class Batch:
         return ended
 
     def advance(self, steps: int) -> list[Request]:
-        """Let `steps` decode steps pass, no more than to the next finish; returns those that ended at the last of them."""
+        """Let `steps` decode steps pass, at most to the next finish; returns those that ended at the last of them."""
         self.steps += steps
         if self._finish_order[0] > self.steps and not self.leaving:
             return []

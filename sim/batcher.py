@@ -1,9 +1,9 @@
 """Which requests join the next step: the router's queue and its admission rules, without a clock.
 
 The rules are those of TGI 0.9.4 (router/src/queue.rs, infer.rs; `tgi-0.9.4.md` §3). Before every decode step the router
-*looks* at its queue, and takes what fits from its front if that is enough to be worth a prefill, or if it has waited long
-enough. `look` does that; `steps_until_admission` says, without doing it, when the next look would take something, so that
-a clock can jump there.
+*looks* at its queue, and takes what fits from its front if that is enough to be worth a prefill, or if it has waited
+long enough. `look` does that; `steps_until_admission` says, without doing it, when the next look would take something,
+so that a clock can jump there.
 """
 
 from __future__ import annotations
@@ -102,8 +102,9 @@ class Batcher:
         return ended
 
     def steps_until_admission(self, ahead: int) -> int | None:
-        """The least number of further decode steps, from `ahead` on, after which `look` would take something, if neither
-        queue nor batch changes; None for never. With clients gone from the queue it may say too early, never too late.
+        """How many more decode steps, at least `ahead`, until `look` would take something; None for never.
+
+        It holds while neither queue nor batch changes. With clients gone from the queue it may say too early.
         """
         self.blocked = False
         if not self.queue:

@@ -51,7 +51,8 @@ class Noise:
             number += len(u)
             count -= len(u)
         u = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return np.interp(u * (len(law) - 1), np.arange(len(law)), law)
+        spread: Floats = np.interp(u * (len(law) - 1), np.arange(len(law)), law)
+        return spread
 
     def drift(self, time: float) -> tuple[float, float]:
         """The machine's factor at `time`, and the time until which it holds, s."""

@@ -1,8 +1,8 @@
 """One server as a SimPy process: the clock, without policy.
 
 Between two changes of the batch nothing can change but the clock, so a run of decode steps is one event. It ends at the
-first of: a member's last token; the boundary at which the router would admit somebody; the boundary after an arrival (or
-a departure) that makes it do so. The boundaries of a run are `run.end(k)`, computed forward, never accumulated.
+first of: a member's last token; the boundary at which the router would admit somebody; the boundary after an arrival
+(or a departure) that makes it do so. The boundaries of a run are `run.end(k)`, computed forward, never accumulated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from simpy import Event, Interrupt
+from simpy.events import EventPriority
 
 from sim.batcher import Batcher
 from sim.clock import ROUTER, Clock
@@ -108,7 +109,7 @@ class Replica:
         if self._idle is not None:
             idle, self._idle = self._idle, None
             idle._ok, idle._value = True, None
-            self.clock.schedule(idle, priority=ROUTER)
+            self.clock.schedule(idle, priority=EventPriority(ROUTER))
         elif self._decoding and not self.batcher.blocked:
             boundary = self._next_boundary()
             if boundary < self._target:
@@ -160,25 +161,8 @@ class Replica:
         for r in new:
             if not r.gone:
                 r.first_token = now
-        self.steps.extend(
-            (
-                PREFILL,
-                start,
-                now,
-                1,
-                len(new),
-                tokens,
-                squares,
-                longest,
-                0,
-                len(ended),
-                kept,
-                batcher.batch.used,
-                took,
-                0,
-                0,
-            )
-        )
+        self.steps.extend((PREFILL, start, now, 1, len(new), tokens, squares, longest))
+        self.steps.extend((0, len(ended), kept, batcher.batch.used, took, 0.0, 0.0))
         if self.on_call is not None:
             self.on_call("prefill", start, now, new, 1)
         if ended:
@@ -210,10 +194,10 @@ class Replica:
         self._done = self._target
         self.number += count
         first, growth, extra = self._line
-        self.steps.extend(
-            (DECODE, start, now, count, size, context, 0, longest, self._joined if not before else 0, len(ended))
-            + (size - len(ended), batch.used, first + growth * before, growth, extra if not before else 0.0)
-        )
+        joined = 0 if before else self._joined
+        self.steps.extend((DECODE, start, now, count, size, context, 0, longest))
+        self.steps.extend((joined, len(ended), size - len(ended), batch.used))
+        self.steps.extend((first + growth * before, growth, extra if joined else 0.0))
         if self.noise is not None:
             self.step_ends.append(run.ends(self._target)[before:].copy())
         if self.on_call is not None:
