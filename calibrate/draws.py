@@ -1,0 +1,38 @@
+"""What a set of joint draws says of each parameter alone, and of each pair that the data hardly tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.calibration import Parameter
+
+Floats = NDArray[np.float64]
+ALIKE = 0.7  # correlation beyond which two parameters are said not to be told apart
+
+
+def parameter(value: float, drawn: Floats, unit: str, meaning: str) -> Parameter:
+    """A parameter with the 95 % interval of its draws, widened to hold `value`."""
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
+    return Parameter(
+        value=value,
+        stderr=float(drawn.std(ddof=1)),
+        low=min(low, value),
+        high=max(high, value),
+        unit=unit,
+        meaning=meaning,
+    )
+
+
+def correlations(names: Sequence[str], drawn: Floats) -> list[tuple[str, str, float]]:
+    """Pairs whose draws, (draws, names), correlate beyond `ALIKE`."""
+    pairs = []
+    for i, one in enumerate(names):
+        for j, other in enumerate(names[:i]):
+            a, b = drawn[:, i] - drawn[:, i].mean(), drawn[:, j] - drawn[:, j].mean()
+            size = float(np.sqrt((a @ a) * (b @ b)))
+            if size > 0 and abs(r := float(a @ b) / size) > ALIKE:
+                pairs.append((other, one, round(r, 3)))
+    return pairs
