@@ -60,26 +60,41 @@ class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `uplink` runs from `sent` to the queue, `downlink` from a token made to a token seen, `turnaround` from an answer's
     end to the same user's next request, beyond the scenario's `think`.
+
+    A load generator does one thing at a time: users whose answers end in the same step come back one after another,
+    `spacing` apart (per token of the next prompt, which has to be written). With `seen` the time of an answer's last
+    token, its turn is the later of `seen` and `spacing` after the turn before, and the next request is sent `think` and
+    `turnaround` after its turn.
     """
 
     uplink: Delay = Delay()
     downlink: Delay = Delay()
     turnaround: Delay = Delay()
+    spacing: Delay = Delay()
 
 
 class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the step-time form leaves over, as factors of mean 1.
 
     `prefill` and `decode` are quantiles, at evenly spaced probabilities from 0 to 1, of a single step's factor (empty:
-    none). The slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
+    none). Successive decode steps resemble each other: the normal score of a step's rank is `sqrt(memory)` times an
+    autoregressive part, which forgets itself over `memory_steps` steps, plus `sqrt(1 - memory)` times a fresh one. The
+    slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
     `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps.
     """
 
     prefill: list[float] = []
     decode: list[float] = []
+    memory: float = 0.0
+    memory_steps: float = 1.0
     drift: float = 0.0
     drift_seconds: float = 20.0
     between: float = 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is no noise at all."""
+        return not (self.prefill or self.decode or self.drift or self.between)
 
 
 class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,6 +26,8 @@ class Noise:
     def __init__(self, law: calibration.Noise, seed: int):
         self._key = seed
         self._blocks: dict[int, Floats] = {}
+        self._memory = law.memory
+        self._forget = math.exp(-1 / law.memory_steps)
         self._laws = {"prefill": np.asarray(law.prefill or [1.0]), "decode": np.asarray(law.decode or [1.0])}
         rng = np.random.default_rng([seed, 1])
         self._level = math.exp(law.between * rng.standard_normal() - law.between**2 / 2)
@@ -46,7 +48,7 @@ class Noise:
         parts = []
         while count > 0:
             block, at = divmod(number, self.BLOCK)
-            u = self._uniform(block)[at : at + count]
+            u = self._ranks(kind, block)[at : at + count]
             parts.append(u)
             number += len(u)
             count -= len(u)
@@ -67,13 +69,26 @@ class Noise:
             self._walk.append(step if not self._walk else self._keep * self._walk[-1] + fresh * step)
         return self._level * math.exp(self._walk[cell] - self._sd**2 / 2), (cell + 1) * self._cell
 
-    def _uniform(self, block: int) -> Floats:
-        if block not in self._blocks:
+    def _ranks(self, kind: str, block: int) -> Floats:
+        """The ranks, in (0, 1), of a block of steps; those of decode steps remember their predecessors in the block."""
+        remember = self._memory > 0.0 and kind == "decode"
+        at = 2 * block + remember
+        if at not in self._blocks:
             if len(self._blocks) > 8:
                 self._blocks.pop(next(iter(self._blocks)))
-            bits = np.random.Philox(key=self._key, counter=[0, 0, 0, block])
-            self._blocks[block] = np.random.Generator(bits).random(self.BLOCK)
-        return self._blocks[block]
+            rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, at]))
+            self._blocks[at] = self._remembering(rng) if remember else rng.random(self.BLOCK)
+        return self._blocks[at]
+
+    def _remembering(self, rng: np.random.Generator) -> Floats:
+        from scipy.signal import lfilter  # half a second to import, and only some machines need it
+        from scipy.special import ndtr
+
+        fresh, kept = rng.standard_normal((2, self.BLOCK))
+        kept[1:] *= math.sqrt(1 - self._forget**2)
+        slow = lfilter([1.0], [1.0, -self._forget], kept)
+        ranks: Floats = ndtr(math.sqrt(1 - self._memory) * fresh + math.sqrt(self._memory) * slow)
+        return ranks
 
 
 class NoisyDecodeRun:
