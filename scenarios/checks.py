@@ -108,8 +108,9 @@ def _server(server: ServerConfig, fail: Fail) -> None:
 
 def _workload(w: Workload, fail: Fail) -> None:
     at: Key = ("workload",)
-    lengths = [name for name in ("prompt_tokens", "output_tokens", "max_new_tokens") if getattr(w, name) is not None]
-    ways = [*(["prompt_tokens"] if lengths else []), *(n for n in ("empirical", "trace") if getattr(w, n) is not None)]
+    given = [name for name in ("prompt_tokens", "output_tokens", "max_new_tokens") if getattr(w, name) is not None]
+    lengths = given if given != ["max_new_tokens"] else []  # which may stand beside a file
+    ways = [*lengths[:1], *(name for name in ("empirical", "trace") if getattr(w, name) is not None)]
     if len(ways) != 1:
         what = "none" if not ways else " and ".join(ways)
         raise fail(
@@ -118,7 +119,7 @@ def _workload(w: Workload, fail: Fail) -> None:
     if lengths and (w.prompt_tokens is None or len(lengths) < 2):
         name = "prompt_tokens" if w.prompt_tokens is None else "output_tokens"
         raise fail((*at, name), "missing; expected a number of tokens or a distribution")
-    for name in lengths:
+    for name in given:
         _lengths(getattr(w, name), (*at, name), fail)
     if isinstance(w.output_tokens, int) and isinstance(w.max_new_tokens, int) and w.output_tokens > w.max_new_tokens:
         raise fail(

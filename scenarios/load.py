@@ -25,7 +25,7 @@ SHIPPED = Path(__file__).parent
 # Keys that say the same thing in different ways: laying one over a file drops the others that file had.
 INSTEAD = {
     (): ({"calibration"}, {"table"}),
-    ("workload",): ({"prompt_tokens", "output_tokens", "max_new_tokens"}, {"empirical"}, {"trace"}),
+    ("workload",): ({"prompt_tokens", "output_tokens"}, {"empirical"}, {"trace"}),
     ("load",): ({"users"}, {"rate"}, {"trace"}),
 }
 LAWS = ({"uniform"}, {"lognormal"}, {"exponential"})
@@ -124,7 +124,8 @@ def parse_yaml(text: str, path: str | Path) -> Any:
     try:
         return YAML(typ="rt").load(text)
     except MarkedYAMLError as e:
-        line = e.problem_mark.line + 1 if e.problem_mark else None
+        last = len(text.splitlines())  # what a truncated file lacks is missed after its end
+        line = min(e.problem_mark.line + 1, last) if e.problem_mark else None
         problem = (e.problem or str(e.context)).partition(" with value")[0]
         raise BadInput(f"not YAML: {problem}", path=path, line=line) from e
     except YAMLError as e:
@@ -152,6 +153,8 @@ def plain(node: Any, key: Key, tree: Tree, path: str | Path, around: tuple[int, 
         return [plain(value, (*key, i), tree, path, inside) for i, value in enumerate(node)]
     if isinstance(node, TaggedScalar):
         raise tree.fail(key, f"expected a plain value, found the tag {node.tag.value}")
+    if isinstance(node, float) and node.is_integer():  # 1e5 is a whole number
+        return int(node)
     for kind in (bool, int, float, str):  # ruamel's own scalars remember how they were written
         if isinstance(node, kind):
             return kind(node)

@@ -25,7 +25,7 @@ NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was probably meant to be."""
-    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)), None)
 
 
 def known(name: str, names: Iterable[str], what: str, key: Key, fail: Fail) -> None:
