@@ -30,7 +30,7 @@ class Batcher:
         self.in_use = 0  # permits: queued and running requests alike (infer.rs:97-105)
         self.waiting = 1  # as the router counts: 1 after a prefill, +1 a decode
         self.blocked = False  # the head of the queue does not fit beside the running batch: no arrival changes that
-        self.gone = 0  # entries of the queue whose client has left
+        self.gone = 0  # entries of the queue, or of the prefill under way, whose client has left
         self.backpressure = self.wait_exceeded = 0  # tgi_batch_concat by reason
         self._padded = config.requires_padding
         self._prefill_budget = config.max_batch_prefill_tokens
@@ -85,8 +85,10 @@ class Batcher:
         self.waiting = 1
         ended = self.batch.join(requests)
         for r in ended:
-            r.received = 0 if r.gone else 1
-            if not r.gone:
+            if r.gone:  # while it was being prefilled
+                self.gone -= 1
+            else:
+                r.received = 1
                 self.in_use -= 1
         return ended
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Generator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -45,10 +45,24 @@ STEP_COLUMNS = (
 )
 
 
+class Call(NamedTuple):
+    """What the router asked of its shard: `op` (prefill, decode, filter) over `members`, `ends` of its steps in s.
+
+    `used` is what the shard reports for the batch it keeps: after a prefill, of old and new together.
+    """
+
+    op: str
+    start: float
+    ends: list[float]
+    members: list[Request]
+    used: int
+
+
 class Replica:
     """One server. `on_end(request)` is called when a request ends, at the server's instant, with its status set.
 
-    `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps.
+    `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears
+    of every call (a run of decode steps is one), at the end of its last step and before anybody is told of an end.
     """
 
     def __init__(
@@ -58,7 +72,7 @@ class Replica:
         step_time: StepTime,
         on_end: Callable[[Request], None],
         noise: Noise | None = None,
-        on_call: Callable[[str, float, float, list[Request], int], None] | None = None,
+        on_call: Callable[[Call], None] | None = None,
     ):
         self.clock, self.config, self.step_time, self.noise = clock, config, step_time, noise
         self.batcher = Batcher(config)
@@ -91,6 +105,16 @@ class Replica:
             self._stop_at(self._next_boundary())
         else:
             self._changed()
+
+    def received(self, request: Request) -> int:
+        """The tokens that the server has made by now for a request that has not ended."""
+        if not request.running:
+            return 0
+        more = 0
+        if self._decoding and self._run is not None:
+            by = self._run.steps_by(self.clock.now)
+            more = (by if self._run.end(by) <= self.clock.now else by - 1) - self._done
+        return request.output_tokens - (request.last_step - self.batcher.batch.steps - more)
 
     def step_table(self) -> pd.DataFrame:
         """The steps so far, one row per run of equal steps, with `STEP_COLUMNS`."""
@@ -164,7 +188,7 @@ class Replica:
         self.steps.extend((PREFILL, start, now, 1, len(new), tokens, squares, longest))
         self.steps.extend((0, len(ended), kept, batcher.batch.used, took, 0.0, 0.0))
         if self.on_call is not None:
-            self.on_call("prefill", start, now, new, 1)
+            self.on_call(Call("prefill", start, [now], new, batcher.batch.used))
         if ended:
             self._finish(ended)
             yield from self._filter([r for r in new if r.running], len(ended))
@@ -189,7 +213,9 @@ class Replica:
         self._decoding = False
         run, count = self._run, self._target - before
         start, now = run.end(before), clock.now
-        members = list(batch.members) if self.on_call is not None else []
+        if self.on_call is not None:  # as the shard answers: with those that end
+            ends = run.ends(self._target)[before:].tolist()
+            self.on_call(Call("decode", start, ends, list(batch.members), batch.used))
         ended = batcher.decoded(count)
         self._done = self._target
         self.number += count
@@ -200,8 +226,6 @@ class Replica:
         self.steps.extend((first + growth * before, growth, extra if joined else 0.0))
         if self.noise is not None:
             self.step_ends.append(run.ends(self._target)[before:].copy())
-        if self.on_call is not None:
-            self.on_call("decode", start, now, members, count)
         if ended:
             self._run = None
             self._finish(ended)
@@ -236,4 +260,4 @@ class Replica:
         if took > 0.0:
             yield self.clock.at(start + took, ROUTER)
         if self.on_call is not None:
-            self.on_call("filter", start, self.clock.now, list(kept), 1)
+            self.on_call(Call("filter", start, [self.clock.now], list(kept), self.batcher.batch.used))

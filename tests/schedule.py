@@ -1,127 +1,186 @@
-"""Replay a recorded schedule of the real router (`formats.md`, Schedule witnesses) through the simulator."""
+"""Recorded schedules of the real router (`formats.md`, Schedule witnesses), and how the simulator departs from one."""
 
 from __future__ import annotations
 
 import gzip
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from sim.clock import Clock
-from sim.replica import Replica
+from sim.replica import Call, Replica
 from sim.request import Request
-from sim.server import ServerConfig
+from sim.server import BLOCK, ServerConfig
 
 
-class TickTime:
-    """The witness's cost model: integer ticks."""
+class BadSchedules(Exception):
+    """A file that is not one of schedule witnesses; the text is the one line that says why."""
 
-    def __init__(self, cost: dict[str, Any]):
-        self.cost = cost
+
+class Flags(msgspec.Struct, frozen=True):
+    """The router's flags as recorded."""
+
+    max_concurrent_requests: int
+    waiting_served_ratio: float
+    max_batch_prefill_tokens: int
+    max_batch_total_tokens: int
+    max_waiting_tokens: int
+    requires_padding: bool
+    block_size: int = BLOCK
+
+
+class TickTime(msgspec.Struct, frozen=True):
+    """The witness's cost model, a `StepTime` in whole ticks."""
+
+    p0: int
+    p_den: int
+    d0: int
+    d1: int
+    filt: int
+    concatenate: int = msgspec.field(name="concat")
 
     def prefill(self, sequences: int, tokens: int, tokens_sq: int, longest: int) -> float:
-        return float(self.cost["p0"] + tokens // self.cost["p_den"])
+        return float(self.p0 + tokens // self.p_den)
 
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
-        return float(self.cost["d0"] + sequences // self.cost["d1"]), 0.0
+        return float(self.d0 + sequences // self.d1), 0.0
 
     def concat(self, old: int, new: int) -> float:
-        return float(self.cost["concat"])
+        return float(self.concatenate)
 
     def filter(self, kept: int, finished: int) -> float:
-        return float(self.cost["filt"])
+        return float(self.filt)
 
 
-def read_witnesses(path: Path) -> list[dict[str, Any]]:
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        raw = gzip.decompress(raw)
-    return [msgspec.json.decode(line) for line in raw.splitlines() if line.strip()]
+class Arrival(msgspec.Struct, frozen=True):
+    """One request as it was sent, and when its client left."""
+
+    uid: int
+    t: int
+    input_length: int
+    max_new_tokens: int
+    actual_new_tokens: int
+    client_drop_t: int | None = None
 
 
-def config_of(witness: dict[str, Any]) -> ServerConfig:
-    flags = {k: v for k, v in witness["config"].items() if k in ServerConfig.__struct_fields__}
-    return ServerConfig(**flags, max_input_length=10**9, max_total_tokens=10**9)
+class RecordedCall(msgspec.Struct, frozen=True):
+    """One call of the shard; `next_max_tokens` is the use it reports for the batch it keeps, null when none is left."""
+
+    op: str
+    t1: int
+    uids: list[int] = []
+    t0: int | None = None  # a filter has only its end
+    next_max_tokens: int | None = None
 
 
-def replay(witness: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
-    """The calls the simulated router makes, one per step, and what became of each request."""
-    clock = Clock()
-    calls: list[dict[str, Any]] = []
-    times: dict[int, list[int]] = {a["uid"]: [] for a in witness["arrivals"]}
-    replica: Replica
+class Fate(msgspec.Struct, frozen=True):
+    """What became of a request; times in ticks."""
 
-    def on_call(op: str, start: float, end: float, members: list[Request], count: int) -> None:
-        uids = [r.id for r in members]
-        if op == "filter":
-            calls.append({"op": op, "t1": end, "uids": uids} | after_decode(op))
-            return
-        run = replica._run
-        for j in range(count):
-            t0, t1 = (
-                (start, end)
-                if run is None or op == "prefill"
-                else (run.end(replica._done - count + j), run.end(replica._done - count + j + 1))
-            )
-            calls.append({"op": op, "t0": t0, "t1": t1, "uids": uids} | after_decode(op))
-            for r in members:
-                if not r.gone or j < count - 1:
-                    times[r.id].append(int(t1))
+    outcome: str
+    queued: int | None = None
+    token_times: list[int] = []
 
-    def after_decode(op: str) -> dict[str, Any]:
-        # what the shard reports for the batch it keeps; after a prefill that is the new batch alone, which we do not hold
-        last = calls[-1]["op"] if calls else None
-        return {"next_max_tokens": replica.batcher.batch.used} if op == "filter" and last == "decode" else {}
 
+class Witness(msgspec.Struct, frozen=True):
+    """One recorded run of the router."""
+
+    config: Flags
+    cost_model: TickTime
+    arrivals: list[Arrival]
+    calls: list[RecordedCall]
+    requests: dict[int, Fate]
+    name: str = "unnamed"
+
+
+def read_witnesses(path: Path) -> list[Witness]:
+    """The witnesses of a file, plain or `.gz`; `BadSchedules` says in one line what is wrong with it."""
+    try:
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).splitlines()
+    except (OSError, EOFError, zlib.error) as e:
+        raise BadSchedules(f"{path}: cannot be read ({e}); expected schedule witnesses, JSON lines") from e
+    witnesses = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                witnesses.append(msgspec.json.decode(line, type=Witness))
+            except (msgspec.DecodeError, UnicodeDecodeError) as e:
+                raise BadSchedules(f"{path}:{number}: not a schedule witness ({e})") from e
+            if witnesses[-1].config.block_size != BLOCK:
+                raise BadSchedules(f"{path}:{number}: config.block_size: expected {BLOCK}, the constant of 0.9.4")
+    if not witnesses:
+        raise BadSchedules(f"{path}: no schedule witnesses in it; expected JSON lines")
+    return witnesses
+
+
+def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
+    """The calls the simulated router makes, one per step, and what becomes of each request."""
+    calls: list[RecordedCall] = []
+    requests = {a.uid: Request(a.uid, a.input_length, a.actual_new_tokens, a.max_new_tokens) for a in witness.arrivals}
+    tokens: dict[int, list[int]] = {uid: [] for uid in requests}
     outcome: dict[int, str] = {}
-    replica = Replica(
-        clock,
-        config_of(witness),
-        TickTime(witness["cost_model"]),
-        lambda r: outcome.setdefault(r.id, r.status),
-        on_call=on_call,
-    )
-    requests = {
-        a["uid"]: Request(a["uid"], a["input_length"], a["actual_new_tokens"], a["max_new_tokens"])
-        for a in witness["arrivals"]
-    }
+
+    def record(call: Call) -> None:
+        uids = [r.id for r in call.members]
+        last = len(call.ends) - 1
+        start = call.start
+        # of a prefill, and of the filter after it, the shard reports the new batch alone, which we do not keep apart
+        alone = call.op == "prefill" or (call.op == "filter" and calls[-1].op == "prefill")
+        for step, end in enumerate(call.ends):
+            t0 = None if call.op == "filter" else int(start)
+            calls.append(RecordedCall(call.op, int(end), uids, t0, None if alone else call.used))
+            start = end
+            if call.op != "filter":
+                for r in call.members:
+                    if step < last or not r.gone:  # the run ends with the step in which somebody left
+                        tokens[r.id].append(int(end))
 
     def leave(r: Request) -> None:
-        if r.id not in outcome and r.queued == r.queued:
-            outcome[r.id] = "gone"
+        if r.status == "" and r.queued == r.queued:
+            outcome[r.id] = "client_dropped"
             replica.leave(r)
 
-    for a in witness["arrivals"]:
-        if a["client_drop_t"] is not None:
-            clock.at(a["client_drop_t"]).callbacks.append(lambda e, r=requests[a["uid"]]: leave(r))
-    for a in witness["arrivals"]:
-        clock.at(a["t"]).callbacks.append(lambda e, r=requests[a["uid"]]: replica.submit(r))
+    def ended(r: Request) -> None:
+        outcome[r.id] = {"ok": "ok", "overloaded": "429"}[r.status]
+
+    def due(time: int, act: Callable[[Request], None], request: Request) -> None:
+        clock.at(time).callbacks.append(lambda _: act(request))
+
+    clock = Clock()
+    flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
+    config = ServerConfig(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
+    replica = Replica(clock, config, witness.cost_model, ended, on_call=record)
+    # at one instant clients leave first, then requests arrive, then the router acts
+    for a in witness.arrivals:
+        if a.client_drop_t is not None:
+            due(a.client_drop_t, leave, requests[a.uid])
+    for a in witness.arrivals:
+        due(a.t, replica.submit, requests[a.uid])
     clock.run()
-    return calls, {uid: {"outcome": outcome.get(uid), "token_times": times[uid]} for uid in times}
+    fates = {
+        uid: Fate(outcome.get(uid, "still there"), None if r.queued != r.queued else int(r.queued), tokens[uid])
+        for uid, r in requests.items()
+    }
+    return calls, fates
 
 
-NAMES = {"ok": "ok", "overloaded": "429", "gone": "client_dropped"}
-
-
-def differences(witness: dict[str, Any]) -> list[str]:
-    """Where the simulated schedule departs from the recorded one; empty when it is the same."""
-    calls, requests = replay(witness)
+def differences(witness: Witness) -> list[str]:
+    """Where the simulated schedule departs from the recorded one, first things first; empty when it is the same."""
+    calls, fates = replay(witness)
+    recorded = [c for c in witness.calls if c.op != "clear"]  # nothing is kept: no call of ours
     found = []
-    recorded = [c for c in witness["calls"] if c["op"] != "clear"]
-    for i, (mine, theirs) in enumerate(zip(calls, recorded)):
+    for i, (mine, theirs) in enumerate(zip(calls, recorded, strict=False)):
         for key in ("op", "t0", "t1", "uids", "next_max_tokens"):
-            if key == "next_max_tokens" and "next_max_tokens" not in mine:
-                continue
-            if key in mine and key in theirs and mine[key] != theirs[key]:
-                found.append(f"call {i}: {key} {mine[key]} instead of {theirs[key]} ({theirs})")
+            ours, real = getattr(mine, key), getattr(theirs, key)
+            if ours != real and not (key == "next_max_tokens" and (ours is None or real is None)):
+                found.append(f"call {i}: {key} {ours}, recorded {real}")
     if len(calls) != len(recorded):
-        found.append(f"{len(calls)} calls instead of {len(recorded)}")
-    recorded_requests = {int(k): v for k, v in witness["requests"].items()}
-    for uid, theirs in recorded_requests.items():
-        mine = requests[uid]
-        if NAMES.get(mine["outcome"]) != theirs["outcome"]:
-            found.append(f"request {uid}: {mine['outcome']} instead of {theirs['outcome']}")
-        if mine["token_times"] != theirs.get("token_times", []):
-            found.append(f"request {uid}: tokens at {mine['token_times']} instead of {theirs['token_times']}")
+        found.append(f"{len(calls)} calls, recorded {len(recorded)}")
+    for uid, real_fate in witness.requests.items():
+        for key in ("outcome", "queued", "token_times"):
+            ours, real = getattr(fates[uid], key), getattr(real_fate, key)
+            if ours != real and not (key == "queued" and real is None):
+                found.append(f"request {uid}: {key} {ours}, recorded {real}")
     return found
