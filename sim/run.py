@@ -69,7 +69,8 @@ class Rung:
 class Run:
     """Requests as a table with `REQUEST_COLUMNS` (times in s since the run began; NaN for what did not happen).
 
-    `token_times` (measured) holds one array per row of `requests`; simulated runs have `steps` instead.
+    `token_times` (measured) holds one array per row of `requests`; simulated runs have `steps` instead, and `step_ends`
+    (the ends of every decode row's steps, s) if they had noise.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Run:
     requests: pd.DataFrame
     token_times: list[NDArray[np.float64]] | None = None
     steps: pd.DataFrame | None = None
+    step_ends: list[NDArray[np.float64]] | None = None
     created: str | None = None
     software: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] | None = None

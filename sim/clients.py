@@ -1,0 +1,138 @@
+"""Who asks: users who wait for their answer (closed loop), and streams of arrivals who do not (open loop).
+
+Times on a client's clock differ from the server's by an uplink, a downlink and, between two requests of a user, a
+turnaround. Milliseconds decide which users share a prefill, so all three are distributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from sim.calibration import Clocks, Delay
+from sim.clock import Clock
+from sim.log import RequestLog
+from sim.replica import Replica
+from sim.request import ABORTED, OK, Request
+from sim.workload import Asked, Source
+
+
+class Delays:
+    """Draws from a `Delay`, s."""
+
+    BLOCK = 4096
+
+    def __init__(self, law: Delay, rng: np.random.Generator):
+        self._law, self._rng = np.asarray(law.quantiles, dtype=np.float64), rng
+        self._per_token = law.per_token
+        self._block: list[float] = []
+        self._constant = float(self._law[0]) if len(self._law) == 1 else None
+
+    def draw(self, prompt_tokens: int) -> float:
+        """One delay of a request with so many prompt tokens."""
+        if self._constant is not None:
+            return self._constant + self._per_token * prompt_tokens
+        if not self._block:
+            u = self._rng.random(self.BLOCK) * (len(self._law) - 1)
+            self._block = np.interp(u, np.arange(len(self._law)), self._law).tolist()
+        return self._block.pop() + self._per_token * prompt_tokens
+
+
+class Clients:
+    """What users and streams share: they send to one server and keep the log.
+
+    `on_ended(request, ended)` is called as each request ends, at the server's instant, with the client's.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        source: Source,
+        clocks: Clocks,
+        rng: np.random.Generator,
+        *,
+        think: float = 0.0,
+        retry: float = 0.2,
+        output_attained: float = 1.0,
+    ):
+        self.clock, self.source = clock, source
+        self.uplink, self.downlink, self.turnaround, self.spacing = (
+            Delays(law, child)
+            for law, child in zip(
+                (clocks.uplink, clocks.downlink, clocks.turnaround, clocks.spacing), rng.spawn(4), strict=True
+            )
+        )
+        self._turn = -float("inf")  # when the client last began to deal with an answer: it does one at a time
+        self.think, self.retry, self.output_attained = think, retry, output_attained
+        self.log = RequestLog()
+        self.replica: Replica
+        self.on_ended: Callable[[Request, float], None] = lambda request, ended: None
+        self._in_flight: dict[int, Request] = {}
+        self._ids = 0
+
+    def add_user(self, user: int) -> None:
+        """A closed-loop user begins now and goes on for ever."""
+        self._send(user, self.source.next(user), self.clock.now)
+
+    def ask(self, asked: Asked, due: float) -> None:
+        """One open-loop request, sent when it is due."""
+        self._send(-1, asked, due)
+
+    def arrive(self, arrivals: Iterator[tuple[float, Asked]]) -> None:
+        """A stream of open-loop requests, each with the time at which it is due; times do not decrease."""
+        first = next(arrivals, None)
+        if first is None:
+            return
+        due, asked = first
+
+        def fire(_: object) -> None:
+            self.ask(asked, due)
+            self.arrive(arrivals)
+
+        event = self.clock.at(due)
+        assert event.callbacks is not None
+        event.callbacks.append(fire)
+
+    def ended(self, r: Request) -> None:
+        """The server has answered (`Replica.on_end`): note when the client saw it, and let a user go on."""
+        del self._in_flight[r.id]
+        downlink = self.downlink.draw(0)
+        ended = last = r.last_token + downlink
+        if r.status == OK:
+            first = last if r.received == 1 else min(last, r.first_token + self.downlink.draw(0))
+            self.log.append(r, ended, first, last)
+        else:
+            self.log.append(r, ended, float("nan"), float("nan"))
+        self.on_ended(r, ended)
+        if r.user >= 0:
+            pause = self.think if r.status == OK else self.retry
+            asked = self.source.next(r.user)
+            self._turn = max(ended, self._turn + self.spacing.draw(asked.prompt_tokens))
+            self._send(r.user, asked, self._turn + pause + self.turnaround.draw(0))
+
+    def abort(self) -> None:
+        """The run ends now: what is in flight is kept as `aborted`."""
+        now = self.clock.now
+        for r in self._in_flight.values():
+            if r.sent >= now:
+                continue  # its user would have sent it later
+            r.status = ABORTED
+            r.received = self.replica.received(r)
+            first = r.first_token if r.received else float("nan")
+            self.log.append(r, now, first, float("nan"))
+        self._in_flight.clear()
+
+    def _send(self, user: int, asked: Asked, at: float) -> None:
+        prompt, output, new = asked
+        if self.output_attained != 1.0:
+            output = max(1, round(output * self.output_attained))
+        self._ids += 1
+        r = Request(self._ids, prompt, output, new, user, at)
+        self._in_flight[r.id] = r
+        event = self.clock.at(at + self.uplink.draw(prompt), value=r)
+        assert event.callbacks is not None
+        event.callbacks.append(self._reach)
+
+    def _reach(self, event: object) -> None:
+        self.replica.submit(event._value)  # type: ignore[attr-defined]

@@ -1,0 +1,85 @@
+"""A metric against load, with a band: what many replicates of one ladder say together.
+
+Plateau, knee and takeoff are computed in each replicate and only then summarised, never read off the mean curve: the
+mean of many hockey sticks has no corner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+LOW, HIGH = 0.05, 0.95
+TAKEOFF_FACTOR = (1.15, 2.5)  # uniform: a judgement by eye on a printed plot (`formats.md`, Forecast)
+
+
+class Band(NamedTuple):
+    """A central value with its 90 % band, over replicates."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Corner(NamedTuple):
+    """A point on a curve: its load (users or requests/s), the RPS there, and whether the ladder reached it."""
+
+    load: float
+    rps: float
+    reached: bool
+
+
+def band(values: ArrayLike) -> Band:
+    """Median and 5 % and 95 % quantiles (`method="weibull"`: unbiased for exceedance), NaN left out."""
+    x = np.asarray(values, dtype=np.float64)
+    x = x[~np.isnan(x)]
+    if not len(x):
+        return Band(float("nan"), float("nan"), float("nan"))
+    low, value, high = np.quantile(x, [LOW, 0.5, HIGH], method="weibull")
+    return Band(float(value), float(low), float(high))
+
+
+def curve(tables: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
+    """`metric` against load, columns load, value, low, high; one row a rung, over replicates (`metrics.table`)."""
+    together = pd.concat(tables, ignore_index=True)
+    rows = [
+        {"rung": rung, "load": group["load"].iloc[0], **band(group[metric])._asdict()}
+        for rung, group in together.groupby("rung", sort=True)
+    ]
+    return pd.DataFrame(rows)
+
+
+def plateau(table: pd.DataFrame) -> Corner:
+    """The largest RPS over the rungs of one replicate; `reached` if it is not the top rung's."""
+    at = int(table["rps"].to_numpy().argmax())
+    return Corner(float(table["load"].iloc[at]), float(table["rps"].iloc[at]), at < len(table) - 1)
+
+
+def knee(table: pd.DataFrame, e2e_p95: float | None = None) -> Corner:
+    """Where p95 E2E first exceeds `e2e_p95`, s, or without it twice the lowest rung's mean, in one replicate."""
+    limit = 2.0 * float(table["e2e_mean"].iloc[0]) if e2e_p95 is None else e2e_p95
+    return _crossing(table, "e2e_p95", limit)
+
+
+def takeoff(table: pd.DataFrame, factor: float) -> Corner:
+    """Where mean E2E first reaches `factor` times the lowest rung's, in one replicate."""
+    return _crossing(table, "e2e_mean", factor * float(table["e2e_mean"].iloc[0]))
+
+
+def _crossing(table: pd.DataFrame, metric: str, limit: float) -> Corner:
+    """Where `metric` first passes `limit`, load and RPS interpolated between rungs; the top rung if it never does."""
+    load, rps, value = (table[name].to_numpy(dtype=np.float64) for name in ("load", "rps", metric))
+    over = np.flatnonzero(value > limit)
+    if not len(over):
+        return Corner(float(load[-1]), float(rps[-1]), False)
+    i = int(over[0])
+    if i == 0:
+        return Corner(float(load[0]), float(rps[0]), True)
+    share = (limit - value[i - 1]) / (value[i] - value[i - 1])
+    return Corner(
+        float(load[i - 1] + share * (load[i] - load[i - 1])), float(rps[i - 1] + share * (rps[i] - rps[i - 1])), True
+    )

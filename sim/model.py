@@ -1,0 +1,52 @@
+"""What one draw of a calibration makes of a scenario's server: step times, noise, clocks, a settled token budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from sim.calibration import Calibration, Clocks, Noise
+from sim.errors import BadInput
+from sim.forms import FORMS, step_time
+from sim.server import Bounds, ServerConfig
+from sim.steptime import StepTime
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything a simulated server needs. `output_attained` is the share of the asked tokens that comes back."""
+
+    step_time: StepTime
+    server: ServerConfig
+    noise: Noise = field(default_factory=Noise)
+    clocks: Clocks = field(default_factory=Clocks)
+    output_attained: float = 1.0
+
+
+def draw_model(calibration: Calibration, server: ServerConfig, rng: np.random.Generator | None) -> Model:
+    """The model of one joint draw; with no `rng`, of the central values.
+
+    The token budget is the scenario's if it names one (drawn from its bounds), else the calibration's.
+    """
+    if calibration.model not in FORMS:
+        raise BadInput(f"expected one of {', '.join(sorted(FORMS))}, found {calibration.model!r}", key="model")
+    values = calibration.values if rng is None else calibration.draw(rng)
+    budget = server.max_batch_total_tokens
+    if isinstance(budget, Bounds):
+        budget = (budget.low + budget.high) // 2 if rng is None else int(rng.integers(budget.low, budget.high + 1))
+    elif budget is None and "max_batch_total_tokens" in values:
+        budget = round(values["max_batch_total_tokens"])
+    elif budget is None and not server.requires_padding:
+        raise BadInput(
+            "expected a number of tokens here or in the calibration, which has none",
+            key="server.max_batch_total_tokens",
+        )
+    return Model(
+        step_time=step_time(calibration.model, values),
+        server=msgspec.structs.replace(server, max_batch_total_tokens=budget),
+        noise=calibration.noise,
+        clocks=calibration.clocks,
+        output_attained=values.get("output_attained", 1.0),
+    )

@@ -1,0 +1,74 @@
+"""Many simulations - scenarios × replicates, each with its own draw and seed - on any executor.
+
+A replicate depends on its task alone, so results are the same whatever the executor, the number of jobs, or the order
+in which they finish.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+import pandas as pd
+
+from sim import metrics
+from sim.calibration import Calibration
+from sim.curve import TAKEOFF_FACTOR
+from sim.ladder import climb
+from sim.model import Model, draw_model
+from sim.run import Run
+from sim.scenario import Scenario
+from sim.workload import Pairs
+
+
+@dataclass(frozen=True)
+class Task:
+    """One replicate of one scenario's ladder: `number` names its draw and seeds; number 0 has the central values."""
+
+    scenario: Scenario
+    calibration: Calibration
+    seed: int
+    number: int
+    pairs: Pairs | None = None
+
+    def model(self) -> Model:
+        """The draw of the calibration that this replicate runs with."""
+        rng = None if self.number == 0 else np.random.default_rng([self.seed, self.number, 3])
+        return draw_model(self.calibration, self.scenario.server, rng)
+
+    @property
+    def takeoff_factor(self) -> float:
+        """The factor at which this replicate sees latency take off: a judgement by eye, so drawn."""
+        return float(np.random.default_rng([self.seed, self.number, 4]).uniform(*TAKEOFF_FACTOR))
+
+    def run(self) -> Run:
+        """Simulate it."""
+        return climb(self.scenario, self.model(), (self.seed, self.number), self.pairs)
+
+
+def simulate(task: Task) -> pd.DataFrame:
+    """One replicate's metrics, one row a rung."""
+    return metrics.table(task.run())
+
+
+def sweep(tasks: Sequence[Task], executor: Executor) -> Iterator[pd.DataFrame]:
+    """Every task's metrics, in the order of the tasks, as they come."""
+    return executor.map(simulate, tasks, chunksize=1)
+
+
+@contextmanager
+def processes(jobs: int | None = None) -> Iterator[Executor]:
+    """A pool of `jobs` processes (all cores if absent); tasks not begun are dropped when the caller stops early."""
+    # forkserver: the parent may have threads (progress bars) that a plain fork would copy half-way through a lock
+    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=get_context("forkserver"))
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
