@@ -12,8 +12,18 @@ from sim.run import REQUEST_COLUMNS
 
 _STATUS = (OK, OVERLOADED, VALIDATION, ABORTED)
 _CODE = {name: i for i, name in enumerate(_STATUS)}
-_KEPT = ("user", "scheduled", "sent", "ended", "prompt_tokens", "max_new_tokens", "output_tokens", "first_token")
-_KEPT += ("last_token", "status")
+_KEPT = (
+    "user",
+    "scheduled",
+    "sent",
+    "ended",
+    "prompt_tokens",
+    "max_new_tokens",
+    "output_tokens",
+    "first_token",
+    "last_token",
+    "status",
+)
 
 
 class RequestLog:
@@ -40,7 +50,7 @@ class RequestLog:
         made["id"] = np.arange(len(rows))
         made["rung"] = np.searchsorted(np.asarray(rung_starts), column["scheduled"], side="right") - 1
         made["status"] = np.array(_STATUS, dtype=object)[status]
-        made["finish_reason"] = np.where(status == _CODE[OK], "length", None)
+        made["finish_reason"] = np.array(["length", None, None, None], dtype=object)[status]
         made["error"] = np.full(len(rows), None, dtype=object)
         table = pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})
         return table.astype({name: kind for name, kind in REQUEST_COLUMNS.items() if kind == "int64"})
