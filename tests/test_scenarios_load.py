@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from scenarios.checks import RATES, TIMES
 from scenarios.load import load, shipped
 from sim.errors import BadInput
+from sim.metrics import COMPARED
 from sim.server import Bounds
 from sim.workload import Exponential, Gamma, Lengths, MeanCv
 
@@ -444,6 +446,10 @@ def test_yaml_reads_what_people_write(tmp_path: Path):
     assert scenario.server.max_batch_prefill_tokens == 14_000
     assert scenario.workload.prompt_tokens == Lengths(exponential=Exponential(mean=100, high=400))
     assert isinstance(scenario.load.arrivals, Gamma) and scenario.load.arrivals.gamma.cv == 2
+
+
+def test_the_metrics_of_a_scenario_are_those_of_a_comparison():
+    assert (*TIMES, *RATES) == COMPARED
 
 
 def _table(name: str) -> list[dict[str, str]]:

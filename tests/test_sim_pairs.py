@@ -1,0 +1,81 @@
+"""Lengths and times out of files: public traces, plain CSVs, runs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from sim.errors import BadInput
+from sim.pairs import read_pairs
+from sim.workload import Pairs, Workload
+
+
+def _read(path: Path, text: str, **workload) -> Pairs:
+    path.write_text(text)
+    pairs = read_pairs(Workload(**({"trace": str(path)} | workload)))
+    assert pairs is not None
+    return pairs
+
+
+def test_a_plain_csv(tmp_path: Path):
+    pairs = _read(tmp_path / "a.csv", "# lengths\nprompt_tokens,output_tokens\n10,3\n\n20,4\n")
+    assert pairs.prompt_tokens.tolist() == [10, 20]
+    assert pairs.output_tokens.tolist() == pairs.max_new_tokens.tolist() == [3, 4]
+    assert pairs.times is None
+
+
+def test_public_traces_keep_their_times(tmp_path: Path):
+    rows = "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n"
+    pairs = _read(tmp_path / "azure.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    assert pairs.times == pytest.approx([0, 4.314579])
+    mooncake = "timestamp_ms,input_tokens,output_tokens\n3000,8,5\n0,7,4\n"
+    pairs = _read(tmp_path / "mooncake.csv", mooncake)
+    assert pairs.times.tolist() == [0, 3] and pairs.prompt_tokens.tolist() == [7, 8]  # in order of time
+
+
+def test_what_was_asked_bounds_what_comes_back(tmp_path: Path):
+    text = "prompt_tokens,output_tokens\n10,3\n20,400\n"
+    pairs = _read(tmp_path / "a.csv", text, trace=None, empirical=str(tmp_path / "a.csv"), max_new_tokens=100)
+    assert pairs.output_tokens.tolist() == [3, 100]
+    assert pairs.max_new_tokens.tolist() == [100, 100]
+
+
+def test_requests_begun_in_a_run(tmp_path: Path):
+    requests = [
+        {"id": 0, "sent": 5.0, "prompt_tokens": 10, "max_new_tokens": 50, "output_tokens": 20, "status": "ok"},
+        {"id": 1, "sent": 4.0, "prompt_tokens": 11, "max_new_tokens": 60, "output_tokens": 20, "status": "aborted"},
+    ]
+    lines = "\n".join(map(json.dumps, requests))
+    with gzip.open(tmp_path / "requests.jsonl.gz", "wt") as f:
+        f.write(lines + '\n{"id": 2, "se')  # killed while writing
+    pairs = read_pairs(Workload(trace=str(tmp_path)))
+    assert pairs is not None
+    assert pairs.prompt_tokens.tolist() == [11, 10]
+    assert pairs.output_tokens.tolist() == [60, 20]  # what an aborted one would have got is what it asked
+    assert pairs.times.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.csv:1: expected a column prompt_tokens or"),
+        ("prompt_tokens\n1\n", "a.csv:1: expected a column output_tokens or"),
+        ("# c\nprompt_tokens,output_tokens\n", "a.csv: expected at least one request, found none"),
+        ("# c\nprompt_tokens,output_tokens\n1,2\n3,x\n", "a.csv:4: output_tokens: expected a whole number of tokens"),
+        ("prompt_tokens,output_tokens\n1,0\n", "a.csv:2: output_tokens: expected a whole number of tokens, at least 1"),
+        ("prompt_tokens,output_tokens\n1\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
+        ("prompt_tokens,output_tokens,time\n1,2,now\n", "a.csv:2: time: expected a time, found 'now'"),
+    ],
+)
+def test_a_bad_file_names_its_line(text: str, message: str, tmp_path: Path):
+    with pytest.raises(BadInput) as caught:
+        _read(tmp_path / "a.csv", text)
+    assert str(caught.value).startswith(str(tmp_path / message))
+
+
+def test_a_missing_file():
+    with pytest.raises(BadInput, match=r"nowhere\.csv: cannot be read"):
+        read_pairs(Workload(trace="nowhere.csv"))
