@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.errors import NotEnoughData
-from sim.replica import DECODE, PREFILL
 from sim.run import Run, Rung
+from sim.steps import DECODE, PREFILL
 
 Floats = NDArray[np.float64]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from sim.errors import BadInput
 from sim.scenario import Scenario, lenient
+from sim.steps import DECODE, STEP_COLUMNS
 
 FORMAT = 1  # 1: first
 
@@ -115,6 +118,7 @@ def read_run(path: Path) -> Run:
     for file in files:
         records += _read_lines(file, doubts)
     records.sort(key=lambda r: (r["sent"], r["id"]))
+    steps, ends = _read_steps(path, doubts)
     times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
     rungs = [_rung(path, i, raw) for i, raw in enumerate(head.get("rungs", []))]
     try:
@@ -129,7 +133,8 @@ def read_run(path: Path) -> Run:
         rungs=rungs,
         requests=_table(records, times),
         token_times=times if any(len(t) for t in times) else None,
-        steps=_read_steps(path, doubts),
+        steps=steps,
+        step_ends=ends,
         created=head.get("created"),
         software=head.get("software") or {},
         info=head.get("info"),
@@ -138,6 +143,9 @@ def read_run(path: Path) -> Run:
         doubts=doubts + list(head.get("doubts") or []),
         path=path,
     )
+
+
+_NEEDED = ("id", "sent", "prompt_tokens", "status")
 
 
 def _read_head(path: Path) -> dict[str, Any]:
@@ -155,7 +163,7 @@ def _read_head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _read_lines(file: Path, doubts: list[str]) -> list[dict[str, Any]]:
+def _read_lines(file: Path, doubts: list[str], keys: tuple[str, ...] = _NEEDED) -> list[dict[str, Any]]:
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError) as e:
@@ -174,7 +182,7 @@ def _read_lines(file: Path, doubts: list[str]) -> list[dict[str, Any]]:
             raise BadInput(f"not a JSON object ({e})", path=file, line=number) from e
         if not isinstance(record, dict):
             raise BadInput("expected a JSON object a line", path=file, line=number)
-        for key in ("id", "sent", "prompt_tokens", "status"):
+        for key in keys:
             if key not in record:
                 raise BadInput("missing", path=file, line=number, key=key)
         records.append(record)
@@ -225,20 +233,106 @@ def _table(records: list[dict[str, Any]], times: list[NDArray[np.float64]]) -> p
     return pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in REQUEST_COLUMNS.items()})
 
 
-def _read_steps(path: Path, doubts: list[str]) -> pd.DataFrame | None:
-    for name in ("steps.jsonl", "steps.jsonl.gz"):
-        if (path / name).exists():
-            return pd.DataFrame(_read_lines_loose(path / name, doubts))
-    return None
+def write_run(run: Run, path: Path, *, steps: bool = False) -> Path:
+    """Write a run into a new directory, `steps.jsonl` too if asked; what is there already is never overwritten.
+
+    The directory appears complete or not at all. Times are kept to the microsecond.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadInput("exists already; expected a new directory (a run is never overwritten)", path=path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        inside = Path(temporary) / "run"
+        inside.mkdir()
+        (inside / "run.json").write_bytes(msgspec.json.format(_encode(_head(run)), indent=1) + b"\n")
+        (inside / "requests.jsonl").write_bytes(_lines(_request_records(run)))
+        if steps and run.steps is not None:
+            (inside / "steps.jsonl").write_bytes(_lines(_step_records(run)))
+        inside.replace(path)
+    return path
 
 
-def _read_lines_loose(file: Path, doubts: list[str]) -> list[dict[str, Any]]:
-    raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    rows = []
-    for line in raw.split(b"\n"):
-        if line.strip():
-            try:
-                rows.append(msgspec.json.decode(line))
-            except msgspec.DecodeError:
-                doubts.append(f"{file.name}: a torn line was left out")
-    return rows
+def _encode(value: object) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(_encode(record) + b"\n" for record in records)
+
+
+def _time(t: float) -> float | None:
+    return None if t != t else round(float(t), 6)
+
+
+def _head(run: Run) -> dict[str, Any]:
+    head: dict[str, Any] = {"format": FORMAT, "kind": run.kind, "name": run.name}
+    if run.created is not None:
+        head["created"] = run.created
+    rungs = []
+    for rung in run.rungs:
+        load = {"users": rung.users} if rung.users is not None else {"rate": rung.rate}
+        times = {name: _time(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
+        rungs.append({**load, **times, "status": rung.status, "doubts": rung.doubts, **rung.extra})
+    return head | {
+        "scenario": msgspec.to_builtins(run.scenario),
+        "software": run.software,
+        "info": run.info,
+        "rungs": rungs,
+        "segments": run.segments,
+        "stopped": run.stopped,
+        "doubts": run.doubts,
+    }
+
+
+def _request_records(run: Run) -> Iterator[dict[str, Any]]:
+    floats = {name for name, kind in REQUEST_COLUMNS.items() if kind == "float64"}
+    for i, row in enumerate(run.requests.to_dict("records")):
+        record = {str(k): _time(v) if k in floats else v for k, v in row.items()}
+        if run.token_times is not None:
+            record["token_times"] = [_time(t) for t in run.token_times[i]]
+            del record["first_token"], record["last_token"]
+        yield record
+
+
+def _step_records(run: Run) -> Iterator[dict[str, Any]]:
+    """Rows of `formats.md`'s steps, with what the statistics of a simulated run need besides."""
+    assert run.steps is not None
+    ends = iter(run.step_ends or [])
+    filtered = False
+    for row in run.steps.to_dict("records"):
+        decode = row["kind"] == DECODE
+        record = {
+            "start": _time(row["start"]),
+            "end": _time(row["end"]),
+            "kind": "decode" if decode else "prefill",
+            "count": row["count"],
+            "sequences": row["sequences"],
+            "tokens": row["tokens"],
+            "prompt_sq": row["prompt_sq"],
+            "max_prompt": row["longest"],
+            "concat": row["joined"] > 0,
+            "filtered": filtered,
+            "joined": row["joined"],
+            "ended": row["ended"],
+            "kept": row["kept"],
+            "used": row["used"],
+            "first": row["first"],
+            "growth": row["growth"],
+            "extra": row["extra"],
+        }
+        if decode and run.step_ends:
+            record["ends"] = [_time(t) for t in next(ends)]
+        filtered = row["ended"] > 0 and row["kept"] > 0
+        yield record
+
+
+def _read_steps(path: Path, doubts: list[str]) -> tuple[pd.DataFrame | None, list[NDArray[np.float64]] | None]:
+    file = next((path / n for n in ("steps.jsonl", "steps.jsonl.gz") if (path / n).exists()), None)
+    if file is None:
+        return None, None
+    records = _read_lines(file, doubts, ("start", "end", "kind", "count", "sequences"))
+    ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
+    steps = pd.DataFrame(records)
+    steps["kind"] = (steps["kind"] == "decode").astype(np.int64)
+    steps = steps.rename(columns={"max_prompt": "longest"})
+    return (steps if set(STEP_COLUMNS) <= set(steps) else None), ends or None

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 
 from sim.clock import Clock
-from sim.replica import Call, Replica
+from sim.replica import Replica
 from sim.request import Request
 from sim.server import BLOCK, ServerConfig
+from sim.steps import Call
 
 
 class BadSchedules(Exception):
