@@ -1,26 +1,20 @@
 """The ladder: users are added to those already running, rung by rung, as a measurement climbs it. One simulation.
 
 Users of equal lengths fall into lock-step groups, and which grouping holds depends on how they came: rungs simulated
-from empty are not what a ladder measures. `climb` decides its own rungs as `measure` does; `replay` repeats the users,
-lengths and rung edges of a run that was measured.
+from empty are not what a ladder measures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 from simpy import Event
 
-from sim.clients import Clients
-from sim.clock import Clock
+from sim.bench import Bench
 from sim.errors import BadInput
 from sim.model import Model
-from sim.noise import Noise
-from sim.replica import Replica
 from sim.request import Request
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
@@ -29,112 +23,41 @@ from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
 LEAST_COMPLETIONS = 30  # of a window whose length is not given, and at least four a user (measuring.md, The ladder)
 
 
-@dataclass(frozen=True)
-class Start:
-    """A user who begins at `time`, s since the run (or its segment) began."""
-
-    time: float
-    user: int
-
-
 def climb(scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None = None) -> Run:
     """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one.
 
     The same scenario, model and seed give the same run. Raises `CannotFit` before the clock starts.
     """
-    bench = _Bench(scenario, model, seed, pairs)
-    bench.check(pairs)
+    bench = Bench(scenario, model, seed, _source(scenario, pairs, seed))
+    for asked in _askable(scenario, pairs):
+        model.server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
     load = scenario.load
     if load.trace:
-        bench.process(_trace(bench, load, pairs))
+        rungs = _trace(bench, load, pairs)
     elif load.users is not None:
-        bench.process(_closed(bench, load))
+        rungs = _closed(bench, load)
     else:
-        bench.process(_open(bench, load))
+        rungs = _open(bench, load)
+    bench.clock.run(until=bench.clock.process(rungs))
     return bench.run()
 
 
-def replay(
-    scenario: Scenario,
-    model: Model,
-    seed: Sequence[int],
-    rungs: Sequence[Rung],
-    starts: Sequence[Start],
-    source: Source,
-    arrivals: Sequence[tuple[float, Asked]] = (),
-) -> Run:
-    """Simulate what was measured: `starts` of closed-loop users and `arrivals` of open-loop requests at their recorded
-    instants, lengths from `source`, the windows of `rungs` unchanged."""
-    bench = _Bench(scenario, model, seed, None)
-    bench.clients.source = source
-    for start in starts:
-        event = bench.clock.at(start.time, value=start.user)
-        assert event.callbacks is not None
-        event.callbacks.append(lambda e: bench.clients.add_user(e._value))
-    bench.clients.arrive(iter(arrivals))
-    bench.rungs.extend(rungs)
-    bench.clock.run(until=max(rung.end for rung in rungs))
-    return bench.run()
+def _source(scenario: Scenario, pairs: Pairs | None, seed: Sequence[int]) -> Source:
+    if pairs is not None and scenario.workload.trace is not None:
+        return InOrder(pairs)
+    return Drawn(scenario.workload, np.random.default_rng([*seed, 3]), pairs)
 
 
-class _Bench:
-    """One server, its clients, and the rungs so far."""
-
-    def __init__(self, scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None):
-        if scenario.replicas != 1:
-            raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
-        self.scenario, self.model = scenario, model
-        lengths, delays, self.rng = (np.random.default_rng([*seed, stream]) for stream in range(3))
-        self.clock = Clock()
-        in_order = pairs is not None and scenario.workload.trace is not None
-        source: Source = InOrder(pairs) if in_order and pairs else Drawn(scenario.workload, lengths, pairs)
-        self.clients = Clients(
-            self.clock,
-            source,
-            model.clocks,
-            delays,
-            think=scenario.load.think,
-            retry=scenario.load.retry,
-            output_attained=model.output_attained,
-        )
-        noise = None if model.noise.silent else Noise(model.noise, int(self.rng.integers(2**63)))
-        self.replica = Replica(self.clock, model.server, model.step_time, self.clients.ended, noise)
-        self.clients.replica = self.replica
-        self.rungs: list[Rung] = []
-
-    def check(self, pairs: Pairs | None) -> None:
-        """Raise `CannotFit` if any request this workload can ask would starve the queue."""
-        for asked in self._extremes(pairs):
-            self.model.server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
-
-    def _extremes(self, pairs: Pairs | None) -> Iterator[Asked]:
-        if pairs is not None:
-            yield from map(
-                Asked, *(c.tolist() for c in (pairs.prompt_tokens, pairs.output_tokens, pairs.max_new_tokens))
-            )
-            return
-        probe = Drawn(self.scenario.workload, np.random.default_rng(0))
-        for _ in range(10_000):
-            yield probe.next(0)
-
-    def process(self, rungs: Generator[Event, Any, None]) -> None:
-        self.clock.run(until=self.clock.process(rungs))
-
-    def run(self) -> Run:
-        self.clients.abort()
-        return Run(
-            kind="simulated",
-            name=self.scenario.name,
-            scenario=msgspec.structs.replace(self.scenario, server=self.model.server),
-            rungs=self.rungs,
-            requests=self.clients.log.table([rung.start for rung in self.rungs]),
-            steps=self.replica.step_table(),
-            step_ends=self.replica.step_ends,
-            stopped="all rungs of the list are done",
-        )
+def _askable(scenario: Scenario, pairs: Pairs | None) -> Iterator[Asked]:
+    """Every request of the workload's file, or drawn ones (a longer one, should it come, is refused when it comes)."""
+    if pairs is not None:
+        lengths = (pairs.prompt_tokens, pairs.output_tokens, pairs.max_new_tokens)
+        return map(Asked, *(column.tolist() for column in lengths))
+    probe = Drawn(scenario.workload, np.random.default_rng(0))
+    return (probe.next(0) for _ in range(1000))
 
 
-def _closed(bench: _Bench, load: Load) -> Generator[Event, Any, None]:
+def _closed(bench: Bench, load: Load) -> Generator[Event, Any, None]:
     clock, clients = bench.clock, bench.clients
     assert load.users is not None
     present = 0
@@ -151,7 +74,7 @@ def _closed(bench: _Bench, load: Load) -> Generator[Event, Any, None]:
         bench.rungs.append(Rung(start=start, ramped=ramped, settled=settled, end=clock.now, users=users))
 
 
-def _settle(bench: _Bench, start: float, users: int) -> Event:
+def _settle(bench: Bench, start: float, users: int) -> Event:
     """Happens when every user has finished a request begun at this rung."""
     clock, clients = bench.clock, bench.clients
     missing = set(range(users))
@@ -171,7 +94,7 @@ def _settle(bench: _Bench, start: float, users: int) -> Event:
     return settled
 
 
-def _window(bench: _Bench, load: Load, users: int) -> Generator[Event, Any, None]:
+def _window(bench: Bench, load: Load, users: int) -> Generator[Event, Any, None]:
     """Pass the steady window: `seconds`, or until enough requests have ended, but no longer than `max_seconds`."""
     clock = bench.clock
     if load.seconds is not None:
@@ -193,7 +116,7 @@ def _window(bench: _Bench, load: Load, users: int) -> Generator[Event, Any, None
     bench.clients.on_ended = _ignore
 
 
-def _open(bench: _Bench, load: Load) -> Generator[Event, Any, None]:
+def _open(bench: Bench, load: Load) -> Generator[Event, Any, None]:
     clock, clients = bench.clock, bench.clients
     assert load.rate is not None
     for rate in load.rate:
@@ -218,7 +141,7 @@ def _stream(
             yield due, source.next(-1)
 
 
-def _trace(bench: _Bench, load: Load, pairs: Pairs | None) -> Generator[Event, Any, None]:
+def _trace(bench: Bench, load: Load, pairs: Pairs | None) -> Generator[Event, Any, None]:
     clock = bench.clock
     if pairs is None or pairs.times is None:
         raise BadInput("expected a workload.trace with arrival times", key="load.trace")

@@ -44,6 +44,7 @@ class Replica:
     ):
         self.clock, self.config, self.step_time, self.noise = clock, config, step_time, noise
         self.batcher = Batcher(config)
+        self._tightest = min(config.max_batch_prefill_tokens, config.token_budget)
         self.on_end, self.on_call = on_end, on_call
         self.steps = array("d")
         self.step_ends: list[NDArray[np.float64]] = []
@@ -55,13 +56,18 @@ class Replica:
         self._process = clock.process(self._serve())
 
     def submit(self, request: Request) -> None:
-        """A request reaches the server now. It may end at once (429 before 422), else `on_end` says when."""
+        """A request reaches the server now. It may end at once (429 before 422), else `on_end` says when.
+
+        Raises `CannotFit` for one that the real server would keep for ever.
+        """
         batcher = self.batcher
         if not batcher.has_permit():
             self._refuse(request, OVERLOADED)
         elif self.config.refuses(request.prompt_tokens, request.max_new_tokens):
             self._refuse(request, VALIDATION)
         else:
+            if request.prompt_blocks + request.new_blocks > self._tightest:  # rare: look closely
+                self.config.check_fits(request.prompt_tokens, request.max_new_tokens)
             request.queued = self.clock.now
             batcher.accept(request)
             self._changed()

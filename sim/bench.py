@@ -1,0 +1,56 @@
+"""One simulated server with its clients: what a ladder climbs and a replay repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from sim.clients import Clients
+from sim.clock import Clock
+from sim.errors import BadInput
+from sim.model import Model
+from sim.noise import Noise
+from sim.replica import Replica
+from sim.run import Run, Rung
+from sim.scenario import Scenario
+from sim.workload import Source
+
+
+class Bench:
+    """One server, its clients, and the rungs so far."""
+
+    def __init__(self, scenario: Scenario, model: Model, seed: Sequence[int], source: Source, start: float = 0.0):
+        if scenario.replicas != 1:
+            raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
+        self.scenario, self.model = scenario, model
+        noises, delays, self.rng = (np.random.default_rng([*seed, stream]) for stream in range(3))
+        self.clock = Clock(initial_time=start)
+        self.clients = Clients(
+            self.clock,
+            source,
+            model.clocks,
+            delays,
+            think=scenario.load.think,
+            retry=scenario.load.retry,
+            output_attained=model.output_attained,
+        )
+        noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
+        self.replica = Replica(self.clock, model.server, model.step_time, self.clients.ended, noise)
+        self.clients.replica = self.replica
+        self.rungs: list[Rung] = []
+
+    def run(self) -> Run:
+        """End the run now, and say what happened."""
+        self.clients.abort()
+        return Run(
+            kind="simulated",
+            name=self.scenario.name,
+            scenario=msgspec.structs.replace(self.scenario, server=self.model.server),
+            rungs=self.rungs,
+            requests=self.clients.log.table([rung.start for rung in self.rungs]),
+            steps=self.replica.step_table(),
+            step_ends=self.replica.step_ends,
+            stopped="all rungs of the list are done",
+        )

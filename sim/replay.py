@@ -1,0 +1,99 @@
+"""A measured run, asked again of the model: the same users, at the same instants, with the same lengths.
+
+Resampling lengths, or starting each rung from empty, adds 10-40 % of error that is the luck of the draw and not the
+model's (a window sees few requests, and history decides which users share a prefill). So the simulated ladder is the
+recorded one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from sim.bench import Bench
+from sim.errors import NotEnoughData
+from sim.model import Model
+from sim.run import Run, Rung
+from sim.workload import Asked
+
+
+class Recorded:
+    """Each user's k-th request as it was in the run; beyond its record, drawn from all requests *begun* (those that
+    finished inside a window are biased towards short ones)."""
+
+    def __init__(self, requests: pd.DataFrame, rng: np.random.Generator):
+        asked = list(_asked(requests))
+        self._of: dict[int, list[Asked]] = {}
+        for user, one in zip(requests["user"].tolist(), asked, strict=True):
+            self._of.setdefault(user, []).append(one)
+        for mine in self._of.values():
+            mine.reverse()
+        self._all, self._rng = asked, rng
+
+    def next(self, user: int) -> Asked:
+        """The lengths of this user's next request."""
+        mine = self._of.get(user)
+        return mine.pop() if mine else self._all[int(self._rng.integers(len(self._all)))]
+
+
+def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
+    """Simulate the ladder of a measured run. Rungs without a complete window are left out.
+
+    Users and arrivals come at their recorded instants; the windows are the recorded ones; each segment of a resumed run
+    begins anew. Raises `NotEnoughData` if no rung was finished.
+    """
+    parts = []
+    for number, (start, rungs, requests) in enumerate(_segments(run)):
+        source = Recorded(requests, np.random.default_rng([*seed, number, 3]))
+        bench = Bench(run.scenario, model, (*seed, number), source, start)
+        _ask(bench, requests, closed=any(rung.users is not None for rung in rungs))
+        bench.rungs.extend(rungs)
+        bench.clock.run(until=max(rung.end for rung in rungs))
+        parts.append(bench.run())
+    if not parts:
+        raise NotEnoughData(f"{run.name}: no rung has a complete window")
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _asked(requests: pd.DataFrame) -> Iterator[Asked]:
+    """What each request asked; one that did not end would have got all it asked for."""
+    back = np.where(requests["status"] == "ok", requests["output_tokens"], requests["max_new_tokens"])
+    columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
+    return map(Asked, *(column.tolist() for column in columns))
+
+
+def _ask(bench: Bench, requests: pd.DataFrame, closed: bool) -> None:
+    if not closed:
+        bench.clients.arrive(zip(requests["sent"].tolist(), _asked(requests), strict=True))
+        return
+    for user, sent in requests.groupby("user")["sent"].min().items():
+        event = bench.clock.at(float(sent), value=int(str(user)))
+        assert event.callbacks is not None
+        event.callbacks.append(lambda e: bench.clients.add_user(e._value))
+
+
+def _segments(run: Run) -> Iterator[tuple[float, list[Rung], pd.DataFrame]]:
+    """Start, complete rungs and requests of each stretch in which the users ran without a break."""
+    whole = [rung for rung in run.rungs if rung.end > rung.settled]
+    edges = sorted(float(segment["start"]) for segment in run.segments) or [0.0]
+    for start, end in zip(edges, [*edges[1:], float("inf")], strict=True):
+        rungs = [rung for rung in whole if start <= rung.start < end]
+        sent = run.requests["sent"]
+        if rungs:
+            yield start, rungs, run.requests[(sent >= start) & (sent < min(end, rungs[-1].end))]
+
+
+def _joined(parts: list[Run]) -> Run:
+    first = parts[0]
+    return Run(
+        kind=first.kind,
+        name=first.name,
+        scenario=first.scenario,
+        rungs=[rung for part in parts for rung in part.rungs],
+        requests=pd.concat([part.requests for part in parts], ignore_index=True),
+        steps=pd.concat([part.steps for part in parts if part.steps is not None], ignore_index=True),
+        step_ends=[ends for part in parts for ends in part.step_ends or []],
+        stopped=first.stopped,
+    )
