@@ -1,0 +1,1 @@
+"""Climb the users ladder on a live server and leave a run."""

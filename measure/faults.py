@@ -1,0 +1,54 @@
+"""What the stand-in can be told to do wrong, so that clients can be tested on it."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+KINDS = ("reset", "stall", "overloaded", "error", "eos", "incomplete")
+
+
+class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Shares of requests (0 to 1) that go wrong in each way, and what happens to the server as a whole.
+
+    `reset` cuts the connection midway, `stall` falls silent (but for comments), `overloaded` answers 429, `error` ends
+    with TGI's error event, `eos` ends early as a model does, `incomplete` ends the stream without a last token. `die`
+    kills the server after so many seconds; `crlf` ends lines as other servers do.
+    """
+
+    reset: float = 0.0
+    stall: float = 0.0
+    overloaded: float = 0.0
+    error: float = 0.0
+    eos: float = 0.0
+    incomplete: float = 0.0
+    die: float | None = None
+    crlf: bool = False
+
+    def draw(self, rng: np.random.Generator) -> str | None:
+        """What goes wrong with one request; None for nothing."""
+        at = float(rng.random())
+        for kind in KINDS:
+            at -= getattr(self, kind)
+            if at < 0.0:
+                return kind
+        return None
+
+
+def parse_faults(texts: list[str]) -> Faults:
+    """Faults as given on a command line: `reset=0.1`, `die=30`, `crlf`. Raises `ValueError` with what was expected."""
+    values: dict[str, float | bool] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in Faults.__struct_fields__:
+            raise ValueError(f"expected one of {', '.join(Faults.__struct_fields__)}, found {name!r}")
+        if name == "crlf":
+            values[name] = True
+            continue
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ValueError(f"{name}: expected a number, found {value!r}") from None
+        if name in KINDS and not 0.0 <= values[name] <= 1.0:
+            raise ValueError(f"{name}: expected a share of requests from 0 to 1, found {value}")
+    return msgspec.convert(values, Faults)
