@@ -55,6 +55,7 @@ class Batcher:
             self.batch.leave(request)
         else:
             self.gone += 1
+            self.blocked = False  # it may have been the head
 
     def look(self) -> list[Request]:
         """What the router prefills now; empty when it goes on decoding (or has nothing to do)."""

@@ -1,13 +1,17 @@
-"""`pytest --schedules FILE`: the recorded schedules that `test_sim_schedules.py` replays."""
+"""`pytest --schedules FILE`: the recorded schedules to replay. `--hypothesis-profile hunt`: many more random worlds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from schedule import BadSchedules, Witness, read_witnesses
 
 SHIPPED = Path(__file__).parent.parent / "data" / "router-0.9.4-traces.jsonl"
+settings.register_profile("suite", deadline=None, max_examples=250, derandomize=True)
+settings.register_profile("hunt", deadline=None, max_examples=20_000)
+settings.load_profile("suite")
 WITNESSES = pytest.StashKey[list[Witness]]()
 
 
