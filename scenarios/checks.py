@@ -11,15 +11,18 @@ from typing import Any
 
 import msgspec
 
-from scenarios.shape import Fail, Key, known
 from sim.errors import CannotFit
 from sim.scenario import Figure, Load, Scenario
 from sim.server import Bounds, ServerConfig
+from sim.shape import Fail, Key, known
 from sim.workload import Gamma, Lengths, Workload
 
 ENGINES = ("tgi-0.9.4",)
-TIMES = tuple(
-    f"{what}_{how}" for what in ("e2e", "ttft", "itl", "tpot") for how in ("mean", "p50", "p90", "p95", "p99")
+# The names of sim.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
+TIMES = (
+    *(f"{what}_{which}" for what in ("e2e", "ttft", "itl") for which in ("mean", "p50", "p95", "p99")),
+    "tpot_mean",
+    "tpot_p50",
 )
 RATES = ("rps", "output_tokens_per_s", "input_tokens_per_s", "goodput", "error_rate", "overloaded_rate")
 LADDER_METRICS = ("rps_takeoff", "rps_plateau")

@@ -16,9 +16,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from scenarios.checks import check
-from scenarios.shape import Key, check_shape, nearest
 from sim.errors import BadInput
 from sim.scenario import Scenario
+from sim.shape import Key, check_shape, dotted, nearest
 
 SHIPPED = Path(__file__).parent
 
@@ -215,14 +215,6 @@ def nest(existing: Any, parts: list[str], value: Any, tree: Tree) -> Any:
     new = nest(old, rest, value, tree)
     changed = merge(old, new, ()) if isinstance(old, dict) and isinstance(new, dict) else new
     return [*existing[: int(name)], changed, *existing[int(name) + 1 :]]
-
-
-def dotted(key: Key) -> str:
-    """A key as people write it: `load.users[2]`."""
-    text = ""
-    for part in key:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
 
 
 def without_nothing(values: dict[str, Any]) -> dict[str, Any]:

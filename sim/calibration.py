@@ -12,8 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sim.errors import BadInput
+from sim.document import Document
+from sim.forms import FORMS
 from sim.scenario import Machine
+from sim.shape import check_shape, known
 
 FORMAT = 1  # 1: first
 
@@ -141,26 +143,22 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read `calibration.json`; `BadInput` names the file and the key."""
-    try:
-        raw = path.read_bytes()
-    except OSError as e:
-        raise BadInput(f"cannot be read ({e.strerror}); expected a calibration file", path=path) from e
-    try:
-        loose = msgspec.json.decode(raw)
-    except msgspec.DecodeError as e:
-        raise BadInput(f"not JSON ({e}); expected a calibration file", path=path) from e
-    found = loose.get("format") if isinstance(loose, dict) else None
-    if found != FORMAT:
-        raise BadInput(f"expected {FORMAT}, found {found!r}", path=path, key="format")
-    try:
-        calibration = msgspec.convert(loose, Calibration)
-    except msgspec.ValidationError as e:
-        message, _, key = str(e).partition(" - at `$.")
-        raise BadInput(message, path=path, key=key.rstrip("`") or None) from e
-    lengths = {len(column) for column in calibration.draws.values()}
-    if len(lengths) > 1:
-        raise BadInput(f"expected columns of one length, found {sorted(lengths)}", path=path, key="draws")
-    if unknown := set(calibration.draws) - set(calibration.parameters):
-        raise BadInput(f"expected only names of parameters, found {sorted(unknown)[0]}", path=path, key="draws")
+    """Read `calibration.json`; `BadInput` names the file, the line and the key."""
+    document = Document(path, "a calibration file", FORMAT)
+    check_shape(document.values, Calibration, document.fail)
+    calibration = msgspec.convert(document.values, Calibration)
+    known(calibration.model, FORMS, "step-time form", ("model",), document.fail)
+    for name, parameter in calibration.parameters.items():
+        if parameter.value < 0:
+            raise document.fail(("parameters", name, "value"), f"expected 0 or more, found {parameter.value}")
+    for name, column in calibration.draws.items():
+        if name not in calibration.parameters:
+            raise document.fail(("draws", name), "expected only names of parameters")
+        if len(column) != calibration.n_draws:
+            raise document.fail(("draws", name), f"expected {calibration.n_draws} draws, found {len(column)}")
+        if column and min(column) < 0:
+            raise document.fail(("draws", name, column.index(min(column))), f"expected 0 or more, found {min(column)}")
+    for name, (low, high) in calibration.range.items():
+        if low > high:
+            raise document.fail(("range", name), f"expected low up to high, found {low} to {high}")
     return calibration

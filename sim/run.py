@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.document import Document
 from sim.errors import BadInput
 from sim.scenario import Scenario, lenient
 from sim.steps import DECODE, STEP_COLUMNS
@@ -109,7 +110,7 @@ def read_run(path: Path) -> Run:
     A torn last line is dropped with a doubt; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
     and sorted by `sent`.
     """
-    head = _read_head(path)
+    head = Document(path / "run.json", "the head of a run", FORMAT).values
     doubts: list[str] = []
     records: list[dict[str, Any]] = []
     files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
@@ -146,21 +147,6 @@ def read_run(path: Path) -> Run:
 
 
 _NEEDED = ("id", "sent", "prompt_tokens", "status")
-
-
-def _read_head(path: Path) -> dict[str, Any]:
-    file = path / "run.json"
-    try:
-        head = msgspec.json.decode(file.read_bytes())
-    except FileNotFoundError as e:
-        raise BadInput("missing; expected a run directory with run.json", path=file) from e
-    except (msgspec.DecodeError, OSError) as e:
-        raise BadInput(f"not JSON ({e}); expected the head of a run", path=file) from e
-    found = head.get("format") if isinstance(head, dict) else None
-    if found != FORMAT:
-        raise BadInput(f"expected {FORMAT}, found {found!r}", path=file, key="format")
-    assert isinstance(head, dict)
-    return head
 
 
 def _read_lines(file: Path, doubts: list[str], keys: tuple[str, ...] = _NEEDED) -> list[dict[str, Any]]:

@@ -23,6 +23,14 @@ Fail = Callable[[Key, str], UserError]
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a map", list: "a list"}
 
 
+def dotted(key: Key) -> str:
+    """A key as people write it: `load.users[2]`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was probably meant to be."""
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)), None)

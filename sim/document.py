@@ -1,0 +1,90 @@
+"""JSON files that say where they go wrong: a complaint about one has a file, a line and a key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sim.errors import BadInput
+from sim.shape import Key, dotted
+
+_DECODER = json.JSONDecoder()
+
+
+class Document:
+    """A JSON file as it was read: `values`, and what is needed to place a complaint."""
+
+    def __init__(self, path: Path, what: str, formats: int):
+        """Read `path`, which should be `what` of format `formats` at most; raises `BadInput`."""
+        self.path = path
+        try:
+            self._text = path.read_bytes().decode()
+        except FileNotFoundError as e:
+            raise BadInput(f"missing; expected {what}", path=path) from e
+        except OSError as e:
+            raise BadInput(f"cannot be read ({e.strerror}); expected {what}", path=path) from e
+        except UnicodeDecodeError as e:
+            raise BadInput(f"not UTF-8 text; expected {what}", path=path) from e
+        try:
+            self.values: dict[str, Any] = json.loads(self._text, parse_constant=_refuse_constant)
+        except RecursionError as e:
+            raise BadInput(f"nested too deeply; expected {what}", path=path) from e
+        except json.JSONDecodeError as e:
+            truncated = e.pos >= len(self._text.rstrip()) or e.msg.startswith("Unterminated")
+            line = min(e.lineno, max(1, len(self._text.splitlines())))
+            problem = "it ends too early" if truncated else e.msg
+            raise BadInput(f"not JSON: {problem}; expected {what}", path=path, line=line) from e
+        except ValueError as e:
+            raise BadInput(f"not JSON: {e}; expected {what}", path=path) from e
+        if not isinstance(self.values, dict):
+            raise BadInput(f"expected {what}", path=path, line=1)
+        found = self.values.get("format")
+        if found not in range(1, formats + 1) or isinstance(found, bool):
+            raise self.fail(("format",), f"expected {formats}, found {msgspec.json.encode(found).decode()}")
+
+    def fail(self, key: Key, message: str) -> BadInput:
+        """The complaint about `key`."""
+        return BadInput(message, path=self.path, line=self._line_of(key), key=dotted(key) or None)
+
+    def _line_of(self, key: Key) -> int:
+        """The line of the value of `key`, or of the last part of it that is there."""
+        at = _blank(self._text, 0)
+        for part in key:
+            inside = _enter(self._text, at, part)
+            if inside is None:
+                break
+            at = inside
+        return self._text.count("\n", 0, at) + 1
+
+
+def _enter(text: str, at: int, part: str | int) -> int | None:
+    """Where the value of `part` begins in the map or list that begins at `at`."""
+    if text[at] not in "{[":
+        return None
+    number: str | int = 0
+    in_map = text[at] == "{"
+    at = _blank(text, at + 1)
+    while text[at] not in "]}":
+        name = number
+        if in_map:
+            name, at = _DECODER.raw_decode(text, at)
+            at = _blank(text, _blank(text, at) + 1)
+        if name == part:
+            return at
+        at = _blank(text, _DECODER.raw_decode(text, at)[1])
+        at = _blank(text, at + 1) if text[at] == "," else at
+        number = int(number) + 1
+    return None
+
+
+def _blank(text: str, at: int) -> int:
+    while text[at].isspace():
+        at += 1
+    return at
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number in JSON")
