@@ -89,6 +89,9 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     found["in_flight"] = _area(sent, ended, low, high) / seconds
     found["queue"] = _area(sent, np.where(np.isnan(first), ended, first), low, high) / seconds
     found["completions"] = float(done.sum())
+    arrivals = float(((sent >= low) & (sent < high)).sum())
+    growth = float(((sent < high) & (ended >= high)).sum() - ((sent < low) & (ended >= low)).sum())
+    found["backlog"] = growth / max(1.0, arrivals)  # of the requests that came, the share that was left standing
     if run.steps is not None:
         found |= _shares(run, low, high)
     return found
