@@ -1,19 +1,25 @@
 """The step-time forms a calibration can name: parameters in, a `StepTime` out.
 
 Coefficients are seconds per unit and never negative. `affine` is what an unpadded (flash) server does; `padded` is the
-same for a server that pads every row to the longest, where the work is in `sequences × longest`.
+same for a server that pads every row to the longest, where the work is in `sequences × longest`. `levels` is padded
+with a time of its own for every batch size (kernels are chosen by size, so time is not affine in it): parameters
+`level_4`, … are the decode step of 4 rows without its context, interpolated between, and continued with slope b1.
 
     prefill = a0 + a1·Σin + a2·Σin² + a3·n
     decode  = b0 + b1·B + b2·K + b3·longest        (K: summed contexts; padded: B × longest)
     joining = c0 + c1·(old + new)     dropping = f0 + f1·kept
+    levels:   decode = level(B) + b2·B·longest + b3·longest
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from sim.steptime import StepTime
 
+LEVEL = "level_"
 MEANING = {
     "a0": ("s", "prefill, constant"),
     "a1": ("s/token", "prefill, per prompt token"),
@@ -83,9 +89,31 @@ class Padded(Affine):
         return super().decode(sequences, sequences * longest, longest)
 
 
-FORMS: dict[str, Callable[..., StepTime]] = {"affine": Affine, "padded": Padded}
+class Levels(Padded):
+    """The padded form with free levels by batch size; `levels` maps `level_<sequences>` to seconds, at least one."""
+
+    def __init__(self, *, b0: float = 0.0, **parameters: float):
+        levels = {int(k.removeprefix(LEVEL)): v for k, v in parameters.items() if k.startswith(LEVEL)}
+        super().__init__(**{k: v for k, v in parameters.items() if not k.startswith(LEVEL)})
+        knots = sorted(levels)
+        low, high = knots[0], knots[-1]
+        between = np.interp(np.arange(high + 1), knots, [levels[k] for k in knots])
+        below = levels[low] - self.b1 * (low - np.arange(low))
+        between[:low] = np.maximum(below, 0.5 * levels[low])  # a step of one row costs something, whatever the slope
+        self._levels: list[float] = between.tolist()
+
+    def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
+        """See `StepTime.decode`."""
+        levels, growth = self._levels, self.b2 * sequences + self.b3
+        beyond = sequences - len(levels) + 1
+        level = levels[sequences] if beyond <= 0 else levels[-1] + self.b1 * beyond
+        return level + growth * longest, growth
+
+
+FORMS: dict[str, Callable[..., StepTime]] = {"affine": Affine, "padded": Padded, "levels": Levels}
 
 
 def step_time(model: str, parameters: Mapping[str, float]) -> StepTime:
     """The named form with these parameters; names that are not the form's (a token budget) are left to others."""
-    return FORMS[model](**{name: value for name, value in parameters.items() if name in MEANING})
+    known = {name: value for name, value in parameters.items() if name in MEANING or name.startswith(LEVEL)}
+    return FORMS[model](**known)

@@ -1,0 +1,134 @@
+"""How the client's clock differs from the server's, from what a closed-loop run shows of it.
+
+Milliseconds decide who shares a prefill, so delays are distributions. The downlink is seen against the earliest token
+of each step (what is the same for all of them cannot be seen, and does not matter). The turnaround is how soon a user
+comes back whose answer ended alone in its step; where several end in one step, how much later the last of them comes
+back than chance would have it is the time a client needs for each. The uplink is what a prefill on an idle server takes
+longer than one on a busy server; the regression has found its mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calibrate.steps import Schedule
+from sim.calibration import Clocks, Delay
+from sim.run import Run
+
+Floats = NDArray[np.float64]
+
+TABLE = np.linspace(0.0, 1.0, 21)
+_UPLINK_SPREAD = 0.2  # of its mean: what is assumed where idle prefills are too few to show it
+
+
+def fit_clocks(
+    runs: Sequence[Run], schedules: Sequence[Schedule], uplink: float, per_token: float, idle_errors: Floats
+) -> Clocks:
+    """Clocks of all runs together. `uplink` (s, there and back) and `per_token` come from the regression; `idle_errors`
+    are its residuals, s, at an idle server beyond what prefills vary by."""
+    downlink = np.concatenate([_downlink(s) for s in schedules])
+    back = pd.concat([_returns(r, s) for r, s in zip(runs, schedules, strict=True)], ignore_index=True)
+    way = max(uplink - (float(downlink.mean()) if len(downlink) else 0.0), 1e-4)
+    spread = (
+        float(np.clip(np.std(idle_errors), 0.1 * way, 0.5 * way)) if len(idle_errors) > 10 else _UPLINK_SPREAD * way
+    )
+    turnaround = back.loc[back["rank"] == 0, "back"].to_numpy(np.float64)
+    spacing, spacing_per_token = _spacing(back, turnaround)
+    return Clocks(
+        uplink=Delay(quantiles=_lognormal(way, spread), per_token=per_token),
+        downlink=Delay(quantiles=_quantiles(downlink)),
+        turnaround=Delay(quantiles=_quantiles(turnaround)),
+        spacing=Delay(quantiles=[spacing], per_token=spacing_per_token),
+    )
+
+
+def _downlink(schedule: Schedule) -> Floats:
+    """How much later than the first of its step every token was seen, s, in steps that several shared."""
+    n = len(schedule.steps)
+    first = np.full(n, np.inf)
+    np.minimum.at(first, schedule.step, schedule.time)
+    shared = np.bincount(schedule.step, minlength=n)[schedule.step] > 1
+    late: Floats = (schedule.time - first[schedule.step])[shared]
+    return late
+
+
+def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
+    """For every answer whose user asked again: how long after its last token (`back`, think time taken off), how many
+    answers ended in its step, its rank among them by when they came back, and the next prompt's length."""
+    requests = run.requests
+    last = np.full(len(requests), -1)
+    last[schedule.request] = schedule.step  # tokens are in order, so the last one's step stays
+    table = pd.DataFrame(
+        {
+            "user": requests["user"],
+            "sent": requests["sent"],
+            "seen": requests["last_token"],
+            "step": last,
+            "ok": requests["status"] == "ok",
+            "prompt": requests["prompt_tokens"],
+        }
+    )
+    table = table[table["user"] >= 0].sort_values(["user", "sent"], kind="stable")
+    again = table.groupby("user")[["sent", "prompt"]].shift(-1)
+    table["again"], table["next_prompt"] = again["sent"], again["prompt"]
+    for start in [float(s.get("start", 0.0)) for s in run.segments]:
+        table = table[~((table["seen"] < start) & (table["again"] >= start))]
+    table = table[table["ok"] & table["again"].notna() & (table["step"] >= 0)]
+    table["back"] = table["again"] - table["seen"] - run.scenario.load.think
+    table = table.sort_values(["step", "again"], kind="stable")
+    table["rank"] = table.groupby("step").cumcount()
+    table["group"] = table.groupby("step")["back"].transform("size")
+    table["after"] = table["again"] - table.groupby("step")["seen"].transform("min") - run.scenario.load.think
+    table["run"] = id(run)
+    return table
+
+
+def _spacing(back: pd.DataFrame, turnaround: Floats) -> tuple[float, float]:
+    """How far apart users come back whose answers ended together, s, and s per token of the next prompt."""
+    together = back[back["group"] > 1]
+    if together["step"].nunique() < 10 or len(turnaround) < 10:
+        return 0.0, 0.0
+    last = together[together["rank"] == together["group"] - 1]
+    # without a queue at the client the last of n comes back at the largest of n turnarounds
+    chance = {n: _expected_largest(turnaround, n) for n in last["group"].unique().tolist()}
+    extra = (last["after"] - last["group"].map(chance)) / (last["group"] - 1)
+    if float(extra.mean()) <= 0:
+        return 0.0, 0.0
+    prompt = last["next_prompt"].to_numpy(np.float64)
+    weight = (last["group"] - 1).to_numpy(np.float64)
+    mean = float(np.average(extra, weights=weight))
+    if np.ptp(prompt) < 0.2 * prompt.mean():
+        return mean, 0.0
+    centre = float(np.average(prompt, weights=weight))
+    slope = float(
+        np.average((prompt - centre) * (extra - mean), weights=weight)
+        / np.average((prompt - centre) ** 2, weights=weight)
+    )
+    slope = float(np.clip(slope, 0.0, mean / centre))
+    return mean - slope * centre, slope
+
+
+def _expected_largest(values: Floats, n: int) -> float:
+    """The mean of the largest of n independent draws from `values`."""
+    ordered = np.sort(values)
+    p = np.arange(len(ordered) + 1) / len(ordered)
+    return float(ordered @ np.diff(p**n))
+
+
+def _quantiles(values: Floats) -> list[float]:
+    if len(values) < 2:
+        return [float(values[0])] if len(values) else [0.0]
+    # the extremes of thousands of values are no part of the law: the ends are the 0.5 % and 99.5 % quantiles
+    return [round(max(0.0, q), 6) for q in np.quantile(values, np.clip(TABLE, 0.005, 0.995)).tolist()]
+
+
+def _lognormal(mean: float, sd: float) -> list[float]:
+    from scipy.special import ndtri
+
+    variance = np.log1p((sd / mean) ** 2)
+    q = np.exp(np.log(mean) - variance / 2 + np.sqrt(variance) * ndtri(np.clip(TABLE, 0.01, 0.99)))
+    return [round(x, 6) for x in (q * mean / q.mean()).tolist()]

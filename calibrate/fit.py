@@ -1,0 +1,179 @@
+"""The first door: a calibration from measured runs.
+
+Read in this order: `steps` rebuilds the schedule, `rows` makes it a regression problem, `prior` says what is believed
+beforehand, `regress` solves it and chooses the form, `uncertainty` draws from what the data leave open, `noise` and
+`clocks` say what is left over, `budget` what bounded the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.budget import fit_budget
+from calibrate.clocks import fit_clocks
+from calibrate.draws import correlations, parameter
+from calibrate.noise import fit_noise
+from calibrate.regress import Form, Regression, choose
+from calibrate.rows import Rows, rows_of
+from calibrate.steps import rebuild
+from calibrate.uncertainty import draw_coefficients, moods
+from calibrate.witness import witness
+from sim.calibration import Calibration, Residual, Source, SourceFile
+from sim.errors import NotEnoughData
+from sim.forms import LEVEL, MEANING
+from sim.run import Run
+
+Floats = NDArray[np.float64]
+
+PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
+CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
+
+
+def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
+    """Fit one machine to measured runs of it, streamed ones. `NotEnoughData` when they show no steps."""
+    if not runs:
+        raise NotEnoughData("no runs to calibrate from")
+    padded = {run.scenario.server.requires_padding for run in runs}
+    if len(padded) > 1:
+        raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
+    schedules = [rebuild(run) for run in runs]
+    rows = rows_of(runs, schedules)
+    regression, choice = choose(rows, candidates(padded.pop()))
+    spread = moods(rows, regression.predicted)
+    rng = np.random.default_rng(seed)
+    drawn = draw_coefficients(regression, rows, spread, rng)
+    names, values, drawn = _as_parameters(regression, drawn)
+    parameters = {
+        name: parameter(float(value), drawn[:, i], *_meaning(name))
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    }
+    draws = {name: [float(f"{x:.6g}") for x in drawn[:, i]] for i, name in enumerate(names)}
+    doubts = [d for s in schedules for d in s.doubts] + rows.doubts
+    doubts += [d for run, schedule in zip(runs, schedules, strict=True) for d in witness(run, schedule)]
+    together = correlations(names, drawn)
+    budget = fit_budget(runs, schedules, rng, len(drawn))
+    if budget is not None:
+        parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
+        doubts += said
+    noise = msgspec.structs.replace(fit_noise(rows, regression.predicted), between=float(spread.run.min()))
+    u0, u1 = (float(regression.coefficients[regression.names.index(u)]) for u in CLIENT)
+    return Calibration(
+        source=Source(door="run", files=_files(runs), note=choice),
+        model=regression.form.model,
+        parameters=parameters,
+        draws=draws,
+        range=_range(runs, rows),
+        server=[_flags(run) for run in runs],
+        residuals={
+            kind: r
+            for kind, r in (
+                ("prefill", _residual(rows, regression, True)),
+                ("decode", _residual(rows, regression, False)),
+            )
+            if r
+        },
+        noise=noise,
+        clocks=fit_clocks(runs, schedules, u0, u1, _idle_errors(rows, regression)),
+        correlations=together,
+        doubts=doubts + _left_open(rows, together),
+    )
+
+
+def candidates(padded: bool) -> list[Form]:
+    """The forms a server can have, the simplest first."""
+    models = ("padded", "levels") if padded else ("affine",)
+    return [Form(model, PLAIN + more) for model in models for more in ((), ("b3",))]
+
+
+def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
+    """The form's own parameters: a level is the trend at its batch size plus its deviation."""
+    names, values = list(regression.names), regression.coefficients.copy()
+    drawn = drawn.copy()
+    b0, b1 = names.index("b0"), names.index("b1")
+    for i, name in enumerate(names):
+        if name.startswith(LEVEL):
+            size = int(name.removeprefix(LEVEL))
+            for table in (values, drawn.T):
+                table[i] = np.maximum(table[i] + table[b0] + table[b1] * size, 1e-5)
+    keep = [i for i, n in enumerate(names) if n not in CLIENT and not (n == "b0" and regression.form.model == "levels")]
+    return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
+
+
+def _meaning(name: str) -> tuple[str, str]:
+    if name.startswith(LEVEL):
+        return "s", f"decode step of {name.removeprefix(LEVEL)} requests, without context"
+    return MEANING[name]
+
+
+def _idle_errors(rows: Rows, regression: Regression) -> Floats:
+    """Residuals at an idle server, shrunk by what prefills vary by at a busy one."""
+    idle = rows.table["idle"].to_numpy()
+    error = (rows.seconds - regression.predicted)[idle]
+    other = rows.prefill & ~idle
+    if not len(error) or not other.any():
+        return np.empty(0)
+    own = regression.predicted[idle] * float(np.std((rows.seconds / regression.predicted)[other]))
+    variance = float(np.var(error))
+    share = max(0.0, variance - float((own**2).mean())) / variance if variance > 0 else 0.0
+    return np.asarray(error * np.sqrt(share), dtype=np.float64)
+
+
+def _residual(rows: Rows, regression: Regression, prefill: bool) -> Residual | None:
+    of = rows.prefill == prefill
+    if not of.any():
+        return None
+    error = rows.seconds[of] - regression.predicted[of]
+    relative = np.abs(error / regression.predicted[of])
+    return Residual(
+        rms=float(np.sqrt((error**2).mean())), p95_relative=float(np.quantile(relative, 0.95)), rows=int(of.sum())
+    )
+
+
+def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
+    t = rows.table
+    prefill, decode = t[rows.prefill], t[~rows.prefill]
+    seen = {
+        "prompt_tokens": np.concatenate([run.requests["prompt_tokens"].to_numpy() for run in runs]),
+        "prefill_tokens": prefill["tokens"].to_numpy(),
+        "sequences": decode["sequences"].to_numpy(),
+        "context_tokens": decode["tokens"].to_numpy(),
+        "users": np.array([g.users for run in runs for g in run.rungs if g.users is not None]),
+    }
+    return {name: (float(x.min()), float(x.max())) for name, x in seen.items() if len(x)}
+
+
+def _left_open(rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
+    """What these runs cannot tell, in words."""
+    doubts = []
+    prompts = rows.table["longest"].to_numpy()[rows.prefill]
+    if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
+        doubts.append(
+            f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost each "
+            "cannot be told apart; forecasts for other prompts carry that in their bands"
+        )
+    for one, other, r in together:
+        if {one, other} == {"b1", "b2"} or {one, other} == {"b0", "b2"}:
+            doubts.append(f"batch size and context moved together ({one} and {other} correlate by {r:.2f})")
+    return doubts
+
+
+def _flags(run: Run) -> dict[str, Any]:
+    return {"run": run.name, **msgspec.to_builtins(run.scenario.server)}
+
+
+def _files(runs: Sequence[Run]) -> list[SourceFile]:
+    files = []
+    for run in runs:
+        if run.path is None:
+            continue
+        for file in sorted([run.path / "run.json", *run.path.glob("requests*.jsonl*")]):
+            files.append(
+                SourceFile(path=f"{run.path.name}/{file.name}", sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+            )
+    return files

@@ -1,0 +1,160 @@
+"""Nonnegative least squares on step times, by normal equations per block of time.
+
+Errors are relative (noise grows with the step) and squared: means are wanted, and medians or robust losses of a skewed
+noise forecast too little. Weights come from the fit, not from the measured value, which would favour quick steps.
+Everything after the first pass works on small matrices: leaving a rung out, or resampling blocks, costs microseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import nnls
+
+from calibrate.prior import Prior, prior_for
+from calibrate.rows import Floats, Rows, level_knots, level_terms, terms
+from sim.forms import LEVEL
+
+_PASSES = 3
+_LOWEST = 4.0  # a level lies at most so many spreads below the trend: least squares wants a bound, and this one is far
+
+
+@dataclass(frozen=True)
+class Form:
+    """A candidate: the name of a `sim.forms` model and which of its terms are in it."""
+
+    model: str
+    terms: tuple[str, ...]
+
+    @property
+    def padded(self) -> bool:
+        """Whether work is in sequences × longest."""
+        return self.model != "affine"
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A fitted form. `predicted` is the time of every row; `inflation` by how much rows resemble their neighbours.
+
+    `grams` and `rights` hold the weighted normal equations of every block, (blocks, p, p) and (blocks, 2, p), the
+    latter for prefill and decode rows apart.
+    """
+
+    form: Form
+    names: tuple[str, ...]
+    prior: Prior
+    coefficients: Floats
+    predicted: Floats
+    spread: dict[bool, float]
+    inflation: dict[bool, float]
+    grams: Floats
+    rights: Floats
+
+    def solve(self, gram: Floats, right: Floats, mean: Floats) -> Floats:
+        """Coefficients from normal equations and a prior mean."""
+        return _solve(gram, right, self.prior, mean)
+
+
+def regress(rows: Rows, form: Form) -> Regression:
+    """Fit a form to all rows."""
+    columns = {k: v for k, v in terms(rows, form.padded).items() if k in form.terms}
+    if form.model == "levels":
+        columns |= level_terms(rows, level_knots(rows))
+    names = tuple(columns)
+    design = np.stack(list(columns.values()), axis=1)
+    prior = prior_for(names, rows, form.padded)
+    y, pre = rows.seconds, rows.prefill
+    group = pd.DataFrame({"p": pre, "n": rows.table["sequences"], "r": rows.rung, "y": y})
+    predicted = group.groupby(["p", "n", "r"])["y"].transform("mean").to_numpy(np.float64)
+    blocks = int(rows.block.max()) + 1
+    order = np.argsort(rows.block, kind="stable")
+    cuts = np.searchsorted(rows.block[order], np.arange(blocks + 1))
+    for _ in range(_PASSES):
+        spread, inflation = {}, {}
+        weight = np.empty(len(y))
+        for kind in (True, False):
+            of = pre == kind
+            if not of.any():
+                spread[kind], inflation[kind] = 0.0, 1.0
+                continue
+            error = y[of] / predicted[of] - 1
+            spread[kind] = max(float(np.sqrt((error**2).mean())), 1e-4)
+            clusters = np.bincount(rows.block[of], weights=error)
+            inflation[kind] = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
+            weight[of] = 1.0 / (spread[kind] * predicted[of] * np.sqrt(inflation[kind]))
+        scaled, target = design * weight[:, None], y * weight
+        grams = np.empty((blocks, len(names), len(names)))
+        rights = np.empty((blocks, 2, len(names)))
+        for b in range(blocks):
+            at = order[cuts[b] : cuts[b + 1]]
+            x, t, p = scaled[at], target[at], pre[at]
+            grams[b] = x.T @ x
+            rights[b, 0] = x[p].T @ t[p]
+            rights[b, 1] = x[~p].T @ t[~p]
+        coefficients = _solve(grams.sum(axis=0), rights.sum(axis=(0, 1)), prior, prior.mean)
+        predicted = np.maximum(design @ coefficients, 1e-6)
+    return Regression(form, names, prior, coefficients, predicted, spread, inflation, grams, rights)
+
+
+def _solve(gram: Floats, right: Floats, prior: Prior, mean: Floats) -> Floats:
+    """argmin over x ≥ 0 (levels: above their floor) of xᵀGx − 2rᵀx + Σ((x − mean)/sd)²."""
+    precision = 1.0 / prior.sd**2
+    full = gram + np.diag(precision)
+    wanted = right + precision * np.where(np.isfinite(prior.sd), mean, 0.0)
+    free = np.array([name.startswith(LEVEL) for name in prior.names])
+    floor = np.where(free, -_LOWEST * np.where(np.isfinite(prior.sd), prior.sd, 0.0), 0.0)
+    wanted = wanted - full @ floor
+    size = np.sqrt(np.maximum(np.diag(full), 1e-300))
+    seen = np.diag(full) > 0
+    scaled = (full / np.outer(size, size))[np.ix_(seen, seen)]
+    scaled[np.diag_indices_from(scaled)] += 1e-10  # collinear columns must not stop the factorisation
+    lower = np.linalg.cholesky(scaled)
+    found = np.zeros(len(floor))
+    found[seen] = nnls(lower.T, np.linalg.solve(lower, (wanted / size)[seen]))[0]
+    return np.asarray(found / size + floor, dtype=np.float64)
+
+
+def misses(regression: Regression, rows: Rows) -> dict[int, float]:
+    """For every rung the error of the form fitted to all others: Σ over kinds and batch sizes of |Σ(fit − y)| / Σy."""
+    columns = terms(rows, regression.form.padded) | (
+        level_terms(rows, [int(n.removeprefix(LEVEL)) for n in regression.names if n.startswith(LEVEL)])
+    )
+    design = np.stack([columns[n] for n in regression.names], axis=1)
+    gram, right = regression.grams.sum(axis=0), regression.rights.sum(axis=(0, 1))
+    rung_of_block = np.zeros(len(regression.grams), dtype=np.int64)
+    rung_of_block[rows.block] = rows.rung
+    missed = {}
+    for rung in np.unique(rows.rung).tolist():
+        mine = rung_of_block == rung
+        x = regression.solve(
+            gram - regression.grams[mine].sum(axis=0),
+            right - regression.rights[mine].sum(axis=(0, 1)),
+            regression.prior.mean,
+        )
+        here = rows.rung == rung
+        error = design[here] @ x - rows.seconds[here]
+        key = rows.table["sequences"].to_numpy()[here] * 2 + rows.prefill[here]
+        missed[rung] = float(np.abs(np.bincount(key, weights=error)).sum() / rows.seconds[here].sum())
+    return missed
+
+
+def choose(rows: Rows, forms: list[Form]) -> tuple[Regression, str]:
+    """The simplest form within one standard error of the best, rungs left out in turn; and what was seen, in words."""
+    fitted = [regress(rows, form) for form in forms]
+    rungs = len(np.unique(rows.rung))
+    if rungs < 3:
+        return fitted[0], f"{forms[0].model}: too few loads to choose between forms"
+    errors = np.array([list(misses(r, rows).values()) for r in fitted])
+    mean = errors.mean(axis=1)
+    best = int(np.argmin(mean))
+    # Forms miss the same rungs for the same reason (the machine's mood): their differences are what is uncertain.
+    margin = (errors - errors[best]).std(axis=1, ddof=1) / np.sqrt(rungs)
+    chosen = next(i for i in range(len(forms)) if mean[i] <= mean[best] + margin[i])
+    said = "; ".join(f"{_name(r.form)} {m:.1%}" for r, m in zip(fitted, mean, strict=True))
+    return fitted[chosen], f"error at loads left out: {said}; chosen: {_name(forms[chosen])}"
+
+
+def _name(form: Form) -> str:
+    return form.model + (" with longest context" if "b3" in form.terms else "")

@@ -1,0 +1,132 @@
+"""What a regression needs of rebuilt schedules: one row per step whose length is known, and its terms.
+
+A term is a column that a coefficient multiplies. `seconds` of a row lies between two ends as clients saw them, so it
+holds the step itself, the filter that ran before it and the joining of batches; a prefill that found the server idle
+begins where its first request was sent, so it holds the way there and back (`u0`, `u1`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from calibrate.steps import Schedule
+from sim.forms import LEVEL
+from sim.run import Run, Rung
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+BLOCK_SECONDS = 5.0  # what is resampled as a whole: longer than the machine's moods, short enough for ten a rung
+STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The steps of some runs whose lengths are known. `rung` and `block` number them over all runs; `run` is which."""
+
+    table: pd.DataFrame
+    seconds: Floats
+    prefill: NDArray[np.bool_]
+    run: Ints
+    rung: Ints
+    block: Ints
+    doubts: list[str]
+
+
+def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
+    """The usable steps of all runs.
+
+    Left out: the first step of a run, for which the server may have had to finish what it did before; and, with a
+    doubt, rungs whose client was too busy to time anything.
+    """
+    doubts: list[str] = []
+    tables = []
+    for number, (run, schedule) in enumerate(zip(runs, schedules, strict=True)):
+        steps = schedule.steps.drop(columns="members")
+        idle = ~steps["seen"] & (steps["kind"] == "prefill") & (steps["start"] > steps["end"].shift(fill_value=np.inf))
+        limited = [i for i, g in enumerate(run.rungs) if _client_limited(g)]
+        usable = (steps["seen"] | idle) & (steps["seconds"] > 0)
+        if limited and len(limited) < len(run.rungs):
+            dropped = usable & steps["rung"].isin(limited)
+            usable &= ~dropped
+            loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
+            doubts.append(
+                f"{run.name}: {dropped.sum() / len(steps):.0%} of the steps are left out, those at load {loads}: "
+                "the client was too busy to time them"
+            )
+        elif limited:
+            doubts.append(f"{run.name}: the client was too busy to time itself at every load; its steps look longer")
+        tables.append(steps[usable].assign(idle=idle[usable], run=number))
+    table = pd.concat(tables, ignore_index=True)
+    rung = _numbered(table["run"].to_numpy(), table["rung"].to_numpy())
+    block = _numbered(rung, (table["end"].to_numpy() // BLOCK_SECONDS).astype(np.int64))
+    return Rows(
+        table=table,
+        seconds=table["seconds"].to_numpy(np.float64),
+        prefill=(table["kind"] == "prefill").to_numpy(),
+        run=table["run"].to_numpy(),
+        rung=rung,
+        block=block,
+        doubts=doubts,
+    )
+
+
+def _client_limited(rung: Rung) -> bool:
+    canary = rung.extra.get("canary_p99_ms")
+    return isinstance(canary, int | float) and canary > STALLED
+
+
+def _numbered(*keys: Ints) -> Ints:
+    """0, 1, … for every distinct tuple of keys."""
+    index = np.unique(np.stack(keys), axis=1, return_inverse=True)[1]
+    return np.asarray(index, dtype=np.int64).reshape(-1)
+
+
+def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
+    """Every column that a coefficient of `sim.forms` multiplies, and `u0`, `u1` for the way to an idle server."""
+    t = rows.table
+    prefill = rows.prefill.astype(np.float64)
+    decode = 1.0 - prefill
+    n = t["sequences"].to_numpy(np.float64)
+    longest = t["longest"].to_numpy(np.float64)
+    tokens = n * longest if padded else t["tokens"].to_numpy(np.float64)
+    squares = n * longest**2 if padded else t["prompt_sq"].to_numpy(np.float64)
+    joined = t["concat"].to_numpy(np.float64)
+    dropped = t["filtered"].to_numpy(np.float64)
+    idle = t["idle"].to_numpy(np.float64)
+    return {
+        "a0": prefill,
+        "a1": prefill * tokens,
+        "a2": prefill * squares,
+        "a3": prefill * n,
+        "b0": decode,
+        "b1": decode * n,
+        "b2": decode * tokens,
+        "b3": decode * longest,
+        "c0": joined,
+        "c1": joined * (t["old"] + t["new"]).to_numpy(np.float64),
+        "f0": dropped,
+        "f1": dropped * t["kept"].to_numpy(np.float64),
+        "u0": idle,
+        "u1": idle * longest,
+    }
+
+
+def level_terms(rows: Rows, knots: Sequence[int]) -> dict[str, Floats]:
+    """For every knot the share of a decode step's level that it holds: hats between knots, flat beyond them."""
+    n = rows.table["sequences"].to_numpy(np.float64)
+    decode = (~rows.prefill).astype(np.float64)
+    hats = np.eye(len(knots))
+    return {f"{LEVEL}{k}": decode * np.interp(n, knots, hats[i]) for i, k in enumerate(knots)}
+
+
+def level_knots(rows: Rows, at_least: int = 40) -> list[int]:
+    """Batch sizes seen often enough to have a level of their own."""
+    n = rows.table["sequences"].to_numpy()[~rows.prefill]
+    sizes, counts = np.unique(n, return_counts=True)
+    return [int(s) for s, c in zip(sizes, counts, strict=True) if c >= at_least]
