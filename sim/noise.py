@@ -8,6 +8,7 @@ short cells of time, for the same reason.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ class Noise:
 
     def __init__(self, law: calibration.Noise, seed: int):
         self._key = seed
-        self._blocks: dict[int, Floats] = {}
+        self._blocks: dict[tuple[str, int], Floats] = {}
         self._memory = law.memory
         self._forget = math.exp(-1 / law.memory_steps)
         self._laws = {"prefill": np.asarray(law.prefill or [1.0]), "decode": np.asarray(law.decode or [1.0])}
@@ -34,27 +35,21 @@ class Noise:
         self._rng, self._sd = rng, law.drift
         self._cell = law.drift_seconds / self.CELLS if law.drift else math.inf
         self._keep = math.exp(-1 / self.CELLS)
-        self._walk: list[float] = []
+        self._log = 0.0  # of the last cell's factor
+        self._drifts: list[float] = []
 
     def factor(self, kind: str, number: int) -> float:
         """The factor of step `number`."""
-        return float(self.factors(kind, number, 1)[0])
+        block, at = divmod(number, self.BLOCK)
+        return float(self._factors(kind, block)[at])
 
     def factors(self, kind: str, number: int, count: int) -> Floats:
-        """The factors of `count` steps from `number` on, shape (count,)."""
-        law = self._laws[kind]
-        if len(law) == 1:
-            return np.full(count, law[0])
-        parts = []
-        while count > 0:
-            block, at = divmod(number, self.BLOCK)
-            u = self._ranks(kind, block)[at : at + count]
-            parts.append(u)
-            number += len(u)
-            count -= len(u)
-        u = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        spread: Floats = np.interp(u * (len(law) - 1), np.arange(len(law)), law)
-        return spread
+        """The factors of `count` steps from `number` on, shape (count,), to be read only."""
+        block, at = divmod(number, self.BLOCK)
+        here = self._factors(kind, block)[at : at + count]
+        if len(here) == count:
+            return here
+        return np.concatenate([here, self.factors(kind, number + len(here), count - len(here))])
 
     def drift(self, time: float) -> tuple[float, float]:
         """The machine's factor at `time`, and the time until which it holds, s."""
@@ -63,22 +58,23 @@ class Noise:
         cell = int(time / self._cell)
         if (cell + 1) * self._cell <= time:  # the division rounded down across the edge
             cell += 1
-        while cell >= len(self._walk):
-            step = self._sd * self._rng.standard_normal()
-            fresh = math.sqrt(1 - self._keep**2)
-            self._walk.append(step if not self._walk else self._keep * self._walk[-1] + fresh * step)
-        return self._level * math.exp(self._walk[cell] - self._sd**2 / 2), (cell + 1) * self._cell
+        while cell >= len(self._drifts):
+            fresh = self._sd * self._rng.standard_normal()
+            self._log = self._keep * self._log + math.sqrt(1 - self._keep**2) * fresh if self._drifts else fresh
+            self._drifts.append(self._level * math.exp(self._log - self._sd**2 / 2))
+        return self._drifts[cell], (cell + 1) * self._cell
 
-    def _ranks(self, kind: str, block: int) -> Floats:
-        """The ranks, in (0, 1), of a block of steps; those of decode steps remember their predecessors in the block."""
-        remember = self._memory > 0.0 and kind == "decode"
-        at = 2 * block + remember
-        if at not in self._blocks:
+    def _factors(self, kind: str, block: int) -> Floats:
+        """The factors of a block of steps; decode steps remember their predecessors in the block."""
+        if (kind, block) not in self._blocks:
             if len(self._blocks) > 8:
                 self._blocks.pop(next(iter(self._blocks)))
-            rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, at]))
-            self._blocks[at] = self._remembering(rng) if remember else rng.random(self.BLOCK)
-        return self._blocks[at]
+            remember = self._memory > 0.0 and kind == "decode"
+            rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, 2 * block + remember]))
+            ranks = self._remembering(rng) if remember else rng.random(self.BLOCK)
+            law = self._laws[kind]
+            self._blocks[kind, block] = np.interp(ranks * (len(law) - 1), np.arange(len(law)), law)
+        return self._blocks[kind, block]
 
     def _remembering(self, rng: np.random.Generator) -> Floats:
         from scipy.signal import lfilter  # half a second to import, and only some machines need it
@@ -98,19 +94,21 @@ class NoisyDecodeRun:
 
     def __init__(self, start: float, first: float, growth: float, extra: float, steps: int, number: int, noise: Noise):
         self.start = start
-        j = np.arange(steps, dtype=np.float64)
-        work = first + growth * j
+        work = np.arange(steps, dtype=np.float64)
+        work *= growth
+        work += first
         work[0] += extra
         work *= noise.factors("decode", number, steps)
         factor, until = noise.drift(start)
-        ends = start + np.cumsum(work * factor)
-        done = 0
-        while True:  # a step belongs to the cell of drift in which it begins
-            done += 1 + int(np.searchsorted(ends[done:], until, side="left"))
-            if done >= steps:
-                break
-            factor, until = noise.drift(float(ends[done - 1]))
-            ends[done:] = ends[done - 1] + np.cumsum(work[done:] * factor)
+        ends = (work * factor).cumsum()
+        ends += start
+        done = bisect_left(ends, until) + 1
+        while done < steps:  # a step belongs to the cell of drift in which it begins
+            before = float(ends[done - 1])
+            factor, until = noise.drift(before)
+            ends[done:] = (work[done:] * factor).cumsum()
+            ends[done:] += before
+            done = bisect_left(ends, until, done) + 1
         self._ends = ends
 
     def end(self, steps: int) -> float:
@@ -121,7 +119,7 @@ class NoisyDecodeRun:
         """The least number of steps whose end is not before `time`."""
         if time <= self.start:
             return 0
-        return int(np.searchsorted(self._ends, time, side="left")) + 1
+        return bisect_left(self._ends, time) + 1
 
     def ends(self, steps: int) -> Floats:
         """The ends of the first `steps` steps, s."""
