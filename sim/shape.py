@@ -57,7 +57,8 @@ def check_shape(value: Any, hint: Any, fail: Fail, key: Key = ()) -> None:
             if below is not None:
                 check_shape(below, hints[name], fail, (*key, name))
         for field in msgspec.structs.fields(struct):
-            if field.required and value.get(field.name) is None:
+            optional = type(None) in alternatives(hints[field.name])
+            if field.required and (field.name not in value or (value[field.name] is None and not optional)):
                 raise fail((*key, field.name), f"missing; expected {expected(hints[field.name])}")
         return
     for option in options:

@@ -1,0 +1,40 @@
+"""What limits the server at a load, in words, from how full its budgets were and where its time went."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from scenarios.forecast import Binding
+from sim.scenario import Scenario
+
+WAITING = 0.05  # of the requests in the system: fewer in the queue than that, and admission limits nothing
+FULL = 0.05  # of the time: a budget that is never full limits nothing; lock-stepped groups fill it only now and then
+
+
+def binding(scenario: Scenario, rung: pd.Series) -> Binding:
+    """What limits one rung; `rung` holds the medians over replicates of the columns of `replicate`.
+
+    In this order: requests are turned away (permits); they wait for room in the token budget, or for their turn to be
+    prefilled; or nobody waits and the steps themselves take their time. An idle server is limited by its users.
+    """
+    load = float(rung["load"])
+    queue, present = float(rung["queue"]), max(float(rung["in_flight"]), 1e-9)
+    waiting = queue / present
+    prefill, decode, idle = (float(rung[f"{what}_share"]) for what in ("prefill", "decode", "idle"))
+    time = f"{prefill:.0%} of the time in prefills, {decode:.0%} in decode steps of {rung['mean_batch']:.3g} requests"
+    permits = scenario.server.max_concurrent_requests
+    if rung["overloaded_rate"] > 0.001:
+        share = f"{rung['overloaded_rate']:.0%} of the requests"
+        return Binding(
+            load=load, binds="permits", words=f"{permits} requests at once, {share} turned away with 429; {time}"
+        )
+    if waiting > WAITING and rung["budget_full"] > FULL:
+        words = f"{queue:.0f} of {present:.0f} requests wait for room in max_batch_total_tokens; {time}"
+        return Binding(load=load, binds="token budget", words=words)
+    if waiting > WAITING and rung["prefill_full"] > FULL:
+        words = f"{queue:.0f} of {present:.0f} requests wait while max_batch_prefill_tokens is full; {time}"
+        return Binding(load=load, binds="prefill budget", words=words)
+    if idle > 0.5:
+        return Binding(load=load, binds="users", words=f"idle {idle:.0%} of the time; {time}")
+    what = "prefill compute" if prefill > decode else "decode compute"
+    return Binding(load=load, binds=what, words=time)

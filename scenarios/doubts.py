@@ -1,0 +1,83 @@
+"""When not to believe a forecast, in words: beyond the calibration, no steady state, another machine, short windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from sim.calibration import Calibration
+from sim.scenario import Scenario
+
+SLACK = 1.01  # a batch one token larger than calibrated is no news
+WORDS = {
+    "prompt_tokens": "prompts of {:,.0f} tokens",
+    "batch_prefill_tokens": "prefills of {:,.0f} tokens",
+    "sequences": "batches of {:,.0f} requests",
+    "context_tokens": "{:,.0f} tokens of context at once",
+    "users": "{:,.0f} users",
+}
+
+
+def extrapolated(calibration: Calibration, rung: pd.Series) -> list[str]:
+    """What a rung does beyond the calibrated range, in words; `rung` holds medians of the columns of `replicate`."""
+    found = []
+    for name, words in WORDS.items():
+        value = float(rung["load"] if name == "users" else rung[f"max_{name}"])
+        if name in calibration.range and value > SLACK * calibration.range[name][1]:
+            found.append(f"{words.format(value)} (calibrated up to {calibration.range[name][1]:,.0f})")
+    return found
+
+
+def unstable(scenario: Scenario, rung: pd.Series) -> bool:
+    """Whether an open loop has no steady state here: requests stay behind, or are turned away."""
+    open_loop = scenario.load.users is None
+    return open_loop and bool(rung["backlog"] > 0.05 or rung["overloaded_rate"] > 0.01)
+
+
+def doubts(
+    scenario: Scenario,
+    calibration: Calibration,
+    rungs: pd.DataFrame,
+    beyond: Sequence[list[str]],
+    growing: Sequence[bool],
+) -> list[str]:
+    """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung."""
+    found = list(scenario.doubts)
+    found += _other_machine(scenario, calibration)
+    loads = [float(load) for load in rungs["load"]]
+    first = next((i for i, words in enumerate(beyond) if words), None)
+    if first is not None:
+        most = max(beyond, key=len)
+        found.append(f"extrapolated from {_load(scenario, loads[first])} on: {'; '.join(most)}")
+    if any(growing):
+        first = list(growing).index(True)
+        found.append(f"no steady state from {_load(scenario, loads[first])} on: the queue grows, no latency is quoted")
+    seconds = scenario.load.seconds
+    long = [load for load, e2e in zip(loads, rungs["e2e_mean"], strict=True) if seconds and seconds < 3 * e2e]
+    if long:
+        found.append(f"from {_load(scenario, long[0])} on the window of {seconds:g} s is shorter than three answers")
+    refused = [
+        load for load, share in zip(loads, rungs["error_rate"] - rungs["overloaded_rate"], strict=True) if share > 0
+    ]
+    if refused:
+        found.append(f"from {_load(scenario, refused[0])} on the server refuses requests longer than its limits (422)")
+    return found + calibration.doubts
+
+
+def _other_machine(scenario: Scenario, calibration: Calibration) -> list[str]:
+    found = []
+    for what, name in (
+        ("model", "model"),
+        ("gpu", "GPU"),
+        ("gpus", "number of GPUs"),
+        ("tensor_parallel", "tensor parallelism"),
+    ):
+        asked, known = getattr(scenario.machine, what), getattr(calibration.machine, what)
+        if asked is not None and known is not None and asked != known:
+            found.append(f"the step times are those of another {name}: {known}, not {asked}")
+    return found
+
+
+def _load(scenario: Scenario, load: float) -> str:
+    return f"{load:g} users" if scenario.load.users is not None else f"{load:g} requests/s"

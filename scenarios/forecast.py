@@ -1,0 +1,168 @@
+"""A forecast: what a scenario will do, with bands, what limits it, what it costs, and what to doubt. Frozen; one file.
+
+`scenarios.simulate` makes it; plots, tables and the report read it. Seconds, requests, tokens, dollars; `low`..`high`
+is the 90 % band over replicates. What does not exist (a latency without steady state) is None.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from sim.curve import band
+from sim.document import Document
+from sim.run import write_atomic
+from sim.scenario import Figure, Scenario
+from sim.shape import check_shape
+
+FORMAT = 1  # 1: first
+
+
+class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A value with its 90 % band."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+def estimate(values: ArrayLike) -> Estimate:
+    """The estimate that these replicates make together; None where none of them has a value."""
+    found = [None if math.isnan(x) else x for x in band(values)]
+    return Estimate(value=found[0], low=found[1], high=found[2])
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One metric at one rung, of `users` or `rate` (requests/s).
+
+    `extrapolated`: beyond what was calibrated; `unstable`: an open loop whose queue grows for ever.
+    """
+
+    scenario: str
+    users: int | None = None
+    rate: float | None = None
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    extrapolated: bool = False
+    unstable: bool = False
+
+    @property
+    def load(self) -> float:
+        """Users, or requests/s."""
+        return float(self.users if self.users is not None else self.rate or 0.0)
+
+
+class Corner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A point on the curves: its load (users, or requests/s offered), the RPS there, and what makes it one.
+
+    `reached` is the share of replicates in which the ladder came that far; the others count with its top rung.
+    """
+
+    load: Estimate
+    rps: Estimate
+    reached: float
+    meaning: str
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the machine's hours come to at one load, USD.
+
+    Per million input tokens and per million output tokens each charge the whole machine; `blended` counts both.
+    """
+
+    at: str
+    usd_per_hour: float
+    per_1000_requests: Estimate
+    per_million_input: Estimate
+    per_million_output: Estimate
+    per_million_blended: Estimate
+
+
+class Binding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What limits a rung: `users`, `permits`, `token budget`, `prefill budget`, `prefill compute`, `decode compute`."""
+
+    load: float
+    binds: str
+    words: str
+
+
+class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The probability, over replicates, that a rung keeps one SLO (`limit` in s, or a share)."""
+
+    load: float
+    metric: str
+    limit: float
+    probability: float
+
+
+class Printed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A published figure beside the forecast of the same."""
+
+    figure: Figure
+    simulated: Estimate
+    inside: bool
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the numbers come from: the calibration, the seed, the software, the changes made by `--set`."""
+
+    door: str
+    note: str
+    files: dict[str, str]
+    model: str
+    parameters: dict[str, dict[str, Any]]
+    seed: int
+    replicates: int
+    changes: list[str]
+    software: dict[str, str]
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be said about a scenario."""
+
+    format: int = FORMAT
+    name: str
+    scenario: Scenario
+    provenance: Provenance
+    curves: list[Row]
+    plateau: Corner
+    knee: Corner
+    takeoff: Corner
+    cost: list[Cost]
+    binding: list[Binding]
+    slo: list[Promise]
+    published: list[Printed]
+    doubts: list[str]
+
+    @property
+    def unit(self) -> str:
+        """What loads count."""
+        return "users" if self.scenario.load.users is not None else "requests/s"
+
+    def rows(self, metric: str) -> list[Row]:
+        """One metric's rows, in the order of the ladder."""
+        return [row for row in self.curves if row.metric == metric]
+
+    def table(self, metric: str | None = None) -> pd.DataFrame:
+        """The curves, or one metric's, as a pandas table."""
+        rows = self.curves if metric is None else self.rows(metric)
+        return pd.DataFrame([msgspec.structs.asdict(row) for row in rows])
+
+
+def write_forecast(path: Path, forecast: Forecast) -> None:
+    """Replace `forecast.json`; the same forecast gives the same bytes."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(forecast), indent=1) + b"\n")
+
+
+def read_forecast(path: Path) -> Forecast:
+    """Read `forecast.json`; `BadInput` names file, line and key."""
+    document = Document(path, "a forecast", FORMAT)
+    check_shape(document.values, Forecast, document.fail)
+    return msgspec.convert(document.values, Forecast)

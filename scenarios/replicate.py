@@ -1,0 +1,64 @@
+"""One replicate of a forecast: a ladder simulated once, and what its windows show beyond the common metrics.
+
+The extra columns say why a rung is what it is: how far its batches went (`max_…`) and how full the two budgets were.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sim import metrics
+from sim.run import Run, Rung
+from sim.server import ServerConfig, ceil_block
+from sim.steps import DECODE, PREFILL
+from sim.sweep import Task
+
+Bools = NDArray[np.bool_]
+COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")
+
+
+def replicate(task: Task) -> pd.DataFrame:
+    """The metrics of one replicate, one row a rung, with the columns of `circumstances`."""
+    model = task.model()
+    run = task.run()
+    table = metrics.table(run)
+    extra = [circumstances(run, rung, model.server) for rung in run.rungs if rung.end > rung.settled]
+    return pd.concat([table, pd.DataFrame(extra)], axis=1)
+
+
+def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float]:
+    """What bounded the server within one rung: extremes in tokens and requests, shares of time.
+
+    `budget_full` is the share of decoding time in which a request of the usual size would not have fitted beside the
+    running ones, `prefill_full` the share of prefilling time in prefills that one more prompt would have overfilled.
+    """
+    assert run.steps is not None
+    low, high = rung.settled, rung.end
+    steps = {name: run.steps[name].to_numpy() for name in COLUMNS}
+    held = np.concatenate([[0], steps["used"][:-1]])  # a row's own `used` is what it leaves behind
+    here = (steps["end"] > rung.start) & (steps["start"] < high)
+    prefill, decode = here & (steps["kind"] == PREFILL), here & (steps["kind"] == DECODE)
+    requests = run.requests
+    sent = requests["scheduled"].to_numpy()
+    begun = (sent >= rung.start) & (sent < high)
+    prompts, asked = (requests[name].to_numpy()[begun] for name in ("prompt_tokens", "max_new_tokens"))
+    prompt, usual = (ceil_block(int(np.median(x))) if len(x) else 0 for x in (prompts, asked))
+    seconds = np.clip(np.minimum(steps["end"], high) - np.maximum(steps["start"], low), 0.0, None)
+
+    def share(of: Bools, among: Bools) -> float:
+        total = float(seconds[among].sum())
+        return float(seconds[of & among].sum()) / total if total else 0.0
+
+    def most(values: NDArray[np.int64]) -> float:
+        return float(values.max(initial=0))
+
+    return {
+        "max_prompt_tokens": most(prompts),
+        "max_batch_prefill_tokens": most(steps["tokens"][prefill]),
+        "max_sequences": most(steps["sequences"][decode]),
+        "max_context_tokens": most((steps["tokens"] + steps["sequences"] * steps["count"])[decode]),
+        "budget_full": share(server.token_budget - held < prompt + usual, decode),
+        "prefill_full": share(steps["tokens"] + prompt > server.max_batch_prefill_tokens, prefill),
+    }

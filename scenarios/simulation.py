@@ -1,0 +1,177 @@
+"""Simulate a scenario many times over and sum up: every replicate has its own draw of the parameters and its own seeds.
+
+Corners of the curves and costs are computed in each replicate and only then summarised: the knee of a mean curve is not
+the mean knee. At least 99 replicates make the 5 % and 95 % quantiles lie within the sample.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from importlib.metadata import version
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+
+from scenarios.binding import binding
+from scenarios.cost import costs
+from scenarios.doubts import doubts, extrapolated, unstable
+from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate
+from scenarios.replicate import replicate
+from sim import curve
+from sim.calibration import Calibration
+from sim.pairs import read_pairs
+from sim.scenario import Figure, Scenario
+from sim.sweep import Task
+from sim.workload import Workload
+
+REPLICATES = 99
+METRICS = (
+    *(f"{what}_{which}" for what in ("e2e", "ttft") for which in ("mean", "p50", "p95", "p99")),
+    *("itl_p50", "itl_p95", "itl_p99", "tpot_mean", "tpot_p50"),
+    *("rps", "input_tokens_per_s", "output_tokens_per_s", "goodput", "error_rate", "overloaded_rate"),
+    *("queue", "in_flight", "mean_batch", "prefill_share", "decode_share", "idle_share", "budget_full", "prefill_full"),
+)
+LATENCIES = ("e2e", "ttft", "itl", "tpot", "queue", "in_flight")  # have no value where there is no steady state
+
+Progress = Callable[[int, int], None]
+
+
+def simulate(
+    scenario: Scenario,
+    calibration: Calibration,
+    *,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+    executor: Executor | None = None,
+    progress: Progress = lambda done, total: None,
+    changes: Sequence[str] = (),
+) -> Forecast:
+    """Forecast a scenario. The same scenario, calibration and seed give the same forecast, whatever the executor.
+
+    Without an executor (`sim.sweep.processes` makes one) the replicates run here, one after another. `progress` hears
+    how many are done; `changes` are the `--set` options to be recorded.
+    """
+    pairs = read_pairs(scenario.workload)
+    tasks = [Task(scenario, calibration, seed, number, pairs) for number in range(1, replicates + 1)]
+    results = executor.map(replicate, tasks) if executor else map(replicate, tasks)
+    tables = list(_counted(results, replicates, progress))
+    return summarise(scenario, calibration, tasks, tables, changes)
+
+
+def _counted(results: Iterable[pd.DataFrame], total: int, progress: Progress) -> Iterator[pd.DataFrame]:
+    for done, table in enumerate(results, 1):
+        progress(done, total)
+        yield table
+
+
+def summarise(
+    scenario: Scenario,
+    calibration: Calibration,
+    tasks: Sequence[Task],
+    tables: Sequence[pd.DataFrame],
+    changes: Sequence[str] = (),
+) -> Forecast:
+    """What the replicates (`tables` of `replicate`, one for each of `tasks`) say together."""
+    rungs = pd.concat(tables, ignore_index=True).groupby("rung", sort=True).median(numeric_only=True)
+    beyond = [extrapolated(calibration, rung) for _, rung in rungs.iterrows()]
+    growing = [unstable(scenario, rung) for _, rung in rungs.iterrows()]
+    limit = scenario.slo.get("e2e_p95")
+    plateaus = [curve.plateau(table) for table in tables]
+    knees = [curve.knee(table, limit) for table in tables]
+    takeoffs = [curve.takeoff(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
+    takeoff = _corner(
+        takeoffs, f"mean E2E reaches {curve.TAKEOFF_FACTOR[0]} to {curve.TAKEOFF_FACTOR[1]} times the first rung's"
+    )
+    named = (lambda load: f"{load:g} users") if scenario.load.users else (lambda load: f"{load:g} requests/s")
+    return Forecast(
+        name=scenario.name,
+        scenario=scenario,
+        provenance=_provenance(calibration, tasks, changes),
+        curves=list(_rows(scenario, tables, [bool(b) for b in beyond], growing)),
+        plateau=_corner(plateaus, "the largest RPS over the rungs"),
+        knee=_corner(knees, f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"),
+        takeoff=takeoff,
+        cost=costs(scenario.price, tables, knees, named) if scenario.price else [],
+        binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
+        slo=list(_promises(scenario, tables, growing)),
+        published=list(_published(scenario, tables, takeoff.rps)),
+        doubts=doubts(scenario, calibration, rungs, beyond, growing),
+    )
+
+
+def _rows(scenario: Scenario, tables: Sequence[pd.DataFrame], beyond: list[bool], growing: list[bool]) -> Iterator[Row]:
+    together = pd.concat(tables, ignore_index=True)
+    closed = scenario.load.users is not None
+    for metric in METRICS:
+        for i, (_, group) in enumerate(together.groupby("rung", sort=True)):
+            load = float(group["load"].iloc[0])
+            quoted = not (growing[i] and metric.startswith(LATENCIES))
+            found = estimate(group[metric] if quoted else [])
+            yield Row(
+                scenario=scenario.name,
+                users=int(load) if closed else None,
+                rate=None if closed else load,
+                metric=metric,
+                value=found.value,
+                low=found.low,
+                high=found.high,
+                extrapolated=beyond[i],
+                unstable=growing[i],
+            )
+
+
+def _corner(corners: Sequence[curve.Corner], meaning: str) -> Corner:
+    load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*corners, strict=True))
+    return Corner(load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning)
+
+
+def _promises(scenario: Scenario, tables: Sequence[pd.DataFrame], growing: list[bool]) -> Iterator[Promise]:
+    together = pd.concat(tables, ignore_index=True)
+    for metric, limit in scenario.slo.items():
+        for i, (_, group) in enumerate(together.groupby("rung", sort=True)):
+            kept = 0.0 if growing[i] else float((group[metric] <= limit).mean())
+            yield Promise(load=float(group["load"].iloc[0]), metric=metric, limit=limit, probability=kept)
+
+
+def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], takeoff_rps: Estimate) -> Iterator[Printed]:
+    for figure in scenario.published if scenario.load.users else []:  # figures are of a ladder of users
+        if not _same_profile(figure, scenario.workload):
+            continue
+        if figure.metric == "rps_takeoff":
+            simulated = takeoff_rps
+        elif figure.metric == "rps_plateau":
+            simulated = estimate([table["rps"].max() for table in tables])
+        else:
+            at = [table.loc[table["load"] == figure.users, figure.metric] for table in tables]
+            if not all(len(values) for values in at):  # nobody asked about this load
+                continue
+            simulated = estimate([values.iloc[0] for values in at])
+        low, high = simulated.low, simulated.high
+        if low is not None and high is not None:
+            inside = low - figure.rounding <= figure.value <= high + figure.rounding
+            yield Printed(figure=figure, simulated=simulated, inside=inside)
+
+
+def _same_profile(figure: Figure, workload: Workload) -> bool:
+    same_input = figure.prompt_tokens in (None, workload.prompt_tokens)
+    return same_input and figure.output_tokens in (None, workload.output_tokens)
+
+
+def _provenance(calibration: Calibration, tasks: Sequence[Task], changes: Sequence[str]) -> Provenance:
+    return Provenance(
+        door=calibration.source.door,
+        note=calibration.source.note,
+        files={file.path: file.sha256 for file in calibration.source.files},
+        model=calibration.model,
+        parameters={
+            name: {"value": p.value, "low": p.low, "high": p.high, "unit": p.unit, "meaning": p.meaning}
+            for name, p in islice(calibration.parameters.items(), 40)
+        },
+        seed=tasks[0].seed,
+        replicates=len(tasks),
+        changes=list(changes),
+        software={"servecast": version("servecast"), "python": platform.python_version(), "numpy": np.__version__},
+    )
