@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.errors import NotEnoughData
+from sim.gaps import gaps, weighted_quantiles
 from sim.run import Run, Rung
 from sim.steps import DECODE, PREFILL
 
@@ -66,16 +67,18 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     ttft = (first - sent)[began]
     several = done & (output > 1)
     tpot = (last - first)[several] / (output[several] - 1)
-    gaps, weights, tokens = _gaps(run, low, high)
+    between = gaps(run, low, high)
 
     found: dict[str, float] = {}
+    shares = list(QUANTILES.values())
     for name, values in (("e2e", e2e), ("ttft", ttft)):
-        found |= _spread(name, values, np.ones(len(values)))
-    found |= _spread("itl", gaps, weights)
+        mean = float(values.mean()) if len(values) else float("nan")
+        found |= _spread(name, mean, weighted_quantiles(values, np.ones(len(values)), shares))
+    found |= _spread("itl", between.mean(), between.quantiles(shares))
     found["tpot_mean"] = float(tpot.mean()) if len(tpot) else float("nan")
     found["tpot_p50"] = float(np.median(tpot)) if len(tpot) else float("nan")
     found["rps"] = float(done.sum()) / seconds
-    found["output_tokens_per_s"] = tokens / seconds
+    found["output_tokens_per_s"] = between.tokens / seconds
     found["input_tokens_per_s"] = float(requests["prompt_tokens"].to_numpy()[began].sum()) / seconds
     per_request = {"e2e": last - sent, "ttft": first - sent, "tpot": (last - first) / np.maximum(output - 1, 1)}
     good = done.copy()
@@ -97,109 +100,13 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     return found
 
 
-def weighted_quantile(values: Floats, weights: Floats, q: Floats) -> Floats:
-    """The least value below or at which a share `q` of the weight lies."""
-    order = np.argsort(values)
-    total = np.cumsum(weights[order])
-    at = np.searchsorted(total, q * total[-1] * (1 - 1e-12))
-    quantiles: Floats = values[order][np.minimum(at, len(order) - 1)]
-    return quantiles
-
-
-def _spread(name: str, values: Floats, weights: Floats) -> dict[str, float]:
-    names = [f"{name}_{which}" for which in ("mean", *QUANTILES)]
-    if not len(values):
-        return dict.fromkeys(names, float("nan"))
-    at = weighted_quantile(values, weights, np.array(list(QUANTILES.values())))
-    mean = float(np.average(values, weights=weights))
-    return dict(zip(names, [mean, *at.tolist()], strict=True))
+def _spread(name: str, mean: float, quantiles: list[float]) -> dict[str, float]:
+    return {f"{name}_mean": mean} | {f"{name}_{q}": at for q, at in zip(QUANTILES, quantiles, strict=True)}
 
 
 def _area(start: Floats, end: Floats, low: float, high: float) -> float:
     """∫ N dt over the window: the overlap of every request with it, unfinished ones included."""
     return float(np.clip(np.minimum(end, high) - np.maximum(start, low), 0.0, None).sum())
-
-
-def _gaps(run: Run, low: float, high: float) -> tuple[Floats, Floats, float]:
-    """The gaps between tokens that end in the window, how many requests had each, and the tokens that came in it."""
-    if run.token_times is not None:
-        return _measured_gaps(run.token_times, low, high)
-    if run.steps is not None:
-        return _simulated_gaps(run, low, high)
-    # neither: a run that was not streamed knows only when its answers came
-    last = run.requests["last_token"].to_numpy()
-    inside = (last >= low) & (last < high)
-    return np.empty(0), np.empty(0), float(run.requests["output_tokens"].to_numpy()[inside].sum())
-
-
-def _measured_gaps(token_times: list[Floats], low: float, high: float) -> tuple[Floats, Floats, float]:
-    parts, tokens = [], 0
-    for times in token_times:
-        if not len(times) or times[-1] < low or times[0] >= high:
-            continue
-        a, b = np.searchsorted(times, [low, high], side="left")
-        tokens += int(b - a)
-        parts.append(np.diff(times[max(a - 1, 0) : b]))
-    gaps = np.concatenate(parts) if parts else np.empty(0)
-    return gaps, np.ones(len(gaps)), float(tokens)
-
-
-def _simulated_gaps(run: Run, low: float, high: float) -> tuple[Floats, Floats, float]:
-    """From the steps: every running request gets a token at each decode step's end, and its first at its prefill's.
-
-    The first step of a row ends a gap that began, for those that were running, at the decode step before (prefills and
-    filtering lie in between), and for those just prefilled at their prefill.
-    """
-    assert run.steps is not None
-    steps = run.steps
-    kind, sequences = steps["kind"].to_numpy(), steps["sequences"].to_numpy()
-    start, end = steps["start"].to_numpy(), steps["end"].to_numpy()
-    seen = (end >= low) & (start < high)
-    prefilled = seen & (kind == PREFILL) & (end < high)
-    tokens = float(sequences[prefilled].sum())
-
-    rows = np.flatnonzero(kind == DECODE)
-    number = np.cumsum(kind == DECODE) - 1  # of each row among the decode rows
-    values: list[Floats] = []
-    weights: list[Floats] = []
-    ends_of: list[Floats] = []
-    inside = rows[seen[rows]]
-    counts = steps["count"].to_numpy()
-    if run.step_ends is not None and len(run.step_ends):
-        ends_of = [run.step_ends[number[i]] for i in inside]
-        ends = np.concatenate(ends_of) if ends_of else np.empty(0)
-        step = np.concatenate([np.arange(1, counts[i] + 1) for i in inside]) if len(inside) else np.empty(0)
-        row = np.repeat(inside, counts[inside])
-    else:
-        row = np.repeat(inside, counts[inside])
-        step = np.arange(1, len(row) + 1) - np.repeat(np.cumsum(counts[inside]) - counts[inside], counts[inside])
-        line = steps["first"].to_numpy()[row], steps["growth"].to_numpy()[row], steps["extra"].to_numpy()[row]
-        ends = start[row] + line[2] + step * line[0] + line[1] * (step * (step - 1) / 2)
-    late = ends >= low
-    late &= ends < high
-    tokens += float(sequences[row[late]].sum())
-
-    later = np.flatnonzero(late & (step > 1))
-    values.append(ends[later] - ends[later - 1])
-    weights.append(sequences[row[later]].astype(np.float64))
-
-    kept = np.where(kind == PREFILL, steps["kept"].to_numpy(), 0)
-    before = np.concatenate([[0], np.cumsum(kept)])
-    previous = np.concatenate([[-1], rows[:-1]]) if len(rows) else rows
-    firsts = np.flatnonzero(late & (step == 1))
-    row_of = row[firsts]
-    prior = previous[number[row_of]]
-    fresh = before[row_of] - before[prior + 1]  # prefilled since the decode row before
-    old = sequences[row_of] - fresh
-    has = (old > 0) & (prior >= 0)
-    values.append((ends[firsts] - end[prior])[has])
-    weights.append(old[has].astype(np.float64))
-    for back in (1, 2):  # at most two prefills in a row while somebody is running (`tgi-0.9.4.md` §3.2)
-        at = row_of - back
-        fits = (at > prior) & (at >= 0) & (kept[np.maximum(at, 0)] > 0)
-        values.append((ends[firsts] - end[at])[fits])
-        weights.append(kept[at[fits]].astype(np.float64))
-    return np.concatenate(values), np.concatenate(weights), tokens
 
 
 def _shares(run: Run, low: float, high: float) -> dict[str, float]:
