@@ -47,13 +47,16 @@ class Dialect(Protocol):
         """One event's data; `msgspec.DecodeError` when it is not what this dialect sends."""
 
 
+ABSENT = msgspec.Raw()
+
+
 class _Details(msgspec.Struct):
     finish_reason: str | None = None
     generated_tokens: int | None = None
 
 
 class _TgiEvent(msgspec.Struct):
-    token: msgspec.Raw | None = None
+    token: msgspec.Raw = ABSENT
     details: _Details | None = None
     error: Any = None
     error_type: str | None = None
@@ -78,8 +81,8 @@ class Tgi:
         if event.error is not None:
             return failure(event.error, event.error_type)
         if event.details is None:
-            return TOKEN if event.token is not None else NOTHING
-        return Heard(event.token is not None, event.details.finish_reason, event.details.generated_tokens)
+            return TOKEN if event.token is not ABSENT else NOTHING
+        return Heard(event.token is not ABSENT, event.details.finish_reason, event.details.generated_tokens)
 
 
 class _Delta(msgspec.Struct):

@@ -73,6 +73,10 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
     status: str
     error: str | None
+    asked: int  # max_new_tokens
+    counted: int | None  # the server's own count of output tokens
+    prompt: int
+    counted_prompt: int | None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

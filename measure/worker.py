@@ -104,6 +104,10 @@ class Worker:
                 len(times),
                 record.status,
                 record.error,
+                record.max_new_tokens,
+                record.generated_tokens,
+                record.prompt_tokens,
+                record.counted_prompt,
             )
         )
 

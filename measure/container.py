@@ -1,0 +1,200 @@
+"""TGI in docker, started for one measurement and removed after it, however that ends.
+
+The container uses the host's network: no address translation lies between client and server, and no network has to be
+made. It listens on the loopback only.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import docker
+import docker.errors
+import docker.types
+import requests
+from rich.console import Console
+
+from measure.endpoint import Endpoint, Unreachable
+from sim.errors import UserError
+from sim.scenario import Launch
+from sim.server import ServerConfig
+
+LABEL = "servecast"
+START_SECONDS = 3600.0  # downloading and loading 70B takes its time
+TAIL = 15
+FLAGS = (
+    "max_batch_prefill_tokens",
+    "max_input_length",
+    "max_total_tokens",
+    "waiting_served_ratio",
+    "max_waiting_tokens",
+    "max_concurrent_requests",
+)
+
+
+class CannotStart(UserError):
+    """Docker, the image or the server in it would not start, and what it said."""
+
+
+class Running(NamedTuple):
+    """A started server: where it listens, and what `run.json` says about it (of variables only names)."""
+
+    url: str
+    described: dict[str, Any]
+
+
+def arguments(launch: Launch, server: ServerConfig) -> list[str]:
+    """The launcher's command line: what is simulated is what is run."""
+    argv = ["--model-id", launch.model, "--hostname", "127.0.0.1", "--port", str(launch.port)]
+    if launch.num_shard is not None:
+        argv += ["--num-shard", str(launch.num_shard)]
+    for name in FLAGS:
+        argv += [f"--{name.replace('_', '-')}", str(getattr(server, name))]
+    if isinstance(server.max_batch_total_tokens, int):
+        argv += ["--max-batch-total-tokens", str(server.max_batch_total_tokens)]
+    for name, value in launch.args.items():
+        flag = f"--{name.replace('_', '-')}"
+        argv += [flag] if value is True else [] if value is False else [flag, str(value)]
+    return argv
+
+
+def engine() -> docker.DockerClient:
+    """The docker engine of the environment (`DOCKER_HOST`); raises `CannotStart` when none answers."""
+    try:
+        client = docker.from_env(timeout=60)
+        client.ping()
+    except (docker.errors.DockerException, requests.RequestException, OSError) as e:
+        raise CannotStart(f"no docker engine answers ({e}); `servecast doctor` says what is missing") from e
+    return client
+
+
+@contextmanager
+def launched(
+    launch: Launch, server: ServerConfig, out: Path, console: Console, seconds: float = START_SECONDS
+) -> Iterator[Running]:
+    """Start the server, wait until it is well, and remove it in the end. Its log is kept as `out/server.log`."""
+    client = engine()
+    missing = [name for name in launch.env if name not in os.environ]
+    if missing:
+        raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
+    name = f"servecast-{uuid.uuid4().hex[:12]}"
+    argv = arguments(launch, server)
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "measure.container", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        container = _run(client, launch, name, argv)
+        try:
+            url = f"http://127.0.0.1:{launch.port}"
+            _wait(container, Endpoint(url), console, seconds)
+            image = container.image
+            described = {
+                "image": launch.image,
+                "digest": None if image is None else (image.attrs.get("RepoDigests") or [image.id])[0],
+                "argv": argv,
+                "env": launch.env,
+                "volumes": launch.volumes,
+                "shm_size": launch.shm_size,
+                "gpus": launch.gpus,
+            }
+            yield Running(url, described)
+        finally:
+            with suppress(docker.errors.APIError, requests.RequestException):
+                (out / "server.log").write_bytes(container.logs(timestamps=True))
+    finally:
+        remove(client, name)
+        assert guard.stdin is not None
+        guard.stdin.close()  # it finds nothing left to remove, and ends
+        guard.wait(30)
+
+
+def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]) -> Any:
+    gpus = []
+    if launch.gpus is not None:
+        wanted = launch.gpus.removeprefix("device=")
+        every, some = wanted == "all", wanted.isdigit() and not launch.gpus.startswith("device=")
+        gpus = [
+            docker.types.DeviceRequest(
+                count=-1 if every else int(wanted) if some else 0,
+                device_ids=[] if every or some else wanted.split(","),
+                capabilities=[["gpu"]],
+            )
+        ]
+    hosts = {str(Path(host).expanduser().resolve()): inside for host, inside in launch.volumes.items()}
+    try:
+        return client.containers.run(
+            launch.image,
+            argv,
+            name=name,
+            labels={LABEL: str(os.getpid())},
+            detach=True,
+            network_mode="host",
+            shm_size=launch.shm_size,
+            volumes={host: {"bind": inside, "mode": "rw"} for host, inside in hosts.items()},
+            device_requests=gpus,
+            environment={variable: os.environ[variable] for variable in launch.env},
+        )
+    except docker.errors.ImageNotFound as e:
+        raise CannotStart(f"no image {launch.image}; get it with: docker pull {launch.image}") from e
+    except docker.errors.APIError as e:
+        raise CannotStart(f"docker would not start {launch.image}: {e.explanation or e}") from e
+
+
+def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) -> None:
+    console.print(f"starting the server (at most {seconds / 60:.0f} min)", highlight=False)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        container.reload()
+        if container.status in ("exited", "dead"):
+            raise CannotStart(f"the server ended before it was well; its last lines:\n{_tail(container)}")
+        with suppress(Unreachable):
+            if endpoint.get("/health")[0] == 200:
+                return
+        time.sleep(0.25)
+    raise CannotStart(f"the server was not well within {seconds:g} s; its last lines:\n{_tail(container)}")
+
+
+def _tail(container: Any) -> str:
+    text: str = container.logs(tail=TAIL).decode("utf-8", "replace")
+    return text.rstrip()
+
+
+def remove(client: docker.DockerClient, name: str) -> None:
+    """Remove a container, running or not; nothing happens if there is none."""
+    with suppress(docker.errors.NotFound):
+        client.containers.get(name).remove(force=True, v=True)
+
+
+def leftovers() -> list[str]:
+    """Names of containers that a crash left behind: those whose starter is no longer alive."""
+    found = []
+    for container in engine().containers.list(all=True, filters={"label": LABEL}):
+        pid = container.labels.get(LABEL, "")
+        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            found.append(str(container.name))
+    return found
+
+
+def guard(name: str) -> None:
+    """Wait for the end of stdin, which comes when the measurement ends, however it ends; then remove its container."""
+    sys.stdin.buffer.read()
+    client = engine()
+    for _ in range(20):  # a kill may have come while docker was still creating it
+        remove(client, name)
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    guard(sys.argv[1])

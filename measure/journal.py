@@ -1,0 +1,140 @@
+"""The run directory while it is being written: `run.json` is replaced at every rung's edge."""
+
+from __future__ import annotations
+
+import platform
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import msgspec
+
+from measure.lines import Lines
+from measure.orders import Report, boot_id
+from sim.errors import BadInput
+from sim.run import FORMAT, write_atomic
+from sim.scenario import Scenario
+
+LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
+
+
+class Journal:
+    """`head` is what `run.json` says; times are seconds since `zero`, a value of `perf_counter_ns`."""
+
+    def __init__(self, path: Path, head: dict[str, Any], zero: int, first_id: int = 0):
+        self.path, self.head, self.zero, self.first_id = path, head, zero, first_id
+        self._client = Lines(path / "client.jsonl")
+
+    @classmethod
+    def begin(cls, path: Path, scenario: Scenario, **more: Any) -> Journal:
+        """A new run; refuses a directory with anything in it."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise BadInput(
+                "exists already, and a run is never overwritten; name another, or go on with it by --resume", path=path
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        zero = perf_counter_ns()
+        now = time.time()
+        head: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": "measured",
+            "name": scenario.name,
+            "created": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
+            "scenario": _plain(scenario),
+            "software": {name: _version(name) for name in LIBRARIES},
+            "host": {"platform": platform.platform(), "python": platform.python_version()},
+            "info": None,
+            "anchor": {"unix": now, "perf_counter_ns": zero, "boot": boot_id()},
+            "rungs": [],
+            "segments": [{"start": 0.0, "first_rung": 0}],
+            "stopped": "",
+            "doubts": [],
+            **more,
+        }
+        journal = cls(path, head, zero)
+        journal.save()
+        return journal
+
+    @classmethod
+    def resume(cls, path: Path, scenario: Scenario) -> Journal:
+        """An interrupted run, to be continued in a new segment; refuses a changed scenario and a run that is none."""
+        file = path / "run.json"
+        try:
+            head: dict[str, Any] = msgspec.json.decode(file.read_bytes())
+        except OSError as e:
+            raise BadInput(f"cannot be read ({e.strerror}); expected a measured run to resume", path=file) from e
+        except msgspec.DecodeError as e:
+            raise BadInput(f"not JSON ({e}); expected a measured run to resume", path=file) from e
+        if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("kind") != "measured":
+            raise BadInput(f"expected a measured run of format {FORMAT} to resume", path=file)
+        before, now = head.get("scenario"), _plain(scenario)
+        if before != now:
+            keys = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
+            raise BadInput(
+                f"the run was begun with another {' and '.join(keys) or 'scenario'}; resume it with the one it has",
+                path=file,
+                key="scenario",
+            )
+        last, first_id = 0.0, 0
+        for requests in path.glob("requests*.jsonl"):
+            for record in requests.read_bytes().split(b"\n"):
+                try:
+                    said = msgspec.json.decode(record)
+                except msgspec.DecodeError:  # torn, or the end of the file
+                    continue
+                last, first_id = max(last, said["ended"]), max(first_id, said["id"] + 1)
+        for rung in head["rungs"]:
+            last = max(last, rung["start"], rung.get("end") or 0.0)
+        # wall clocks step: time goes on after the last thing that is on record, whatever they say
+        start = max(last + 1.0, time.time() - head["anchor"]["unix"])
+        zero = perf_counter_ns() - int(start * 1e9)
+        head["segments"].append({"start": round(start, 6), "first_rung": len(head["rungs"])})
+        head["stopped"] = ""
+        journal = cls(path, head, zero, first_id)
+        journal.save()
+        return journal
+
+    @property
+    def segment(self) -> int:
+        """How often the run has been resumed."""
+        return len(self.head["segments"]) - 1
+
+    @property
+    def rungs(self) -> list[dict[str, Any]]:
+        """The rungs so far."""
+        rungs: list[dict[str, Any]] = self.head["rungs"]
+        return rungs
+
+    def save(self) -> None:
+        """Replace `run.json`."""
+        write_atomic(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.head), indent=1) + b"\n")
+
+    def doubt(self, sentence: str) -> None:
+        """A doubt about the whole run, written once."""
+        if sentence not in self.head["doubts"]:
+            self.head["doubts"].append(sentence)
+
+    def note(self, report: Report) -> None:
+        """What the client saw of itself, to `client.jsonl`."""
+        if report.worker >= 0 and report.lags:
+            line = {"t": report.t, "worker": report.worker, "cpu": report.cpu, "lags": report.lags}
+            self._client.write(msgspec.json.encode(line))
+
+    def close(self) -> None:
+        """Close the files."""
+        self._client.close()
+
+
+def _plain(scenario: Scenario) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(scenario))
+    return plain
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

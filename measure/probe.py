@@ -1,0 +1,99 @@
+"""How prompts of an exact length are made for this server, found out and verified once, before the first request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from measure.dialect import Prompt, refusal
+from measure.endpoint import Endpoint, decoded
+from measure.exposition import parse
+from measure.health import PROBE_SECONDS, Server
+from measure.prompts import WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
+from sim.errors import UserError
+from sim.scenario import Scenario
+from sim.workload import Drawn, Pairs
+
+FEW, MANY = 64, 192  # words of the two probes that tell a template's tokens from a word's
+PROBE = 2**41  # a request number that no run reaches
+INPUT_LENGTH = "tgi_request_input_length"
+
+
+class Refused(UserError):
+    """The server refuses the very request that the ladder would send."""
+
+
+def learn(
+    endpoint: Endpoint, server: Server, scenario: Scenario, pairs: Pairs | None, model: str | None, seed: int
+) -> tuple[Recipe, list[str]]:
+    """The recipe for this server, and what is unsure about it."""
+    tokens = Drawn(scenario.workload, np.random.default_rng(seed), pairs).next(0).prompt_tokens
+    tokenizer = tokenizer_file(model)
+    recipe = Recipe(words=WORDS) if tokenizer is None else by_tokenizer(tokenizer)
+    if server.api == "tgi":
+        return recipe, _verify_tgi(endpoint, recipe, tokens, seed, truncate=tokenizer is None)
+    if server.api == "completions":
+        recipe = Recipe(ids=True)
+    elif tokenizer is None:
+        words = Recipe(words=WORDS)
+        recipe = by_counts({n: _counted(endpoint, server, _prompt(words, n, seed)) for n in (FEW, MANY)})
+    else:
+        # the tokenizer knows the words, only the server knows its template
+        found = _counted(endpoint, server, _prompt(recipe, FEW, seed))
+        recipe = Recipe(words=recipe.words, overhead=recipe.overhead + found - FEW)
+    found = _counted(endpoint, server, _prompt(recipe, tokens, seed))
+    if found == tokens:
+        return recipe, []
+    return recipe, [f"a prompt meant to have {tokens} tokens has {found} by the server's count"]
+
+
+def _prompt(recipe: Recipe, tokens: int, seed: int) -> Prompt:
+    return recipe.prompt(tokens, generator(seed, PROBE))
+
+
+def _counted(endpoint: Endpoint, server: Server, prompt: Prompt) -> int:
+    ask: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
+    if server.model is not None:
+        ask["model"] = server.model
+    if server.api == "completions":
+        status, body = endpoint.post("/v1/completions", ask | {"prompt": prompt}, PROBE_SECONDS)
+    else:
+        said = {"messages": [{"role": "user", "content": prompt}]}
+        status, body = endpoint.post("/v1/chat/completions", ask | said, PROBE_SECONDS)
+    if status != 200:
+        raise Refused(f"the server refuses a request of the scenario's size: {refusal(status, body).error}")
+    usage = decoded(body).get("usage") or {}
+    count = usage.get("prompt_tokens")
+    if not isinstance(count, int):
+        raise Refused("the server does not say how many tokens a prompt has (usage.prompt_tokens)")
+    return count
+
+
+def _verify_tgi(endpoint: Endpoint, recipe: Recipe, tokens: int, seed: int, truncate: bool) -> list[str]:
+    before = _input_lengths(endpoint)
+    parameters: dict[str, Any] = {"max_new_tokens": 1, "details": True, "decoder_input_details": True}
+    if truncate:
+        parameters["truncate"] = tokens
+    body: dict[str, Any] = {"inputs": _prompt(recipe, tokens, seed), "parameters": parameters}
+    status, answer = endpoint.post("/generate", body, PROBE_SECONDS)
+    if status != 200:
+        raise Refused(f"the server refuses a prompt of {tokens} tokens: {refusal(status, answer).error}")
+    prefill = (decoded(answer).get("details") or {}).get("prefill") or []
+    total, count = (b - a for a, b in zip(before, _input_lengths(endpoint), strict=True))
+    doubts = []
+    if not prefill and count != 1:
+        doubts.append(f"nothing confirms that prompts have {tokens} tokens")
+    if prefill and len(prefill) != tokens:
+        doubts.append(f"a prompt meant to have {tokens} tokens has {len(prefill)} in its decoder_input_details")
+    if count == 1 and total != tokens:
+        doubts.append(f"a prompt meant to have {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
+    if count > 1:
+        doubts.append("somebody else is using the server: it has answered requests that are not ours")
+    return doubts
+
+
+def _input_lengths(endpoint: Endpoint) -> tuple[float, float]:
+    status, body = endpoint.get("/metrics")
+    said = parse(body.decode("utf-8", "replace")) if status == 200 else {}
+    return said.get(f"{INPUT_LENGTH}_sum", 0.0), said.get(f"{INPUT_LENGTH}_count", 0.0)

@@ -1,0 +1,70 @@
+"""What a person sees while the ladder is climbed: a table that grows on a terminal, a line per rung elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from measure.watch import Window
+
+COLUMNS = ("load", "RPS", "TTFT p50", "p95", "E2E p50", "p95", "tokens/s", "±", "errors")
+
+
+def cells(load: str, w: Window) -> list[str]:
+    """One rung as text: seconds, requests/s, and the half-width of tokens/s in percent."""
+    failed = sum(w.errors.values())
+    half = f"{w.half_width:.1%}" if w.half_width < 10 else "?"
+    times = [f"{x:.3f}" if x == x else "-" for x in (w.ttft_p50, w.ttft_p95, w.e2e_p50, w.e2e_p95)]
+    return [load, f"{w.rps:.3g}", *times, f"{w.tokens_per_s:.4g}", half, f"{failed}" if failed else ""]
+
+
+class Screen:
+    """Shows rungs on a console (stderr)."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self._rows: list[list[str]] = []
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Screen:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self.console.print(self._table(self._rows))
+
+    def now(self, load: str, doing: str, window: Window | None) -> None:
+        """The rung being climbed, and why it is not done yet."""
+        if self._live is not None:
+            rows = [*self._rows, cells(load, window)] if window is not None else self._rows
+            self._live.update(Group(self._table(rows), Text(f"{load}: {doing}", style="dim")))
+
+    def done(self, load: str, window: Window, status: str, doubts: Iterable[str]) -> None:
+        """A rung is finished."""
+        row = cells(load, window)
+        self._rows.append(row)
+        if self._live is None:
+            pairs = zip(COLUMNS[1:], row[1:], strict=True)
+            self.say(f"{load}: {status}; " + ", ".join(f"{name} {value}" for name, value in pairs if value))
+        for doubt in doubts:
+            self.say(f"  doubt at {load}: {doubt}")
+
+    def say(self, sentence: str) -> None:
+        """A sentence."""
+        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+    @staticmethod
+    def _table(rows: list[list[str]]) -> Table:
+        table = Table(*COLUMNS, box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*row)
+        return table
