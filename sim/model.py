@@ -28,16 +28,20 @@ class Model:
 def draw_model(calibration: Calibration, server: ServerConfig, rng: np.random.Generator | None) -> Model:
     """The model of one joint draw; with no `rng`, of the central values.
 
-    The token budget is the scenario's if it names one (drawn from its bounds), else the calibration's.
+    The token budget is the scenario's if it names one, else the calibration's. Of bounds, what the calibration inferred
+    within them; else it is drawn.
     """
     if calibration.model not in FORMS:
         raise BadInput(f"expected one of {', '.join(sorted(FORMS))}, found {calibration.model!r}", key="model")
     values = calibration.values if rng is None else calibration.draw(rng)
     budget = server.max_batch_total_tokens
-    if isinstance(budget, Bounds):
+    inferred = values.get("max_batch_total_tokens")
+    if isinstance(budget, Bounds) and inferred is not None and budget.low <= inferred <= budget.high:
+        budget = round(inferred)
+    elif isinstance(budget, Bounds):
         budget = (budget.low + budget.high) // 2 if rng is None else int(rng.integers(budget.low, budget.high + 1))
-    elif budget is None and "max_batch_total_tokens" in values:
-        budget = round(values["max_batch_total_tokens"])
+    elif budget is None and inferred is not None:
+        budget = round(inferred)
     elif budget is None and not server.requires_padding:
         raise BadInput(
             "expected a number of tokens here or in the calibration, which has none",

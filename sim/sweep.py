@@ -7,6 +7,7 @@ in which they finish.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -65,10 +66,16 @@ def sweep(tasks: Sequence[Task], executor: Executor) -> Iterator[pd.DataFrame]:
 def processes(jobs: int | None = None) -> Iterator[Executor]:
     """A pool of `jobs` processes (all cores if absent); tasks not begun are dropped when the caller stops early."""
     # forkserver: the parent may have threads (progress bars) that a plain fork would copy half-way through a lock
-    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=get_context("forkserver"))
+    context = get_context("forkserver")
+    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=context, initializer=_leave_interrupts)
     try:
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _leave_interrupts() -> None:
+    # Ctrl-C reaches the whole process group; the parent decides, and its workers end with it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
