@@ -21,6 +21,12 @@ lint: .venv/ready ## ruff, mypy --strict and import-linter
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-timings | tail -n 3
 
+bench: .venv/ready ## speed of the simulator beside its goals, about two minutes
+	@$(BIN)/python tools/bench_sim.py
+
+mutants: .venv/ready ## plant off-by-ones in the simulator; every one must be caught
+	@$(BIN)/python tools/mutants.py
+
 lock: .venv/ready ## write requirements.lock anew, at the newest versions pyproject.toml allows
 	@$(BIN)/uv pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --upgrade -o requirements.lock
