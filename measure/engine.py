@@ -101,7 +101,8 @@ class Engine:
         await self._until(end)
         sent = self._deliver(new, {r for r in new if r.output_tokens <= 1})
         ended = self.batcher.prefilled(new)
-        await self._filter([r for r in new if r.running], len(ended))
+        rest = [r for r in new if r.running]
+        await self._filter(rest, len(ended), max((r.prompt_tokens for r in rest), default=0) + 1)
         self._account("prefill", start, end, sent, new, tokens, squares, longest, 0, len(ended))
 
     async def _decode(self, running: int) -> None:
@@ -111,14 +112,14 @@ class Engine:
         context, longest = batch.context, batch.longest
         duration = self._step_time.decode(len(members), context, longest)[0]
         if joined:
-            duration += self._step_time.concat(running, joined)
+            duration += self._step_time.concat(running, joined, longest)
         start = self._time
         end = start + duration
         await self._until(end)
         last = {r for r in members if r.last_step == batch.steps + 1}
         sent = self._deliver(members, last)
         ended = self.batcher.decoded(1)
-        await self._filter(list(batch.members), len(ended))
+        await self._filter(list(batch.members), len(ended), batch.longest)
         self._account("decode", start, end, sent, members, context, 0, longest, joined, len(ended))
 
     def _deliver(self, members: list[Request], last: set[Request]) -> float:
@@ -133,9 +134,9 @@ class Engine:
             sent = job.token(request in last)
         return sent
 
-    async def _filter(self, kept: list[Request], ended: int) -> None:
+    async def _filter(self, kept: list[Request], ended: int, longest: int) -> None:
         if kept and ended:
-            await self._until(self._time + self._step_time.filter(len(kept), ended))
+            await self._until(self._time + self._step_time.filter(len(kept), ended, longest))
 
     async def _until(self, end: float) -> None:
         while (left := end - perf_counter()) > POLL_SECONDS:

@@ -8,6 +8,8 @@ with a time of its own for every batch size (kernels are chosen by size, so time
     prefill = a0 + a1·Σin + a2·Σin² + a3·n
     decode  = b0 + b1·B + b2·K + b3·longest        (K: summed contexts; padded: B × longest)
     joining = c0 + c1·(old + new)     dropping = f0 + f1·kept
+    padded:   joining and dropping copy the cache: + c2·(old + new)·longest, + f2·kept·longest; and a prefill of many
+              tokens outgrows the processor's caches: + a4·(n·longest)²
     levels:   decode = level(B) + b2·B·longest + b3·longest
 """
 
@@ -25,14 +27,17 @@ MEANING = {
     "a1": ("s/token", "prefill, per prompt token"),
     "a2": ("s/token²", "prefill, per squared prompt token"),
     "a3": ("s/request", "prefill, per prompt"),
+    "a4": ("s/token²", "prefill, per squared token of the whole batch"),
     "b0": ("s", "decode step, constant"),
     "b1": ("s/request", "decode step, per running request"),
     "b2": ("s/token", "decode step, per token of summed context"),
     "b3": ("s/token", "decode step, per token of the longest context"),
     "c0": ("s", "joining two batches, constant"),
     "c1": ("s/request", "joining two batches, per request"),
+    "c2": ("s/token", "joining two batches, per token of padded context"),
     "f0": ("s", "dropping finished requests, constant"),
     "f1": ("s/request", "dropping finished requests, per request kept"),
+    "f2": ("s/token", "dropping finished requests, per token of padded context kept"),
 }
 
 
@@ -68,11 +73,11 @@ class Affine:
         first = self.b0 + self.b1 * sequences + self.b2 * context + self.b3 * longest
         return first, self.b2 * sequences + self.b3
 
-    def concat(self, old: int, new: int) -> float:
+    def concat(self, old: int, new: int, longest: int) -> float:
         """See `StepTime.concat`."""
         return self.c0 + self.c1 * (old + new)
 
-    def filter(self, kept: int, finished: int) -> float:
+    def filter(self, kept: int, finished: int, longest: int) -> float:
         """See `StepTime.filter`."""
         return self.f0 + self.f1 * kept
 
@@ -80,9 +85,22 @@ class Affine:
 class Padded(Affine):
     """The affine form of a server that pads: every row costs as much as the longest."""
 
+    def __init__(self, *, a4: float = 0.0, c2: float = 0.0, f2: float = 0.0, **parameters: float):
+        super().__init__(**parameters)
+        self.a4, self.c2, self.f2 = a4, c2, f2
+
     def prefill(self, sequences: int, tokens: int, tokens_sq: int, longest: int) -> float:
         """See `StepTime.prefill`."""
-        return super().prefill(sequences, sequences * longest, sequences * longest * longest, longest)
+        padded = sequences * longest
+        return super().prefill(sequences, padded, padded * longest, longest) + self.a4 * padded * padded
+
+    def concat(self, old: int, new: int, longest: int) -> float:
+        """See `StepTime.concat`."""
+        return super().concat(old, new, longest) + self.c2 * (old + new) * longest
+
+    def filter(self, kept: int, finished: int, longest: int) -> float:
+        """See `StepTime.filter`."""
+        return super().filter(kept, finished, longest) + self.f2 * kept * longest
 
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
         """See `StepTime.decode`."""

@@ -165,7 +165,8 @@ class Replica:
             self.on_call(Call("prefill", start, [now], new, batcher.batch.used))
         if ended:
             self._finish(ended)
-            yield from self._filter([r for r in new if r.running], len(ended))
+            rest = [r for r in new if r.running]
+            yield from self._filter(rest, len(ended), max((r.prompt_tokens for r in rest), default=0) + 1)
 
     def _decode(self, old: int) -> Generator[Event, Any, None]:
         """Decode until the router acts; `old` is the size of the running batch that a prefill just added to, or 0."""
@@ -203,13 +204,13 @@ class Replica:
         if ended:
             self._run = None
             self._finish(ended)
-            yield from self._filter(batch.members, len(ended))
+            yield from self._filter(batch.members, len(ended), batch.longest)
 
     def _new_run(self, size: int, old: int) -> DecodeRun | NoisyDecodeRun:
         batch = self.batcher.batch
         first, growth = self.step_time.decode(size, batch.context, batch.longest)
         self._joined = size - old if 0 < old < size else 0
-        extra = self.step_time.concat(old, self._joined) if self._joined else 0.0
+        extra = self.step_time.concat(old, self._joined, batch.longest) if self._joined else 0.0
         self._line = first, growth, extra
         if self.noise is None:
             return DecodeRun(self.clock.now, first, growth, extra)
@@ -224,13 +225,13 @@ class Replica:
                 r.status = OK
                 self.on_end(r)
 
-    def _filter(self, kept: Collection[Request], ended: int) -> Generator[Event, Any, None]:
+    def _filter(self, kept: Collection[Request], ended: int, longest: int) -> Generator[Event, Any, None]:
         if not kept:
             return
         start = self.clock.now
-        took = self.step_time.filter(len(kept), ended)
-        if self.noise is not None:
-            took *= self.noise.drift(start)[0]
+        took = self.step_time.filter(len(kept), ended, longest)
+        if self.noise is not None:  # dropping moves memory, as decoding does: it shares the next decode step's luck
+            took *= self.noise.factor("decode", self.number) * self.noise.drift(start)[0]
         if took > 0.0:
             yield self.clock.at(start + took, ROUTER)
         if self.on_call is not None:

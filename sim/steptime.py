@@ -27,11 +27,11 @@ class StepTime(Protocol):
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
         """The first decode step of this batch, and by how much each following one is longer."""
 
-    def concat(self, old: int, new: int) -> float:
+    def concat(self, old: int, new: int, longest: int) -> float:
         """What joining `new` prefilled requests to `old` running ones adds to the next decode step."""
 
-    def filter(self, kept: int, finished: int) -> float:
-        """What dropping `finished` requests and keeping `kept` costs before the next step."""
+    def filter(self, kept: int, finished: int, longest: int) -> float:
+        """What dropping `finished` requests costs before the next step; `longest` is of the `kept`."""
 
 
 class DecodeRun:

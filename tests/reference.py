@@ -124,7 +124,8 @@ class Reference:
                     joining = self.prefill(new)
                     waiting = 1
                     if joining is not None:
-                        extra = self.step_time.concat(size, len(joining.entries))
+                        longest = max(e.prompt + e.received for e in (*cached.entries, *joining.entries))
+                        extra = self.step_time.concat(size, len(joining.entries), longest)
                         cached = self.concatenate(cached, joining)
                 if run is None:
                     run = Run(self, cached.entries, extra)
@@ -225,9 +226,10 @@ class Reference:
             return Cached(kept, use), False
         if not kept:
             return None, True
-        took = self.step_time.filter(len(kept), len(entries) - len(kept))
+        longest = max(e.prompt + e.received for e in kept)
+        took = self.step_time.filter(len(kept), len(entries) - len(kept), longest)
         if self.noise is not None:
-            took *= self.noise.drift(self.now)[0]
+            took *= self.noise.factor("decode", self.number) * self.noise.drift(self.now)[0]
         after_prefill = self.history.calls[-1][0] == "prefill"
         start, self.now = self.now, self.now + took
         self.catch_up()

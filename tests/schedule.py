@@ -48,10 +48,10 @@ class TickTime(msgspec.Struct, frozen=True):
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
         return float(self.d0 + sequences // self.d1), 0.0
 
-    def concat(self, old: int, new: int) -> float:
+    def concat(self, old: int, new: int, longest: int) -> float:
         return float(self.concatenate)
 
-    def filter(self, kept: int, finished: int) -> float:
+    def filter(self, kept: int, finished: int, longest: int) -> float:
         return float(self.filt)
 
 
