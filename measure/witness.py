@@ -18,7 +18,7 @@ from sim.run import Run
 
 AGREE = 0.05  # relative
 FEWEST = 50  # steps in a window, below which its edges matter more than its middle
-APART = 0.3  # of the median gap between a request's tokens: what comes closer together is one step
+APART = 0.5  # of the median gap between a request's tokens: what comes closer together is one step
 DECODE, PREFILL = 'tgi_batch_inference_{}{{method="decode"}}', 'tgi_batch_inference_{}{{method="prefill"}}'
 
 Floats = NDArray[np.float64]
