@@ -6,6 +6,7 @@ value inherited from another file is still complained about where it was written
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,25 @@ def load(source: str | Path, *sets: str) -> Scenario:
 
     Raises `BadInput` for whatever the user can mend. File names in the result are relative to the working directory.
     """
-    tree = read_tree(find(str(source)))
-    for text in sets:
-        tree = lay_over(tree, option(text, tree))
+    tree = _resolved(source, sets)
     check_shape(tree.values, Scenario, tree.fail)
     scenario = msgspec.convert(without_nothing(tree.values), Scenario)
     check(scenario, tree.fail)
     return scenario
+
+
+def origin(source: str | Path, key: str, *sets: str) -> Scenario:
+    """The scenario of the file in which `key` is written: whose server `published` figures were measured on, say."""
+    place = _resolved(source, sets).places.get((key,))
+    path = None if place is None or place[1] is None else place[0]
+    return load(source, *sets) if path is None else load(path)
+
+
+def _resolved(source: str | Path, sets: Sequence[str]) -> Tree:
+    tree = read_tree(find(str(source)))
+    for text in sets:
+        tree = lay_over(tree, option(text, tree))
+    return tree
 
 
 def shipped() -> list[str]:

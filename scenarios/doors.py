@@ -1,0 +1,64 @@
+"""Where a scenario's parameters come from: a calibration file, or a table or published figures fitted on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from scenarios.load import origin
+from sim.calibration import Calibration, read_calibration
+from sim.errors import BadInput
+from sim.run import write_atomic
+from sim.scenario import Scenario
+
+Progress = Callable[[str, int, int], None]
+
+
+def calibration_of(
+    source: str | Path,
+    scenario: Scenario,
+    *,
+    sets: Sequence[str] = (),
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Calibration:
+    """The calibration that a scenario (loaded from `source` with `sets`) names, or one fitted to what it names.
+
+    Published figures are fitted on the server of the file they stand in: a what-if that extends that file changes the
+    server it asks about, not the one that was measured.
+    """
+    if scenario.calibration is not None:
+        return read_calibration(Path(scenario.calibration))
+    if scenario.table is not None:
+        from calibrate.table import calibrate_table
+
+        return calibrate_table([Path(scenario.table)], np.random.default_rng(seed), machine=scenario.machine)
+    if scenario.published:
+        return fit_published(origin(source, "published", *sets), seed=seed, executor=executor, progress=progress)
+    raise BadInput("expected one of calibration, table, published: nothing says how fast the machine is", path=source)
+
+
+def fit_published(
+    scenario: Scenario,
+    *,
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Calibration:
+    """Fit a scenario's published figures; `progress` hears of simulations done."""
+    from calibrate.published import SIMULATIONS, calibrate_published
+
+    def tell(done: int) -> None:
+        progress("fitting the published figures", done, SIMULATIONS)
+
+    return calibrate_published(scenario, seed, executor=executor, progress=tell)
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Replace `calibration.json`; the same calibration gives the same bytes."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")

@@ -1,0 +1,165 @@
+"""Forecasts as tables, 80 columns wide, and as CSV. A number has as many digits as its band leaves it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scenarios.forecast import Estimate, Forecast, Row
+
+WIDTH = 80
+LATENCY = (("E2E p50 s", "e2e_p50"), ("E2E p95 s", "e2e_p95"), ("TTFT p50 s", "ttft_p50"), ("TTFT p95 s", "ttft_p95"))
+RATES = (("RPS", "rps"), ("in tok/s", "input_tokens_per_s"), ("out tok/s", "output_tokens_per_s"))
+STEPS = (("TPOT ms", "tpot_mean"), ("queue", "queue"))
+PERCENT = ("overloaded_rate", "error_rate")
+
+
+def decimals(low: float, high: float) -> int:
+    """How many decimals a band leaves: one digit of its half-width (two where it is a 1), three digits of a value."""
+    half, size = abs(high - low) / 2, max(abs(low), abs(high))
+    three = 2 - math.floor(math.log10(size)) if size else 2
+    if half == 0:
+        return max(0, min(2, three))
+    place = -math.floor(math.log10(half))
+    return max(0, min(three, place + 1 if half < 2 * 10.0**-place else place))
+
+
+def banded(estimate: Estimate | Row, scale: float = 1.0) -> str:
+    """`1.10 0.96–1.21`, or a dash where there is no value."""
+    if estimate.value is None or estimate.low is None or estimate.high is None:
+        return "–"
+    value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
+    n = decimals(low, high)
+    if f"{low:.{n}f}" == f"{high:.{n}f}":
+        return f"{value:.{n}f}"
+    return f"{value:.{n}f} {low:.{n}f}–{high:.{n}f}"
+
+
+def unit_of(metric: str) -> float:
+    """What a metric is multiplied by when printed: TPOT and ITL in ms, shares in percent."""
+    return 1000.0 if metric.startswith(("tpot", "itl")) else 100.0 if metric in PERCENT else 1.0
+
+
+def console() -> Console:
+    """stdout as rich sees it; exactly 80 columns and no colour where it is not a terminal."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=WIDTH, no_color=True, highlight=False)
+
+
+def show(forecast: Forecast, out: Console) -> None:
+    """Print a forecast: curves, corners, what binds, the published figures beside it, cost and SLO."""
+    out.print(Text(forecast.name, style="bold"), Text(forecast.scenario.description))
+    out.print(Text(f"median and 90 % band of {forecast.provenance.replicates} replicates", style="dim"))
+    for columns in (LATENCY, RATES, STEPS):
+        out.print()
+        out.print(curves(forecast, columns))
+    if any(row.extrapolated for row in forecast.curves):
+        out.print(Text("* beyond what was calibrated", style="dim"))
+    out.print()
+    out.print(corners(forecast))
+    out.print()
+    for line in binding(forecast):
+        out.print(Text(line))
+    if forecast.published:
+        out.print()
+        out.print(published(forecast))
+    out.print()
+    out.print(promises(forecast))
+    if forecast.cost:
+        out.print()
+        out.print(cost(forecast))
+
+
+def curves(forecast: Forecast, columns: Sequence[tuple[str, str]]) -> Table:
+    """Some metrics at every load."""
+    table = _table(_load_title(forecast), *(title for title, _ in columns))
+    by_metric = [forecast.rows(metric) for _, metric in columns]
+    for rows in zip(*by_metric, strict=True):
+        mark = "*" if rows[0].extrapolated else " "
+        table.add_row(f"{rows[0].load:g}{mark}", *(banded(row, unit_of(row.metric)) for row in rows))
+    return table
+
+
+def corners(forecast: Forecast) -> Table:
+    """Plateau, knee and takeoff."""
+    table = _table("", _load_title(forecast), "RPS", "where", left=(0, 3))
+    for name in ("plateau", "knee", "takeoff"):
+        corner = getattr(forecast, name)
+        where = corner.meaning if corner.reached > 0.95 else f"{corner.meaning} ({corner.reached:.0%} get there)"
+        table.add_row(name, banded(corner.load), banded(corner.rps), where)
+    table.columns[3].no_wrap = False
+    return table
+
+
+def binding(forecast: Forecast) -> list[str]:
+    """What limits the server, in a line for each stretch of the ladder."""
+    lines = []
+    for binds, group in groupby(forecast.binding, key=lambda rung: rung.binds):
+        rungs = list(group)
+        ends = list(dict.fromkeys((f"{rungs[0].load:g}", f"{rungs[-1].load:g}")))
+        lines.append(f"{' to '.join(ends)} {forecast.unit}: {binds} ({rungs[-1].words})")
+    return lines
+
+
+def published(forecast: Forecast) -> Table:
+    """The figures somebody printed beside the same, simulated."""
+    table = _table("published", "users", "printed", "simulated", "", left=(0, 4))
+    for row in forecast.published:
+        figure = row.figure
+        users = "–" if figure.users is None else str(figure.users)
+        inside = "in the band" if row.inside else "outside the band"
+        table.add_row(figure.metric, users, f"{figure.value:g} ± {figure.rounding:g}", banded(row.simulated), inside)
+    return table
+
+
+def promises(forecast: Forecast) -> Table:
+    """How probable it is, at every load, that each SLO is met; with what the server does there."""
+    limits = list(dict.fromkeys((p.metric, p.limit) for p in forecast.slo))
+    table = _table(_load_title(forecast), "batch", "429 %", *(f"P({metric} ≤ {limit:g})" for metric, limit in limits))
+    chances = {(p.load, p.metric): f"{p.probability:.0%}" for p in forecast.slo}
+    for batch, refused in zip(forecast.rows("mean_batch"), forecast.rows("overloaded_rate"), strict=True):
+        does = [f"{batch.value or 0:.3g}", f"{100 * (refused.value or 0):.2g}"]
+        table.add_row(f"{batch.load:g} ", *does, *(chances[batch.load, metric] for metric, _ in limits))
+    return table
+
+
+def cost(forecast: Forecast) -> Table:
+    """What every load costs."""
+    table = _table("", "$/1000 requests", "$/M tokens in", "$/M tokens out", "$/M tokens")
+    for row in forecast.cost:
+        cells = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
+        table.add_row(row.at, *map(banded, cells))
+    hour = forecast.cost[0].usd_per_hour
+    table.caption = f"at ${hour:g} an hour; in and out each charge the whole machine, the last column counts both"
+    table.caption_justify = "left"
+    return table
+
+
+def as_csv(forecasts: Iterable[Forecast]) -> str:
+    """The curves as CSV, one line per scenario, load and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    fields = Row.__struct_fields__
+    writer.writerow(fields)
+    for forecast in forecasts:
+        writer.writerows([getattr(row, name) for name in fields] for row in forecast.curves)
+    return text.getvalue()
+
+
+def _load_title(forecast: Forecast) -> str:
+    return "users " if forecast.scenario.load.users is not None else "req/s "
+
+
+def _table(*titles: str, left: Sequence[int] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="left" if i in left else "right", no_wrap=True)
+    return table
