@@ -39,13 +39,22 @@ class Task:
 
     def model(self) -> Model:
         """The draw of the calibration that this replicate runs with."""
-        rng = None if self.number == 0 else np.random.default_rng([self.seed, self.number, 3])
-        return draw_model(self.calibration, self.scenario.server, rng)
+        return draw_model(self.calibration, self.scenario.server, self._rng())
 
     @property
     def takeoff_factor(self) -> float:
-        """The factor at which this replicate sees latency take off: a judgement by eye, so drawn."""
+        """The factor at which this replicate sees latency take off: a judgement by eye, so drawn.
+
+        Published figures say something of it: then it is its draw's, together with the other parameters.
+        """
+        rng = self._rng()
+        values = self.calibration.values if rng is None else self.calibration.draw(rng)
+        if "takeoff_factor" in values:
+            return values["takeoff_factor"]
         return float(np.random.default_rng([self.seed, self.number, 4]).uniform(*TAKEOFF_FACTOR))
+
+    def _rng(self) -> np.random.Generator | None:
+        return None if self.number == 0 else np.random.default_rng([self.seed, self.number, 3])
 
     def run(self) -> Run:
         """Simulate it."""

@@ -1,0 +1,103 @@
+"""What a machine of this kind can be, before anybody says how fast it is: a law for every parameter.
+
+The laws are for Llama-2-70B on four A100s behind a server of 2023, and each is wider than the tables in `data/` spread
+(comments name them; times there are of other engines, most without TGI's overhead of launching kernels one by one,
+which made its step 40 to 70 ms where theirs took 30 to 45). A law turns a standard normal score into a value, so that a
+machine is a point in a space where all directions are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from sim.curve import TAKEOFF_FACTOR
+
+Floats = NDArray[np.float64]
+
+
+class Law(Protocol):
+    """A distribution of one parameter."""
+
+    def at(self, score: Floats) -> Floats:
+        """The values at these standard normal scores."""
+
+    def density(self, value: Floats) -> Floats:
+        """The density at these values; 0 where none can be."""
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """Around `median`, within a factor exp(±`sigma`) two times of three."""
+
+    median: float
+    sigma: float
+
+    def at(self, score: Floats) -> Floats:
+        """See `Law`."""
+        return np.asarray(self.median * np.exp(self.sigma * score))
+
+    def density(self, value: Floats) -> Floats:
+        """See `Law`."""
+        x = np.maximum(value, 1e-300)
+        score = np.log(x / self.median) / self.sigma
+        return np.where(value > 0, np.exp(-(score**2) / 2) / (x * self.sigma * np.sqrt(2 * np.pi)), 0.0)
+
+
+@dataclass(frozen=True)
+class HalfNormal:
+    """From 0, beyond `scale` one time of three."""
+
+    scale: float
+
+    def at(self, score: Floats) -> Floats:
+        """See `Law`."""
+        return np.asarray(self.scale * ndtri((1 + ndtr(score)) / 2))
+
+    def density(self, value: Floats) -> Floats:
+        """See `Law`."""
+        bell = np.exp(-((value / self.scale) ** 2) / 2) * np.sqrt(2 / np.pi) / self.scale
+        return np.where(value >= 0, bell, 0.0)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Anything from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def at(self, score: Floats) -> Floats:
+        """See `Law`."""
+        return np.asarray(self.low + (self.high - self.low) * ndtr(score))
+
+    def density(self, value: Floats) -> Floats:
+        """See `Law`."""
+        return np.where((value >= self.low) & (value <= self.high), 1 / (self.high - self.low), 0.0)
+
+
+KIND = "Llama-2-70B on four A100s"
+STEP_TIMES: Mapping[str, Law] = {
+    "a0": LogNormal(30e-3, 0.6),  # LMDeploy 35 ms; Splitwise's 128 tokens take 38 ms more than its rate says
+    "a1": LogNormal(0.26e-3, 0.4),  # LMDeploy 0.16, Splitwise 0.18 ms; links of PCIe 0.36; Argonne's DeepSpeed 0.46
+    "a2": HalfNormal(1.2e-8),  # Splitwise 1.1e-8, from prompts of up to 8192 tokens
+    "a3": LogNormal(2e-3, 1.3),  # LMDeploy 2 ms, and a share of Splitwise's 41 ms
+    "b0": LogNormal(50e-3, 0.35),  # tables 29 to 43 ms; launching 80 layers in TGI of that age about 41 ms
+    "b1": LogNormal(0.35e-3, 0.9),  # LMDeploy 0.11, Argonne 0.2 to 0.5 ms; the host's work alone 0.04 to 0.25 ms
+    "b2": LogNormal(0.2e-6, 0.9),  # LMDeploy 0.09, Splitwise 0.67 µs; 0.06 µs a read, and each head reads again
+    "b3": HalfNormal(3.5e-6),  # LMDeploy 0.8, DeepSpeed 1.5 µs; one block walked each context alone
+}
+TOKEN_BUDGET = Uniform(25_000, 50_000)  # an estimate of what the weights leave on boards of 40 GB (2 to 4 GiB each)
+OUTPUT_ATTAINED = Uniform(0.8, 1.0)  # the end-of-sequence token could not be ignored
+TAKEOFF = Uniform(*TAKEOFF_FACTOR)
+
+MEANING = {
+    "max_batch_total_tokens": ("tokens", "what the server's warm-up finds free for KV cache"),
+    "output_attained": ("1", "share of the asked output tokens that came back"),
+    "takeoff_factor": ("1", "how many times the one-user latency the authors called a deterioration"),
+}

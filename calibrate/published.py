@@ -1,0 +1,159 @@
+"""The third door: parameters from figures somebody printed, fitted through the simulator itself.
+
+What such a machine can be (`laws`) is laid over what the article says. The latency of a lone user is arithmetic, so
+machines are drawn that show it exactly (`space`); which of those show the figures of a ladder is found by climbing it
+(`figures`, `search`). The answer is a set of draws: what a few figures do not pin down stays as wide as it was, and is
+said in words (`verdict`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate import laws, verdict
+from calibrate.draws import correlations, parameter
+from calibrate.figures import CLOCKS, FACTORS, Bench, is_alone, log_fit, profile, resolve, title
+from calibrate.search import search
+from calibrate.space import Space
+from sim.calibration import Calibration, Residual, Source
+from sim.forms import MEANING
+from sim.scenario import Figure, Scenario
+from sim.steps import PREFILL
+
+Floats = NDArray[np.float64]
+
+SIMULATIONS = 500
+DRAWS = 200
+EFFECTIVE = 40.0  # machines that the draws should stand for, at least
+SCENE = 10  # machines simulated per task
+
+
+def calibrate_published(
+    scenario: Scenario,
+    seed: int,
+    *,
+    simulations: int = SIMULATIONS,
+    draws: int = DRAWS,
+    executor: Executor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Fit the scenario's `published` figures on its server.
+
+    The result depends on `seed`, `simulations` and `draws` only, whatever the executor (absent: this process).
+    `progress` hears how many machines have been simulated. `BadInput` for figures that cannot be meant, `CannotFit` for
+    a profile that the server could never serve.
+    """
+    figures = resolve(scenario)
+    space = Space.of(figures, scenario.server)
+    ladder = [figure for figure in figures if not is_alone(figure)]
+    bench = Bench(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
+    rng = np.random.default_rng([seed, 0])
+
+    def simulate(scores: Floats, first: int) -> Floats:
+        machines = space.machines(scores)
+        tasks = [(bench, machines[at : at + SCENE], seed, first + at) for at in range(0, len(machines), SCENE)]
+        shown: list[Floats] = []
+        for part in executor.map(_show, tasks) if executor else map(_show, tasks):
+            shown += part
+            if progress:
+                progress(first + len(shown))
+        return np.array(shown)
+
+    found = search(space.draw, simulate, partial(log_fit, ladder), rng, simulations, EFFECTIVE)
+    rows = _resample(found.weights, draws, rng)
+    factors = _factors(log_fit(ladder, found.shown[rows]) * found.tempered, rng)
+    shown = np.concatenate(
+        [
+            space.latencies(found.scores[rows]).T,
+            np.take_along_axis(found.shown[rows], factors[:, None, None], 2)[..., 0],
+        ],
+        axis=1,
+    )
+    ordered = [*space.alone, *ladder]
+    columns = space.values(found.scores[rows])
+    if any(figure.metric == "rps_takeoff" for figure in ladder):
+        columns["takeoff_factor"] = FACTORS[factors]
+    columns = {name: columns[name] for name in (*laws.STEP_TIMES, *laws.MEANING) if name in columns}
+    center = _center(np.array(list(columns.values())).T, shown, ordered)
+    meaning = MEANING | laws.MEANING
+    return Calibration(
+        source=Source(door="published", note=verdict.fitted(ordered, shown, center)),
+        model="affine",
+        machine=scenario.machine,
+        parameters={name: parameter(float(x[center]), x, *meaning[name]) for name, x in columns.items()},
+        draws={name: x.tolist() for name, x in columns.items()},
+        range=_range(bench, {name: float(x[center]) for name, x in columns.items()}, seed),
+        residuals={title(figure): _residual(figure, shown[:, i]) for i, figure in enumerate(ordered)},
+        clocks=CLOCKS,
+        correlations=correlations(list(columns), np.array(list(columns.values())).T),
+        doubts=[
+            *verdict.contradictions(ladder, found, shown[center], ordered),
+            *verdict.left_open(space, found),
+            *verdict.assumed(scenario),
+        ],
+    )
+
+
+def _show(task: tuple[Bench, list[dict[str, float]], int, int]) -> list[Floats]:
+    bench, machines, seed, first = task
+    return [bench.show(machine, (seed, 1, first + i)) for i, machine in enumerate(machines)]
+
+
+def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows in proportion to their weights, each as often as its weight says but for one (systematic resampling)."""
+    at = (np.arange(draws) + rng.random()) / draws
+    rows = np.minimum(np.searchsorted(np.cumsum(weights), at), len(weights) - 1)
+    return np.asarray(rng.permutation(rows), dtype=np.int64)
+
+
+def _factors(fit: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The takeoff factor of each draw, as an index into `FACTORS`, from its chances given what the machine shows."""
+    chances = np.exp(fit - fit.max(axis=1, keepdims=True))
+    below = np.cumsum(chances, axis=1)
+    at = rng.random((len(fit), 1)) * below[:, -1:]
+    return np.asarray((below < at).sum(axis=1), dtype=np.int64)
+
+
+def _center(values: Floats, shown: Floats, figures: list[Figure]) -> int:
+    """The draw nearest to the middle of all, among those that show every figure closely (else among all).
+
+    Medians of single parameters need not show the figures together; a draw does.
+    """
+    spread = values.std(axis=0)
+    middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).sum(axis=1)
+    missed = np.array([verdict.misses(figure, shown[:, i]) for i, figure in enumerate(figures)]).max(axis=0)
+    return int(np.lexsort((middle, np.maximum(missed, 1.0)))[0])
+
+
+def _residual(figure: Figure, shown: Floats) -> Residual:
+    relative = np.abs(shown / figure.value - 1)
+    return Residual(
+        rms=float(np.sqrt(np.mean((shown - figure.value) ** 2))),
+        p95_relative=float(np.quantile(relative, 0.95)),
+        rows=len(shown),
+    )
+
+
+def _range(bench: Bench, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
+    """What the ladders of the figures visit, as the central machine climbs them."""
+    visited: dict[str, list[float]] = {}
+    for of, users in bench.ladders.items():
+        run = bench.climb(machine, of, users, (seed, 2))
+        assert run.steps is not None
+        steps = run.steps
+        prefill, decode = steps[steps["kind"] == PREFILL], steps[steps["kind"] != PREFILL]
+        context = decode["tokens"] + decode["sequences"] * decode["count"]
+        visited.setdefault("prompt_tokens", []).append(of.prompt_tokens)
+        visited.setdefault("users", []).extend(users)
+        for name, column in (
+            ("batch_prefill_tokens", prefill["tokens"]),
+            ("sequences", decode["sequences"]),
+            ("context_tokens", context),
+        ):
+            visited.setdefault(name, []).extend((float(column.min()), float(column.max())))
+    return {name: (float(min(values)), float(max(values))) for name, values in visited.items()}

@@ -1,0 +1,111 @@
+"""The machines that can be and that show the published latencies of a lone user exactly, as points in a space.
+
+A lone user's latency is linear in the step-time coefficients, and its rounding is a hair's breadth in the space of all
+machines: hitting it by trial would waste nearly every trial. So all coefficients but one per such figure are drawn, and
+the rest are solved for; their own laws then say how probable the whole is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate import laws
+from calibrate.figures import alone_terms, is_alone, profile
+from calibrate.laws import Law
+from sim.errors import BadInput
+from sim.scenario import Figure
+from sim.server import Bounds, ServerConfig
+
+Floats = NDArray[np.float64]
+
+SOLVED = ("b0", "b3")  # what the first and the second lone-user figure fix, given all else
+
+
+@dataclass(frozen=True)
+class Space:
+    """The machines that can be and that show the lone-user figures, as points of standard normal scores.
+
+    `free` parameters are drawn from their laws, one dimension each, and so is where within its rounding each lone-user
+    latency lies; the `solved` coefficients follow.
+    """
+
+    free: dict[str, Law]
+    solved: tuple[str, ...]
+    alone: tuple[Figure, ...]
+    fixed: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(figures: Sequence[Figure], server: ServerConfig) -> Space:
+        """The space of some figures on a server; more lone-user figures than coefficients to solve for are refused."""
+        alone = [figure for figure in figures if is_alone(figure)]
+        if len(alone) > len(SOLVED) or len({profile(figure) for figure in alone}) < len(alone):
+            raise BadInput("expected at most two latencies of one user, of different profiles", key="published")
+        solved = SOLVED[: len(alone)]
+        free = {name: law for name, law in laws.STEP_TIMES.items() if name not in solved}
+        free["output_attained"] = laws.OUTPUT_ATTAINED
+        budget = server.max_batch_total_tokens
+        fixed = {}
+        if isinstance(budget, int):
+            fixed["max_batch_total_tokens"] = float(budget)
+        else:
+            free["max_batch_total_tokens"] = (
+                laws.Uniform(budget.low, budget.high) if isinstance(budget, Bounds) else laws.TOKEN_BUDGET
+            )
+        return Space(free, solved, tuple(alone), fixed)
+
+    @property
+    def dimensions(self) -> int:
+        """How many scores name a machine."""
+        return len(self.free) + len(self.alone)
+
+    def draw(self, rng: np.random.Generator, n: int) -> Floats:
+        """Scores of `n` machines, (n, dimensions), each as probable as its laws and the lone-user figures make it."""
+        kept: list[Floats] = []
+        while sum(map(len, kept)) < n:
+            scores = rng.standard_normal((max(2 * n, 1000), self.dimensions))
+            density = self._solve(scores)[1]
+            kept.append(scores[rng.random(len(scores)) * self._densest < density])
+        return np.concatenate(kept)[:n]
+
+    def values(self, scores: Floats) -> dict[str, Floats]:
+        """Every parameter of these machines."""
+        return self._solve(scores)[0]
+
+    def machines(self, scores: Floats) -> list[dict[str, float]]:
+        """The same, machine by machine."""
+        values = self.values(scores)
+        return [{name: float(column[i]) for name, column in values.items()} for i in range(len(scores))]
+
+    def latencies(self, scores: Floats) -> Floats:
+        """The lone-user latencies that these machines show, s: (figures, n)."""
+        places = laws.Uniform(-1.0, 1.0).at(scores[:, len(self.free) :])
+        return np.array([f.value + f.rounding * places[:, i] for i, f in enumerate(self.alone)])
+
+    @cached_property
+    def _densest(self) -> float:
+        """A bound on the density of the solved coefficients."""
+        probe = self._solve(np.random.default_rng(0).standard_normal((20_000, self.dimensions)))[1]
+        return 1.2 * float(probe.max())
+
+    def _solve(self, scores: Floats) -> tuple[dict[str, Floats], Floats]:
+        """Parameters, and the density of the solved ones under their laws per second of latency."""
+        values = {name: law.at(scores[:, i]) for i, (name, law) in enumerate(self.free.items())}
+        values |= {name: np.full(len(scores), value) for name, value in self.fixed.items()}
+        if not self.alone:
+            return values, np.ones(len(scores))
+        matrix = np.empty((len(scores), len(self.alone), len(self.alone)))
+        left = self.latencies(scores).T.copy()
+        for i, figure in enumerate(self.alone):
+            terms, clocks = alone_terms(profile(figure), values["output_attained"])
+            left[:, i] -= clocks + sum(values[name] * terms[name] for name in terms if name in values)
+            matrix[:, i] = np.array([terms[name] for name in self.solved]).T
+        density = 1 / np.abs(np.linalg.det(matrix))
+        for name, column in zip(self.solved, np.linalg.solve(matrix, left[..., None])[..., 0].T, strict=True):
+            values[name] = column
+            density = density * laws.STEP_TIMES[name].density(column)
+        return values, density
