@@ -26,11 +26,12 @@ def calibration_of(
     seed: int = 0,
     executor: Executor | None = None,
     progress: Progress = lambda what, done, total: None,
+    known: dict[bytes, Calibration] | None = None,
 ) -> Calibration:
     """The calibration that a scenario (loaded from `source` with `sets`) names, or one fitted to what it names.
 
     Published figures are fitted on the server of the file they stand in: a what-if that extends that file changes the
-    server it asks about, not the one that was measured.
+    server it asks about, not the one that was measured. `known` keeps those fits: two profiles may share one.
     """
     if scenario.calibration is not None:
         return read_calibration(Path(scenario.calibration))
@@ -39,7 +40,12 @@ def calibration_of(
 
         return calibrate_table([Path(scenario.table)], np.random.default_rng(seed), machine=scenario.machine)
     if scenario.published:
-        return fit_published(origin(source, "published", *sets), seed=seed, executor=executor, progress=progress)
+        measured = origin(source, "published", *sets)
+        key = msgspec.json.encode((measured.published, measured.server, measured.machine, seed))
+        known = {} if known is None else known
+        if key not in known:
+            known[key] = fit_published(measured, seed=seed, executor=executor, progress=progress)
+        return known[key]
     raise BadInput("expected one of calibration, table, published: nothing says how fast the machine is", path=source)
 
 

@@ -23,6 +23,7 @@ from scenarios.replicate import replicate
 from sim import curve
 from sim.calibration import Calibration
 from sim.pairs import read_pairs
+from sim.run import Run
 from sim.scenario import Figure, Scenario
 from sim.sweep import Task
 from sim.workload import Workload
@@ -65,6 +66,11 @@ def _counted(results: Iterable[pd.DataFrame], total: int, progress: Progress) ->
     for done, table in enumerate(results, 1):
         progress(done, total)
         yield table
+
+
+def central_run(scenario: Scenario, calibration: Calibration, seed: int = 0) -> Run:
+    """Replicate 0, which has the central values of all parameters: a run to look at."""
+    return Task(scenario, calibration, seed, 0, read_pairs(scenario.workload)).run()
 
 
 def summarise(

@@ -1,0 +1,5 @@
+"""`python -m scenarios` is `servecast`."""
+
+from scenarios.cli import main
+
+main()

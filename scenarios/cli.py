@@ -1,0 +1,114 @@
+"""The command line: one command per question. Results on stdout, commentary on stderr, an exit status for each outcome.
+
+0 good; 1 a check failed; 2 the user can mend it (one line says how); 70 a bug of ours, with its traceback; 130 or 143
+interrupted or terminated. A closed pipe is silent. What a command needs is imported when it runs: `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+from sim.errors import UserError
+
+FAILED, MISUSED, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
+
+GUIDE = """\
+Forecasts what an LLM server will do under load - latency, requests per second, cost - from measurements of it.
+
+\b
+Most people need three commands:
+  servecast simulate llama2-70b-1500-100       what a server will do, with bands
+  servecast measure my.yaml --url URL -o run   climb the ladder on a live server
+  servecast calibrate run -o calibration.json  make the model that server's
+
+A SCENARIO is a file or the name of a shipped one (`servecast scenarios`). `servecast COMMAND --help` has an example.
+"""
+
+
+class Commands(click.Group):
+    """The commands, in the order in which people need them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they were added."""
+        return list(self.commands)
+
+
+@click.group(cls=Commands, help=GUIDE, invoke_without_command=True, no_args_is_help=False)
+@click.version_option(package_name="servecast")
+@click.pass_context
+def servecast(ctx: click.Context) -> None:
+    """See `GUIDE`."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def command(example: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command whose help ends with an example."""
+
+    def add(function: Callable[..., Any]) -> click.Command:
+        made = servecast.command(epilog=f"\b\nExample:\n  {example}")(function)
+        assert isinstance(made, click.Command)
+        return made
+
+    return add
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(status(arguments))
+
+
+def status(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; what to exit with."""
+    import scenarios.commands  # noqa: F401 - adds the commands to the group
+
+    try:
+        try:
+            found = servecast.main(args=arguments, prog_name="servecast", standalone_mode=False)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
+            return 0
+        except OSError as e:
+            if e.filename is None:
+                raise
+            return _complain(f"{e.filename}: {e.strerror}")
+    except click.UsageError as e:
+        name = e.ctx.command_path if e.ctx else "servecast"
+        return _complain(f"{e.format_message()} (`{name} --help` has an example)")
+    except click.ClickException as e:
+        return _complain(e.format_message())
+    except UserError as e:
+        return _complain(str(e))
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        print("servecast: this is a bug of ours; please report it with the lines above", file=sys.stderr)  # noqa: T201
+        return BUG
+    return found if isinstance(found, int) else 0
+
+
+def _complain(line: str) -> int:
+    print(f"servecast: {' '.join(line.split())}", file=sys.stderr)  # noqa: T201 - one line, whatever a name contains
+    return MISUSED
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def existing(path: Path) -> Path:
+    """The folder of a file to be written, made if absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,238 @@
+"""The commands that ask about scenarios: list, write, simulate, plan, calibrate, compare, report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from scenarios.cli import FAILED, command, existing
+from sim.errors import BadInput
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from scenarios.forecast import Forecast
+    from scenarios.progress import Commentary
+    from sim.calibration import Calibration
+
+F = TypeVar("F", bound=Callable[..., Any])
+KEPT = 0.9  # the probability with which a plan must keep an SLO
+
+scenario_argument = click.argument("scenarios", metavar="SCENARIO...", nargs=-1, required=True)
+set_option = click.option(
+    "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Change any key of the scenario; repeatable."
+)
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+
+
+def simulation_options(function: F) -> F:
+    """The options of commands that simulate."""
+    for option in (
+        set_option,
+        seed_option,
+        click.option(
+            "--replicates",
+            type=click.IntRange(min=19),
+            default=99,
+            show_default=True,
+            help="Simulations per scenario; 99 make the bands whole.",
+        ),
+        click.option("--jobs", type=click.IntRange(min=1), help="Processes; all cores if absent."),
+    ):
+        function = option(function)
+    return function
+
+
+def say(text: str) -> None:
+    """A line of the result."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+@contextmanager
+def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
+    """A pool of processes, and somebody who tells how far they are."""
+    from scenarios.progress import Commentary
+    from sim.sweep import processes
+
+    with Commentary() as commentary, processes(jobs) as executor:
+        yield executor, commentary
+
+
+@command("servecast scenarios")
+@json_option
+def scenarios(as_json: bool) -> None:
+    """List the scenarios that come with it."""
+    from scenarios.load import load, shipped
+
+    found = [(name, load(name).description) for name in shipped()]
+    if as_json:
+        say(msgspec.json.encode([{"name": name, "description": text} for name, text in found]).decode())
+    else:
+        say("\n".join(f"{name:<24} {text}" for name, text in found))
+
+
+@command("servecast new chat && servecast simulate chat.yaml")
+@click.argument("name")
+def new(name: str) -> None:
+    """Write a commented scenario to start from."""
+    path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
+    if path.exists():
+        raise BadInput("exists already, and is not overwritten", path=path)
+    template = Path(__file__).with_name("template.txt").read_text(encoding="utf-8")
+    existing(path).write_text(template.replace("NAME", path.stem), encoding="utf-8")
+    say(str(path))
+
+
+@command("servecast schema > servecast.schema.json")
+def schema() -> None:
+    """Print the JSON schema of scenarios, for editors."""
+    from sim.scenario import Scenario
+
+    made = msgspec.json.schema(Scenario)
+    made["$defs"]["Scenario"]["properties"]["extends"] = {
+        "type": "string",
+        "description": "the file this one is laid over",
+    }
+    say(msgspec.json.format(msgspec.json.encode(made)).decode())
+
+
+@command("servecast simulate llama2-70b-1500-100 --set server.max_batch_prefill_tokens=4096")
+@scenario_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write DIR/NAME/forecast.json and DIR/NAME/run/.")
+@simulation_options
+@json_option
+@csv_option
+def simulate(
+    scenarios: tuple[str, ...],
+    output: Path | None,
+    sets: tuple[str, ...],
+    seed: int,
+    replicates: int,
+    jobs: int | None,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """Forecast a scenario at every load, with bands."""
+    from scenarios.tables import as_csv as curves_as_csv
+    from scenarios.tables import console, show
+
+    found = forecasts(scenarios, sets, seed, replicates, jobs, output)
+    if as_json:
+        say(msgspec.json.format(msgspec.json.encode(found[0] if len(found) == 1 else found), indent=1).decode())
+    elif as_csv:
+        say(curves_as_csv(found))
+    else:
+        out = console()
+        for i, forecast in enumerate(found):
+            out.print() if i else None
+            show(forecast, out)
+    doubt(found)
+
+
+@command("servecast plan llama2-70b-1500-100 --set slo.ttft_p95=3")
+@scenario_argument
+@simulation_options
+@json_option
+def plan(
+    scenarios: tuple[str, ...], sets: tuple[str, ...], seed: int, replicates: int, jobs: int | None, as_json: bool
+) -> int:
+    """Say what each load costs, and which SLO it keeps.
+
+    For every load the cost and the probability, over all that is not known for sure, that each SLO is met.
+    Exit status 1 when no load of the ladder keeps every SLO with a probability of 90 %.
+    """
+    from scenarios.tables import console, cost, promises
+
+    found = forecasts(scenarios, sets, seed, replicates, jobs, None)
+    for forecast in found:
+        if not forecast.slo:
+            raise BadInput(
+                "missing; a plan needs something to keep, such as --set slo.e2e_p95=15", path=forecast.name, key="slo"
+            )
+    if as_json:
+        rows = [{"name": f.name, "slo": f.slo, "cost": f.cost, "largest_load": largest_load(f)} for f in found]
+        say(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
+    else:
+        out = console()
+        for i, forecast in enumerate(found):
+            out.print() if i else None
+            out.print(forecast.name, style="bold")
+            out.print(promises(forecast))
+            if forecast.cost:
+                out.print()
+                out.print(cost(forecast))
+            load = largest_load(forecast)
+            kept = "no load keeps every SLO" if load is None else f"every SLO is kept up to {load:g} {forecast.unit}"
+            out.print(f"{kept} with a probability of {KEPT:.0%}")
+    doubt(found)
+    return 0 if all(largest_load(forecast) is not None for forecast in found) else FAILED
+
+
+def largest_load(forecast: Forecast) -> float | None:
+    """The largest load up to which every rung keeps every SLO with probability `KEPT`; None if the first does not."""
+    largest = None
+    for load in dict.fromkeys(promise.load for promise in forecast.slo):
+        if any(promise.probability < KEPT for promise in forecast.slo if promise.load == load):
+            break
+        largest = load
+    return largest
+
+
+def forecasts(
+    names: tuple[str, ...], sets: tuple[str, ...], seed: int, replicates: int, jobs: int | None, output: Path | None
+) -> list[Forecast]:
+    """Forecast scenarios one after another; what one of them is fitted to is fitted once."""
+    from scenarios.doors import calibration_of
+    from scenarios.load import load
+    from scenarios.simulation import simulate as simulate_scenario
+
+    asked = [(name, load(name, *sets)) for name in names]  # every complaint before anything runs
+    if output is not None and len({scenario.name for _, scenario in asked}) < len(asked):
+        raise BadInput("expected scenarios of different names, which are the folders' in -o")
+    for _, scenario in asked:
+        if output is not None and (output / scenario.name / "run").exists():
+            raise BadInput("exists already, and a run is never overwritten", path=output / scenario.name / "run")
+    made = []
+    known: dict[bytes, Calibration] = {}
+    with working(jobs) as (executor, commentary):
+        for name, scenario in asked:
+            calibration = calibration_of(
+                name, scenario, sets=sets, seed=seed, executor=executor, progress=commentary, known=known
+            )
+
+            def tell(done: int, total: int, what: str = f"simulating {scenario.name}") -> None:
+                commentary(what, done, total)
+
+            forecast = simulate_scenario(
+                scenario,
+                calibration,
+                seed=seed,
+                replicates=replicates,
+                executor=executor,
+                progress=tell,
+                changes=sets,
+            )
+            made.append(forecast)
+            if output is not None:
+                from scenarios.forecast import write_forecast
+                from scenarios.simulation import central_run
+                from sim.run import write_run
+
+                folder = output / scenario.name
+                write_forecast(existing(folder / "forecast.json"), forecast)
+                write_run(central_run(scenario, calibration, seed), folder / "run")
+    return made
+
+
+def doubt(found: list[Forecast]) -> None:
+    """Doubts go to stderr, those of several forecasts once."""
+    for text in dict.fromkeys(text for forecast in found for text in forecast.doubts):
+        click.echo(f"doubt: {text}", err=True)
