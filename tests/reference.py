@@ -41,7 +41,10 @@ class World:
 
 @dataclass
 class History:
-    """What happened: calls (op, start, end, uids, use the shard reports), tokens and outcome by uid, and counters."""
+    """What happened: calls (op, start, end, uids, use the shard reports), tokens and outcome by uid, and counters.
+
+    Only the simulator tells the order in which requests `came`, and how many permits were `held` from each instant on.
+    """
 
     calls: list[tuple[str, float, float, tuple[int, ...], int | None]] = field(default_factory=list)
     tokens: dict[int, list[float]] = field(default_factory=dict)
@@ -49,6 +52,8 @@ class History:
     ended: dict[int, float] = field(default_factory=dict)
     backpressure: int = 0
     wait_exceeded: int = 0
+    came: list[int] = field(default_factory=list)
+    held: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -142,7 +147,7 @@ class Reference:
                 if uid in self.here and not entry.over:
                     entry.gone = entry.over = True
                     self.permits += 1
-                    self.history.outcome[uid] = "gone"
+                    self.history.outcome[uid], self.history.ended[uid] = "gone", time
                 continue
             self.here.add(uid)
             if self.permits == 0:
