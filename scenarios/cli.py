@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def status(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; what to exit with."""
-    import scenarios.commands  # noqa: F401 - adds the commands to the group
+    for module in ("ask", "judge"):  # each adds its commands to the group
+        import_module(f"scenarios.{module}")
 
     try:
         try:

@@ -35,18 +35,32 @@ def calibration_of(
     """
     if scenario.calibration is not None:
         return read_calibration(Path(scenario.calibration))
+    return fit(source, scenario, sets=sets, seed=seed, executor=executor, progress=progress, known=known)
+
+
+def fit(
+    source: str | Path,
+    scenario: Scenario,
+    *,
+    sets: Sequence[str] = (),
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Progress = lambda what, done, total: None,
+    known: dict[bytes, Calibration] | None = None,
+) -> Calibration:
+    """Fit a scenario's table or published figures, whether or not it names a calibration; see `calibration_of`."""
     if scenario.table is not None:
         from calibrate.table import calibrate_table
 
         return calibrate_table([Path(scenario.table)], np.random.default_rng(seed), machine=scenario.machine)
-    if scenario.published:
-        measured = origin(source, "published", *sets)
-        key = msgspec.json.encode((measured.published, measured.server, measured.machine, seed))
-        known = {} if known is None else known
-        if key not in known:
-            known[key] = fit_published(measured, seed=seed, executor=executor, progress=progress)
-        return known[key]
-    raise BadInput("expected one of calibration, table, published: nothing says how fast the machine is", path=source)
+    if not scenario.published:
+        raise BadInput("expected calibration, table or published: nothing says how fast the machine is", path=source)
+    measured = origin(source, "published", *sets)
+    key = msgspec.json.encode((measured.published, measured.server, measured.machine, seed))
+    known = {} if known is None else known
+    if key not in known:
+        known[key] = fit_published(measured, seed=seed, executor=executor, progress=progress)
+    return known[key]
 
 
 def fit_published(

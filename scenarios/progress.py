@@ -28,7 +28,8 @@ class Commentary:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """`done` of `total` of `what`."""

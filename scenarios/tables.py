@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from scenarios.forecast import Estimate, Forecast, Row
+from sim.calibration import Calibration
+
+if TYPE_CHECKING:
+    from scenarios.compare import Comparison
 
 WIDTH = 80
 LATENCY = (("E2E p50 s", "e2e_p50"), ("E2E p95 s", "e2e_p95"), ("TTFT p50 s", "ttft_p50"), ("TTFT p95 s", "ttft_p95"))
@@ -32,15 +37,19 @@ def decimals(low: float, high: float) -> int:
     return max(0, min(three, place + 1 if half < 2 * 10.0**-place else place))
 
 
-def banded(estimate: Estimate | Row, scale: float = 1.0) -> str:
-    """`1.10 0.96–1.21`, or a dash where there is no value."""
+def parts(estimate: Estimate | Row, scale: float = 1.0) -> tuple[str, str]:
+    """A value and its band, `1.10` and `0.96–1.21`; a dash and nothing where there is no value."""
     if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "–"
+        return "–", ""
     value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
     n = decimals(low, high)
-    if f"{low:.{n}f}" == f"{high:.{n}f}":
-        return f"{value:.{n}f}"
-    return f"{value:.{n}f} {low:.{n}f}–{high:.{n}f}"
+    same = f"{low:.{n}f}" == f"{high:.{n}f}"
+    return f"{value:.{n}f}", "" if same else f"{low:.{n}f}–{high:.{n}f}"
+
+
+def banded(estimate: Estimate | Row, scale: float = 1.0) -> str:
+    """`1.10 0.96–1.21`, as `parts` has them."""
+    return " ".join(part for part in parts(estimate, scale) if part)
 
 
 def unit_of(metric: str) -> float:
@@ -141,6 +150,40 @@ def cost(forecast: Forecast) -> Table:
     table.caption = f"at ${hour:g} an hour; in and out each charge the whole machine, the last column counts both"
     table.caption_justify = "left"
     return table
+
+
+def parameters(calibration: Calibration) -> Table:
+    """Fitted parameters with their 95 % intervals."""
+    table = _table("parameter", "value ± s.e.", "95 % interval", "unit", "meaning", left=(0, 3, 4))
+    for name, p in calibration.parameters.items():
+        value = f"{p.value:.3g} ± {p.stderr:.1g}"
+        table.add_row(name, value, f"{p.low:.3g} to {p.high:.3g}", p.unit, p.meaning)
+    table.columns[4].no_wrap = False
+    return table
+
+
+MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per_s")
+
+
+def compared(comparison: Comparison) -> list[Table]:
+    """The main metrics at every load, and the errors of all of them together."""
+    each = _table("load ", "metric", "measured", "simulated", "error", "in band", left=(1,))
+    for row in comparison.rows:
+        if row.metric in MAIN:
+            band = "" if row.low is None else f" {row.low:.3g}–{row.high:.3g}"
+            error = "–" if row.relative_error is None else f"{row.relative_error:+.1%}"
+            inside = {None: "–", True: "yes", False: "no"}[row.inside]
+            mark = " " if row.held_out else "*"
+            simulated = f"{row.simulated:.3g}{band}"
+            each.add_row(f"{row.load:g}{mark}", row.metric, f"{row.measured:.3g}", simulated, error, inside)
+    if any(not row.held_out for row in comparison.rows):
+        each.caption, each.caption_justify = "* seen by the fit", "left"
+    together = _table("metric", "MAPE", "bias", "in band", "rungs", "tolerance", left=(0,))
+    for metric, s in comparison.summary.items():
+        coverage = "–" if s.coverage is None else f"{s.coverage:.0%}"
+        limit = f"{comparison.tolerances[metric]:.0%}" if metric in comparison.tolerances else "–"
+        together.add_row(metric, f"{s.mape:.1%}", f"{s.bias:+.1%}", coverage, str(s.rungs), limit)
+    return [each, together]
 
 
 def as_csv(forecasts: Iterable[Forecast]) -> str:

@@ -1,69 +1,24 @@
-"""The commands that ask about scenarios: list, write, simulate, plan, calibrate, compare, report."""
+"""The commands that ask about scenarios: list them, write one, simulate, plan."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from scenarios.cli import FAILED, command, existing
+from scenarios.options import csv_option, doubt, json_option, say, simulation_options, working
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from scenarios.forecast import Forecast
-    from scenarios.progress import Commentary
     from sim.calibration import Calibration
 
-F = TypeVar("F", bound=Callable[..., Any])
 KEPT = 0.9  # the probability with which a plan must keep an SLO
 
 scenario_argument = click.argument("scenarios", metavar="SCENARIO...", nargs=-1, required=True)
-set_option = click.option(
-    "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Change any key of the scenario; repeatable."
-)
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-
-
-def simulation_options(function: F) -> F:
-    """The options of commands that simulate."""
-    for option in (
-        set_option,
-        seed_option,
-        click.option(
-            "--replicates",
-            type=click.IntRange(min=19),
-            default=99,
-            show_default=True,
-            help="Simulations per scenario; 99 make the bands whole.",
-        ),
-        click.option("--jobs", type=click.IntRange(min=1), help="Processes; all cores if absent."),
-    ):
-        function = option(function)
-    return function
-
-
-def say(text: str) -> None:
-    """A line of the result."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-
-
-@contextmanager
-def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
-    """A pool of processes, and somebody who tells how far they are."""
-    from scenarios.progress import Commentary
-    from sim.sweep import processes
-
-    with Commentary() as commentary, processes(jobs) as executor:
-        yield executor, commentary
 
 
 @command("servecast scenarios")
@@ -134,7 +89,7 @@ def simulate(
         for i, forecast in enumerate(found):
             out.print() if i else None
             show(forecast, out)
-    doubt(found)
+    doubt(_doubts(found))
 
 
 @command("servecast plan llama2-70b-1500-100 --set slo.ttft_p95=3")
@@ -172,7 +127,7 @@ def plan(
             load = largest_load(forecast)
             kept = "no load keeps every SLO" if load is None else f"every SLO is kept up to {load:g} {forecast.unit}"
             out.print(f"{kept} with a probability of {KEPT:.0%}")
-    doubt(found)
+    doubt(_doubts(found))
     return 0 if all(largest_load(forecast) is not None for forecast in found) else FAILED
 
 
@@ -232,7 +187,8 @@ def forecasts(
     return made
 
 
-def doubt(found: list[Forecast]) -> None:
-    """Doubts go to stderr, those of several forecasts once."""
-    for text in dict.fromkeys(text for forecast in found for text in forecast.doubts):
-        click.echo(f"doubt: {text}", err=True)
+def _doubts(found: list[Forecast]) -> list[str]:
+    if len(found) == 1:
+        return found[0].doubts
+    shared = [text for text in found[0].doubts if all(text in forecast.doubts for forecast in found)]
+    return shared + [f"{f.name}: {text}" for f in found for text in f.doubts if text not in shared]

@@ -1,0 +1,223 @@
+"""The commands that judge: calibrate a model, compare it with what was measured, report it all on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from scenarios.cli import FAILED, command, existing
+from scenarios.options import doubt, jobs_option, json_option, replicates_option, say, seed_option, set_option, working
+from sim.errors import BadInput
+
+if TYPE_CHECKING:
+    from scenarios.compare import Comparison
+    from scenarios.forecast import Forecast
+    from sim.calibration import Calibration
+    from sim.run import Run
+
+here = click.Path(path_type=Path)
+
+
+@command("servecast calibrate run-a run-b -o calibration.json")
+@click.argument("sources", metavar="(RUN... | TABLE.csv... | SCENARIO)", nargs=-1, required=True)
+@click.option("-o", "--output", type=here, help="Where to write the calibration.")
+@seed_option
+@set_option
+@jobs_option
+@json_option
+def calibrate(
+    sources: tuple[str, ...], output: Path | None, seed: int, sets: tuple[str, ...], jobs: int | None, as_json: bool
+) -> None:
+    """Fit a model: to measured runs, tables or figures.
+
+    Measured runs are best. A table has columns for prefill and decode times; a scenario names a table or has figures
+    under `published:`, which are fitted through the simulator.
+    """
+    from scenarios.doors import write_calibration
+    from scenarios.tables import console, parameters
+
+    calibration = _fit(sources, seed, sets, jobs)
+    if output is not None:
+        write_calibration(existing(output), calibration)
+    if as_json:
+        say(msgspec.json.encode(calibration).decode())
+    else:
+        out = console()
+        out.print(parameters(calibration))
+        if calibration.source.note:
+            out.print(calibration.source.note, markup=False)
+        if output is not None:
+            out.print(str(output), markup=False, soft_wrap=True)
+    doubt(calibration.doubts)
+
+
+def _fit(sources: tuple[str, ...], seed: int, sets: tuple[str, ...], jobs: int | None) -> Calibration:
+    paths = [Path(source) for source in sources]
+    if all(path.is_dir() for path in paths):
+        from calibrate.fit import calibrate_runs
+        from sim.run import read_run
+
+        return calibrate_runs([read_run(path) for path in paths], seed)
+    if all(path.suffix == ".csv" for path in paths):
+        import numpy as np
+
+        from calibrate.table import calibrate_table
+
+        return calibrate_table(paths, np.random.default_rng(seed))
+    if len(sources) > 1:
+        raise BadInput("expected runs, or tables, or one scenario; not a mixture")
+    from scenarios.doors import fit
+    from scenarios.load import load
+
+    with working(jobs) as (executor, commentary):
+        return fit(sources[0], load(sources[0], *sets), sets=sets, seed=seed, executor=executor, progress=commentary)
+
+
+@command("servecast compare run --calibration calibration.json --tolerance e2e_mean=0.05")
+@click.argument("sources", metavar="RUN [RUN]", nargs=-1, required=True, type=here)
+@click.option("--calibration", "calibrated", type=here, help="Forecast the run with this calibration.")
+@click.option("--tolerance", "tolerances", metavar="METRIC=0.05", multiple=True, help="Largest mean error; repeatable.")
+@replicates_option
+@seed_option
+@jobs_option
+@json_option
+def compare(
+    sources: tuple[Path, ...],
+    calibrated: Path | None,
+    tolerances: tuple[str, ...],
+    replicates: int,
+    seed: int,
+    jobs: int | None,
+    as_json: bool,
+) -> int:
+    """Hold a measured run against its forecast.
+
+    Or any two runs, or two forecasts, against each other. Exit status 1 when an error exceeds its tolerance; those of
+    the run's own scenario count unless some are given here.
+    """
+    from scenarios.tables import compared, console
+
+    limits = dict(_tolerance(text) for text in tolerances)
+    found = _compare(sources, calibrated, limits, replicates, seed, jobs)
+    if as_json:
+        say(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    else:
+        out = console()
+        for table in compared(found):
+            out.print(table)
+            out.print()
+        verdict = {None: "no tolerances, no verdict", True: "within the tolerances", False: "outside the tolerances"}
+        out.print(verdict[found.passed])
+    doubt(found.doubts)
+    return FAILED if found.passed is False else 0
+
+
+def _tolerance(text: str) -> tuple[str, float]:
+    from sim.metrics import COMPARED
+    from sim.shape import known
+
+    metric, _, limit = text.partition("=")
+    where = f"--tolerance {text}"
+    known(metric, COMPARED, "metric", (metric,), lambda key, message: BadInput(message, path=where))
+    try:
+        value = float(limit)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise BadInput("expected METRIC=SHARE, such as e2e_mean=0.05", path=where)
+    return metric, value
+
+
+def _compare(
+    sources: tuple[Path, ...],
+    calibrated: Path | None,
+    tolerances: dict[str, float],
+    replicates: int,
+    seed: int,
+    jobs: int | None,
+) -> Comparison:
+    from scenarios import compare as comparison
+    from scenarios.forecast import Forecast
+    from scenarios.report import read_item
+    from sim.calibration import read_calibration
+    from sim.run import Run, read_run
+
+    if len(sources) == 2 and calibrated is None:
+        first, second = (read_item(path) for path in sources)
+        if isinstance(first, Run) and isinstance(second, Run):
+            return comparison.compare_runs(first, second, tolerances or first.scenario.tolerances)
+        if isinstance(first, Forecast) and isinstance(second, Forecast):
+            return _compare_forecasts(first, second, tolerances)
+        raise BadInput("expected two runs or two forecasts")
+    if len(sources) != 1 or calibrated is None:
+        raise BadInput("expected a run and --calibration FILE, or two runs, or two forecasts")
+    run, calibration = read_run(sources[0]), read_calibration(calibrated)
+    with working(jobs) as (executor, commentary):
+        commentary.say(f"replaying {run.name} {replicates} times")
+        tables = comparison.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
+    return comparison.compare(
+        run,
+        tables,
+        fitted=comparison.fitted_rungs(run, calibration),
+        tolerances=tolerances or run.scenario.tolerances,
+        simulated=calibrated.name,
+    )
+
+
+def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, float]) -> Comparison:
+    from scenarios.compare import Row, verdict
+    from sim.metrics import COMPARED
+
+    rows = []
+    loads = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
+    other = {(row.metric, row.load): row for row in second.curves}
+    for mine in first.curves:
+        its = other.get((mine.metric, mine.load))
+        if mine.metric not in COMPARED or its is None or mine.value is None or its.value is None:
+            continue
+        error = its.value / mine.value - 1 if mine.value else None
+        inside = None if its.low is None or its.high is None else its.low <= mine.value <= its.high
+        rows.append(
+            Row(
+                rung=loads[mine.load],
+                load=mine.load,
+                users=mine.users,
+                metric=mine.metric,
+                measured=mine.value,
+                simulated=its.value,
+                low=its.low,
+                high=its.high,
+                relative_error=error,
+                inside=inside,
+                held_out=True,
+            )
+        )
+    if not rows:
+        raise BadInput(f"{first.name} and {second.name} have no load in common")
+    return verdict(rows, first.name, second.name, tolerances, [])
+
+
+@command("servecast report out/llama2-70b-1500-100 run -o report.html")
+@click.argument("sources", metavar="(RUN | FORECAST | COMPARISON)...", nargs=-1, required=True, type=here)
+@click.option("-o", "--output", type=here, default=Path("report.html"), show_default=True)
+@click.option("--title", default="What this LLM server will do under load", show_default=True)
+def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
+    """Put it all on one self-contained page.
+
+    Takes run directories, what `simulate -o` wrote, forecasts and comparisons as JSON.
+    """
+    from scenarios.forecast import Forecast
+    from scenarios.report import page, read_item
+    from sim.run import read_run, write_atomic
+
+    items = [read_item(path) for path in sources]
+    runs: dict[str, Run] = {}
+    for path, item in zip(sources, items, strict=True):
+        beside = (path if path.is_dir() else path.parent) / "run"
+        if isinstance(item, Forecast) and (beside / "run.json").exists():
+            runs[item.name] = read_run(beside)
+    write_atomic(existing(output), page(items, runs, title).encode())
+    say(str(output))

@@ -1,0 +1,267 @@
+"""Curves as pictures (SVG) for a report or a design document: bands shaded, published and measured points marked.
+
+The same forecast gives the same bytes: fixed ids, no date. Nothing is computed here but positions.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis, YAxis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from scenarios.compare import Comparison
+from scenarios.forecast import Forecast, Row
+from sim.run import Run
+
+BLUE, ORANGE, GREEN, GREY, RED = "#2563a8", "#d9730d", "#2f7d4f", "#6b7280", "#b42318"
+STYLE: Any = {
+    "svg.hashsalt": "servecast",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#374151",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "legend.frameon": False,
+    "lines.linewidth": 1.7,
+}
+BIN = 20.0  # s; locust's charts show a point every few seconds, too few requests here
+
+
+def overview(forecast: Forecast) -> bytes:
+    """RPS against load, latency against load, and latency against RPS, side by side."""
+    with _figure(11.2, 3.5, 3) as (figure, axes):
+        _throughput(axes[0], forecast)
+        _latency(axes[1], forecast)
+        _hockey_stick(axes[2], forecast)
+        return _svg(figure)
+
+
+def first_tokens(forecast: Forecast) -> bytes:
+    """TTFT and TPOT against load, and where the server's time goes."""
+    with _figure(11.2, 3.3, 3) as (figure, axes):
+        for metric, colour, name in (("ttft_p95", ORANGE, "p95"), ("ttft_p50", BLUE, "p50")):
+            _curve(axes[0], forecast.rows(metric), colour, name)
+        axes[0].set(title="Time to first token", ylabel="s")
+        axes[0].set_yscale("log")
+        _curve(axes[1], forecast.rows("tpot_mean"), BLUE, "mean", scale=1000)
+        axes[1].set(title="Time per output token", ylabel="ms")
+        _shares(axes[2], forecast)
+        for ax in axes:
+            _load_axis(ax, forecast)
+        for ax in axes[:2]:
+            ax.legend()
+        _plain(axes[0].yaxis)
+        return _svg(figure)
+
+
+def over_time(run: Run) -> bytes:
+    """RPS, response times and users over a run's time, as load generators plot them."""
+    requests = run.requests[run.requests["status"] == "ok"]
+    end = float(max(rung.end for rung in run.rungs))
+    edges = np.arange(0.0, end, BIN)
+    number = np.digitize(requests["ended"], edges) - 1
+    e2e = (requests["last_token"] - requests["scheduled"]).groupby(number)
+    at = edges[:-1] + BIN / 2  # the last bin is cut short
+    with _figure(11.2, 5.0, 1, rows=3, heights=(2, 2, 1)) as (figure, axes):
+        axes[0].plot(at, np.bincount(number, minlength=len(edges))[: len(at)] / BIN, color=GREEN)
+        axes[0].set(title="Requests per second", ylim=(0, None))
+        for q, colour in ((0.95, ORANGE), (0.5, BLUE)):
+            quantiles = e2e.quantile(q).reindex(range(len(at)))
+            axes[1].plot(at, quantiles, color=colour, label=f"p{100 * q:.0f}")
+        axes[1].set(title="Response time, s", ylim=(0, None))
+        axes[1].legend(loc="upper left")
+        steps = [(rung.start, rung.load) for rung in run.rungs]
+        axes[2].step([*(t for t, _ in steps), end], [*(n for _, n in steps), steps[-1][1]], where="post", color=GREY)
+        axes[2].set(title="Users" if run.scenario.load.users else "Requests/s offered", xlabel="s since the run began")
+        for ax in axes:
+            ax.set_xlim(0, end)
+            for rung in run.rungs:
+                ax.axvspan(rung.settled, rung.end, color="#f3f4f6", zorder=0, lw=0)
+        return _svg(figure)
+
+
+def several(forecasts: Sequence[Forecast]) -> bytes:
+    """Throughput and p95 latency of several scenarios in one picture."""
+    colours = (BLUE, ORANGE, GREEN, RED, GREY, "#7c3aed", "#0e7490", "#a16207", "#be185d")
+    with _figure(11.2, 3.7, 2) as (figure, axes):
+        for ax, metric, title in zip(axes, ("rps", "e2e_p95"), ("Requests per second", "p95 E2E, s"), strict=True):
+            for forecast, colour in zip(forecasts, colours * 9, strict=False):
+                _curve(ax, forecast.rows(metric), colour, forecast.name)
+            ax.set_title(title)
+            _load_axis(ax, forecasts[0])
+        axes[1].set_yscale("log")
+        _plain(axes[1].yaxis)
+        axes[0].legend(fontsize=8)
+        return _svg(figure)
+
+
+def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft_p50", "rps")) -> bytes:
+    """Measured points over the simulated curve and its band, a panel a metric."""
+    titles = {"e2e_mean": "Mean E2E, s", "ttft_p50": "TTFT p50, s", "rps": "Requests per second"}
+    with _figure(11.2, 3.4, len(metrics)) as (figure, axes):
+        for ax, metric in zip(axes, metrics, strict=True):
+            rows = [row for row in comparison.rows if row.metric == metric]
+            load = [row.load for row in rows]
+            if rows and rows[0].low is not None:
+                low, high = ([getattr(row, end) for row in rows] for end in ("low", "high"))
+                ax.fill_between(load, low, high, color=BLUE, alpha=0.18, lw=0, label="90 % band")
+            ax.plot(load, [row.simulated for row in rows], color=BLUE, label=comparison.simulated)
+            for held_out, face, name in ((True, RED, "measured"), (False, "white", "measured, seen by the fit")):
+                shown = [row for row in rows if row.held_out is held_out]
+                if shown:
+                    points = [row.load for row in shown], [row.measured for row in shown]
+                    ax.plot(*points, "o", color=RED, mfc=face, ms=5, label=name, zorder=4)
+            ax.set(title=titles.get(metric, metric), xlabel="load", ylim=(0, None))
+        axes[0].legend(fontsize=8)
+        return _svg(figure)
+
+
+def parity(comparison: Comparison) -> bytes:
+    """Simulated against measured, every rung and metric in seconds or per second: on the line is right."""
+    groups = (
+        ("Latency, s", ("e2e_", "ttft_", "itl_", "tpot_")),
+        ("Rates, 1/s", ("rps", "output_tokens", "input_tokens")),
+    )
+    with _figure(7.4, 3.5, 2) as (figure, axes):
+        for ax, (title, prefixes) in zip(axes, groups, strict=True):
+            rows = [
+                row
+                for row in comparison.rows
+                if row.metric.startswith(prefixes) and min(row.measured, row.simulated) > 0
+            ]
+            for held_out, face in ((True, BLUE), (False, "white")):
+                shown = [row for row in rows if row.held_out is held_out]
+                points = [row.measured for row in shown], [row.simulated for row in shown]
+                ax.loglog(*points, "o", color=BLUE, mfc=face, ms=3.5, alpha=0.8)
+            if rows:
+                ends = [min(row.measured for row in rows), max(row.measured for row in rows)]
+                ax.plot(ends, ends, color=GREY, lw=1)
+                ax.fill_between(ends, [0.95 * x for x in ends], [1.05 * x for x in ends], color=GREY, alpha=0.2, lw=0)
+            ax.set(title=title, xlabel="measured", ylabel="simulated")
+        return _svg(figure)
+
+
+def _throughput(ax: Axes, forecast: Forecast) -> None:
+    _curve(ax, forecast.rows("rps"), BLUE, "forecast")
+    for printed in forecast.published:
+        if printed.figure.users is None:
+            value, rounding = printed.figure.value, printed.figure.rounding
+            ax.axhline(value, color=RED, ls="--", lw=1.1, label=f"published: {value:g}/s without deterioration")
+            ax.axhspan(value - rounding, value + rounding, color=RED, alpha=0.08, lw=0)
+    _corner(ax, forecast, "rps")
+    ax.set(title="Requests per second", ylim=(0, None))
+    _load_axis(ax, forecast)
+    ax.legend(fontsize=8, loc="lower right")
+
+
+def _latency(ax: Axes, forecast: Forecast) -> None:
+    for metric, colour, name in (("e2e_p95", ORANGE, "p95"), ("e2e_p50", BLUE, "p50")):
+        _curve(ax, forecast.rows(metric), colour, name)
+    for printed in forecast.published:
+        if printed.figure.users is not None:
+            ax.plot([printed.figure.users], [printed.figure.value], "D", color=RED, ms=5, zorder=5, label="published")
+    _corner(ax, forecast, "e2e")
+    ax.set(title="Response time, s", yscale="log")
+    _plain(ax.yaxis)
+    _load_axis(ax, forecast)
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def _hockey_stick(ax: Axes, forecast: Forecast) -> None:
+    for metric, colour, name in (("e2e_p95", ORANGE, "p95"), ("e2e_p50", BLUE, "p50")):
+        pairs = zip(forecast.rows("rps"), forecast.rows(metric), strict=True)
+        known = [(rate, row) for rate, row in pairs if row.value is not None and not row.unstable]
+        rps = [rate.value or 0.0 for rate, _ in known]
+        low, high = ([getattr(row, end) for _, row in known] for end in ("low", "high"))
+        ax.fill_between(rps, low, high, color=colour, alpha=0.16, lw=0)
+        ax.plot(rps, [row.value or 0.0 for _, row in known], "o-", ms=3, color=colour, label=name)
+    for printed in forecast.published:
+        if printed.figure.users is None:
+            ax.axvline(printed.figure.value, color=RED, ls="--", lw=1.1, label="published takeoff")
+    ax.set(title="Response time against RPS", xlabel="requests/s", ylabel="s", xlim=(0, None), yscale="log")
+    _plain(ax.yaxis)
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def _shares(ax: Axes, forecast: Forecast) -> None:
+    load = [row.load for row in forecast.rows("rps")]
+    parts = [[row.value or 0.0 for row in forecast.rows(f"{what}_share")] for what in ("prefill", "decode", "idle")]
+    ax.stackplot(load, parts, colors=[ORANGE, BLUE, "#e5e7eb"], labels=["prefill", "decode", "idle"], lw=0, alpha=0.85)
+    ax.set(title="The server's time", ylim=(0, 1))
+    ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    ax.grid(visible=False)
+    for i, (what, colour) in enumerate((("decode", "white"), ("prefill", "white"))):
+        share = np.array(parts[1 - i])
+        widest = len(load) * (i + 1) // 3
+        below = 0.0 if what == "prefill" else parts[0][widest]
+        if share[widest] > 0.1:
+            ax.annotate(what, (load[widest], below + share[widest] / 2), color=colour, ha="center", va="center")
+
+
+def _curve(ax: Axes, rows: Sequence[Row], colour: str, label: str, scale: float = 1.0) -> None:
+    """A line with its band; dashed where it goes beyond what was calibrated."""
+    known = [row for row in rows if row.value is not None]
+    load = [row.load for row in known]
+    low, value, high = ([scale * getattr(row, part) for row in known] for part in ("low", "value", "high"))
+    ax.fill_between(load, low, high, color=colour, alpha=0.16, lw=0)
+    inside = sum(not row.extrapolated for row in known)
+    ax.plot(load[:inside], value[:inside], color=colour, label=label)
+    if inside < len(known):
+        start = max(0, inside - 1)
+        ax.plot(load[start:], value[start:], color=colour, ls=(0, (4, 2)), label=None if inside else label)
+
+
+def _corner(ax: Axes, forecast: Forecast, what: str) -> None:
+    knee = forecast.knee.load
+    if knee.low is not None and knee.high is not None:
+        ax.axvspan(knee.low, knee.high, color=GREY, alpha=0.14, lw=0, label="knee" if what == "rps" else None)
+
+
+def _load_axis(ax: Axes, forecast: Forecast) -> None:
+    loads = [row.load for row in forecast.rows("rps")]
+    if forecast.scenario.load.users is not None and len(loads) > 2:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([load for load in loads if load == loads[-1] or np.log2(load) % 1 == 0])
+        ax.minorticks_off()
+    _plain(ax.xaxis)
+    ax.set(xlabel=forecast.unit, xlim=(loads[0], loads[-1] if len(loads) > 1 else loads[0] + 1))
+
+
+def _plain(axis: Axis) -> None:
+    if axis.get_scale() == "log" and isinstance(axis, YAxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+@contextmanager
+def _figure(
+    width: float, height: float, columns: int, rows: int = 1, heights: Sequence[float] | None = None
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, sharex=rows > 1)
+        yield figure, list(axes.flat)
+
+
+def _svg(figure: Figure) -> bytes:
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()

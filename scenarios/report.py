@@ -1,0 +1,320 @@
+"""Forecasts, runs and comparisons as one self-contained page, filled into `report.html`.
+
+A section is a dictionary the template knows: words, cards, pictures, tables. What is said here is read off the values;
+nothing is computed.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from scenarios import plots, tables
+from scenarios.compare import Comparison
+from scenarios.forecast import Estimate, Forecast, Row, read_forecast
+from scenarios.tables import parts, unit_of
+from sim import metrics
+from sim.document import Document
+from sim.errors import BadInput
+from sim.run import Run, read_run
+
+Section = dict[str, Any]
+CURVES = tables.LATENCY + tables.RATES + tables.STEPS
+OF_A_RUN = (
+    ("E2E mean s", "e2e_mean"),
+    ("E2E p50 s", "e2e_p50"),
+    ("E2E p95 s", "e2e_p95"),
+    ("TTFT p50 s", "ttft_p50"),
+    ("TTFT p95 s", "ttft_p95"),
+    ("ITL p50 ms", "itl_p50"),
+    ("RPS", "rps"),
+    ("in tok/s", "input_tokens_per_s"),
+    ("out tok/s", "output_tokens_per_s"),
+    ("errors %", "error_rate"),
+)
+
+
+def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], title: str = "Servecast report") -> str:
+    """The page about these; `runs` are the central runs of forecasts, by name."""
+    forecasts = [item for item in items if isinstance(item, Forecast)]
+    sections = [_together(forecasts)] if len(forecasts) > 1 else []
+    for item in items:
+        if isinstance(item, Forecast):
+            sections.append(_forecast(item, runs.get(item.name)))
+        elif isinstance(item, Run):
+            sections.append(_run(item))
+        else:
+            sections.append(_comparison(item))
+    for i, section in enumerate(sections):
+        section["id"] = f"s{i}"
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("report.html").render(
+        title=title, sections=[_EMPTY | section for section in sections], version=version("servecast")
+    )
+
+
+def read_item(path: Path) -> Forecast | Run | Comparison:
+    """A forecast, a run or a comparison; of a folder that `simulate -o` wrote, the forecast."""
+    if path.is_dir():
+        return read_forecast(path / "forecast.json") if (path / "forecast.json").exists() else read_run(path)
+    document = Document(path, "a run directory, a forecast or a comparison", 1)
+    if "curves" in document.values:
+        return read_forecast(path)
+    if "rows" not in document.values:
+        raise BadInput("expected a run directory, a forecast or a comparison", path=path, line=1)
+    try:
+        return msgspec.convert(document.values, Comparison)
+    except msgspec.ValidationError as e:
+        raise BadInput(f"not a comparison: {e}", path=path) from e
+
+
+_EMPTY: Section = {"description": "", "headline": "", "cards": [], "doubts": [], "parts": [], "provenance": ""}
+
+
+def _together(forecasts: list[Forecast]) -> Section:
+    rows = []
+    for f in forecasts:
+        cost = f.cost[0].per_1000_requests if f.cost else Estimate(value=None, low=None, high=None)
+        cells = [f.name, _cell(f.knee.load), _cell(f.knee.rps), _cell(f.plateau.rps), _cell(cost), f.binding[-1].binds]
+        rows.append({"cells": cells})
+    titles = [
+        "scenario",
+        f"knee, {forecasts[0].unit}",
+        "knee, RPS",
+        "plateau, RPS",
+        "$/1000 requests at the knee",
+        "binds at the top",
+    ]
+    return {
+        "name": "Side by side",
+        "parts": [{"image": _image(plots.several(forecasts))}, {"table": _table(titles, rows, left=(0, 5))}],
+    }
+
+
+def _forecast(f: Forecast, run: Run | None) -> Section:
+    cards = [
+        _card(f"load at the knee, {f.unit}", f.knee.load),
+        _card("requests/s at the knee", f.knee.rps),
+        _card("requests/s at the plateau", f.plateau.rps),
+    ]
+    if f.cost:
+        cards.append(_card("$ per 1,000 requests at the knee", f.cost[0].per_1000_requests))
+    sections = [
+        {"image": _image(plots.overview(f)), "title": "Throughput and latency", "text": _legend(f)},
+        {"image": _image(plots.first_tokens(f))},
+        {"table": _curves(f)},
+        {"title": "What limits it", "table": _binding(f)},
+    ]
+    if f.published:
+        sections.append({"title": "Beside what was published", "table": _published(f)})
+    if f.slo:
+        sections.append({"title": "Service levels", "table": _promises(f)})
+    if f.cost:
+        sections.append({"title": "Cost", "table": _cost(f)})
+    if run is not None:
+        text = "One simulated climb, with central parameters; the steady windows are shaded."
+        sections.append(
+            {"title": "As a load generator would show it", "text": text, "image": _image(plots.over_time(run))}
+        )
+    return {
+        "name": f.name,
+        "description": f.scenario.description,
+        "headline": _headline(f),
+        "cards": cards,
+        "doubts": f.doubts,
+        "parts": sections,
+        "parameters": _parameters(f),
+        "provenance": _provenance(f),
+    }
+
+
+def _headline(f: Forecast) -> str:
+    (load, loads), (rps, rates), top = parts(f.knee.load), parts(f.knee.rps), f.binding[-1]
+    cost = f" at ${parts(f.cost[0].per_1000_requests)[0]} per 1,000 requests" if f.cost else ""
+    return (
+        f"{load} {f.unit} ({loads}) before {f.knee.meaning}: {rps} requests/s ({rates}){cost}. "
+        f"At {top.load:g} {f.unit} the limit is: {top.binds}."
+    )
+
+
+def _legend(f: Forecast) -> str:
+    text = "Shaded: 90 % bands, and the knee. Red: what was published."
+    return text + " Dashed lines: beyond what was calibrated." if any(row.extrapolated for row in f.curves) else text
+
+
+def _run(run: Run) -> Section:
+    table = metrics.table(run)
+    rows = [
+        {"cells": [f"{row['load']:g}", *(f"{unit_of(name) * row[name]:.4g}" for _, name in OF_A_RUN)]}
+        for _, row in table.iterrows()
+    ]
+    unit = "users" if run.scenario.load.users else "requests/s"
+    doubts = list(run.doubts) + [f"{rung.load:g} {unit}: {text}" for rung in run.rungs for text in rung.doubts]
+    pictures = [{"image": _image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
+    return {
+        "name": run.name,
+        "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
+        "doubts": doubts,
+        "parts": [{"table": _table([unit, *(title for title, _ in OF_A_RUN)], rows)}, *pictures],
+    }
+
+
+def _comparison(c: Comparison) -> Section:
+    verdict = {
+        None: "No tolerances were stated, so there is no verdict.",
+        True: "Within the tolerances.",
+        False: "Outside the tolerances.",
+    }
+    summary = [
+        {
+            "cells": [
+                name,
+                f"{s.mape:.1%}",
+                f"{s.bias:+.1%}",
+                "–" if s.coverage is None else f"{s.coverage:.0%}",
+                f"{c.tolerances[name]:.0%}" if name in c.tolerances else "–",
+            ]
+        }
+        for name, s in c.summary.items()
+    ]
+    rows = [
+        {
+            "cells": [
+                f"{row.load:g}",
+                row.metric,
+                f"{row.measured:.4g}",
+                Markup("{}<i>{}</i>").format(
+                    f"{row.simulated:.4g}", "" if row.low is None else f"{row.low:.4g}–{row.high:.4g}"
+                ),
+                "–" if row.relative_error is None else f"{row.relative_error:+.1%}",
+                {None: "", True: _mark("in", "inside"), False: _mark("out", "outside")}[row.inside],
+                "" if row.held_out else "seen by the fit",
+            ]
+        }
+        for row in c.rows
+    ]
+    return {
+        "name": f"{c.measured} against {c.simulated}",
+        "headline": verdict[c.passed],
+        "doubts": c.doubts,
+        "parts": [
+            {"image": _image(plots.compared(c)), "title": "Measured over simulated"},
+            {"image": _image(plots.parity(c)), "text": "On the line is right; shaded: 5 %."},
+            {
+                "title": "Summary",
+                "table": _table(["metric", "MAPE", "bias", "inside the band", "tolerance"], summary, left=(0,)),
+            },
+            {
+                "title": "Every load",
+                "table": _table(["load", "metric", "measured", "simulated", "error", "band", ""], rows, left=(1, 5, 6)),
+            },
+        ],
+    }
+
+
+def _curves(f: Forecast) -> dict[str, Any]:
+    by_metric = [f.rows(metric) for _, metric in CURVES]
+    rows = [
+        {
+            "cells": [f"{each[0].load:g}", *(_cell(row, unit_of(row.metric)) for row in each)],
+            "beyond": each[0].extrapolated,
+        }
+        for each in zip(*by_metric, strict=True)
+    ]
+    caption = "Shaded rows lie beyond what was calibrated." if any(row["beyond"] for row in rows) else ""
+    return _table([f.unit, *(title for title, _ in CURVES)], rows, caption=caption)
+
+
+def _binding(f: Forecast) -> dict[str, Any]:
+    rows = [{"cells": [f"{rung.load:g}", rung.binds, rung.words]} for rung in f.binding]
+    return _table([f.unit, "binds", "why"], rows, left=(1, 2), wide=(2,))
+
+
+def _published(f: Forecast) -> dict[str, Any]:
+    rows = []
+    for row in f.published:
+        figure = row.figure
+        inside = _mark("in", "in the band") if row.inside else _mark("out", "outside the band")
+        printed = f"{figure.value:g} ± {figure.rounding:g}"
+        rows.append(
+            {"cells": [figure.metric, figure.users or "–", printed, _cell(row.simulated), inside, figure.source]}
+        )
+    return _table(["metric", "users", "printed", "simulated", "", "source"], rows, left=(0, 4, 5))
+
+
+def _promises(f: Forecast) -> dict[str, Any]:
+    limits = list(dict.fromkeys((p.metric, p.limit) for p in f.slo))
+    rows = [
+        {"cells": [f"{load:g}", *(f"{p.probability:.0%}" for p in f.slo if p.load == load)]}
+        for load in dict.fromkeys(p.load for p in f.slo)
+    ]
+    caption = "The probability, over all that is not known for sure, that each is kept."
+    return _table([f.unit, *(f"{metric} ≤ {limit:g}" for metric, limit in limits)], rows, caption=caption)
+
+
+def _cost(f: Forecast) -> dict[str, Any]:
+    rows = []
+    for row in f.cost:
+        each = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
+        rows.append({"cells": [row.at, *map(_cell, each)]})
+    price = f.scenario.price
+    caption = (
+        f"At ${f.cost[0].usd_per_hour:g} an hour ({price.source if price else ''}). Input alone and output alone each "
+        "charge the whole machine; the last column counts both."
+    )
+    titles = ["at", "$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
+    return _table(titles, rows, left=(0,), caption=caption)
+
+
+def _parameters(f: Forecast) -> dict[str, Any]:
+    rows = [
+        {"cells": [name, f"{p['value']:.4g}", f"{p['low']:.3g} – {p['high']:.3g}", p["unit"], p["meaning"]]}
+        for name, p in f.provenance.parameters.items()
+    ]
+    return _table(["parameter", "value", "95 % interval", "unit", "meaning"], rows, left=(0, 3, 4))
+
+
+def _provenance(f: Forecast) -> str:
+    p = f.provenance
+    lines = [f"calibrated through: {p.door}", p.note, *(f"{name} sha256 {digest}" for name, digest in p.files.items())]
+    lines += [f"step times: {p.model}", f"seed {p.seed}, {p.replicates} replicates"]
+    lines += [f"--set {change}" for change in p.changes]
+    lines += [", ".join(f"{name} {number}" for name, number in p.software.items())]
+    return "\n".join(line for line in lines if line)
+
+
+def _table(
+    titles: list[str],
+    rows: list[dict[str, Any]],
+    left: Iterable[int] = (),
+    wide: Iterable[int] = (),
+    caption: str = "",
+) -> dict[str, Any]:
+    rows = [{"beyond": False} | row for row in rows]
+    return {"titles": titles, "rows": rows, "left": tuple(left), "wide": tuple(wide), "caption": caption}
+
+
+def _card(what: str, estimate: Estimate) -> dict[str, str]:
+    value, band = parts(estimate)
+    return {"what": what, "value": value, "band": band}
+
+
+def _cell(estimate: Estimate | Row, scale: float = 1.0) -> Markup:
+    value, band = parts(estimate, scale)
+    return Markup("{}<i>{}</i>").format(value, band)
+
+
+def _mark(kind: str, text: str) -> Markup:
+    return Markup('<span class="{}">{}</span>').format(kind, text)
+
+
+def _image(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
