@@ -53,14 +53,14 @@ class Answer:
         index = len(self.sent)
         if self.fault is not None and index == self.fault_at and self._strike(self.fault):
             return perf_counter()
+        now = perf_counter()  # before writing: whoever reads it reads it later
         if self.transport is not None:
             write = self.transport.write
             write(self._last() if last else self._frames.tokens[(self.request.id + index) % VOCABULARY])
-        now = perf_counter()
         self.sent.append(now)
         if last and not self.done.done():
             self.done.set_result(None)
-        return now
+        return perf_counter()
 
     @property
     def text(self) -> str:

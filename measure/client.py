@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from geventhttpclient import HTTPClient
-from geventhttpclient.response import HTTPParseError
+from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
 from measure.dialect import INCOMPLETE, Dialect, Prompt, refusal
 
@@ -56,7 +56,10 @@ class Stopwatch:
 class Client:
     """A user's connection: kept alive between requests, one request at a time.
 
-    `patience` is how long it waits for the next token, s; comment lines show that a server lives, not that it works.
+    Some servers close, without saying so, what they promised to keep (llama.cpp after every stream). A request that
+    meets such a connection, closed before a byte of an answer, goes out again on a new one, and from then on every
+    request has its own. Apart from that nothing is ever sent twice. `patience` is how long it waits for the next token,
+    s; comment lines show that a server lives, not that it works.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Client:
             url, headers=headers, concurrency=1, network_timeout=patience, connection_timeout=CONNECT_SECONDS
         )
         self._dialect, self._now, self._patience = dialect, now, patience
+        self._kept, self._keep = False, True  # whether the connection has been used before; whether it may be again
         self._path = urlsplit(url).path.rstrip("/") + dialect.path
 
     def close(self) -> None:
@@ -84,7 +88,13 @@ class Client:
         record.sent = self._now()
         response = None
         try:
-            response = self._http.request("POST", self._path, body, {"X-Request-Id": str(record.id)})
+            try:
+                response = self._post(record.id, body)
+            except (HTTPConnectionClosed, ConnectionError):
+                if not self._kept:
+                    raise
+                self._keep = self._kept = False
+                response = self._post(record.id, body)
             if response.status_code != 200:
                 heard = refusal(response.status_code, response.read())
                 record.status, record.error = heard.status or INCOMPLETE, heard.error
@@ -103,7 +113,14 @@ class Client:
         finally:
             if response is not None:
                 response.release()
+            self._kept = self._keep and record.status == OK
             record.output_tokens = len(record.token_times)
+
+    def _post(self, number: int, body: bytes) -> HTTPSocketPoolResponse:
+        headers = {"X-Request-Id": str(number)}
+        if not self._keep:
+            headers["Connection"] = "close"
+        return self._http.request("POST", self._path, body, headers)
 
     def _listen(self, record: Record, readline: Callable[[bytes], bytes]) -> None:
         now, hear = self._now, self._dialect.hear

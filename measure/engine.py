@@ -32,7 +32,7 @@ class Job(Protocol):
     selected: float  # when it was taken into a batch
 
     def token(self, last: bool) -> float:
-        """Send the next token; returns when that was."""
+        """Send the next token; returns when that was done."""
 
 
 class Engine:

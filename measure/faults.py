@@ -12,8 +12,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Shares of requests (0 to 1) that go wrong in each way, and what happens to the server as a whole.
 
     `reset` cuts the connection midway, `stall` falls silent (but for comments), `overloaded` answers 429, `error` ends
-    with TGI's error event, `eos` ends early as a model does, `incomplete` ends the stream without a last token. `die`
-    kills the server after so many seconds; `crlf` ends lines as other servers do.
+    with TGI's error event, `eos` ends early as a model does, `incomplete` ends the stream without a last token. The
+    first `after` requests are spared. `die` kills the server after so many seconds; `crlf` ends lines as others do.
     """
 
     reset: float = 0.0
@@ -22,11 +22,14 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     error: float = 0.0
     eos: float = 0.0
     incomplete: float = 0.0
+    after: int = 0
     die: float | None = None
     crlf: bool = False
 
-    def draw(self, rng: np.random.Generator) -> str | None:
-        """What goes wrong with one request; None for nothing."""
+    def draw(self, rng: np.random.Generator, before: int) -> str | None:
+        """What goes wrong with a request that comes after `before` others; None for nothing."""
+        if before < self.after:
+            return None
         at = float(rng.random())
         for kind in KINDS:
             at -= getattr(self, kind)
@@ -46,7 +49,7 @@ def parse_faults(texts: list[str]) -> Faults:
             values[name] = True
             continue
         try:
-            values[name] = float(value)
+            values[name] = int(value) if name == "after" else float(value)
         except ValueError:
             raise ValueError(f"{name}: expected a number, found {value!r}") from None
         if name in KINDS and not 0.0 <= values[name] <= 1.0:

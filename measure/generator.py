@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -48,7 +49,8 @@ class Generator:
         if setup.workers > 1:
             for _ in range(processes):
                 self._start(["worker", f"127.0.0.1:{setup.port}", "--tied"], stdout=self._log)
-        threading.Thread(target=self._listen, args=(driver,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(driver,), daemon=True)
+        self._listener.start()
 
     def _start(self, arguments: list[str], stdout: int | IO[bytes]) -> subprocess.Popen[bytes]:
         # a session of its own: the terminal's Ctrl-C is for the ladder, which stops the users in good order
@@ -66,8 +68,9 @@ class Generator:
     def _listen(self, driver: subprocess.Popen[bytes]) -> None:
         assert driver.stdout is not None
         decoder = msgspec.json.Decoder(Report)
-        for line in driver.stdout:
-            self._reports.put(decoder.decode(line))
+        with driver.stdout:
+            for line in driver.stdout:
+                self._reports.put(decoder.decode(line))
         self._reports.put(None)
 
     def _send(self, line: bytes) -> None:
@@ -125,11 +128,13 @@ class Generator:
         """Let every process end, and see that it has."""
         for process in self._processes:
             if process.stdin is not None:
-                process.stdin.close()
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
         for process in self._processes:
             try:
                 process.wait(2.0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._listener.join()
         self._log.close()

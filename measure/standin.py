@@ -58,7 +58,7 @@ class Standin:
         self._frames = Frames(faults.crlf)
         self._log = Lines(log / "tokens.jsonl") if log is not None else None
         self._rng = np.random.default_rng(seed)
-        self._count = 0
+        self._seen = self._count = 0  # requests that came, and those let in
 
     def application(self) -> web.Application:
         """The routes of 0.9.4 (router/src/server.rs:667-691)."""
@@ -141,7 +141,8 @@ class Standin:
     def _accept(self, body: Body, name: str | None, streamed: bool, transport: asyncio.Transport | None) -> Answer:
         """A permit first, then validation, then the queue (infer.rs:97-129)."""
         self.exposition.count("tgi_request_count")
-        fault = self.faults.draw(self._rng)
+        fault = self.faults.draw(self._rng, self._seen)
+        self._seen += 1
         try:
             if fault == "overloaded" or not self.engine.batcher.has_permit():
                 raise overloaded()

@@ -36,10 +36,10 @@ def reset(connection: socket.socket) -> None:
 
 
 class Scripted:
-    """Answers every request with the next of `scripts`, the last one for ever; keeps connections as the script leaves them."""
+    """Answers each request with the next of `scripts`, the last one for ever."""
 
     def __init__(self, *scripts: Script):
-        self.scripts, self.requests = list(scripts), 0
+        self.scripts, self.requests, self.connections = list(scripts), 0, 0
         self.bodies: list[bytes] = []
         self.heads: list[bytes] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -53,13 +53,18 @@ class Scripted:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            self.connections += 1
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         with suppress(OSError), connection, connection.makefile("rb") as stream:
-            while head := b"".join(iter(stream.readline, b"\r\n")):
-                fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:-1])
+            while line := stream.readline():
+                head = line
+                while line not in (b"", b"\r\n"):
+                    line = stream.readline()
+                    head += line
+                fields = dict(field.lower().split(b": ", 1) for field in head.split(b"\r\n")[1:-2])
                 self.heads.append(head)
                 self.bodies.append(stream.read(int(fields.get(b"content-length", b"0"))))
                 script = self.scripts[min(self.requests, len(self.scripts) - 1)]

@@ -174,9 +174,19 @@ def test_what_happens_after_the_last_token_does_not_matter() -> None:
 
 def test_a_connection_is_kept_and_a_failed_one_replaced() -> None:
     good = say(HEAD, chunk(tgi_event(last=1)) + END)
-    server = Scripted(good, good, reset, good)
+    server = Scripted(good, good, say(HEAD, chunk(tgi_event()) + b"ff"), good)
+    c = client(server, patience=1.0)
+    assert [ask(c).status for _ in range(4)] == ["ok", "ok", "timeout", "ok"]
+    assert server.connections == 2
+
+
+def test_a_kept_connection_that_the_server_has_closed_is_no_failure_and_the_last_that_is_kept() -> None:
+    good = say(HEAD, chunk(tgi_event(last=1)) + END)
+    server = Scripted(good, reset, good)
     c = client(server)
-    assert [ask(c).status for _ in range(4)] == ["ok", "ok", "reset", "ok"]
+    assert [ask(c).status for _ in range(4)] == ["ok"] * 4
+    assert server.requests == 5  # one met a closed connection
+    assert [b"Connection: close" in head for head in server.heads] == [False, False, True, True, True]
 
 
 def test_a_post_is_never_sent_twice() -> None:

@@ -1,0 +1,83 @@
+"""The same ladder on a server nobody here wrote: llama.cpp's own, over OpenAI's two styles."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from measure.client import Client, Record, Stopwatch
+from measure.dialect import Chat
+from measure.endpoint import Endpoint
+from measure.health import Server, look
+from measure.ladder import measure
+from measure.probe import learn
+from measure.prompts import generator
+from sim.run import read_run
+from sim.scenario import Load, Scenario
+from sim.workload import Workload
+
+SCENARIO = Scenario(
+    name="tiny",
+    workload=Workload(prompt_tokens=200, output_tokens=40),
+    load=Load(users=[1, 2, 4], spawn_rate=20.0, seconds=1.5),
+)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a llama.cpp server with a tiny model of random weights."""
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "tiny_llama.py"), str(tmp_path_factory.mktemp("llama"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert url.startswith("http"), "llama.cpp did not start"
+        yield url
+        process.kill()
+
+
+def test_the_ladder_climbs_a_real_engine(llama: str, tmp_path: Path) -> None:
+    with Path(os.devnull).open("w") as null:
+        measure(SCENARIO, llama, tmp_path / "run", console=Console(file=null))
+    run = read_run(tmp_path / "run")
+    assert [(r.users, r.status) for r in run.rungs] == [(1, "complete"), (2, "complete"), (4, "complete")]
+    ok = run.requests[run.requests["status"] == "ok"]
+    assert set(run.requests["status"]) <= {"ok", "aborted"}
+    assert (ok["prompt_tokens"] == 200).all()
+    assert (ok["output_tokens"] == 40).all() and set(ok["finish_reason"]) == {"length"}
+    said = " ".join(run.doubts + [doubt for rung in run.rungs for doubt in rung.doubts])
+    assert "server's own count" not in said  # neither of prompts nor of answers: both lengths are exact
+    assert run.token_times is not None
+    for row, times in zip(run.requests.itertuples(), run.token_times, strict=True):
+        assert len(times) == row.output_tokens
+        assert (np.diff([row.sent, *times, row.ended]) >= 0).all()
+
+
+def test_chat_prompts_are_fitted_to_what_the_server_counts(llama: str) -> None:
+    endpoint = Endpoint(llama)
+    found = look(endpoint)
+    assert found.api == "completions"
+    chat = Server(api="chat", model=found.model)
+    recipe, doubts = learn(endpoint, chat, SCENARIO, None, None, 0)
+    assert recipe.tokens_per_word > 1  # this vocabulary spells English words letter by letter
+    assert not recipe.exact
+    record = Record(0, 0, 0, 0.0, 0.0, 200, 12)
+    client = Client(llama, Chat(found.model), Stopwatch(time.perf_counter_ns()).now, patience=20.0)
+    client.ask(record, recipe.prompt(200, generator(0, 0)))
+    client.close()
+    assert (record.status, record.output_tokens, record.generated_tokens) == ("ok", 12, 12)
+    assert record.counted_prompt == pytest.approx(200, rel=0.15)
+    assert all("prompt meant to have 200 tokens" in doubt for doubt in doubts)

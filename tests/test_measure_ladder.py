@@ -1,0 +1,311 @@
+"""The ladder climbed on the stand-in over real HTTP, and everything that can end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+from rich.console import Console
+from servers import Standin, standin
+
+from measure.generator import GeneratorDied
+from measure.ladder import ServerGone, measure
+from sim.calibration import Calibration, Parameter, Source
+from sim.errors import BadInput, UserError
+from sim.run import Run, read_run
+from sim.scenario import Load, Scenario
+from sim.workload import Lengths, Workload, arrival_gaps
+
+QUICK = {"a0": 0.002, "a1": 1e-6, "b0": 0.003, "b1": 1e-5, "max_batch_total_tokens": 20000.0}  # s
+CHILD = """
+import json, sys
+from pathlib import Path
+import msgspec
+from measure.ladder import measure
+from sim.scenario import Scenario
+text, url, out, resume = sys.argv[1:]
+measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume == "resume", patience=5.0)
+"""
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Step times of a few milliseconds, so that a rung needs a second."""
+    path = tmp_path_factory.mktemp("standin") / "calibration.json"
+    values = {name: Parameter(value=v, stderr=0.0, low=v, high=v) for name, v in QUICK.items()}
+    path.write_bytes(msgspec.json.encode(Calibration(source=Source(door="assumed"), model="affine", parameters=values)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, Path]]:
+    """A stand-in without faults, and the folder of its log."""
+    log = tmp_path_factory.mktemp("log")
+    with standin("--calibration", str(calibration), log=log) as process:
+        yield process, log
+
+
+def scenario(name: str = "small", prompt: int = 60, output: int = 20, **load: Any) -> Scenario:
+    return Scenario(
+        name=name,
+        workload=Workload(prompt_tokens=prompt, output_tokens=output),
+        load=Load(**{"users": [1, 3], "spawn_rate": 20.0, "seconds": 1.0} | load),
+    )
+
+
+def climb(s: Scenario, url: str, out: Path, **more: Any) -> tuple[Run, str]:
+    """Measure; returns the run and what was said."""
+    with Path(os.devnull).open("w") as null:
+        console = Console(file=null, record=True, width=300)
+        measure(s, url, out, console=console, **{"patience": 5.0} | more)
+    return read_run(out), console.export_text()
+
+
+def head(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return found
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_ladder_is_a_run_that_agrees_with_the_server(
+    server: tuple[Standin, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVECAST_API_KEY", "s3cret-token")
+    standin_process, log = server
+    run, said = climb(scenario(), standin_process.url, tmp_path / "run")
+    assert run.kind == "measured"
+    assert [(r.users, r.status) for r in run.rungs] == [(1, "complete"), (3, "complete")]
+    for rung in run.rungs:
+        assert rung.start <= rung.ramped <= rung.settled < rung.end
+        assert rung.seconds == pytest.approx(1.0)
+        assert rung.extra["in_flight"] == pytest.approx(rung.users, rel=0.2)
+        assert {"canary_p99_ms", "client_cpu", "client_limited", "errors"} <= set(rung.extra)
+    requests = run.requests
+    assert run.info is not None and run.info["max_batch_total_tokens"] == 20000
+    assert run.stopped == "the ladder is climbed"
+    assert set(requests["status"]) == {"ok", "aborted"}
+    assert set(requests["user"]) == {0, 1, 2}
+    assert requests["id"].is_unique
+    assert (requests["scheduled"] == requests["sent"]).all()
+    assert set(requests["rung"]) == {0, 1}
+    for row in requests.itertuples():  # a request belongs to the rung in which it began
+        assert (row.sent >= run.rungs[1].start) == (row.rung == 1)
+    # one request a user at a time, and users are added, not restarted
+    for _, mine in requests.sort_values("sent").groupby("user"):
+        assert (mine["sent"].to_numpy()[1:] >= mine["ended"].to_numpy()[:-1]).all()
+    assert (requests[requests["user"] == 0]["rung"] == 1).any()
+    # the server's own log: the same requests (and no warm-up), the same number of tokens, each sent before it was seen
+    sent = {str(t["id"]): t["sent"] for t in lines(log / "tokens.jsonl")}
+    zero = head(tmp_path / "run")["anchor"]["perf_counter_ns"] / 1e9
+    assert run.token_times is not None
+    for row, seen in zip(requests.itertuples(), run.token_times, strict=True):
+        if row.status == "ok":
+            server_says = np.array(sent[str(row.id)]) - zero
+            assert len(seen) == len(server_says) == row.output_tokens == 20
+            assert (seen >= server_says - 1e-5).all()
+    # the second witness was there, secrets are nowhere, and a person saw a line per rung
+    assert len(lines(tmp_path / "run" / "server.jsonl")) >= 4
+    assert lines(tmp_path / "run" / "client.jsonl")
+    assert not any(b"s3cret" in path.read_bytes() for path in (tmp_path / "run").iterdir())
+    assert "users 1, 3: at most" in said and "1 user: complete" in said and "3 users: complete" in said
+
+
+def test_two_processes_share_the_users_and_write_one_run(server: tuple[Standin, Path], tmp_path: Path) -> None:
+    run, _ = climb(scenario(users=[4]), server[0].url, tmp_path / "run", processes=2)
+    assert [(r.users, r.status) for r in run.rungs] == [(4, "complete")]
+    assert {p.name for p in (tmp_path / "run").glob("requests*")} == {"requests.jsonl", "requests-1.jsonl"}
+    assert set(run.requests["user"]) == {0, 1, 2, 3}
+    assert run.requests["id"].is_unique
+    assert run.rungs[0].extra["in_flight"] == pytest.approx(4, rel=0.25)
+
+
+def test_open_loop_sends_what_was_scheduled_whether_or_not_the_server_keeps_up(
+    calibration: Path, tmp_path: Path
+) -> None:
+    load = {"users": None, "rate": [20.0, 40.0], "seconds": 1.0, "settle": 0.5}
+    silent = ("--fault", "stall=1", "--fault", "after=3")  # after the probe and the warm-up nobody is answered
+    with standin("--calibration", str(calibration), *silent) as process:
+        run, _ = climb(scenario(**load), process.url, tmp_path / "run")
+    assert [rung.rate for rung in run.rungs] == [20.0, 40.0]
+    first = run.rungs[0]
+    due = first.start + np.cumsum(arrival_gaps("poisson", 20.0, np.random.default_rng([0, 2, 0, 0]), 1024))
+    due = due[due < first.end - 0.1]
+    scheduled = np.sort(run.requests["scheduled"].to_numpy())[: len(due)]
+    assert np.allclose(scheduled, due, atol=2e-6)  # every one of them, at its time, answered or not
+    assert (run.requests["sent"] >= run.requests["scheduled"]).all()
+    assert (run.requests["user"] == -1).all()
+    assert set(run.requests["status"]) == {"aborted"}
+    assert any("no request was completed" in doubt for doubt in first.doubts)
+
+
+def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    rows = [(0.0, 10, 3), (0.3, 20, 5), (0.3, 30, 2), (0.9, 40, 4)]
+    file.write_text("time,prompt_tokens,output_tokens\n" + "".join(f"{t},{p},{o}\n" for t, p, o in rows))
+    s = Scenario(name="trace", workload=Workload(trace=str(file)), load=Load(trace=True, settle=0.1))
+    run, _ = climb(s, server[0].url, tmp_path / "run")
+    got = run.requests.sort_values(["scheduled", "id"])
+    assert got["prompt_tokens"].tolist() == [10, 20, 30, 40]
+    assert got["output_tokens"].tolist() == [3, 5, 2, 4]
+    assert np.allclose(got["scheduled"] - run.rungs[0].start, [0.0, 0.3, 0.3, 0.9], atol=1e-5)
+    assert set(got["status"]) == {"ok"}  # the last answer was waited for
+
+
+def test_lengths_from_any_workload(server: tuple[Standin, Path], tmp_path: Path) -> None:
+    work = Workload(prompt_tokens=Lengths(uniform=(10, 60)), output_tokens=5, max_new_tokens=Lengths(uniform=(5, 9)))
+    s = Scenario(name="mixed", workload=work, load=Load(users=[2], spawn_rate=20.0, seconds=1.0))
+    run, _ = climb(s, server[0].url, tmp_path / "run")
+    assert run.requests["prompt_tokens"].between(10, 60).all() and run.requests["prompt_tokens"].nunique() > 5
+    ok = run.requests[run.requests["status"] == "ok"]
+    assert (ok["output_tokens"] == ok["max_new_tokens"]).all()  # what came back, not what was hoped for
+
+
+def child(s: Scenario, url: str, out: Path, resume: bool = False) -> subprocess.Popen[bytes]:
+    arguments = [msgspec.json.encode(s).decode(), url, str(out), "resume" if resume else ""]
+    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.DEVNULL)
+
+
+def wait_for_requests(out: Path, number: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        file = out / "requests.jsonl"
+        if file.exists() and file.read_bytes().count(b"\n") >= number:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"fewer than {number} requests within 30 s")
+
+
+def test_kill_9_loses_only_what_was_in_flight_and_the_run_resumes(server: tuple[Standin, Path], tmp_path: Path) -> None:
+    process, log = server
+    out, long = tmp_path / "run", scenario(users=[1, 2], seconds=2.0)
+    began = len(lines(log / "tokens.jsonl")) if (log / "tokens.jsonl").exists() else 0
+    with child(long, process.url, out) as measuring:
+        wait_for_requests(out, 10)
+        generators = psutil.Process(measuring.pid).children(recursive=True)
+        assert generators
+        measuring.kill()
+    _, alive = psutil.wait_procs(generators, timeout=5)
+    assert not alive
+    run = read_run(out)
+    assert run.rungs[-1].status == "aborted"
+    ended = [t for t in lines(log / "tokens.jsonl")[began:] if len(t["sent"]) == 20 and str(t["id"]).isdigit()]
+    answered = {int(t["id"]) for t in ended}
+    kept = set(run.requests["id"])
+    assert len(answered - kept) <= 1 + 1  # one user: the request in flight when the kill came
+
+    with (out / "requests.jsonl").open("ab") as file:
+        file.write(b'{"id": 99, "torn')  # as a full disk would leave it
+    resumed, said = climb(long, process.url, out, resume=True)
+    assert [(r.users, r.status) for r in resumed.rungs] == [(1, "aborted"), (1, "complete"), (2, "complete")]
+    assert not resumed.doubts
+    assert [s["first_rung"] for s in resumed.segments] == [0, 1]
+    assert resumed.requests["id"].is_unique
+    assert kept < set(resumed.requests["id"])
+    assert resumed.segments[1]["start"] > run.requests["ended"].max()
+    assert "users 1, 2" in said
+
+    again, said = climb(long, process.url, out, resume=True)
+    assert "finished already" in said
+    assert len(again.rungs) == 3
+    with pytest.raises(BadInput, match="begun with another load"):
+        climb(scenario(users=[1, 2, 4], seconds=2.0), process.url, out, resume=True)
+    with pytest.raises(BadInput, match="never overwritten"):
+        climb(long, process.url, out)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "stopped"),
+    [(signal.SIGINT, -signal.SIGINT, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_ctrl_c_and_sigterm_close_the_run(
+    server: tuple[Standin, Path], tmp_path: Path, number: signal.Signals, status: int, stopped: str
+) -> None:
+    out = tmp_path / "run"
+    with child(scenario(users=[3], output=300, seconds=60.0), server[0].url, out) as measuring:
+        wait_for_requests(out, 2)
+        children = psutil.Process(measuring.pid).children(recursive=True)
+        measuring.send_signal(number)
+        assert measuring.wait(20) == status
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    run = read_run(out)
+    assert run.stopped == stopped
+    assert run.rungs[-1].status == "aborted"
+    assert (run.requests["status"] == "aborted").sum() == 3  # one a user, with the tokens so far
+    assert not run.doubts
+
+
+def test_a_server_that_dies_ends_the_ladder_and_the_run_says_so(calibration: Path, tmp_path: Path) -> None:
+    with standin("--calibration", str(calibration), "--fault", "die=6") as process, pytest.raises(ServerGone):
+        climb(scenario(users=[2], seconds=60.0), process.url, tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert run.rungs[-1].status == "aborted"
+    assert "stopped answering" in run.rungs[-1].doubts[-1]
+    assert "stopped answering" in run.stopped
+    assert "connect" in set(run.requests["status"])
+
+
+def test_what_goes_wrong_is_classified_counted_and_shown(calibration: Path, tmp_path: Path) -> None:
+    faults = ("reset=0.08", "stall=0.04", "overloaded=0.1", "error=0.08", "eos=0.1", "incomplete=0.08", "after=3")
+    more = [word for fault in faults for word in ("--fault", fault)]
+    with standin("--calibration", str(calibration), "--seed", "3", *more) as process:
+        s = scenario(users=[8, 9], seconds=4.0, retry=0.01)
+        run, said = climb(s, process.url, tmp_path / "run", patience=0.5)
+    seen = set(run.requests["status"])
+    assert {"ok", "reset", "timeout", "overloaded", "generation", "incomplete"} <= seen
+    assert len(run.rungs) == 1
+    assert "of the requests failed" in run.stopped  # unhealthy: the next rung would tell nothing
+    rung = run.rungs[0]
+    assert any("unhealthy" in doubt for doubt in rung.doubts)
+    assert any("of the length asked" in doubt for doubt in rung.doubts)
+    assert set(rung.extra["errors"]) <= seen
+    ended_early = run.requests[run.requests["finish_reason"] == "eos_token"]
+    assert len(ended_early) and (ended_early["output_tokens"] < 20).all()
+    assert "unhealthy" in said
+
+
+def test_a_profile_the_server_cannot_take_is_refused_with_the_flag_and_nothing_is_written(
+    calibration: Path, tmp_path: Path
+) -> None:
+    with standin("--calibration", str(calibration)) as process:
+        with pytest.raises(
+            UserError, match=r"max_input_length is 1024, .* take 1500: start it with --max-input-length"
+        ):
+            climb(scenario(prompt=1500, output=20), process.url, tmp_path / "run")
+        with pytest.raises(UserError, match="--max-total-tokens 2100"):
+            climb(scenario(prompt=1000, output=1100), process.url, tmp_path / "run")
+    with pytest.raises(UserError, match="no server answers"):
+        climb(scenario(), process.url, tmp_path / "run")
+    with pytest.raises(UserError, match="give --url"):
+        measure(scenario(), None, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dead_load_generator_is_told_apart_from_a_dead_server(server: tuple[Standin, Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    class Killing(Console):
+        def print(self, *objects: Any, **more: Any) -> None:
+            if "1 user: complete" in str(objects[0]):
+                for process in psutil.Process().children(recursive=True):
+                    if "measure.locustfile" in process.cmdline():
+                        process.kill()
+
+    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorDied):
+        measure(scenario(users=[1, 2]), server[0].url, out, console=Killing(file=null))
+    run = read_run(out)
+    assert [r.status for r in run.rungs] == ["complete", "aborted"]
+    assert "load generator died" in run.stopped
