@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calibrate.races import UPLINK_SPREAD
 from calibrate.steps import Schedule
 from sim.calibration import Clocks, Delay
 from sim.run import Run
@@ -22,24 +23,17 @@ from sim.run import Run
 Floats = NDArray[np.float64]
 
 TABLE = np.linspace(0.0, 1.0, 21)
-_UPLINK_SPREAD = 0.2  # of its mean: what is assumed where idle prefills are too few to show it
 
 
-def fit_clocks(
-    runs: Sequence[Run], schedules: Sequence[Schedule], uplink: float, per_token: float, idle_errors: Floats
-) -> Clocks:
-    """Clocks of all runs together. `uplink` (s, there and back) and `per_token` come from the regression; `idle_errors`
-    are its residuals, s, at an idle server beyond what prefills vary by."""
+def fit_clocks(runs: Sequence[Run], schedules: Sequence[Schedule], way: float, per_token: float) -> Clocks:
+    """Clocks of all runs together. `way` (s, there and back) and `per_token` come from the regression."""
     downlink = np.concatenate([_downlink(s) for s in schedules])
     back = pd.concat([_returns(r, s) for r, s in zip(runs, schedules, strict=True)], ignore_index=True)
-    way = max(uplink - (float(downlink.mean()) if len(downlink) else 0.0), 1e-4)
-    spread = (
-        float(np.clip(np.std(idle_errors), 0.1 * way, 0.5 * way)) if len(idle_errors) > 10 else _UPLINK_SPREAD * way
-    )
+    there = max(way - (float(downlink.mean()) if len(downlink) else 0.0), 1e-4)
     turnaround = back.loc[back["rank"] == 0, "back"].to_numpy(np.float64)
     spacing, spacing_per_token = _spacing(back, turnaround)
     return Clocks(
-        uplink=Delay(quantiles=_lognormal(way, spread), per_token=per_token),
+        uplink=Delay(quantiles=_lognormal(there, UPLINK_SPREAD * there), per_token=per_token),
         downlink=Delay(quantiles=_quantiles(downlink)),
         turnaround=Delay(quantiles=_quantiles(turnaround)),
         spacing=Delay(quantiles=[spacing], per_token=spacing_per_token),

@@ -19,6 +19,7 @@ from calibrate.budget import fit_budget
 from calibrate.clocks import fit_clocks
 from calibrate.draws import correlations, parameter
 from calibrate.noise import fit_noise
+from calibrate.races import races
 from calibrate.regress import Form, Regression, choose
 from calibrate.rows import Rows, rows_of
 from calibrate.steps import rebuild
@@ -32,6 +33,7 @@ from sim.run import Run
 Floats = NDArray[np.float64]
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
+COPIES = ("a4", "c2", "f2")  # what only a padded cache costs
 CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 
 
@@ -44,11 +46,11 @@ def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
     schedules = [rebuild(run) for run in runs]
     rows = rows_of(runs, schedules)
-    regression, choice = choose(rows, candidates(padded.pop()))
+    regression, choice = choose(rows, candidates(padded.pop()), races(runs, schedules))
     spread = moods(rows, regression.predicted)
     rng = np.random.default_rng(seed)
-    drawn = draw_coefficients(regression, rows, spread, rng)
-    names, values, drawn = _as_parameters(regression, drawn)
+    all_drawn = draw_coefficients(regression, rows, spread, rng)
+    names, values, drawn = _as_parameters(regression, all_drawn)
     parameters = {
         name: parameter(float(value), drawn[:, i], *_meaning(name))
         for i, (name, value) in enumerate(zip(names, values, strict=True))
@@ -62,7 +64,13 @@ def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
         parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
         doubts += said
     noise = msgspec.structs.replace(fit_noise(rows, regression.predicted), between=float(spread.run.min()))
-    u0, u1 = (float(regression.coefficients[regression.names.index(u)]) for u in CLIENT)
+    u0, u1 = (regression.names.index(u) for u in CLIENT)
+    way = regression.coefficients
+    clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
+    there = float(np.mean(clocks.uplink.quantiles))
+    ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0)
+    parameters["uplink"] = parameter(there, ways, "s", "way to the server")
+    draws["uplink"] = [float(f"{x:.6g}") for x in ways]
     return Calibration(
         source=Source(door="run", files=_files(runs), note=choice),
         model=regression.form.model,
@@ -79,7 +87,7 @@ def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
             if r
         },
         noise=noise,
-        clocks=fit_clocks(runs, schedules, u0, u1, _idle_errors(rows, regression)),
+        clocks=clocks,
         correlations=together,
         doubts=doubts + _left_open(rows, together),
     )
@@ -88,7 +96,8 @@ def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
 def candidates(padded: bool) -> list[Form]:
     """The forms a server can have, the simplest first."""
     models = ("padded", "levels") if padded else ("affine",)
-    return [Form(model, PLAIN + more) for model in models for more in ((), ("b3",))]
+    copied = PLAIN + COPIES if padded else PLAIN
+    return [Form(model, copied + more) for model in models for more in ((), ("b3",))]
 
 
 def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
@@ -109,19 +118,6 @@ def _meaning(name: str) -> tuple[str, str]:
     if name.startswith(LEVEL):
         return "s", f"decode step of {name.removeprefix(LEVEL)} requests, without context"
     return MEANING[name]
-
-
-def _idle_errors(rows: Rows, regression: Regression) -> Floats:
-    """Residuals at an idle server, shrunk by what prefills vary by at a busy one."""
-    idle = rows.table["idle"].to_numpy()
-    error = (rows.seconds - regression.predicted)[idle]
-    other = rows.prefill & ~idle
-    if not len(error) or not other.any():
-        return np.empty(0)
-    own = regression.predicted[idle] * float(np.std((rows.seconds / regression.predicted)[other]))
-    variance = float(np.var(error))
-    share = max(0.0, variance - float((own**2).mean())) / variance if variance > 0 else 0.0
-    return np.asarray(error * np.sqrt(share), dtype=np.float64)
 
 
 def _residual(rows: Rows, regression: Regression, prefill: bool) -> Residual | None:

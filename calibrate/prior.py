@@ -3,11 +3,12 @@
 One prompt length cannot tell a cost per token from one per prompt or per squared token, and answers of one length move
 batch size and context together. Least squares alone would then choose arbitrarily, and a forecast for other lengths
 would inherit the choice. So weak beliefs, all relative to what was measured, settle what the data leave open, and joint
-draws scatter over it: each draw takes its own sample of the belief.
+draws scatter over it: each draw takes its own sample of the beliefs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,34 +23,53 @@ PROMPT_OVERHEAD = 16.0  # tokens: what one more prompt costs besides its tokens 
 # tokens: the prompt length at which attention costs as much as all else, about at the earliest. Padded servers here are
 # those without flash attention, and small.
 QUADRATIC_FROM = {False: 12000.0, True: 3000.0}
-WAY = 2e-3  # s: to an idle server and back, on one machine
+CACHE_FROM = 20000.0  # tokens: a padded prefill so large that outgrowing the caches has doubled its cost
 CONTEXT_SHARE = (0.5, 0.29)  # of what one more sequence costs, the part due to its context: anything from 0 to 1
 LEVEL_SPREAD = 0.12  # how far a batch size's own time is from the smooth trend, relative
+LEVEL_REACH = 0.35  # in ln(batch size): how far two sizes may be apart and still resemble each other
+WAY = 1.5e-3  # s: to an idle server and back, on one machine
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Independent normal beliefs: coefficient `names[i]` is `mean[i]` ± `sd[i]` (infinite: nothing is believed)."""
+    """Pseudo-observations `rows @ x ≈ target` of unit noise, (k, p) and (k,), and the lowest value of each x."""
 
     names: tuple[str, ...]
-    mean: Floats
-    sd: Floats
+    rows: Floats
+    target: Floats
+    floor: Floats
+
+    def and_also(self, rows: Floats, target: Floats) -> Prior:
+        """The same beliefs and some more."""
+        return Prior(self.names, np.vstack([self.rows, rows]), np.concatenate([self.target, target]), self.floor)
 
 
 def prior_for(names: tuple[str, ...], rows: Rows, padded: bool) -> Prior:
     """The beliefs for these coefficients, scaled by a first look at the rows."""
+    beliefs = {name: b for name, b in _beliefs(rows, padded).items() if name in names}
+    matrix = np.zeros((len(beliefs), len(names)))
+    target = np.zeros(len(beliefs))
+    for i, (name, (mean, sd)) in enumerate(beliefs.items()):
+        matrix[i, names.index(name)] = 1.0 / sd
+        target[i] = mean / sd
+    prior = Prior(names, matrix, target, np.zeros(len(names)))
+    return _with_levels(prior, rows) if any(n.startswith(LEVEL) for n in names) else prior
+
+
+def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
+    """Mean and standard deviation of each coefficient of which something is believed."""
     t, y, pre = rows.table, rows.seconds, rows.prefill
     n = t["sequences"].to_numpy(np.float64)
     longest = t["longest"].to_numpy(np.float64)
-    believed: dict[str, tuple[float, float]] = {"u0": _way(rows), "u1": (0.0, 1e-6)}
+    believed = {"u0": _way(rows), "u1": (0.0, 1e-6)}
     if pre.any():
         size, time = float(longest[pre].mean()), float(y[pre].mean())
-        per_prompt = _slope(n[pre], y[pre], fallback=0.7 * time / float(n[pre].mean()))
-        per_token = per_prompt / size
+        per_token = _slope(n[pre], y[pre], fallback=0.7 * time / float(n[pre].mean())) / size
         believed |= {
             "a0": (0.3 * time, 0.3 * time),
             "a2": (0.0, per_token / QUADRATIC_FROM[padded]),
             "a3": (0.0, PROMPT_OVERHEAD * per_token),
+            "a4": (0.0, per_token / CACHE_FROM),
         }
     if (~pre).any():
         context, time, size = float(longest[~pre].mean()), float(y[~pre].mean()), float(n[~pre].mean())
@@ -59,19 +79,30 @@ def prior_for(names: tuple[str, ...], rows: Rows, padded: bool) -> Prior:
             "b1": (0.0, 0.2 * time),
             "b2": (share * per_sequence / context, spread * per_sequence / context),
             "b3": (0.0, 0.1 * time / context),
-            "c0": (0.0, 0.1 * time),
-            "c1": (0.0, 0.1 * time / size),
-            "f0": (0.0, 0.1 * time),
-            "f1": (0.0, 0.1 * time / size),
         }
-        sizes, lengths = n[~pre], y[~pre]
-        for name in names:
-            if name.startswith(LEVEL):
-                here = lengths[sizes == int(name.removeprefix(LEVEL))]
-                believed[name] = (0.0, LEVEL_SPREAD * float(here.mean()))
-    mean = np.array([believed.get(name, (0.0, np.inf))[0] for name in names])
-    sd = np.array([believed.get(name, (0.0, np.inf))[1] for name in names])
-    return Prior(names, mean, sd)
+        for what in "cf":  # joining and dropping: some tenth of a step, however it grows
+            believed |= {
+                f"{what}0": (0.0, 0.1 * time),
+                f"{what}1": (0.0, 0.1 * time / size),
+                f"{what}2": (0.0, 0.1 * time / size / context),
+            }
+    return believed
+
+
+def _with_levels(prior: Prior, rows: Rows) -> Prior:
+    """Levels are deviations from the trend that resemble those of neighbouring sizes."""
+    at = np.array([i for i, name in enumerate(prior.names) if name.startswith(LEVEL)])
+    sizes = np.array([float(prior.names[i].removeprefix(LEVEL)) for i in at])
+    n, y = rows.table["sequences"].to_numpy(np.float64)[~rows.prefill], rows.seconds[~rows.prefill]
+    slope = _slope(n, y, fallback=0.0)
+    spread = LEVEL_SPREAD * np.maximum(float(y.mean()) + slope * (sizes - float(n.mean())), 0.3 * float(y.mean()))
+    apart = np.abs(np.subtract.outer(np.log(sizes), np.log(sizes)))
+    covariance = np.outer(spread, spread) * np.exp(-apart / LEVEL_REACH)
+    whitened = np.zeros((len(at), len(prior.names)))
+    whitened[:, at] = np.linalg.inv(np.linalg.cholesky(covariance))
+    floor = prior.floor.copy()
+    floor[at] = -4.0 * spread  # nonnegative least squares wants a bound; this one is far
+    return Prior(prior.names, prior.rows, prior.target, floor).and_also(whitened, np.zeros(len(at)))
 
 
 def _way(rows: Rows) -> tuple[float, float]:

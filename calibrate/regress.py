@@ -14,11 +14,11 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from calibrate.prior import Prior, prior_for
+from calibrate.races import race_rows
 from calibrate.rows import Floats, Rows, level_knots, level_terms, terms
 from sim.forms import LEVEL
 
-_PASSES = 3
-_LOWEST = 4.0  # a level lies at most so many spreads below the trend: least squares wants a bound, and this one is far
+_PASSES = 6
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,20 @@ class Regression:
     grams: Floats
     rights: Floats
 
-    def solve(self, gram: Floats, right: Floats, mean: Floats) -> Floats:
-        """Coefficients from normal equations and a prior mean."""
-        return _solve(gram, right, self.prior, mean)
+    def solve(self, gram: Floats, right: Floats, rng: np.random.Generator | None = None) -> Floats:
+        """Coefficients from normal equations and the prior, or a sample of it."""
+        return _solve(gram, right, self.prior, rng)
 
 
-def regress(rows: Rows, form: Form) -> Regression:
-    """Fit a form to all rows."""
+def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
+    """Fit a form to all rows, and to who came back in time (`races`)."""
     columns = {k: v for k, v in terms(rows, form.padded).items() if k in form.terms}
     if form.model == "levels":
         columns |= level_terms(rows, level_knots(rows))
     names = tuple(columns)
     design = np.stack(list(columns.values()), axis=1)
     prior = prior_for(names, rows, form.padded)
+    believed = prior
     y, pre = rows.seconds, rows.prefill
     group = pd.DataFrame({"p": pre, "n": rows.table["sequences"], "r": rows.rung, "y": y})
     predicted = group.groupby(["p", "n", "r"])["y"].transform("mean").to_numpy(np.float64)
@@ -93,19 +94,18 @@ def regress(rows: Rows, form: Form) -> Regression:
             grams[b] = x.T @ x
             rights[b, 0] = x[p].T @ t[p]
             rights[b, 1] = x[~p].T @ t[~p]
-        coefficients = _solve(grams.sum(axis=0), rights.sum(axis=(0, 1)), prior, prior.mean)
+        coefficients = _solve(grams.sum(axis=0), rights.sum(axis=(0, 1)), prior)
         predicted = np.maximum(design @ coefficients, 1e-6)
+        prior = believed.and_also(*race_rows(races, names, coefficients, spread[False]))
     return Regression(form, names, prior, coefficients, predicted, spread, inflation, grams, rights)
 
 
-def _solve(gram: Floats, right: Floats, prior: Prior, mean: Floats) -> Floats:
-    """argmin over x ≥ 0 (levels: above their floor) of xᵀGx − 2rᵀx + Σ((x − mean)/sd)²."""
-    precision = 1.0 / prior.sd**2
-    full = gram + np.diag(precision)
-    wanted = right + precision * np.where(np.isfinite(prior.sd), mean, 0.0)
-    free = np.array([name.startswith(LEVEL) for name in prior.names])
-    floor = np.where(free, -_LOWEST * np.where(np.isfinite(prior.sd), prior.sd, 0.0), 0.0)
-    wanted = wanted - full @ floor
+def _solve(gram: Floats, right: Floats, prior: Prior, rng: np.random.Generator | None = None) -> Floats:
+    """argmin over x ≥ floor of xᵀGx − 2rᵀx + |prior.rows·x − prior.target|²; `rng` gives the targets their noise."""
+    target = prior.target if rng is None else prior.target + rng.standard_normal(len(prior.target))
+    floor = prior.floor
+    full = gram + prior.rows.T @ prior.rows
+    wanted = right + prior.rows.T @ target - full @ floor
     size = np.sqrt(np.maximum(np.diag(full), 1e-300))
     seen = np.diag(full) > 0
     scaled = (full / np.outer(size, size))[np.ix_(seen, seen)]
@@ -129,9 +129,7 @@ def misses(regression: Regression, rows: Rows) -> dict[int, float]:
     for rung in np.unique(rows.rung).tolist():
         mine = rung_of_block == rung
         x = regression.solve(
-            gram - regression.grams[mine].sum(axis=0),
-            right - regression.rights[mine].sum(axis=(0, 1)),
-            regression.prior.mean,
+            gram - regression.grams[mine].sum(axis=0), right - regression.rights[mine].sum(axis=(0, 1))
         )
         here = rows.rung == rung
         error = design[here] @ x - rows.seconds[here]
@@ -140,9 +138,9 @@ def misses(regression: Regression, rows: Rows) -> dict[int, float]:
     return missed
 
 
-def choose(rows: Rows, forms: list[Form]) -> tuple[Regression, str]:
+def choose(rows: Rows, forms: list[Form], races: pd.DataFrame) -> tuple[Regression, str]:
     """The simplest form within one standard error of the best, rungs left out in turn; and what was seen, in words."""
-    fitted = [regress(rows, form) for form in forms]
+    fitted = [regress(rows, form, races) for form in forms]
     rungs = len(np.unique(rows.rung))
     if rungs < 3:
         return fitted[0], f"{forms[0].model}: too few loads to choose between forms"

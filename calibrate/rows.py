@@ -98,6 +98,7 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
     squares = n * longest**2 if padded else t["prompt_sq"].to_numpy(np.float64)
     joined = t["concat"].to_numpy(np.float64)
     dropped = t["filtered"].to_numpy(np.float64)
+    joining, kept = (t["old"] + t["new"]).to_numpy(np.float64), t["kept"].to_numpy(np.float64)
     idle = t["idle"].to_numpy(np.float64)
     return {
         "a0": prefill,
@@ -109,11 +110,14 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
         "b2": decode * tokens,
         "b3": decode * longest,
         "c0": joined,
-        "c1": joined * (t["old"] + t["new"]).to_numpy(np.float64),
+        "c1": joined * joining,
         "f0": dropped,
-        "f1": dropped * t["kept"].to_numpy(np.float64),
+        "f1": dropped * kept,
         "u0": idle,
         "u1": idle * longest,
+        "a4": prefill * tokens**2,
+        "c2": joined * joining * longest,
+        "f2": dropped * kept * t["kept_longest"].to_numpy(np.float64),
     }
 
 
@@ -125,8 +129,11 @@ def level_terms(rows: Rows, knots: Sequence[int]) -> dict[str, Floats]:
     return {f"{LEVEL}{k}": decode * np.interp(n, knots, hats[i]) for i, k in enumerate(knots)}
 
 
-def level_knots(rows: Rows, at_least: int = 40) -> list[int]:
-    """Batch sizes seen often enough to have a level of their own."""
-    n = rows.table["sequences"].to_numpy()[~rows.prefill]
-    sizes, counts = np.unique(n, return_counts=True)
-    return [int(s) for s, c in zip(sizes, counts, strict=True) if c >= at_least]
+def level_knots(rows: Rows) -> list[int]:
+    """Batch sizes with a level of their own: all small ones, then ever fewer, to half as many again as were seen."""
+    top = 1.5 * float(rows.table["sequences"].to_numpy()[~rows.prefill].max())
+    knots, size = [1], 1
+    while size < top:
+        size += max(1, size // 12)
+        knots.append(size)
+    return knots

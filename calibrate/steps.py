@@ -26,6 +26,7 @@ Ints = NDArray[np.int64]
 
 _PROBE = 24  # tokens compared when a stream is placed: more do not change the median
 _APART = 0.45  # of a step: a token nearer than this to a step's end belongs to it
+_BURST = 0.005  # s: users whose answers ended together and who come back no further apart than this are one burst
 _ON_THE_WAY = 0.02  # s: a request sent less than this before a step's end may or may not have been in the queue by then
 
 
@@ -36,8 +37,12 @@ class Schedule:
     `steps` has the columns of `steps.jsonl` (`formats.md`; `count` is 1, `members` are row numbers of the run's
     requests) and: `seconds` (end − start), `seen` (whether the start was seen: the server was busy just before),
     `rung`, `longest` (prefill: longest prompt; decode: longest context), `old` and `new` (requests that ran before and
-    that join), `kept` and `finished` (of the step before: what its filter kept and dropped), `live` (running after it).
-    `request`, `token`, `step`, `time` are parallel arrays, one element per token received.
+    that join), `kept`, `kept_longest` and `finished` (what the filter after the step before kept, its longest context,
+    and what it dropped), `live` (running after the step), `ended` (with it), `since` (decode steps since the last
+    prefill, this one included).
+    `request`, `token`, `step`, `time` are parallel arrays, one element per token received. Per request: `after`, the
+    step that ended the same user's answer before it (-1: none), and `written`, when the client had dealt with all the
+    answers that ended in that step and wrote its requests (`sent` for all others).
     """
 
     steps: pd.DataFrame
@@ -45,6 +50,8 @@ class Schedule:
     token: Ints
     step: Ints
     time: Floats
+    after: Ints
+    written: Floats
     jitter: float
     doubts: list[str] = field(default_factory=list)
 
@@ -79,9 +86,10 @@ def rebuild(run: Run) -> Schedule:
     number = np.empty(len(order), dtype=np.int64)
     number[order] = np.arange(len(order))
     step = np.where(token > 0, number[groups + np.maximum(decode, 0)], number[prefill_of[request]])
-    steps = _table(run, request, token, step, time, is_decode[order])
+    after, written = _bursts(run, request, step)
+    steps = _table(run, request, token, step, time, written, is_decode[order])
     doubts += _coalesced(run.token_times) + _hidden(steps)
-    return Schedule(steps, request, token, step, time, jitter, doubts)
+    return Schedule(steps, request, token, step, time, after, written, jitter, doubts)
 
 
 def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:
@@ -153,13 +161,31 @@ def _prefills(times: list[Floats], streams: list[int], first: Ints, ends: Floats
     return of, before[new]
 
 
+def _bursts(run: Run, request: Ints, step: Ints) -> tuple[Ints, Floats]:
+    """`Schedule.after` and `Schedule.written`."""
+    requests = run.requests
+    last = np.full(len(requests), -1)
+    last[request] = step  # tokens are in order, so the last one's step stays
+    sent = requests["sent"].to_numpy()
+    table = pd.DataFrame({"user": requests["user"], "sent": sent, "last": last})
+    table = table[table["user"] >= 0].sort_values(["user", "sent"], kind="stable")
+    table["after"] = table.groupby("user")["last"].shift(1, fill_value=-1)
+    after, written = np.full(len(requests), -1), sent.copy()
+    after[table.index] = table["after"]
+    if run.scenario.load.think > 0:
+        return after, written
+    back = table[table["after"] >= 0].sort_values(["after", "sent"], kind="stable")
+    apart = (back["after"].diff() != 0) | (back["sent"].diff() > _BURST)
+    written[back.index] = back.groupby(apart.cumsum())["sent"].transform("max")
+    return after, written
+
+
 def _table(
-    run: Run, request: Ints, token: Ints, step: Ints, time: Floats, is_decode: NDArray[np.bool_]
+    run: Run, request: Ints, token: Ints, step: Ints, time: Floats, written: Floats, is_decode: NDArray[np.bool_]
 ) -> pd.DataFrame:
     """One row per step, from the step of every token."""
     n = len(is_decode)
     prompt = run.requests["prompt_tokens"].to_numpy()
-    sent = run.requests["sent"].to_numpy()
     length = np.bincount(request, minlength=len(prompt))
     size = prompt[request] + token  # context before the step
     ends = np.maximum.accumulate(_medians(time, step))
@@ -169,7 +195,11 @@ def _table(
     order = np.argsort(step, kind="stable")
     bounds = np.cumsum(sequences) - sequences
     longest = np.maximum.reduceat(size[order], bounds)
-    earliest = np.minimum.reduceat(sent[request[order]], bounds)
+    earliest = np.minimum.reduceat(written[request[order]], bounds)
+    goes_on = token < length[request] - 1
+    grown = np.maximum.reduceat(np.where(goes_on, size + 1, 0)[order], bounds)
+    number = np.arange(n)
+    last_prefill = np.maximum.accumulate(np.where(is_decode, -1, number))
     kept = sequences - finished
     live = kept.copy()
     for s in np.flatnonzero(~is_decode).tolist():  # a prefill adds to what ran before it
@@ -213,8 +243,11 @@ def _table(
             "old": old,
             "new": new,
             "kept": np.where(filtered, earlier_kept, 0),
+            "kept_longest": np.where(filtered, np.concatenate([[0], grown[:-1]]), 0),
             "finished": np.where(filtered, earlier_finished, 0),
             "live": live,
+            "ended": finished,
+            "since": number - last_prefill,
         }
     )
 

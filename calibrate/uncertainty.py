@@ -64,20 +64,16 @@ def draw_coefficients(
     regression: Regression, rows: Rows, spread: Moods, rng: np.random.Generator, n: int = DRAWS
 ) -> Floats:
     """`n` joint draws of the coefficients, shape (n, coefficients)."""
-    grams, rights, prior = regression.grams, regression.rights, regression.prior
+    grams, rights = regression.grams, regression.rights
     blocks = len(grams)
     rung_of, run_of = np.zeros(blocks, dtype=np.int64), np.zeros(blocks, dtype=np.int64)
     rung_of[rows.block], run_of[rows.block] = rows.rung, rows.run
-    believed = np.isfinite(prior.sd)
     drawn = np.empty((n, len(regression.names)))
     for i in range(n):
         weight = rng.exponential(size=blocks)
         day = 1 + spread.run * rng.standard_normal((int(run_of.max()) + 1, 2))
         hour = 1 + spread.rung * rng.standard_normal((int(rung_of.max()) + 1, 2))
         mood = weight[:, None] * (day[run_of] * hour[rung_of])
-        mean = np.where(
-            believed, prior.mean + np.where(believed, prior.sd, 0.0) * rng.standard_normal(len(prior.mean)), 0.0
-        )
         right = np.einsum("bk,bkp->p", mood, rights)
-        drawn[i] = regression.solve(np.tensordot(weight, grams, axes=1), right, mean)
+        drawn[i] = regression.solve(np.tensordot(weight, grams, axes=1), right, rng)
     return drawn

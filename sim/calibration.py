@@ -56,6 +56,11 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     quantiles: list[float] = msgspec.field(default_factory=lambda: [0.0])
     per_token: float = 0.0
 
+    def shifted(self, mean: float) -> Delay:
+        """The same delay with another mean, s, no part of it below zero."""
+        by = mean - sum(self.quantiles) / len(self.quantiles)
+        return Delay(quantiles=[max(0.0, q + by) for q in self.quantiles], per_token=self.per_token)
+
 
 class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the client's clock differs from the server's.
@@ -66,7 +71,8 @@ class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     A load generator does one thing at a time: users whose answers end in the same step come back one after another,
     `spacing` apart (per token of the next prompt, which has to be written). With `seen` the time of an answer's last
     token, its turn is the later of `seen` and `spacing` after the turn before, and the next request is sent `think` and
-    `turnaround` after its turn.
+    `turnaround` after its turn. Without think time the requests of such a burst are all written after its last turn:
+    there their uplinks begin.
     """
 
     uplink: Delay = Delay()

@@ -64,6 +64,8 @@ class Clients:
             )
         )
         self._turn = -float("inf")  # when the client last began to deal with an answer: it does one at a time
+        self._burst: set[int] = set()  # requests whose turns followed one another, not yet on their way
+        self._burst_end = -float("inf")  # when the last of them was sent
         self.think, self.retry, self.output_attained = think, retry, output_attained
         self.log = RequestLog()
         self.replica: Replica
@@ -108,8 +110,15 @@ class Clients:
         if r.user >= 0:
             pause = self.think if r.status == OK else self.retry
             asked = self.source.next(r.user)
-            self._turn = max(ended, self._turn + self.spacing.draw(asked.prompt_tokens))
-            self._send(r.user, asked, self._turn + pause + self.turnaround.draw(0))
+            free = self._turn + self.spacing.draw(asked.prompt_tokens)
+            self._turn = max(ended, free)
+            at = self._turn + pause + self.turnaround.draw(0)
+            self._send(r.user, asked, at)
+            if pause == 0.0:
+                if free < ended:
+                    self._burst, self._burst_end = set(), at
+                self._burst.add(self._ids)
+                self._burst_end = max(self._burst_end, at)
 
     def abort(self) -> None:
         """The run ends now: what is in flight is kept as `aborted`."""
@@ -135,4 +144,13 @@ class Clients:
         event.callbacks.append(self._reach)
 
     def _reach(self, event: object) -> None:
-        self.replica.submit(event._value)  # type: ignore[attr-defined]
+        r: Request = event._value  # type: ignore[attr-defined]
+        if r.id in self._burst:
+            self._burst.remove(r.id)
+            if self._burst_end > r.sent:  # the client wrote nothing before it had dealt with all the answers it had
+                at = self._burst_end + self.uplink.draw(r.prompt_tokens)
+                again = self.clock.at(at, value=r)
+                assert again.callbacks is not None
+                again.callbacks.append(self._reach)
+                return
+        self.replica.submit(r)

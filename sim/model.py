@@ -34,6 +34,9 @@ def draw_model(calibration: Calibration, server: ServerConfig, rng: np.random.Ge
     if calibration.model not in FORMS:
         raise BadInput(f"expected one of {', '.join(sorted(FORMS))}, found {calibration.model!r}", key="model")
     values = calibration.values if rng is None else calibration.draw(rng)
+    clocks = calibration.clocks
+    if "uplink" in values:  # fitted together with the step times: a draw of one goes with a draw of the other
+        clocks = msgspec.structs.replace(clocks, uplink=clocks.uplink.shifted(values["uplink"]))
     budget = server.max_batch_total_tokens
     inferred = values.get("max_batch_total_tokens")
     if isinstance(budget, Bounds) and inferred is not None and budget.low <= inferred <= budget.high:
@@ -51,6 +54,6 @@ def draw_model(calibration: Calibration, server: ServerConfig, rng: np.random.Ge
         step_time=step_time(calibration.model, values),
         server=msgspec.structs.replace(server, max_batch_total_tokens=budget),
         noise=calibration.noise,
-        clocks=calibration.clocks,
+        clocks=clocks,
         output_attained=values.get("output_attained", 1.0),
     )

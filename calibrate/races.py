@@ -1,0 +1,93 @@
+"""Who comes back in time: users whose answers have just ended race against the server's dropping of their requests.
+
+A user whose answer ends is back within milliseconds, while the server filters its batch; whether the new request is in
+the queue when the router next looks decides whom it shares a prefill with, and locks groups of users together for
+minutes. Neither the filter nor the way to the server shows in the streams as closely as this race does: a request sent
+`x` after the step's end was admitted at once if and only if `way + x < filter`. A probit of that, in the filter's and
+the way's coefficients, joins the regression of the step times as weighted rows (iteratively reweighted least squares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from calibrate.steps import Schedule
+from sim.run import Run
+
+Floats = NDArray[np.float64]
+
+LAPSES = 0.03  # of the races are decided by something else: a budget, a client that was held up
+UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, or groups that came together would split
+
+
+def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
+    """Columns `x` (s after the end of the step), `kept`, `longest` (of the filter), `won`, `weight` (1 a group)."""
+    return pd.concat([_races(r, s) for r, s in zip(runs, schedules, strict=True)], ignore_index=True)
+
+
+def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
+    steps, requests = schedule.steps, run.requests
+    first = np.full(len(requests), -1)
+    at = schedule.token == 0
+    first[schedule.request[at]] = schedule.step[at]
+    table = pd.DataFrame({"written": schedule.written, "first": first, "from": schedule.after})
+    table = table[(table["from"] >= 0) & (table["first"] >= 0)]
+    source = table["from"].to_numpy()
+    following = steps.iloc[np.minimum(source + 1, len(steps) - 1)]
+    decode = (following["kind"] == "decode").to_numpy()
+    gap = table["first"].to_numpy() - source
+    table = table.assign(
+        x=table["written"].to_numpy() - steps["end"].to_numpy()[source],
+        kept=following["kept"].to_numpy(),
+        longest=following["kept_longest"].to_numpy(),
+        filtered=following["filtered"].to_numpy(),
+        forced=steps["since"].to_numpy()[source] >= run.scenario.server.max_waiting_tokens - 1,
+        won=gap == 1,
+        # admitted one decode later, which ended nobody: the budgets were the same, so it was not there before
+        lost=(gap == 2) & decode & (steps["ended"].to_numpy()[np.minimum(source + 1, len(steps) - 1)] == 0),
+    )
+    table = table[table["filtered"] & (table["won"] | table["lost"]) & (table["x"] > 0)]
+    # Unless the router admits anybody, a group comes in only when all it needs are there: its last one raced.
+    group = table.groupby("from")
+    alike = group["won"].transform("all") | group["lost"].transform("all")
+    table = table[table["forced"] | alike]
+    size = table.groupby("from")["x"].transform("size")
+    return table.assign(weight=1.0 / size)[["x", "kept", "longest", "won", "weight"]]
+
+
+def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
+    """What `filter - way` is linear in: (races, names)."""
+    kept, longest = table["kept"].to_numpy(np.float64), table["longest"].to_numpy(np.float64)
+    columns = {"f0": np.ones(len(table)), "f1": kept, "f2": kept * longest, "u0": -np.ones(len(table))}
+    return np.stack([columns.get(name, np.zeros(len(table))) for name in names], axis=1)
+
+
+def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats]:
+    """The races as rows of least squares around the coefficients `x`, at most one per coefficient, and their targets.
+
+    `spread` is how much single steps vary, relative: filters vary likewise, and the way by `UPLINK_SPREAD`.
+    """
+    if not len(table):
+        return np.zeros((0, len(names))), np.zeros(0)
+    design = race_terms(table, names)
+    filters = race_terms(table, [name if name != "u0" else "" for name in names]) @ x
+    delay, won = table["x"].to_numpy(np.float64), np.where(table["won"], 1.0, -1.0)
+    ahead = design @ x - delay
+    scale = np.maximum(np.hypot(UPLINK_SPREAD * x[names.index("u0")], spread * filters), 1e-5)
+    z = np.clip(won * ahead / scale, -4.0, 4.0)
+    chance = LAPSES + (1 - 2 * LAPSES) * ndtr(z)
+    slope = (1 - 2 * LAPSES) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    information = slope**2 / (chance * (1 - chance))
+    working = ahead + won * scale * (1 - chance) / slope  # what `ahead` should have been
+    root = np.sqrt(table["weight"].to_numpy(np.float64) * information) / scale
+    rows, target = design * root[:, None], (working + delay) * root
+    used = np.flatnonzero(np.abs(rows).sum(axis=0) > 0)
+    q, r = np.linalg.qr(rows[:, used])
+    compact = np.zeros((len(r), len(names)))
+    compact[:, used] = r
+    return compact, np.asarray(q.T @ target, dtype=np.float64)
