@@ -67,7 +67,7 @@ class Engine:
             self.exposition.gauge("tgi_batch_current_max_tokens", 0)
             await self._arrived.wait()
             self._arrived.clear()
-            self._time = perf_counter()
+            self._time = self._now()
             while first := self._look():
                 await self._prefill(first)
                 while len(batch):
@@ -137,6 +137,9 @@ class Engine:
     async def _filter(self, kept: list[Request], ended: int, longest: int) -> None:
         if kept and ended:
             await self._until(self._time + self._step_time.filter(len(kept), ended, longest))
+
+    def _now(self) -> float:
+        return perf_counter()
 
     async def _until(self, end: float) -> None:
         while (left := end - perf_counter()) > POLL_SECONDS:

@@ -13,7 +13,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `reset` cuts the connection midway, `stall` falls silent (but for comments), `overloaded` answers 429, `error` ends
     with TGI's error event, `eos` ends early as a model does, `incomplete` ends the stream without a last token. The
-    first `after` requests are spared. `die` kills the server after so many seconds; `crlf` ends lines as others do.
+    first `after` requests are spared. `die` kills the server after so many seconds; `crlf` ends lines as others do;
+    `comments` is how long a stream is silent, s, before a comment says that the server is still there.
     """
 
     reset: float = 0.0
@@ -25,6 +26,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     after: int = 0
     die: float | None = None
     crlf: bool = False
+    comments: float = 15.0  # axum's default, router/src/server.rs:491
 
     def draw(self, rng: np.random.Generator, before: int) -> str | None:
         """What goes wrong with a request that comes after `before` others; None for nothing."""

@@ -35,7 +35,6 @@ from sim.request import Request
 from sim.server import ServerConfig
 
 CALIBRATION = Path(__file__).parent / "standin_calibration.json"
-KEEP_ALIVE_SECONDS = 15.0
 COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4, whatever it runs on
 
 
@@ -185,13 +184,16 @@ class Standin:
             answer.arrived = arrived
             while not answer.done.done():
                 quiet = perf_counter() - max(answer.sent[-1:] or [arrived])
-                await asyncio.wait([answer.done], timeout=max(0.01, KEEP_ALIVE_SECONDS - quiet))
-                if not answer.done.done() and perf_counter() - max(answer.sent[-1:] or [arrived]) >= KEEP_ALIVE_SECONDS:
+                await asyncio.wait([answer.done], timeout=max(0.01, self.faults.comments - quiet))
+                if (
+                    not answer.done.done()
+                    and perf_counter() - max(answer.sent[-1:] or [arrived]) >= self.faults.comments
+                ):
                     await response.write(b":" + self._frames.end * 2)
             answer.done.result()
             if answer.fault == "stall":
                 while True:  # it has answered everything and told nobody; the client must give up
-                    await asyncio.sleep(KEEP_ALIVE_SECONDS)
+                    await asyncio.sleep(self.faults.comments)
                     await response.write(b":" + self._frames.end * 2)
             self._succeeded(answer)
         except Refused as e:
@@ -218,7 +220,7 @@ class Standin:
                 if answer.fault == "incomplete":
                     raise Refused(500, "incomplete_generation", "Incomplete generation")
                 while answer.fault == "stall":
-                    await asyncio.sleep(KEEP_ALIVE_SECONDS)
+                    await asyncio.sleep(self.faults.comments)
                 if answer.fault == "reset" and request.transport is not None:
                     request.transport.abort()
         except Refused as e:

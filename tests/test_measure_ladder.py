@@ -17,17 +17,15 @@ import numpy as np
 import psutil
 import pytest
 from rich.console import Console
-from servers import Standin, standin
+from servers import Standin, quick_calibration, standin
 
 from measure.generator import GeneratorDied
 from measure.ladder import ServerGone, measure
-from sim.calibration import Calibration, Parameter, Source
 from sim.errors import BadInput, UserError
 from sim.run import Run, read_run
 from sim.scenario import Load, Scenario
 from sim.workload import Lengths, Workload, arrival_gaps
 
-QUICK = {"a0": 0.002, "a1": 1e-6, "b0": 0.003, "b1": 1e-5, "max_batch_total_tokens": 20000.0}  # s
 CHILD = """
 import json, sys
 from pathlib import Path
@@ -41,11 +39,7 @@ measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume 
 
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Step times of a few milliseconds, so that a rung needs a second."""
-    path = tmp_path_factory.mktemp("standin") / "calibration.json"
-    values = {name: Parameter(value=v, stderr=0.0, low=v, high=v) for name, v in QUICK.items()}
-    path.write_bytes(msgspec.json.encode(Calibration(source=Source(door="assumed"), model="affine", parameters=values)))
-    return path
+    return quick_calibration(tmp_path_factory.mktemp("standin"))
 
 
 @pytest.fixture(scope="module")

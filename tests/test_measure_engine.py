@@ -1,0 +1,92 @@
+"""The stand-in's engine makes the calls of the real 0.9.4 router: its clock replaced by ticks, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from schedule import Witness
+
+from measure.engine import Engine
+from measure.exposition import Exposition
+from sim.request import Request
+from sim.server import ServerConfig
+
+
+class Ticket:
+    """A request's other half, in ticks."""
+
+    def __init__(self, request: Request, now: Callable[[], float]):
+        self.request, self.name, self.selected = request, request.id, 0.0
+        self.tokens: list[int] = []
+        self._now = now
+
+    def token(self, last: bool) -> float:
+        self.tokens.append(int(self._now()))
+        return self._now()
+
+
+class Ticking(Engine):
+    """An engine whose time is a number that jumps from one due thing to the next."""
+
+    def follow(self, witness: Witness) -> dict[int, Ticket]:
+        """Live through a recorded run; returns the tickets by uid."""
+        requests = {
+            a.uid: Request(a.uid, a.input_length, a.actual_new_tokens, a.max_new_tokens) for a in witness.arrivals
+        }
+        self.tickets = {uid: Ticket(r, lambda: self._time) for uid, r in requests.items()}
+        self.refused: list[int] = []
+        due = [(float(a.client_drop_t), 0, a.uid) for a in witness.arrivals if a.client_drop_t is not None]
+        due += [(float(a.t), 1, a.uid) for a in witness.arrivals]
+        self._due = deque(sorted(due, key=lambda event: event[:2]))  # clients leave first, then requests arrive
+        asyncio.run(self._live())
+        return self.tickets
+
+    async def _live(self) -> None:
+        loop = asyncio.create_task(self.run())
+        while self._due:
+            await asyncio.sleep(0)
+            if not self._jobs:  # idle: nothing happens until the next thing is due
+                self._pass(self._due[0][0])
+        while self._jobs:
+            await asyncio.sleep(0)
+        loop.cancel()
+
+    def _now(self) -> float:
+        return self._time
+
+    def _pass(self, until: float) -> None:
+        while self._due and self._due[0][0] <= until:
+            self._time, kind, uid = self._due.popleft()
+            ticket = self.tickets[uid]
+            if kind == 0:
+                self.leave(ticket)
+            elif self.batcher.has_permit():
+                self.submit(ticket)
+            else:
+                self.refused.append(uid)
+        self._time = until
+
+    async def _until(self, end: float) -> None:
+        self._pass(end)
+        await asyncio.sleep(0)
+
+
+def test_engine_schedule_of_the_real_router(witness: Witness, tmp_path: Path) -> None:
+    flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
+    config = ServerConfig(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
+    exposition = Exposition(1024, 2048)
+    engine = Ticking(config, witness.cost_model, exposition, tmp_path)
+    tickets = engine.follow(witness)
+    rows = [msgspec.json.decode(line) for line in (tmp_path / "steps.jsonl").read_bytes().splitlines()]
+    mine = [(row["kind"], row["start"], row["end"], row["members"]) for row in rows]
+    recorded = [(c.op, c.t0, c.t1, c.uids) for c in witness.calls if c.op in ("prefill", "decode")]
+    assert mine == recorded
+    for uid, fate in witness.requests.items():
+        assert (uid in engine.refused) == (fate.outcome == "429")
+        assert tickets[uid].tokens == fate.token_times
+    prefills = sum(op == "prefill" for op, *_ in recorded)
+    assert f"tgi_batch_next_size_count {prefills}" in exposition.text()
