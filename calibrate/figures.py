@@ -35,7 +35,7 @@ SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a lone use
 ANSWERS = 8
 FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKEOFF.low) / 54  # middles of 27 cells
 # Relative: so much does one machine's takeoff differ between ladders of other rungs (12 machines that fit the article,
-# 5 ladders: 1 to 2 % at 50/500, 2 to 8 % at 1500/100, where users lock into groups); the article does not print its own.
+# 5 ladders: 1 to 2 % at 50/500, 2 to 8 % at 1500/100, where users lock into groups). The article does not print its.
 READING = 0.03
 # What no article prints. A load generator in Python, near the server, takes its answers one after another.
 CLOCKS = Clocks(
@@ -169,8 +169,7 @@ def log_fit(figures: Sequence[Figure], shown: Floats, spread: Floats | float = 0
     rounding = np.array([figure.rounding for figure in figures])[:, None]
     sd = value * np.hypot(READING, spread)
     # log of Φ((v+r-x)/s) - Φ((v-r-x)/s); by symmetry for x ≥ v, where neither loses its digits
-    far = np.abs(np.nan_to_num(shown, nan=np.inf, posinf=1e9) - value)
+    far = np.abs(np.nan_to_num(shown, nan=1e6, posinf=1e6) - value)
     upper, lower = log_ndtr((rounding - far) / sd), log_ndtr((-rounding - far) / sd)
-    with np.errstate(divide="ignore"):
-        logs = upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-12)))
+    logs = upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-12)))
     return np.asarray(logs.sum(axis=-2))

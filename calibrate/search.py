@@ -62,7 +62,7 @@ class Emulator:
     def __call__(self, scores: Floats) -> Floats:
         """What these machines would show, (n, figures, factors)."""
         logs = _features(scores) @ self._coefficients
-        return np.exp(np.clip(logs, -20.0, 20.0)).reshape(-1, *self._shape)
+        return np.exp(np.clip(logs, -20.0, 20.0)).reshape(len(scores), *self._shape)
 
 
 def search(
@@ -79,22 +79,21 @@ def search(
     from `first`; `log_fit(shown, spread)` its log-likelihood for each factor. Where fewer than `least_effective`
     machines would remain, the likelihood is tempered until they do.
     """
-    scores, shown = np.empty((0, draw(rng, 1).shape[1])), np.empty(0)
+    sizes = np.diff(np.rint(np.cumsum((0.0, *ROUNDS)) * budget).astype(int)).tolist()
+    scores = shown = np.empty(0)
     chances: list[Callable[[Floats], Floats]] = []  # of each round, relative to `draw`
-    sizes: list[int] = []
-    for share in ROUNDS:
-        size = max(1, round(share * budget)) if share != ROUNDS[-1] else max(1, budget - sum(sizes))
+    for size in sizes:
         pool = draw(rng, POOL)
-        chance = (
-            _chance(Emulator(scores, shown, _near(log_fit(shown, 0.0))), log_fit, pool) if len(scores) else _anywhere
-        )
+        chance: Callable[[Floats], Floats] = _anywhere
+        if len(scores):
+            chance = _chance(Emulator(scores, shown, _near(log_fit(shown, 0.0))), log_fit, pool)
         probable = chance(pool)
         chosen = pool[rng.choice(POOL, size, p=probable / probable.sum())]
         new = simulate(chosen, len(scores))
-        shown = new if not len(scores) else np.concatenate([shown, new])
-        scores = np.concatenate([scores, chosen])
+        scores, shown = (
+            (np.concatenate([scores, chosen]), np.concatenate([shown, new])) if len(scores) else (chosen, new)
+        )
         chances.append(chance)
-        sizes.append(size)
     mixture = sum(size * chance(scores) for size, chance in zip(sizes, chances, strict=True))
     fit = _mean_likelihood(log_fit(shown, 0.0))
     power = _power(lambda power: power * fit - np.log(mixture), least_effective)
