@@ -134,7 +134,7 @@ class Clients:
 
     def _send(self, user: int, asked: Asked, at: float) -> None:
         prompt, output, new = asked
-        if self.output_attained != 1.0:
+        if output == new:  # its limit; an answer said to come back shorter has ended early already
             output = max(1, round(output * self.output_attained))
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at)

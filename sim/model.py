@@ -16,7 +16,10 @@ from sim.steptime import StepTime
 
 @dataclass(frozen=True)
 class Model:
-    """Everything a simulated server needs. `output_attained` is the share of the asked tokens that comes back."""
+    """Everything a simulated server needs.
+
+    `output_attained` is the share of `max_new_tokens` that comes back of an answer that the workload only limits.
+    """
 
     step_time: StepTime
     server: ServerConfig
