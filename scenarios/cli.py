@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def status(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; what to exit with."""
-    for module in ("ask", "judge"):  # each adds its commands to the group
+    for module in ("ask", "live", "judge"):  # each adds its commands to the group
         import_module(f"scenarios.{module}")
 
     try:

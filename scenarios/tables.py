@@ -43,6 +43,8 @@ def parts(estimate: Estimate | Row, scale: float = 1.0) -> tuple[str, str]:
         return "–", ""
     value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
     n = decimals(low, high)
+    if 0 < abs(value) < 1:
+        n = max(n, -math.floor(math.log10(abs(value))))
     same = f"{low:.{n}f}" == f"{high:.{n}f}"
     return f"{value:.{n}f}", "" if same else f"{low:.{n}f}–{high:.{n}f}"
 
@@ -154,11 +156,11 @@ def cost(forecast: Forecast) -> Table:
 
 def parameters(calibration: Calibration) -> Table:
     """Fitted parameters with their 95 % intervals."""
-    table = _table("parameter", "value ± s.e.", "95 % interval", "unit", "meaning", left=(0, 3, 4))
+    table = _table("parameter", "value ± s.e.", "95 % interval", "unit", left=(0, 3))
     for name, p in calibration.parameters.items():
         value = f"{p.value:.3g} ± {p.stderr:.1g}"
-        table.add_row(name, value, f"{p.low:.3g} to {p.high:.3g}", p.unit, p.meaning)
-    table.columns[4].no_wrap = False
+        table.add_row(f"{name}: {p.meaning}" if p.meaning else name, value, f"{p.low:.3g} to {p.high:.3g}", p.unit)
+    table.columns[0].no_wrap = False
     return table
 
 

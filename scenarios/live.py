@@ -1,0 +1,92 @@
+"""The commands that meet a server: measure one, or be one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from scenarios.cli import command
+from scenarios.options import say, seed_option, set_option
+from sim.errors import BadInput
+
+here = click.Path(path_type=Path)
+
+
+@command("servecast measure standin --url http://127.0.0.1:8080 -o run")
+@click.argument("scenario")
+@click.option("--url", help="The server; without it, docker starts one as the scenario's `launch:` says.")
+@click.option("-o", "--output", type=here, required=True, help="The run directory to be written.")
+@click.option("--resume", is_flag=True, help="Go on at the first unfinished rung of the run in -o.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that make load.")
+@click.option("--model", help="The model's name where the server has several, or a folder with its tokenizer.json.")
+@click.option("--bind", metavar="HOST:PORT", help="Where workers on other machines may join.")
+@click.option(
+    "--remote", type=click.IntRange(min=0), default=0, show_default=True, help="How many of them to wait for."
+)
+@click.option("--budget", type=click.FloatRange(min=0, min_open=True), help="The longest the ladder may take, s.")
+@set_option
+@seed_option
+def measure(
+    scenario: str,
+    url: str | None,
+    output: Path,
+    resume: bool,
+    processes: int,
+    model: str | None,
+    bind: str | None,
+    remote: int,
+    budget: float | None,
+    sets: tuple[str, ...],
+    seed: int,
+) -> None:
+    """Climb the users ladder on a live server.
+
+    Leaves a run directory, which can be calibrated from, compared and reported. A token for the server comes from
+    SERVECAST_API_KEY. Ctrl-C keeps what was measured; --resume goes on from there.
+    """
+    from measure.ladder import measure as climb
+    from scenarios.load import load
+
+    if remote and not bind:
+        raise BadInput("expected HOST:PORT for the workers of --remote to join", path="--bind")
+    found = climb(
+        load(scenario, *sets),
+        url,
+        output,
+        resume=resume,
+        processes=processes,
+        model=model,
+        seed=seed,
+        budget=budget,
+        bind=bind,
+        remote=remote,
+    )
+    say(str(found))
+
+
+@command("servecast standin --port 8080 --fault overloaded=0.05")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes any free one.")
+@click.option("--calibration", "calibrated", type=here, help="Step times; a quarter of the article's if absent.")
+@click.option("--fault", "faults", metavar="KIND=SHARE", multiple=True, help="What should go wrong; repeatable.")
+@click.option("--log", type=here, help="A folder for what the engine did and when it sent each token.")
+@seed_option
+def standin(
+    host: str, port: int, calibrated: Path | None, faults: tuple[str, ...], log: Path | None, seed: int
+) -> None:
+    """Stand in for TGI 0.9.4 over HTTP, in real time.
+
+    Scheduled by the simulator's own batcher, with the step times of a calibration. Prints its URL; ends at Ctrl-C.
+    Faults: reset, stall, overloaded, error, eos, incomplete (shares of requests), after=N, die=SECONDS, crlf.
+    """
+    from measure.faults import parse_faults
+    from measure.standin import announce, serve
+    from sim.calibration import read_calibration
+
+    try:
+        wrong = parse_faults(list(faults))
+    except ValueError as e:
+        raise BadInput(str(e), path="--fault") from e
+    calibration = None if calibrated is None else read_calibration(calibrated)
+    serve(host, port, calibration, faults=wrong, log=log, seed=seed, ready=announce)
