@@ -47,7 +47,8 @@ def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
     schedules = [rebuild(run) for run in runs]
     rows = rows_of(runs, schedules)
     regression, choice = choose(rows, candidates(padded.pop()), races(runs, schedules))
-    spread = moods(rows, regression.predicted)
+    noise = fit_noise(rows, regression.predicted)
+    spread = moods(rows, regression.predicted, noise.drift)
     rng = np.random.default_rng(seed)
     all_drawn = draw_coefficients(regression, rows, spread, rng)
     names, values, drawn = _as_parameters(regression, all_drawn)
@@ -63,7 +64,7 @@ def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
     if budget is not None:
         parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
         doubts += said
-    noise = msgspec.structs.replace(fit_noise(rows, regression.predicted), between=float(spread.run.min()))
+    noise = msgspec.structs.replace(noise, between=float(spread.run.min()))
     u0, u1 = (regression.names.index(u) for u in CLIENT)
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
@@ -95,22 +96,25 @@ def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
 
 def candidates(padded: bool) -> list[Form]:
     """The forms a server can have, the simplest first."""
-    models = ("padded", "levels") if padded else ("affine",)
-    copied = PLAIN + COPIES if padded else PLAIN
-    return [Form(model, copied + more) for model in models for more in ((), ("b3",))]
+    if not padded:
+        return [Form("affine", PLAIN + more) for more in ((), ("b3",))]
+    return [
+        Form(m, PLAIN + COPIES + own + b3) for m, own in (("padded", ()), ("levels", ("bs",))) for b3 in ((), ("b3",))
+    ]
 
 
 def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
     """The form's own parameters: a level is the trend at its batch size plus its deviation."""
     names, values = list(regression.names), regression.coefficients.copy()
     drawn = drawn.copy()
-    b0, b1 = names.index("b0"), names.index("b1")
     for i, name in enumerate(names):
         if name.startswith(LEVEL):
-            size = int(name.removeprefix(LEVEL))
+            size = float(name.removeprefix(LEVEL))
             for table in (values, drawn.T):
-                table[i] = np.maximum(table[i] + table[b0] + table[b1] * size, 1e-5)
-    keep = [i for i, n in enumerate(names) if n not in CLIENT and not (n == "b0" and regression.form.model == "levels")]
+                b0, b1, bs = (table[names.index(b)] for b in ("b0", "b1", "bs"))
+                table[i] = np.maximum(table[i] + b0 + b1 * size + bs * np.sqrt(size), 1e-5)
+    hidden = (*CLIENT, "b0", "bs") if regression.form.model == "levels" else CLIENT
+    keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
 
 

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 PROMPT_OVERHEAD = 16.0  # tokens: what one more prompt costs besides its tokens (a launch, a sampled token)
 # tokens: the prompt length at which attention costs as much as all else, about at the earliest. Padded servers here are
 # those without flash attention, and small.
-QUADRATIC_FROM = {False: 12000.0, True: 3000.0}
+QUADRATIC_FROM = {False: 40000.0, True: 3000.0}
 CACHE_FROM = 20000.0  # tokens: a padded prefill so large that outgrowing the caches has doubled its cost
 CONTEXT_SHARE = (0.5, 0.29)  # of what one more sequence costs, the part due to its context: anything from 0 to 1
 LEVEL_SPREAD = 0.12  # how far a batch size's own time is from the smooth trend, relative
@@ -67,9 +67,9 @@ def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
         per_token = _slope(n[pre], y[pre], fallback=0.7 * time / float(n[pre].mean())) / size
         believed |= {
             "a0": (0.3 * time, 0.3 * time),
-            "a2": (0.0, per_token / QUADRATIC_FROM[padded]),
+            "a2": _somewhat(per_token / QUADRATIC_FROM[padded]),
             "a3": (0.0, PROMPT_OVERHEAD * per_token),
-            "a4": (0.0, per_token / CACHE_FROM),
+            "a4": _somewhat(per_token / CACHE_FROM),
         }
     if (~pre).any():
         context, time, size = float(longest[~pre].mean()), float(y[~pre].mean()), float(n[~pre].mean())
@@ -77,6 +77,7 @@ def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
         share, spread = CONTEXT_SHARE
         believed |= {
             "b1": (0.0, 0.2 * time),
+            "bs": (0.0, 0.5 * time),
             "b2": (share * per_sequence / context, spread * per_sequence / context),
             "b3": (0.0, 0.1 * time / context),
         }
@@ -103,6 +104,11 @@ def _with_levels(prior: Prior, rows: Rows) -> Prior:
     floor = prior.floor.copy()
     floor[at] = -4.0 * spread  # nonnegative least squares wants a bound; this one is far
     return Prior(prior.names, prior.rows, prior.target, floor).and_also(whitened, np.zeros(len(at)))
+
+
+def _somewhat(scale: float) -> tuple[float, float]:
+    """What is positive and of this order: the mean and standard deviation of a half-normal."""
+    return 0.8 * scale, 0.6 * scale
 
 
 def _way(rows: Rows) -> tuple[float, float]:

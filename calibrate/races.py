@@ -70,15 +70,16 @@ def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
 def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats]:
     """The races as rows of least squares around the coefficients `x`, at most one per coefficient, and their targets.
 
-    `spread` is how much single steps vary, relative: filters vary likewise, and the way by `UPLINK_SPREAD`.
+    `spread` is how much single steps vary, relative: what of a filter grows with the batch varies likewise, and the way
+    by `UPLINK_SPREAD`.
     """
     if not len(table):
         return np.zeros((0, len(names))), np.zeros(0)
     design = race_terms(table, names)
-    filters = race_terms(table, [name if name != "u0" else "" for name in names]) @ x
+    grown = race_terms(table, [name if name in ("f1", "f2") else "" for name in names]) @ x
     delay, won = table["x"].to_numpy(np.float64), np.where(table["won"], 1.0, -1.0)
     ahead = design @ x - delay
-    scale = np.maximum(np.hypot(UPLINK_SPREAD * x[names.index("u0")], spread * filters), 1e-5)
+    scale = np.maximum(np.hypot(UPLINK_SPREAD * x[names.index("u0")], spread * grown), 5e-5)
     z = np.clip(won * ahead / scale, -4.0, 4.0)
     chance = LAPSES + (1 - 2 * LAPSES) * ndtr(z)
     slope = (1 - 2 * LAPSES) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)

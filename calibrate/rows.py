@@ -88,7 +88,8 @@ def _numbered(*keys: Ints) -> Ints:
 
 
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
-    """Every column that a coefficient of `sim.forms` multiplies, and `u0`, `u1` for the way to an idle server."""
+    """Every column that a coefficient of `sim.forms` multiplies; `u0`, `u1` for the way to an idle server; and `bs`, a
+    trend that flattens with the batch size, as kernels do that use a processor better the more rows they have."""
     t = rows.table
     prefill = rows.prefill.astype(np.float64)
     decode = 1.0 - prefill
@@ -107,6 +108,7 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
         "a3": prefill * n,
         "b0": decode,
         "b1": decode * n,
+        "bs": decode * np.sqrt(n),
         "b2": decode * tokens,
         "b3": decode * longest,
         "c0": joined,

@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 
 DRAWS = 200
 DAY = 1.5  # how much further a machine is from itself on another day than from one rung to the next
+LEAST_DAY = 0.5  # of its drift within a run: no day is more like another than that
 
 
 class Moods(NamedTuple):
@@ -29,8 +30,8 @@ class Moods(NamedTuple):
     run: Floats
 
 
-def moods(rows: Rows, predicted: Floats) -> Moods:
-    """How far rungs, and runs, are from the fit, beyond what their blocks make likely."""
+def moods(rows: Rows, predicted: Floats, drift: float) -> Moods:
+    """How far rungs, and runs, are from the fit, beyond what their blocks make likely; `drift` is that within rungs."""
     rung_sd, run_sd = np.zeros(2), np.zeros(2)
     for kind, of in enumerate((rows.prefill, ~rows.prefill)):
         if not of.any():
@@ -38,7 +39,7 @@ def moods(rows: Rows, predicted: Floats) -> Moods:
         factor = (rows.seconds / predicted)[of]
         rung_sd[kind] = _beyond(factor, rows.rung[of], rows.block[of])
         apart = _beyond(factor, rows.run[of], rows.rung[of]) if len(np.unique(rows.run[of])) > 1 else 0.0
-        run_sd[kind] = max(apart, DAY * rung_sd[kind])
+        run_sd[kind] = max(apart, DAY * rung_sd[kind], LEAST_DAY * drift)
     return Moods(rung_sd, run_sd)
 
 

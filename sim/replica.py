@@ -230,8 +230,11 @@ class Replica:
             return
         start = self.clock.now
         took = self.step_time.filter(len(kept), ended, longest)
-        if self.noise is not None:  # dropping moves memory, as decoding does: it shares the next decode step's luck
-            took *= self.noise.factor("decode", self.number) * self.noise.drift(start)[0]
+        if self.noise is not None:
+            # what grows with the batch moves memory, as decoding does, and shares the next decode step's luck
+            fixed = self.step_time.filter(0, ended, 0)
+            took = fixed + (took - fixed) * self.noise.factor("decode", self.number)
+            took *= self.noise.drift(start)[0]
         if took > 0.0:
             yield self.clock.at(start + took, ROUTER)
         if self.on_call is not None:

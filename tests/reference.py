@@ -234,7 +234,9 @@ class Reference:
         longest = max(e.prompt + e.received for e in kept)
         took = self.step_time.filter(len(kept), len(entries) - len(kept), longest)
         if self.noise is not None:
-            took *= self.noise.factor("decode", self.number) * self.noise.drift(self.now)[0]
+            fixed = self.step_time.filter(0, len(entries) - len(kept), 0)
+            took = fixed + (took - fixed) * self.noise.factor("decode", self.number)
+            took *= self.noise.drift(self.now)[0]
         after_prefill = self.history.calls[-1][0] == "prefill"
         start, self.now = self.now, self.now + took
         self.catch_up()
