@@ -7,12 +7,13 @@ made. It listens on the loopback only.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from sim.server import ServerConfig
 LABEL = "servecast"
 START_SECONDS = 3600.0  # downloading and loading 70B takes its time
 TAIL = 15
+REMOVED = b"removed"  # what the guard is told when there is nothing left for it to do
 FLAGS = (
     "max_batch_prefill_tokens",
     "max_input_length",
@@ -68,11 +70,15 @@ def arguments(launch: Launch, server: ServerConfig) -> list[str]:
 
 def engine() -> docker.DockerClient:
     """The docker engine of the environment (`DOCKER_HOST`); raises `CannotStart` when none answers."""
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
+        if host.startswith("unix://"):  # docker's library leaks the socket of a connection that fails
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(host.removeprefix("unix://"))
         client = docker.from_env(timeout=60)
         client.ping()
     except (docker.errors.DockerException, requests.RequestException, OSError) as e:
-        raise CannotStart(f"no docker engine answers ({e}); `servecast doctor` says what is missing") from e
+        raise CannotStart(f"no docker engine answers at {host} ({e}); `servecast doctor` says what is missing") from e
     return client
 
 
@@ -81,10 +87,10 @@ def launched(
     launch: Launch, server: ServerConfig, out: Path, console: Console, seconds: float = START_SECONDS
 ) -> Iterator[Running]:
     """Start the server, wait until it is well, and remove it in the end. Its log is kept as `out/server.log`."""
-    client = engine()
     missing = [name for name in launch.env if name not in os.environ]
     if missing:
         raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
+    client = engine()
     name = f"servecast-{uuid.uuid4().hex[:12]}"
     argv = arguments(launch, server)
     guard = subprocess.Popen(
@@ -115,9 +121,8 @@ def launched(
                 (out / "server.log").write_bytes(container.logs(timestamps=True))
     finally:
         remove(client, name)
-        assert guard.stdin is not None
-        guard.stdin.close()  # it finds nothing left to remove, and ends
-        guard.wait(30)
+        client.close()
+        guard.communicate(REMOVED)
 
 
 def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]) -> Any:
@@ -134,18 +139,20 @@ def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]
         ]
     hosts = {str(Path(host).expanduser().resolve()): inside for host, inside in launch.volumes.items()}
     try:
-        return client.containers.run(
+        # not `run`, which would first pull gigabytes in silence
+        container = client.containers.create(
             launch.image,
             argv,
             name=name,
             labels={LABEL: str(os.getpid())},
-            detach=True,
             network_mode="host",
             shm_size=launch.shm_size,
             volumes={host: {"bind": inside, "mode": "rw"} for host, inside in hosts.items()},
             device_requests=gpus,
             environment={variable: os.environ[variable] for variable in launch.env},
         )
+        container.start()
+        return container
     except docker.errors.ImageNotFound as e:
         raise CannotStart(f"no image {launch.image}; get it with: docker pull {launch.image}") from e
     except docker.errors.APIError as e:
@@ -180,16 +187,18 @@ def remove(client: docker.DockerClient, name: str) -> None:
 def leftovers() -> list[str]:
     """Names of containers that a crash left behind: those whose starter is no longer alive."""
     found = []
-    for container in engine().containers.list(all=True, filters={"label": LABEL}):
-        pid = container.labels.get(LABEL, "")
-        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
-            found.append(str(container.name))
+    with closing(engine()) as client:
+        for container in client.containers.list(all=True, filters={"label": LABEL}):
+            pid = container.labels.get(LABEL, "")
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+                found.append(str(container.name))
     return found
 
 
 def guard(name: str) -> None:
-    """Wait for the end of stdin, which comes when the measurement ends, however it ends; then remove its container."""
-    sys.stdin.buffer.read()
+    """Wait for the end of stdin, which comes when the measurement ends, however it ends; remove what it did not."""
+    if sys.stdin.buffer.read() == REMOVED:
+        return
     client = engine()
     for _ in range(20):  # a kill may have come while docker was still creating it
         remove(client, name)

@@ -1,0 +1,164 @@
+"""The server started by a real docker engine; left out, and said so, where none answers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import msgspec
+import pytest
+from rich.console import Console
+from standin_image import build
+
+from measure.container import LABEL, CannotStart, arguments, engine, launched, leftovers
+from measure.generator import free_port
+from measure.ladder import measure
+from sim.run import read_run
+from sim.scenario import Launch, Load, Scenario
+from sim.server import ServerConfig
+from sim.workload import Workload
+
+SERVER = ServerConfig(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
+CHILD = """
+import sys
+from pathlib import Path
+import msgspec
+from measure.ladder import measure
+from sim.scenario import Scenario
+measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[docker.DockerClient]:
+    try:
+        found = engine()
+    except CannotStart as e:
+        pytest.skip(f"left out, it needs a docker engine: {e}")
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def image(client: docker.DockerClient) -> Iterator[str]:
+    name = build(client)
+    yield name
+    client.images.remove(name, force=True)
+
+
+def scenario(image: str, **launch: object) -> Scenario:
+    return Scenario(
+        name="launched",
+        server=SERVER,
+        workload=Workload(prompt_tokens=100, output_tokens=10),
+        load=Load(users=[2], spawn_rate=20.0, seconds=1.0),
+        launch=Launch(**{"image": image, "model": "tiny", "num_shard": 4, "gpus": None, "port": free_port()} | launch),  # type: ignore[arg-type]
+    )
+
+
+def start(launch: Launch, out: Path) -> None:
+    with Path(os.devnull).open("w") as null, launched(launch, SERVER, out, Console(file=null)):
+        pass
+
+
+def ours(client: docker.DockerClient, image: str) -> list[str]:
+    return [str(c.name) for c in client.containers.list(all=True, filters={"label": LABEL, "ancestor": image})]
+
+
+def test_the_flags_are_the_scenarios_own() -> None:
+    launch = Launch(
+        model="llama", num_shard=4, port=8080, args={"quantize": "gptq", "trust_remote_code": True, "x": False}
+    )
+    argv = arguments(launch, ServerConfig(max_batch_prefill_tokens=14000, max_batch_total_tokens=36000))
+    flags = dict(itertools.pairwise(argv))
+    assert flags["--max-batch-prefill-tokens"] == "14000"
+    assert flags["--max-batch-total-tokens"] == "36000"
+    assert flags["--waiting-served-ratio"] == "1.2"
+    assert flags["--num-shard"] == "4"
+    assert flags["--quantize"] == "gptq"
+    assert "--trust-remote-code" in argv and "--x" not in argv
+
+
+def test_a_launched_server_is_measured_and_removed(
+    client: docker.DockerClient, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hush-hush")
+    s = scenario(image, env=["SECRET_TOKEN"], volumes={str(tmp_path): "/data"})
+    with Path(os.devnull).open("w") as null:
+        measure(s, None, tmp_path / "run", console=Console(file=null))
+    run = read_run(tmp_path / "run")
+    assert [r.status for r in run.rungs] == ["complete"]
+    assert run.info is not None
+    assert (run.info["max_input_length"], run.info["max_total_tokens"]) == (500, 700)  # what is simulated is what ran
+    head = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert head["container"]["digest"].startswith("sha256:")
+    assert head["container"]["argv"][:2] == ["--model-id", "tiny"]
+    assert head["container"]["env"] == ["SECRET_TOKEN"]
+    assert not any(b"hush-hush" in file.read_bytes() for file in (tmp_path / "run").iterdir())
+    assert b"http://127.0.0.1:" in (tmp_path / "run" / "server.log").read_bytes()
+    assert ours(client, image) == []
+
+
+def test_a_server_that_will_not_start_shows_its_last_lines_and_is_removed(
+    client: docker.DockerClient, image: str, tmp_path: Path
+) -> None:
+    launch = scenario(image, args={"fault": "nonsense=1"}).launch
+    assert launch is not None
+    with pytest.raises(CannotStart, match="expected one of reset"):
+        start(launch, tmp_path)
+    assert b"nonsense" in (tmp_path / "server.log").read_bytes()
+    assert ours(client, image) == []
+
+
+def test_what_is_missing_is_said(client: docker.DockerClient, image: str, tmp_path: Path) -> None:
+    for launch, message in (
+        (scenario("nobody/has-this:1").launch, r"no image nobody/has-this:1; get it with: docker pull"),
+        (scenario(image, env=["NOT_SET_ANYWHERE"]).launch, "NOT_SET_ANYWHERE is not set"),
+    ):
+        assert launch is not None
+        with pytest.raises(CannotStart, match=message):
+            start(launch, tmp_path)
+    assert ours(client, image) == []
+
+
+def test_kill_9_leaves_no_container(client: docker.DockerClient, image: str, tmp_path: Path) -> None:
+    text = msgspec.json.encode(scenario(image)).decode()
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, text, str(tmp_path / "run")], stderr=subprocess.DEVNULL
+    ) as child:
+        deadline = time.monotonic() + 60
+        while not ours(client, image):
+            assert time.monotonic() < deadline, "no container was started"
+            time.sleep(0.05)
+        child.kill()
+    deadline = time.monotonic() + 30
+    while ours(client, image):
+        assert time.monotonic() < deadline, "the container is still there"
+        time.sleep(0.1)
+
+
+def test_what_a_crash_left_over_is_found(client: docker.DockerClient, image: str) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    container = client.containers.create(image, labels={LABEL: str(gone.pid)})
+    mine = client.containers.create(image, labels={LABEL: str(os.getpid())})
+    try:
+        found = leftovers()
+        assert container.name in found
+        assert mine.name not in found
+    finally:
+        container.remove()
+        mine.remove()
+
+
+def test_no_engine_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(CannotStart, match=r"no docker engine answers at unix:.* doctor"):
+        engine()
