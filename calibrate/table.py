@@ -29,6 +29,7 @@ from sim.scenario import Machine
 PREFILL = ("a0", "a1", "a2", "a3")
 DECODE = ("b0", "b1", "b2", "b3")
 TERMS = PREFILL + DECODE
+ALIKE = ("a2", "a3", "b1")  # what no batch with as many tokens out as in can tell from a1, b0 and b2
 DRAWS = 400
 WAVES = 1.25  # a batch that takes this many times longer than one pass would is taken to have run in waves
 
@@ -52,7 +53,10 @@ def calibrate_table(
     design, seconds = _design(rows), np.array([row.seconds for row in rows])
     _enough(rows)
     together = any(row.phase == "batch" for row in rows)  # a whole batch mixes prefill and decode in one number
-    blocks = [("batch", TERMS)] if together else [("prefill", PREFILL), ("decode", DECODE)]
+    alike = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
+    blocks: list[tuple[str, tuple[str, ...]]] = [("prefill", PREFILL), ("decode", DECODE)]
+    if together:
+        blocks = [("batch", tuple(term for term in TERMS if not (alike and term in ALIKE)))]
     chosen: list[str] = []
     reports = []
     for phase, terms in blocks:
@@ -66,6 +70,9 @@ def calibrate_table(
     columns = [TERMS.index(term) for term in chosen]
     values = fit_relative(design[:, columns], seconds)
     drawn = _bootstrap(design[:, columns], seconds, _configurations(rows), rng, draws)
+    residuals = _residuals(rows, design[:, columns] @ values, seconds)
+    if alike:
+        chosen, values, drawn = _share(chosen, values, drawn, rng, doubts)
     return Calibration(
         source=Source(
             door="table",
@@ -80,7 +87,7 @@ def calibrate_table(
         },
         draws={name: drawn[:, i].tolist() for i, name in enumerate(chosen)},
         range=_range(rows),
-        residuals=_residuals(rows, design[:, columns] @ values, seconds),
+        residuals=residuals,
         correlations=correlations(chosen, drawn),
         doubts=[
             *doubts,
@@ -190,6 +197,24 @@ def _bootstrap(
     """(n, terms) refits, each under fresh exponential weights on the configurations."""
     weights = rng.exponential(size=(n, int(configuration.max()) + 1))
     return np.array([fit_relative(design, seconds, weight[configuration]) for weight in weights])
+
+
+def _share(
+    names: list[str], values: Floats, drawn: Floats, rng: np.random.Generator, doubts: list[str]
+) -> tuple[list[str], Floats, Floats]:
+    """Split what `a1` was fitted to between prompt tokens and steps: anything goes, half and half at the centre."""
+    at = names.index("a1")
+    shares = rng.random(len(drawn))
+    for_answers = drawn[:, at] * (1 - shares)
+    drawn = np.column_stack([drawn, for_answers])
+    drawn[:, at] *= shares
+    values = np.append(values, values[at] / 2)
+    values[at] /= 2
+    doubts.append(
+        "every batch has as many tokens out as in, so that a cost per prompt token (a1) and one per request and step "
+        "(b1) look alike: each draw splits their sum at random; what grows as length squared is laid on decode (b2)"
+    )
+    return [*names, "b1"], values, drawn
 
 
 def _residuals(rows: Sequence[Row], predicted: Floats, seconds: Floats) -> dict[str, Residual]:

@@ -91,7 +91,12 @@ def test_argonne_says_where_its_batches_ran_in_waves():
         assert len(said) == 1
         assert f"holds {below} to {above} tokens" in said[0]
         assert fitted.residuals["batch"].p95_relative < 0.05
-        assert 0.030 < fitted.parameters["b0"].value < 0.042  # the issue of a step on these boards, s
+        assert 0.030 < fitted.parameters["b0"].value < 0.042  # s, a step at batch 1 on these boards
+        # as many tokens out as in: a1 and b1 only as a sum, which is sure where neither part is
+        a1, b1 = (np.array(fitted.draws[name]) for name in ("a1", "b1"))
+        assert (a1 + b1).std() / (a1 + b1).mean() < 0.15
+        assert a1.std() / a1.mean() > 0.4
+        assert any("splits their sum at random" in doubt for doubt in fitted.doubts)
 
 
 def test_splitwise_and_lmdeploy_agree_on_a_prefill_of_1500_tokens():
