@@ -1,10 +1,10 @@
 # Two commands to know: `make demo` and `make test`. Both set .venv up first; PYTHON=... chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench mutants validate coverage-published lock clean
+.PHONY: help demo test lint bench mutants validate recovery calibration picture lock clean
 BIN := .venv/bin
 
 help:
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 28
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 .venv/ready: requirements.lock pyproject.toml tools/setup
 	@PYTHON="$(PYTHON)" tools/setup
@@ -21,11 +21,23 @@ lint: .venv/ready ## ruff, mypy --strict and import-linter
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-timings | tail -n 3
 
-bench: .venv/ready ## speed of the simulator beside its goals, about two minutes
-	@$(BIN)/python tools/bench_sim.py
+bench: .venv/ready ## print the speeds: the simulator, the load generator, the stand-in
+	@for program in tools/bench_*.py; do $(BIN)/python $$program || exit; done
 
-mutants: .venv/ready ## plant off-by-ones in the simulator; every one must be caught
+mutants: .venv/ready ## plant off-by-ones in batcher and replica; every one must be caught
 	@$(BIN)/python tools/mutants.py
+
+validate: .venv/ready ## hold forecasts against the measured runs in data/
+	@$(BIN)/python tools/validate.py
+
+recovery: .venv/ready ## calibrate made-up articles; is the truth in the band as often as it should be?
+	@$(BIN)/python tools/check_published.py
+
+calibration: .venv/ready ## fit the article's figures anew, for the shipped scenarios
+	@$(BIN)/servecast calibrate llama2-70b -o scenarios/data/llama2-70b.calibration.json
+
+picture: .venv/ready ## draw the README's picture anew
+	@$(BIN)/python tools/picture.py
 
 lock: .venv/ready ## write requirements.lock anew, at the newest versions pyproject.toml allows
 	@$(BIN)/uv pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 --generate-hashes \

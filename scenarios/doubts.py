@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from scenarios.forecast import named, unit_of
 from sim.calibration import Calibration
 from sim.scenario import Scenario
 
@@ -43,25 +44,26 @@ def doubts(
     growing: Sequence[bool],
 ) -> list[str]:
     """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung."""
+    unit = unit_of(scenario)
     found = list(scenario.doubts)
     found += _other_machine(scenario, calibration)
     loads = [float(load) for load in rungs["load"]]
     first = next((i for i, words in enumerate(beyond) if words), None)
     if first is not None:
         most = max(beyond, key=len)
-        found.append(f"extrapolated from {_load(scenario, loads[first])} on: {'; '.join(most)}")
+        found.append(f"extrapolated from {named(loads[first], unit)} on: {'; '.join(most)}")
     if any(growing):
         first = list(growing).index(True)
-        found.append(f"no steady state from {_load(scenario, loads[first])} on: the queue grows, no latency is quoted")
+        found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")
     seconds = scenario.load.seconds
     long = [load for load, e2e in zip(loads, rungs["e2e_mean"], strict=True) if seconds and seconds < 3 * e2e]
     if long:
-        found.append(f"from {_load(scenario, long[0])} on the window of {seconds:g} s is shorter than three answers")
+        found.append(f"from {named(long[0], unit)} on the window of {seconds:g} s is shorter than three answers")
     refused = [
         load for load, share in zip(loads, rungs["error_rate"] - rungs["overloaded_rate"], strict=True) if share > 0
     ]
     if refused:
-        found.append(f"from {_load(scenario, refused[0])} on the server refuses requests longer than its limits (422)")
+        found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits (422)")
     return found + calibration.doubts
 
 
@@ -77,7 +79,3 @@ def _other_machine(scenario: Scenario, calibration: Calibration) -> list[str]:
         if asked is not None and known is not None and asked != known:
             found.append(f"the step times are those of another {name}: {known}, not {asked}")
     return found
-
-
-def _load(scenario: Scenario, load: float) -> str:
-    return f"{load:g} users" if scenario.load.users is not None else f"{load:g} requests/s"

@@ -86,7 +86,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Binding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What limits a rung: `users`, `permits`, `token budget`, `prefill budget`, `prefill compute`, `decode compute`."""
+    """What limits a rung, and why.
+
+    `permits`, `token budget`, `prefill budget`, `admission rule`, `users`, `prefill compute` or `decode compute`.
+    """
 
     load: float
     binds: str
@@ -124,6 +127,16 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     software: dict[str, str]
 
 
+def unit_of(scenario: Scenario) -> str:
+    """What a scenario's loads count."""
+    return "users" if scenario.load.users is not None else "requests/s"
+
+
+def named(load: float, unit: str) -> str:
+    """A load in words: `1 user`, `16 users`, `0.5 requests/s`."""
+    return f"{load:g} user" if unit == "users" and load == 1 else f"{load:g} {unit}"
+
+
 class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be said about a scenario."""
 
@@ -144,7 +157,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def unit(self) -> str:
         """What loads count."""
-        return "users" if self.scenario.load.users is not None else "requests/s"
+        return unit_of(self.scenario)
 
     def rows(self, metric: str) -> list[Row]:
         """One metric's rows, in the order of the ladder."""

@@ -107,8 +107,9 @@ def compare(
     else:
         out = console()
         for table in compared(found):
-            out.print(table)
-            out.print()
+            if table.row_count:
+                out.print(table)
+                out.print()
         verdict = {None: "no tolerances, no verdict", True: "within the tolerances", False: "outside the tolerances"}
         out.print(verdict[found.passed])
     doubt(found.doubts)

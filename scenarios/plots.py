@@ -41,7 +41,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.7,
 }
-BIN = 20.0  # s; locust's charts show a point every few seconds, too few requests here
+BINS = 120  # points over time, at most; each spans an answer at least, or the RPS of lock-stepped users is a comb
 
 
 def overview(forecast: Forecast) -> bytes:
@@ -75,15 +75,16 @@ def over_time(run: Run) -> bytes:
     """RPS, response times and users over a run's time, as load generators plot them."""
     requests = run.requests[run.requests["status"] == "ok"]
     end = float(max(rung.end for rung in run.rungs))
-    edges = np.arange(0.0, end, BIN)
+    e2e = requests["last_token"] - requests["scheduled"]
+    width = max(end / BINS, float(e2e.median()) if len(e2e) else 0.0)
+    edges = np.arange(0.0, end, width)
     number = np.digitize(requests["ended"], edges) - 1
-    e2e = (requests["last_token"] - requests["scheduled"]).groupby(number)
-    at = edges[:-1] + BIN / 2  # the last bin is cut short
+    at = edges[:-1] + width / 2  # the last bin is cut short
     with _figure(11.2, 5.0, 1, rows=3, heights=(2, 2, 1)) as (figure, axes):
-        axes[0].plot(at, np.bincount(number, minlength=len(edges))[: len(at)] / BIN, color=GREEN)
+        axes[0].plot(at, np.bincount(number, minlength=len(edges))[: len(at)] / width, color=GREEN)
         axes[0].set(title="Requests per second", ylim=(0, None))
         for q, colour in ((0.95, ORANGE), (0.5, BLUE)):
-            quantiles = e2e.quantile(q).reindex(range(len(at)))
+            quantiles = e2e.groupby(number).quantile(q).reindex(range(len(at)))
             axes[1].plot(at, quantiles, color=colour, label=f"p{100 * q:.0f}")
         axes[1].set(title="Response time, s", ylim=(0, None))
         axes[1].legend(loc="upper left")

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from scenarios import plots, tables
 from scenarios.compare import Comparison
-from scenarios.forecast import Estimate, Forecast, Row, read_forecast
+from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
 from scenarios.tables import parts, unit_of
 from sim import metrics
 from sim.document import Document
@@ -44,10 +44,11 @@ OF_A_RUN = (
 def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], title: str = "Servecast report") -> str:
     """The page about these; `runs` are the central runs of forecasts, by name."""
     forecasts = [item for item in items if isinstance(item, Forecast)]
-    sections = [_together(forecasts)] if len(forecasts) > 1 else []
+    shared = [text for text in forecasts[0].doubts if all(text in f.doubts for f in forecasts)] if forecasts else []
+    sections = [_together(forecasts, shared)] if len(forecasts) > 1 else []
     for item in items:
         if isinstance(item, Forecast):
-            sections.append(_forecast(item, runs.get(item.name)))
+            sections.append(_forecast(item, runs.get(item.name), shared if len(forecasts) > 1 else []))
         elif isinstance(item, Run):
             sections.append(_run(item))
         else:
@@ -79,7 +80,7 @@ def read_item(path: Path) -> Forecast | Run | Comparison:
 _EMPTY: Section = {"description": "", "headline": "", "cards": [], "doubts": [], "parts": [], "provenance": ""}
 
 
-def _together(forecasts: list[Forecast]) -> Section:
+def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
     rows = []
     for f in forecasts:
         cost = f.cost[0].per_1000_requests if f.cost else Estimate(value=None, low=None, high=None)
@@ -95,11 +96,12 @@ def _together(forecasts: list[Forecast]) -> Section:
     ]
     return {
         "name": "Side by side",
+        "doubts": shared,
         "parts": [{"image": _image(plots.several(forecasts))}, {"table": _table(titles, rows, left=(0, 5))}],
     }
 
 
-def _forecast(f: Forecast, run: Run | None) -> Section:
+def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
     cards = [
         _card(f"load at the knee, {f.unit}", f.knee.load),
         _card("requests/s at the knee", f.knee.rps),
@@ -115,10 +117,8 @@ def _forecast(f: Forecast, run: Run | None) -> Section:
     ]
     if f.published:
         sections.append({"title": "Beside what was published", "table": _published(f)})
-    if f.slo:
-        sections.append({"title": "Service levels", "table": _promises(f)})
-    if f.cost:
-        sections.append({"title": "Cost", "table": _cost(f)})
+    if f.slo or f.cost:
+        sections.append({"title": "Cost and service levels", "table": _plan(f)})
     if run is not None:
         text = "One simulated climb, with central parameters; the steady windows are shaded."
         sections.append(
@@ -129,7 +129,7 @@ def _forecast(f: Forecast, run: Run | None) -> Section:
         "description": f.scenario.description,
         "headline": _headline(f),
         "cards": cards,
-        "doubts": f.doubts,
+        "doubts": [text for text in f.doubts if text not in said],
         "parts": sections,
         "parameters": _parameters(f),
         "provenance": _provenance(f),
@@ -141,7 +141,7 @@ def _headline(f: Forecast) -> str:
     cost = f" at ${parts(f.cost[0].per_1000_requests)[0]} per 1,000 requests" if f.cost else ""
     return (
         f"{load} {f.unit} ({loads}) before {f.knee.meaning}: {rps} requests/s ({rates}){cost}. "
-        f"At {top.load:g} {f.unit} the limit is: {top.binds}."
+        f"At {named(top.load, f.unit)} the limit is: {top.binds}."
     )
 
 
@@ -157,7 +157,7 @@ def _run(run: Run) -> Section:
         for _, row in table.iterrows()
     ]
     unit = "users" if run.scenario.load.users else "requests/s"
-    doubts = list(run.doubts) + [f"{rung.load:g} {unit}: {text}" for rung in run.rungs for text in rung.doubts]
+    doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
     pictures = [{"image": _image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
     return {
         "name": run.name,
@@ -250,27 +250,30 @@ def _published(f: Forecast) -> dict[str, Any]:
     return _table(["metric", "users", "printed", "simulated", "", "source"], rows, left=(0, 4, 5))
 
 
-def _promises(f: Forecast) -> dict[str, Any]:
+def _plan(f: Forecast) -> dict[str, Any]:
     limits = list(dict.fromkeys((p.metric, p.limit) for p in f.slo))
-    rows = [
-        {"cells": [f"{load:g}", *(f"{p.probability:.0%}" for p in f.slo if p.load == load)]}
-        for load in dict.fromkeys(p.load for p in f.slo)
-    ]
-    caption = "The probability, over all that is not known for sure, that each is kept."
-    return _table([f.unit, *(f"{metric} ≤ {limit:g}" for metric, limit in limits)], rows, caption=caption)
-
-
-def _cost(f: Forecast) -> dict[str, Any]:
+    chances = {(p.load, p.metric): f"{p.probability:.0%}" for p in f.slo}
+    prices = {row.at: row for row in f.cost}
+    names: list[tuple[str, float | None]] = [(named(row.load, f.unit), row.load) for row in f.rows("rps")]
     rows = []
-    for row in f.cost:
-        each = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
-        rows.append({"cells": [row.at, *map(_cell, each)]})
-    price = f.scenario.price
-    caption = (
-        f"At ${f.cost[0].usd_per_hour:g} an hour ({price.source if price else ''}). Input alone and output alone each "
-        "charge the whole machine; the last column counts both."
+    for name, load in [("knee", None), *names] if f.cost else names:
+        cells: list[object] = [name]
+        cells += ["" if load is None else chances[load, metric] for metric, _ in limits]
+        if row := prices.get(name):
+            each = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
+            cells += map(_cell, each)
+        rows.append({"cells": cells})
+    titles = ["at", *(f"P({metric} ≤ {limit:g})" for metric, limit in limits)]
+    price, caption = (
+        f.scenario.price,
+        "P: the probability, over all that is not known for sure, that a service level is kept.",
     )
-    titles = ["at", "$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
+    if f.cost and price is not None:
+        titles += ["$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
+        caption += (
+            f" At ${price.usd_per_hour:g} an hour ({price.source}). Input alone and output alone each charge the whole "
+            "machine; the last column counts both."
+        )
     return _table(titles, rows, left=(0,), caption=caption)
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from scenarios.binding import binding
 from scenarios.cost import costs
 from scenarios.doubts import doubts, extrapolated, unstable
-from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate
+from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
 from sim import curve
 from sim.calibration import Calibration
@@ -89,7 +89,7 @@ def summarise(
     knees = [curve.knee(table, limit) for table in tables]
     takeoffs = [curve.takeoff(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
     takeoff = _corner(takeoffs, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
-    named = (lambda load: f"{load:g} users") if scenario.load.users else (lambda load: f"{load:g} requests/s")
+    unit = unit_of(scenario)
     return Forecast(
         name=scenario.name,
         scenario=scenario,
@@ -98,7 +98,7 @@ def summarise(
         plateau=_corner(plateaus, "the largest RPS over the rungs"),
         knee=_corner(knees, f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"),
         takeoff=takeoff,
-        cost=costs(scenario.price, tables, knees, named) if scenario.price else [],
+        cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
         binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
         slo=list(_promises(scenario, tables, growing)),
         published=list(_published(scenario, tables, takeoff.rps)),
