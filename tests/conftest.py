@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from schedule import BadSchedules, Witness, read_witnesses
 
 SHIPPED = Path(__file__).parent.parent / "data" / "router-0.9.4-traces.jsonl"
 settings.register_profile("suite", deadline=None, max_examples=250, derandomize=True)
 settings.register_profile("hunt", deadline=None, max_examples=20_000)
+settings.register_profile("mutants", deadline=None, max_examples=150, derandomize=True, phases=[Phase.generate])
 settings.load_profile("suite")
 WITNESSES = pytest.StashKey[list[Witness]]()
 

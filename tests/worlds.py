@@ -77,7 +77,7 @@ def multiples(unit: float, most: int, least: int = 0) -> st.SearchStrategy[float
 def worlds(draw: st.DrawFn) -> World:
     """A few requests on a server with little room, in units of which sums are exact, so that instants coincide."""
     padded = draw(st.booleans())
-    most = draw(st.sampled_from([1, 5, 20, 70]))
+    most = draw(st.sampled_from([1, 5, 20, 20, 70]))
     lengths = st.integers(1, most)
     gaps = st.sampled_from([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0, 7.0, 40.0])
     faithful = draw(st.sampled_from([0, 1, 5]))  # how many stay for one that leaves; 0: all stay
@@ -96,8 +96,8 @@ def worlds(draw: st.DrawFn) -> World:
         max_batch_total_tokens=max(size(a.prompt) + size(a.new) for a in arrivals) + draw(room),
         waiting_served_ratio=draw(st.sampled_from([0.0, 0.3, 0.7, 1.0, 1.2, 1.3, 2.0])),
         max_waiting_tokens=draw(st.integers(0, 20)),
-        max_concurrent_requests=draw(st.sampled_from([1, 2, 4, 8, 128])),
-        max_input_length=draw(st.sampled_from([most, most, max(1, most - 3)])),
+        max_concurrent_requests=draw(st.sampled_from([1, 2, 4, 8, 128, 128, 128])),
+        max_input_length=draw(st.sampled_from([most, max(1, most - 3), max(1, most // 2)])),
         max_total_tokens=2 * most,
         requires_padding=padded,
     )
