@@ -120,14 +120,14 @@ def _factors(fit: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _center(values: Floats, shown: Floats, figures: list[Figure]) -> int:
-    """The draw nearest to the middle of all, among those that show every figure closely (else among all).
+    """The draw nearest to the middle of all and to the figures, among those that show each closely (else among all).
 
     Medians of single parameters need not show the figures together; a draw does.
     """
     spread = values.std(axis=0)
     middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).sum(axis=1)
-    missed = np.array([verdict.misses(figure, shown[:, i]) for i, figure in enumerate(figures)]).max(axis=0)
-    return int(np.lexsort((middle, np.maximum(missed, 1.0)))[0])
+    missed = np.array([verdict.misses(figure, shown[:, i]) for i, figure in enumerate(figures)])
+    return int(np.lexsort((middle + (missed**2).sum(axis=0), np.maximum(missed.max(axis=0), 1.0)))[0])
 
 
 def _residual(figure: Figure, shown: Floats) -> Residual:
