@@ -1,0 +1,292 @@
+"""What another tool measured, on its way to becoming a run: its answers, in one stretch for every load.
+
+A tool's reader makes `Stretch`es, in its own clock; `assemble` lays them out as the rungs of a ladder. Nothing is made
+up: what a tool did not write down is left out, or filled with what is said in a doubt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sim.errors import BadInput
+from sim.request import ABORTED, OK
+from sim.run import REQUEST_COLUMNS, Run, Rung
+from sim.scenario import Load, Scenario
+from sim.server import ServerConfig, ceil_block
+
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+
+BUNDLED = 0.01  # of the answers: where more come in chunks that are not tokens, chunk times say nothing about tokens
+INSTANT = 2e-6  # s: windows are half open and runs keep microseconds, so one that ends with an answer ends this later
+ROUNDED = 1e-3  # s: where latencies are rounded to it, a user's next request may seem to begin before the last ended
+BUSY = 0.98  # of the users: fewer in flight means that ramp or drain lies in the window (`measuring.md`)
+NOTHING: Floats = np.empty(0)
+
+
+class Answer(NamedTuple):
+    """One request as a tool recorded it; times in s of the tool's clock, None where it did not say.
+
+    `chunks` are the arrivals of the parts of a streamed answer, which may or may not be tokens.
+    """
+
+    sent: float
+    ended: float
+    prompt_tokens: int
+    output_tokens: int
+    status: str = OK
+    error: str | None = None
+    due: float | None = None  # open loop: when it should have been sent
+    max_new_tokens: int | None = None
+    first: float | None = None
+    last: float | None = None
+    chunks: Floats = NOTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Everything measured at one load: closed loop at `users`, or open loop at `rate` requests/s.
+
+    [settled, end) is the window over which the tool itself sums up; `answers` are to the requests begun here.
+    """
+
+    settled: float
+    end: float
+    answers: Sequence[Answer]
+    users: int | None = None
+    rate: float | None = None
+    start: float | None = None  # absent: the window's, or when the first request was due or sent if that was before
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def began(self) -> float:
+        """When it began."""
+        if self.start is not None:
+            return self.start
+        return min([self.settled, *(_due(a) for a in self.answers)])
+
+
+def _due(answer: Answer) -> float:
+    return answer.sent if answer.due is None else min(answer.due, answer.sent)
+
+
+def has(value: object, *keys: str) -> bool:
+    """Whether a JSON value is a map with these keys."""
+    return isinstance(value, dict) and set(keys) <= set(value)
+
+
+def understood(raw: Any, kind: type[T], path: Path, line: int | None = None) -> T:
+    """`raw` as a `kind` of msgspec; raises `BadInput` naming the key and what was expected there."""
+    try:
+        return msgspec.convert(raw, kind, strict=False)
+    except msgspec.ValidationError as e:
+        message, _, key = str(e).partition(" - at `$")
+        missing = message.partition("missing required field ")[2].strip("`")
+        where = ".".join(part for part in (key.strip(".`"), missing) if part)
+        raise BadInput("missing" if missing else message, path=path, line=line, key=where or None) from e
+
+
+def assemble(
+    path: Path,
+    tool: str,
+    stretches: Sequence[Stretch],
+    *,
+    epoch: float | None = None,
+    anew: bool = True,
+    doubts: Sequence[str] = (),
+) -> Run:
+    """The run of some stretches; `tool` is its name and version, `epoch` the unix time of its zero.
+
+    `anew`: the users of a stretch began with it; otherwise they are added to those of the one before. Raises `BadInput`
+    when nothing succeeded, or when two stretches that began anew overlap.
+    """
+    stretches = sorted(stretches, key=lambda s: s.began)
+    if not any(a.status == OK for s in stretches for a in s.answers):
+        raise BadInput(f"no request of it succeeded; expected results of {tool} with at least one answer", path=path)
+    for before, after in pairwise(stretches):
+        if anew and after.began < max(a.ended for a in before.answers):
+            raise BadInput("two of its benchmarks overlap in time; expected one after the other", path=path)
+    zero = stretches[0].began
+    answers = [a for s in stretches for a in s.answers]
+    times, found = _token_times(answers)
+    groups = [[s] for s in stretches] if anew else [stretches]
+    users = [user for group in groups for user in _users(group)]
+    requests = _table(stretches, users, times, zero)
+    name = named(path)
+    return Run(
+        kind="measured",
+        name=name,
+        scenario=_scenario(name, stretches, requests, f"imported from {path.name}, written by {tool}"),
+        rungs=[_rung(s, zero) for s in stretches],
+        requests=requests,
+        token_times=[np.maximum(t - zero, 0.0) for t in times] if times is not None else None,
+        created=None if epoch is None else moment(epoch + zero),
+        software=software(tool),
+        segments=[{"start": g[0].began - zero, "first_rung": stretches.index(g[0])} for g in groups],
+        stopped=f"{tool} had done what it was asked",
+        doubts=[*doubts, *found, *_unasked(answers), _UNKNOWN_SERVER],
+    )
+
+
+def named(path: Path) -> str:
+    """What a run of this file is called."""
+    return path.resolve().name.partition(".")[0] or "imported"
+
+
+def moment(unix: float) -> str:
+    """A time as runs write it."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
+
+
+def software(tool: str) -> dict[str, str]:
+    """What measured and what imported."""
+    return {"servecast": version("servecast"), "client": tool}
+
+
+_UNKNOWN_SERVER = (
+    "the tool says nothing about the server: TGI 0.9.4's default flags stand in for its own, "
+    "widened to what it was seen to accept"
+)
+
+
+def _rung(stretch: Stretch, zero: float) -> Rung:
+    sent = sorted(a.sent for a in stretch.answers)
+    ramped = sent[min(stretch.users or 1, len(sent)) - 1] if sent else stretch.began
+    return Rung(
+        start=stretch.began - zero,
+        ramped=ramped - zero,
+        settled=stretch.settled - zero,
+        end=stretch.end - zero,
+        users=stretch.users,
+        rate=stretch.rate,
+        doubts=[*stretch.doubts, *_doubts_of(stretch)],
+    )
+
+
+def _doubts_of(stretch: Stretch) -> list[str]:
+    answers, seconds = stretch.answers, stretch.end - stretch.settled
+    doubts = []
+    if stretch.users is not None:
+        inside = (min(a.ended, stretch.end) - max(a.sent, stretch.settled) for a in answers)
+        busy = sum(max(0.0, overlap) for overlap in inside) / seconds
+        if busy < BUSY * stretch.users:
+            doubts.append(
+                f"on average {busy:.3g} of {stretch.users} users had a request in flight in the window: ramp, drain "
+                "or the tool's own pauses lie in it"
+            )
+    failed = sum(a.status not in (OK, ABORTED) for a in answers)
+    if failed:
+        doubts.append(f"{failed} of {len(answers)} requests failed")
+    return doubts
+
+
+def _token_times(answers: Sequence[Answer]) -> tuple[list[Floats] | None, list[str]]:
+    """When every token came, if chunks are tokens, and what is to be said about it."""
+    streamed = [a for a in answers if a.status == OK and len(a.chunks)]
+    if not streamed:
+        return None, []
+    # OpenAI-style servers other than vLLM say why an answer ended in a chunk of its own, without a token
+    closing = sum(len(a.chunks) == a.output_tokens + 1 for a in streamed)
+    bundled = sum(len(a.chunks) not in (a.output_tokens, a.output_tokens + 1) for a in streamed)
+    doubts = []
+    if closing:
+        doubts.append(
+            f"{closing} of {len(streamed)} answers came in one chunk more than they have tokens; the last, which only "
+            "says why they ended, is left out, so E2E is to the last token"
+        )
+    if bundled:
+        doubts.append(
+            f"in {bundled} of {len(streamed)} answers a chunk is not a token"
+            + ("" if bundled <= BUNDLED * len(streamed) else ": when each token came is not known, so there is no ITL")
+        )
+    if bundled > BUNDLED * len(streamed):
+        return None, doubts
+    return [a.chunks[: a.output_tokens] if a.status == OK else a.chunks for a in answers], doubts
+
+
+def _table(stretches: Sequence[Stretch], users: Sequence[int], times: list[Floats] | None, zero: float) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for rung, stretch in enumerate(stretches):
+        for answer in stretch.answers:
+            chunks = answer.chunks if times is None else times[len(rows)]
+            first, last = (chunks[0], chunks[-1]) if len(chunks) else (answer.first, answer.last)
+            moments: dict[str, float | None] = {
+                "scheduled": _due(answer),
+                "sent": answer.sent,
+                "ended": answer.ended,
+                "first_token": first,
+                "last_token": last,
+            }
+            asked = answer.output_tokens if answer.max_new_tokens is None else answer.max_new_tokens
+            rows.append(
+                {"id": len(rows), "rung": rung, "user": users[len(rows)], "finish_reason": None}
+                | {name: float("nan") if t is None else t - zero for name, t in moments.items()}
+                | {"prompt_tokens": answer.prompt_tokens, "output_tokens": answer.output_tokens}
+                | {"max_new_tokens": asked, "status": answer.status, "error": answer.error}
+            )
+    columns = {name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in REQUEST_COLUMNS.items()}
+    return pd.DataFrame(columns)
+
+
+def _users(group: Sequence[Stretch]) -> list[int]:
+    """Who sent each request of some stretches that ran without a break; -1 in open loop."""
+    answers = [a for stretch in group for a in stretch.answers]
+    most = max(stretch.users or 0 for stretch in group)
+    return lanes(answers, most) if most else [-1] * len(answers)
+
+
+def lanes(answers: Sequence[Answer], users: int) -> list[int]:
+    """Which of `users` sent each answer's request: the one that became free last before, or one that had not begun.
+
+    No tool says; but in a closed loop a request is sent because another has ended.
+    """
+    free: list[float] = []
+    lane = [0] * len(answers)
+    for i in sorted(range(len(answers)), key=lambda i: answers[i].sent):
+        idle = [u for u, t in enumerate(free) if t <= answers[i].sent + ROUNDED]
+        if not idle and len(free) < users:
+            free.append(0.0)
+            idle = [len(free) - 1]
+        lane[i] = max(idle, key=free.__getitem__) if idle else min(range(users), key=free.__getitem__)
+        free[lane[i]] = answers[i].ended
+    return lane
+
+
+def _unasked(answers: Sequence[Answer]) -> list[str]:
+    doubts = []
+    if any(a.output_tokens for a in answers) and all(a.max_new_tokens is None for a in answers):
+        doubts.append("max_new_tokens is not recorded; what came back stands in for it")
+    unknown = sum(a.prompt_tokens == 0 for a in answers)
+    if 0 < unknown < len(answers):
+        doubts.append(f"{unknown} of {len(answers)} requests have no known prompt length")
+    return doubts
+
+
+def _scenario(name: str, stretches: Sequence[Stretch], requests: pd.DataFrame, description: str) -> Scenario:
+    longest = int(requests["prompt_tokens"].max())
+    total = int((requests["prompt_tokens"] + requests["max_new_tokens"]).max())
+    usual = ServerConfig()
+    users = [s.users for s in stretches if s.users is not None]
+    rates = [s.rate for s in stretches if s.rate is not None]
+    return Scenario(
+        name=name,
+        description=description,
+        server=ServerConfig(
+            max_input_length=max(usual.max_input_length, longest),
+            max_total_tokens=max(usual.max_total_tokens, total),
+            max_batch_prefill_tokens=max(usual.max_batch_prefill_tokens, ceil_block(longest)),
+            max_concurrent_requests=max([usual.max_concurrent_requests, *users]),
+        ),
+        load=Load(users=users or None, rate=None if users else rates),
+    )
