@@ -56,8 +56,10 @@ class Noise:
         if self._sd == 0.0:
             return self._level, math.inf
         cell = int(time / self._cell)
-        if (cell + 1) * self._cell <= time:  # the division rounded down across the edge
+        if (cell + 1) * self._cell <= time:  # the division rounded across the edge
             cell += 1
+        elif cell * self._cell > time:
+            cell -= 1
         while cell >= len(self._drifts):
             fresh = self._sd * self._rng.standard_normal()
             self._log = self._keep * self._log + math.sqrt(1 - self._keep**2) * fresh if self._drifts else fresh

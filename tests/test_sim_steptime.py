@@ -1,0 +1,73 @@
+"""A run of steps in closed form: what its steps sum to, and an inverse that is exact to the ulp."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.forms import FORMS, Affine, Padded
+from sim.steptime import DecodeRun
+
+starts = st.one_of(st.just(0.0), st.floats(0, 1e6))
+firsts = st.one_of(st.sampled_from([1.0, 0.1, 1 / 3]), st.floats(1e-5, 10))
+growths = st.one_of(st.just(0.0), st.floats(1e-9, 1e-2))
+extras = st.one_of(st.just(0.0), st.floats(0, 5))
+runs = st.builds(DecodeRun, starts, firsts, growths, extras)
+
+
+@given(runs, st.integers(0, 5000))
+def test_the_end_of_k_steps_is_the_sum_of_their_times(run: DecodeRun, k: int) -> None:
+    first, growth, extra = Fraction(run.first), Fraction(run.growth), Fraction(run.extra)
+    exact = Fraction(run.start) + (extra + k * first + growth * k * (k - 1) / 2 if k else 0)
+    assert run.end(k) == pytest.approx(float(exact), rel=1e-12)
+    if k:
+        assert run.ends(k)[-1] == run.end(k)
+        assert len(run.ends(k)) == k
+
+
+@given(runs, st.integers(1, 5000))
+def test_the_inverse_is_right_at_a_boundary_and_one_ulp_to_either_side(run: DecodeRun, k: int) -> None:
+    end = run.end(k)
+    for time in (math.nextafter(end, -math.inf), end, math.nextafter(end, math.inf)):
+        by = run.steps_by(time)
+        assert run.end(by) >= time
+        assert by == 0 or run.end(by - 1) < time
+
+
+@given(runs, st.floats(0, 1e5))
+def test_the_inverse_is_right_at_any_time(run: DecodeRun, after: float) -> None:
+    time = run.start + after
+    by = run.steps_by(time)
+    assert run.end(by) >= time
+    assert by == 0 or run.end(by - 1) < time
+
+
+@given(
+    st.fixed_dictionaries({name: st.floats(0, 1) for name in ("b0", "b1", "b2", "b3")}),
+    st.lists(st.integers(1, 3000), min_size=1, max_size=8),
+    st.integers(1, 50),
+)
+def test_a_forms_line_is_its_next_steps_as_every_context_grows_by_a_token(
+    coefficients: dict[str, float], contexts: list[int], k: int
+) -> None:
+    for form in (Affine, Padded):
+        made = form(**coefficients)
+        first, growth = made.decode(len(contexts), sum(contexts), max(contexts))
+        later, same_growth = made.decode(len(contexts), sum(contexts) + k * len(contexts), max(contexts) + k)
+        assert first + growth * k == pytest.approx(later, rel=1e-9, abs=1e-9)
+        assert growth == same_growth
+
+
+def test_the_forms_are_the_formulas_they_print() -> None:
+    affine = Affine(a0=1, a1=2, a2=3, a3=5, b0=7, b1=11, b2=13, b3=17, c0=19, c1=23, f0=29, f1=31)
+    assert affine.prefill(2, 30, 500, 20) == 1 + 2 * 30 + 3 * 500 + 5 * 2
+    assert affine.decode(3, 100, 60) == (7 + 11 * 3 + 13 * 100 + 17 * 60, 13 * 3 + 17)
+    assert affine.concat(4, 2, 60) == 19 + 23 * 6
+    padded = Padded(a0=1, a1=2, a2=3, a3=5, a4=37, b0=7, b1=11, b2=13, b3=17)
+    assert padded.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * 800 + 5 * 2 + 37 * 1600
+    assert padded.decode(3, 100, 60) == (7 + 11 * 3 + 13 * 180 + 17 * 60, 13 * 3 + 17)
+    assert {"affine", "padded"} <= set(FORMS)
