@@ -52,11 +52,11 @@ def servecast(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def command(example: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command whose help ends with an example."""
+def command(example: str, name: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command whose help ends with an example; `name` where Python would not have it as a function's."""
 
     def add(function: Callable[..., Any]) -> click.Command:
-        made = servecast.command(epilog=f"\b\nExample:\n  {example}")(function)
+        made = servecast.command(name, epilog=f"\b\nExample:\n  {example}")(function)
         assert isinstance(made, click.Command)
         return made
 

@@ -1,4 +1,4 @@
-"""The commands that meet a server: measure one, or be one."""
+"""The commands that meet a server: measure one, take over what another tool measured, or be one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from scenarios.cli import command
-from scenarios.options import say, seed_option, set_option
+from scenarios.options import doubt, say, seed_option, set_option
 from sim.errors import BadInput
 
 here = click.Path(path_type=Path)
@@ -63,6 +63,24 @@ def measure(
         remote=remote,
     )
     say(str(found))
+
+
+@command("servecast import guidellm.json -o run", name="import")
+@click.argument("file", type=here)
+@click.option("-o", "--output", type=here, required=True, help="The run directory to be written.")
+def take(file: Path, output: Path) -> None:
+    """Make a run of another tool's results.
+
+    Of guidellm (JSON), `vllm bench serve --save-result --save-detailed`, aiperf (profile_export.jsonl, or the folder of
+    a sweep), and locust (the history that --csv writes, or rows of locust-plugins' JmeterListener). What they do not
+    say is said on stderr, and in the run.
+    """
+    from scenarios.foreign import import_results
+    from sim.run import write_run
+
+    run = import_results(file)
+    say(str(write_run(run, output)))
+    doubt([*run.doubts, *(f"at {rung.load:g}: {text}" for rung in run.rungs for text in rung.doubts)])
 
 
 @command("servecast standin --port 8080 --fault overloaded=0.05")

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.steps import rebuild
+from scenarios.cli import status
 from scenarios.foreign import import_results
 from scenarios.results import Answer, lanes
 from sim.errors import BadInput
@@ -354,3 +355,23 @@ def test_commas_in_a_failure_of_locust_move_nothing(tmp_path: Path) -> None:
     (failed,) = run.requests[run.requests["status"] != "ok"].to_dict("records")
     assert failed["error"].endswith("code=400, because, well")
     assert table(run)["load"].tolist() == [1, 2, 4]
+
+
+def test_the_command_leaves_a_run_and_says_its_doubts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert status(["import", str(SAMPLES / "vllm.json.gz"), "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "doubt: 72 of 72 answers" in said.err
+    assert "doubt: at 4: on average" in said.err
+    assert table(read_run(out))["completions"].tolist() == [24, 24, 24]
+    assert status(["import", str(SAMPLES / "vllm.json.gz"), "-o", str(out)]) == 2
+    assert "never overwritten" in capsys.readouterr().err
+
+
+def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(["import", str(SAMPLES / "locust_stats.csv"), "-o", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
