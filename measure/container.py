@@ -165,17 +165,33 @@ def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) 
     while time.monotonic() < deadline:
         container.reload()
         if container.status in ("exited", "dead"):
-            raise CannotStart(f"the server ended before it was well; its last lines:\n{_tail(container)}")
+            raise CannotStart(f"the server ended before it was well: {_tail(container, console)}")
         with suppress(Unreachable):
             if endpoint.get("/health")[0] == 200:
                 return
         time.sleep(0.25)
-    raise CannotStart(f"the server was not well within {seconds:g} s; its last lines:\n{_tail(container)}")
+    raise CannotStart(f"the server was not well within {seconds:g} s: {_tail(container, console)}")
 
 
-def _tail(container: Any) -> str:
-    text: str = container.logs(tail=TAIL).decode("utf-8", "replace")
-    return text.rstrip()
+def _tail(container: Any, console: Console) -> str:
+    """Show the log's last lines; returns the very last."""
+    text: str = container.logs(tail=TAIL).decode("utf-8", "replace").rstrip()
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return text.rpartition("\n")[2] or "it said nothing"
+
+
+def image_present(client: docker.DockerClient, image: str) -> bool:
+    """Whether the engine has an image."""
+    try:
+        client.images.get(image)
+    except docker.errors.APIError:
+        return False
+    return True
+
+
+def runtimes(client: docker.DockerClient) -> list[str]:
+    """The names of the runtimes the engine knows."""
+    return list(client.info().get("Runtimes") or {})
 
 
 def remove(client: docker.DockerClient, name: str) -> None:

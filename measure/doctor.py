@@ -1,0 +1,162 @@
+"""What is missing here for a measurement, in words, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from measure import health
+from measure.container import CannotStart, engine, image_present, leftovers, runtimes
+from measure.endpoint import Endpoint
+from sim.errors import UserError
+from sim.pairs import read_pairs
+from sim.scenario import Launch, Scenario
+
+IMAGE_GB = 12.0  # TGI 0.9.4's image unpacked, before any weights
+FILES_PER_USER, SPARE_FILES = 2, 100
+
+
+class Finding(NamedTuple):
+    """One thing looked at: whether it is well (None: it does not matter here), what was found, what mends it."""
+
+    what: str
+    well: bool | None
+    found: str
+    mend: str = ""
+
+
+def diagnose(scenario: Scenario | None = None, url: str | None = None) -> list[Finding]:
+    """Look at this machine, and at a server and its flags against a scenario where they are given."""
+    launch = None if scenario is None else scenario.launch
+    needed = url is None and launch is not None
+    found = [_library("locust"), _library("geventhttpclient"), _cores(), _files(scenario)]
+    found += _docker(launch or Launch(model=""), needed)
+    if url is not None:
+        found += _server(url, scenario)
+    return found
+
+
+def _library(name: str) -> Finding:
+    try:
+        return Finding(name, True, version(name))
+    except PackageNotFoundError:
+        return Finding(name, False, "not installed", f"pip install {name}")
+
+
+def _cores() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    return Finding("cores", cores > 1, f"{cores}; the load generator wants one to itself")
+
+
+def _files(scenario: Scenario | None) -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    users = max((scenario.load.users if scenario is not None else None) or [128])
+    wanted = FILES_PER_USER * users + SPARE_FILES
+    return Finding("open files", soft >= wanted, f"{soft} allowed, {wanted} wanted", f"ulimit -n {wanted}")
+
+
+def _docker(launch: Launch, needed: bool) -> Iterator[Finding]:
+    try:
+        client = engine()
+    except CannotStart as e:
+        yield Finding("docker", False if needed else None, str(e).partition(";")[0], _start_docker())
+        return
+    with closing(client):
+        about: dict[str, Any] = client.info()
+        yield Finding("docker", True, f"{about.get('ServerVersion')} ({about.get('OperatingSystem')})")
+        present = image_present(client, launch.image)
+        yield Finding(
+            "image",
+            present or (None if not needed else False),
+            f"{launch.image} is {'here' if present else 'not here'}",
+            f"docker pull {launch.image}",
+        )
+        yield _disk(Path(about.get("DockerRootDir") or "/"), 0.0 if present else IMAGE_GB, needed)
+        if launch.gpus is not None:
+            yield from _gpus(launch, needed, "nvidia" in runtimes(client))
+    yield _port(launch.port, needed)
+    for name in launch.env:
+        yield Finding(name, name in os.environ, "set" if name in os.environ else "not set", f"export {name}=...")
+    names = leftovers()
+    yield Finding(
+        "leftovers",
+        not names,
+        ", ".join(names) if names else "no containers of a crashed measurement",
+        f"docker rm --force {' '.join(names)}",
+    )
+
+
+def _start_docker() -> str:
+    if shutil.which("dockerd") is None:
+        return "apt-get install docker.io"
+    socket_file = Path("/var/run/docker.sock")
+    if socket_file.exists() and not os.access(socket_file, os.W_OK):
+        return "sudo usermod -aG docker $USER, then log in again"
+    return "systemctl start docker"
+
+
+def _disk(root: Path, wanted: float, needed: bool) -> Finding:
+    while not root.exists():
+        root = root.parent
+    free = shutil.disk_usage(root).free / 1e9
+    well = free >= wanted or (None if not needed else False)
+    return Finding("disk", well, f"{free:.0f} GB free at {root}, {wanted:.0f} GB wanted", "docker system prune")
+
+
+def _gpus(launch: Launch, needed: bool, runtime: bool) -> Iterator[Finding]:
+    missing = False if needed else None
+    ask = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        yield Finding("GPUs", missing, "nvidia-smi does not answer: no driver", "apt-get install nvidia-driver")
+        return
+    boards = [line.strip() for line in said.splitlines() if line.strip()]
+    wanted = launch.num_shard or 1
+    enough = len(boards) >= wanted or missing
+    yield Finding("GPUs", enough, f"{len(boards)} ({boards[0] if boards else 'none'}), {wanted} wanted")
+    yield Finding(
+        "container toolkit",
+        runtime or missing,
+        "docker knows the nvidia runtime" if runtime else "docker does not know the nvidia runtime",
+        "apt-get install nvidia-container-toolkit && nvidia-ctk runtime configure && systemctl restart docker",
+    )
+
+
+def _port(port: int, needed: bool) -> Finding:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as e:
+            return Finding("port", False if needed else None, f"{port}: {e.strerror}", "change launch.port")
+    return Finding("port", True, f"{port} is free")
+
+
+def _server(url: str, scenario: Scenario | None) -> Iterator[Finding]:
+    try:
+        server = health.look(Endpoint(url))
+    except UserError as e:
+        yield Finding("server", False, str(e), "start it, or correct --url")
+        return
+    info = server.info or {}
+    name = f"TGI {info.get('version')}" if server.api == "tgi" else f"OpenAI style ({server.api})"
+    yield Finding("server", True, f"{name}, {server.model}")
+    if scenario is None:
+        return
+    try:
+        doubts = health.check(server, scenario, read_pairs(scenario.workload))
+    except UserError as e:
+        yield Finding("profile", False, str(e))
+        return
+    yield Finding("profile", True, "the server can take it")
+    for doubt in doubts:
+        yield Finding("flags", None, doubt)
