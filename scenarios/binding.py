@@ -7,17 +7,17 @@ import pandas as pd
 from scenarios.forecast import Binding
 from sim.scenario import Scenario
 
-WAITING = 0.05  # of the requests in the system: fewer in the queue than that, and admission limits nothing
+WAITING = 0.1  # of the requests in the system: fewer in the queue than that, and admission limits nothing
 TURN = 0.2  # of the requests: more than their own prefills account for
-FULL = 0.05  # of the time: a budget that is never full limits nothing; lock-stepped groups fill it only now and then
+FULL = 0.1  # of the requests admitted: a budget that ends no admission limits nothing
 
 
 def binding(scenario: Scenario, rung: pd.Series) -> Binding:
     """What limits one rung; `rung` holds the medians over replicates of the columns of `replicate`.
 
-    In this order: requests are turned away (permits); they wait for room in the token budget or in a prefill, or for the
-    router to look at its queue; or nobody waits and the steps themselves take their time. An idle server is limited by
-    its users.
+    In this order: requests are turned away (permits); they wait for room in the token budget or in a prefill, or until
+    the router looks at its queue; or nobody waits and the steps themselves take their time. An idle server is limited
+    by its users.
     """
     load = float(rung["load"])
     queue, present = float(rung["queue"]), max(float(rung["in_flight"]), 1e-9)
@@ -37,7 +37,8 @@ def binding(scenario: Scenario, rung: pd.Series) -> Binding:
         words = f"{queue:.0f} of {present:.0f} requests wait while max_batch_prefill_tokens is full; {time}"
         return Binding(load=load, binds="prefill budget", words=words)
     if waiting > TURN:
-        words = f"{queue:.1f} of {present:.0f} requests wait for their turn (waiting_served_ratio, max_waiting_tokens); {time}"
+        rules = "waiting_served_ratio, max_waiting_tokens"
+        words = f"{queue:.1f} of {present:.0f} requests wait for their turn ({rules}); {time}"
         return Binding(load=load, binds="admission rule", words=words)
     if idle > 0.5:
         return Binding(load=load, binds="users", words=f"idle {idle:.0%} of the time; {time}")

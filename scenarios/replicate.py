@@ -29,10 +29,10 @@ def replicate(task: Task) -> pd.DataFrame:
 
 
 def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float]:
-    """What bounded the server within one rung: extremes in tokens and requests, shares of time.
+    """What bounded the server within one rung: extremes in tokens and requests, and what ended its admissions.
 
-    `budget_full` is the share of decoding time in which a request of the usual size would not have fitted beside the
-    running ones, `prefill_full` the share of prefilling time in prefills that one more prompt would have overfilled.
+    `budget_full` is the share of the requests admitted in the window that came in an admission after which another of
+    the usual size would not have fitted into the token budget; `prefill_full` likewise into the prefill budget.
     """
     assert run.steps is not None
     low, high = rung.settled, rung.end
@@ -45,11 +45,10 @@ def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float
     begun = (sent >= rung.start) & (sent < high)
     prompts, asked = (requests[name].to_numpy()[begun] for name in ("prompt_tokens", "max_new_tokens"))
     prompt, usual = (ceil_block(int(np.median(x))) if len(x) else 0 for x in (prompts, asked))
-    seconds = np.clip(np.minimum(steps["end"], high) - np.maximum(steps["start"], low), 0.0, None)
+    admitted = np.where(prefill & (steps["start"] >= low), steps["sequences"], 0)
 
-    def share(of: Bools, among: Bools) -> float:
-        total = float(seconds[among].sum())
-        return float(seconds[of & among].sum()) / total if total else 0.0
+    def share(of: Bools) -> float:
+        return float(admitted[of].sum() / max(1, admitted.sum()))
 
     def most(values: NDArray[np.int64]) -> float:
         return float(values.max(initial=0))
@@ -59,6 +58,6 @@ def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float
         "max_batch_prefill_tokens": most(steps["tokens"][prefill]),
         "max_sequences": most(steps["sequences"][decode]),
         "max_context_tokens": most((steps["tokens"] + steps["sequences"] * steps["count"])[decode]),
-        "budget_full": share(server.token_budget - held < prompt + usual, decode),
-        "prefill_full": share(steps["tokens"] + prompt > server.max_batch_prefill_tokens, prefill),
+        "budget_full": share(held + (admitted + 1) * (prompt + usual) > server.token_budget),
+        "prefill_full": share((admitted + 1) * prompt > server.max_batch_prefill_tokens),
     }

@@ -1,0 +1,273 @@
+"""A forecast: what many replicates say together, what binds, what it costs, what to doubt."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from scenarios.binding import binding
+from scenarios.cost import costs
+from scenarios.doors import calibration_of
+from scenarios.forecast import Estimate, read_forecast, write_forecast
+from scenarios.load import load, origin, shipped
+from scenarios.replicate import circumstances, replicate
+from scenarios.simulation import central_run, simulate
+from sim.calibration import Calibration, Parameter, Source, read_calibration
+from sim.curve import Corner
+from sim.errors import BadInput, CannotFit
+from sim.metrics import table
+from sim.scenario import Machine, Price
+from sim.sweep import Task, processes
+
+SMALL = """\
+name: small
+server: {max_batch_prefill_tokens: 2048, max_batch_total_tokens: 2500, max_input_length: 1000, max_total_tokens: 2000}
+workload: {prompt_tokens: 100, output_tokens: 20}
+load: {users: [1, 4, 32], spawn_rate: 20, seconds: 20}
+price: {usd_per_hour: 36}
+slo: {e2e_p95: 1.0}
+"""
+
+
+def machine(**values: float) -> Calibration:
+    """A machine whose parameters are uncertain by 5 %, independently."""
+    rng = np.random.default_rng(1)
+    known = {"a0": 0.01, "a1": 1e-4, "b0": 0.02, "b1": 5e-4} | values
+    return Calibration(
+        source=Source(door="assumed"),
+        model="affine",
+        machine=Machine(gpu="A100-40GB"),
+        parameters={n: Parameter(value=v, stderr=v / 20, low=0.9 * v, high=1.1 * v) for n, v in known.items()},
+        draws={n: (v * rng.lognormal(0, 0.05, 50)).tolist() for n, v in known.items()},
+    )
+
+
+@pytest.fixture
+def small(tmp_path: Path):
+    def scenario(*sets: str):
+        (tmp_path / "small.yaml").write_text(SMALL)
+        return load(tmp_path / "small.yaml", *sets)
+
+    return scenario
+
+
+def test_the_curve_of_a_lone_user_is_arithmetic(small):
+    """Without uncertainty one user's latency is a prefill and 19 decode steps: 0.02 + 19 × 0.0205."""
+    exact = msgspec.structs.replace(machine(), draws={})
+    forecast = simulate(small("load.users=[1]"), exact, replicates=19)
+    (row,) = forecast.rows("e2e_mean")
+    assert row.value == pytest.approx(0.01 + 100e-4 + 19 * 0.0205, abs=1e-9)
+    assert row.low == pytest.approx(row.value) and row.high == pytest.approx(row.value)
+
+
+def test_bands_are_the_spread_of_the_draws(small):
+    """One user's latency is 0.02 + 19 · (b0 + b1): the band over replicates is that of the draws."""
+    calibration = machine()
+    forecast = simulate(small("load.users=[1]"), calibration, replicates=199)
+    d = {name: np.array(column) for name, column in calibration.draws.items()}
+    truth = np.quantile(d["a0"] + 100 * d["a1"] + 19 * (d["b0"] + d["b1"]), [0.05, 0.5, 0.95])
+    (row,) = forecast.rows("e2e_mean")
+    assert [row.low, row.value, row.high] == pytest.approx(truth, rel=0.02)
+
+
+def test_the_same_whatever_the_executor(small):
+    calibration = machine()
+    here = simulate(small(), calibration, replicates=19)
+    with ThreadPoolExecutor(3) as threads:
+        assert simulate(small(), calibration, replicates=19, executor=threads) == here
+    with processes(2) as pool:
+        assert simulate(small(), calibration, replicates=19, executor=pool) == here
+    assert simulate(small(), calibration, replicates=19, seed=1) != here
+
+
+def test_what_is_written_is_read_and_written_again(small, tmp_path: Path):
+    forecast = simulate(small("load.rate=[1, 60]", "load.settle=2"), machine(), replicates=19)
+    write_forecast(tmp_path / "a.json", forecast)
+    assert read_forecast(tmp_path / "a.json") == forecast
+    write_forecast(tmp_path / "b.json", read_forecast(tmp_path / "a.json"))
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    text = (tmp_path / "a.json").read_text()
+    (tmp_path / "a.json").write_text(text.replace('"plateau"', '"plato"'))
+    with pytest.raises(BadInput, match=r"a\.json:\d+: plato: unknown key; did you mean plateau\?"):
+        read_forecast(tmp_path / "a.json")
+
+
+def test_corners_are_found_in_each_replicate(small):
+    forecast = simulate(small(), machine(), replicates=99)
+    tables = [replicate(Task(small(), machine(), 0, number)) for number in range(1, 100)]
+    plateaus = [t["rps"].max() for t in tables]
+    assert forecast.plateau.rps.value == pytest.approx(np.median(plateaus))
+    assert forecast.plateau.rps.low == pytest.approx(np.quantile(plateaus, 0.05, method="weibull"))
+    for t in tables:  # the knee lies where p95 E2E, between two rungs, reaches the SLO
+        over = int((t["e2e_p95"] > 1.0).to_numpy().argmax())
+        assert over > 0
+    assert 4 < forecast.knee.load.value < 32 and forecast.knee.reached == 1
+
+
+def test_above_capacity_an_open_loop_has_no_latency(small):
+    forecast = simulate(small("load.rate=[1, 100]", "load.settle=5"), machine(), replicates=19)
+    calm, mad = forecast.rows("e2e_mean")
+    assert not calm.unstable and calm.value is not None
+    assert mad.unstable and mad.value is None and mad.low is None
+    assert forecast.rows("rps")[1].value > 5  # what it does get done is still said
+    assert any("no steady state from 100 requests/s on" in text for text in forecast.doubts)
+    assert [p.probability for p in forecast.slo][1] == 0
+
+
+def test_beyond_the_calibrated_range_it_says_so(small):
+    calibration = msgspec.structs.replace(machine(), range={"sequences": (1, 8), "prompt_tokens": (10, 100)})
+    forecast = simulate(small(), calibration, replicates=19)
+    assert [row.extrapolated for row in forecast.rows("rps")] == [False, False, True]
+    assert any("from 32 users on: batches of" in text and "calibrated up to 8" in text for text in forecast.doubts)
+
+
+def test_doubts_of_machine_window_and_refusals(small):
+    said = simulate(
+        small("machine.gpu=A100-80GB", "load.seconds=0.5", "server.max_input_length=99", "doubts=[mine]"),
+        machine(),
+        replicates=19,
+    ).doubts
+    assert said[0] == "mine"
+    assert "the step times are those of another GPU: A100-40GB, not A100-80GB" in said
+    assert any("refuses requests longer than its limits (422)" in text for text in said)
+    short = simulate(small("load.seconds=0.5"), machine(), replicates=19).doubts
+    assert any("the window of 0.5 s is shorter than three answers" in text for text in short)
+
+
+@pytest.mark.parametrize(
+    ("sets", "at", "binds"),
+    [
+        ((), 32, "token budget"),
+        (("server.max_concurrent_requests=8",), 32, "permits"),
+        (("server.max_batch_total_tokens=100000",), 4, "decode compute"),
+        (
+            ("workload.output_tokens=2", "server.max_batch_total_tokens=100000", "workload.prompt_tokens=900"),
+            4,
+            "prefill",
+        ),
+        (("load.rate=[0.1]", "load.seconds=200"), 0.1, "users"),
+    ],
+)
+def test_what_binds(small, sets: tuple[str, ...], at: float, binds: str):
+    forecast = simulate(small(*sets), machine(), replicates=19)
+    (rung,) = [rung for rung in forecast.binding if rung.load == at]
+    assert rung.binds.startswith(binds)
+
+
+def test_the_order_of_bindings():
+    base = {"load": 8, "queue": 4, "in_flight": 8, "prefill_share": 0.6, "decode_share": 0.4, "idle_share": 0.0}
+    base |= {"mean_batch": 4, "overloaded_rate": 0.0, "budget_full": 0.5, "prefill_full": 0.5}
+    scenario = load("llama2-70b")
+
+    def binds(**values: float) -> str:
+        return binding(scenario, pd.Series(base | values)).binds
+
+    assert binds(overloaded_rate=0.1) == "permits"
+    assert binds() == "token budget"
+    assert binds(budget_full=0) == "prefill budget"
+    assert binds(budget_full=0, prefill_full=0) == "admission rule"
+    assert binds(queue=0.1) == "prefill compute"
+    assert binds(queue=0.1, decode_share=0.7, prefill_share=0.3) == "decode compute"
+    assert binds(queue=0.1, decode_share=0.2, prefill_share=0.1, idle_share=0.7) == "users"
+
+
+def test_costs_by_hand():
+    """36 $/h is a cent a second: 2 requests/s are 5 $ per 1,000; 10 in and 40 out a second are 1,000 and 250 $/M."""
+    rungs = pd.DataFrame(
+        {"rung": [0, 1], "load": [1.0, 3.0], "rps": [1.0, 2.0]}
+        | {"input_tokens_per_s": [5.0, 10.0], "output_tokens_per_s": [20.0, 40.0]}
+    )
+    knee, one, three = costs(
+        Price(usd_per_hour=36), [rungs] * 99, [Corner(2.0, 1.5, True)] * 99, lambda load: f"{load:g}"
+    )
+    assert (one.at, three.at) == ("1", "3")
+    assert three.per_1000_requests.value == pytest.approx(5)
+    assert three.per_million_input.value == pytest.approx(1000)
+    assert three.per_million_output.value == pytest.approx(250)
+    assert three.per_million_blended.value == pytest.approx(200)
+    assert knee.per_1000_requests.value == pytest.approx(1000 * 0.01 / 1.5)
+
+
+def test_circumstances_against_the_steps(small):
+    """Budgets: a batch never exceeds the token budget, and at saturation the next request would."""
+    scenario = small()
+    task = Task(scenario, machine(), 0, 0)
+    run = task.run()
+    seen = [circumstances(run, rung, task.model().server) for rung in run.rungs]
+    fits = 2500 // (112 + 32)  # ceil16(100) + ceil16(20) a request
+    assert seen[0]["max_sequences"] == 1 and seen[0]["budget_full"] == 0 == seen[0]["prefill_full"]
+    assert fits - 1 <= seen[2]["max_sequences"] <= 2500 // 112
+    assert seen[2]["budget_full"] > 0.3
+    assert seen[2]["max_prompt_tokens"] == 100
+    assert seen[0]["max_context_tokens"] == 100 + 20
+
+
+def test_a_request_that_can_never_fit_is_refused_before_the_clock_starts(small):
+    asking = small("server.max_batch_total_tokens=", "workload.max_new_tokens=1000")  # the calibration knows the budget
+    with pytest.raises(CannotFit, match="would wait for ever"):
+        simulate(asking, machine(max_batch_total_tokens=1000), replicates=19)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_scenario_runs(name: str):
+    """Small: few replicates, the windows cut; the calibration is the one they ship with, one fit shared by all."""
+    scenario = load(name)
+    scenario = load(name, f"load.seconds={min(scenario.load.seconds, 60)}")
+    forecast = simulate(scenario, calibration_of(name, scenario), replicates=19)
+    rps = [row.value for row in forecast.rows("rps")]
+    assert all(0 < value < 20 for value in rps)
+    assert max(rps) == pytest.approx(rps[-1], rel=0.25)  # a closed loop levels off, it does not fall
+    latencies = [row.value for row in forecast.rows("e2e_mean") if row.value is not None]
+    assert latencies[0] == min(latencies)
+    assert len(forecast.binding) == len(rps)
+
+
+def test_the_shipped_fit_shows_the_article():
+    for name in ("llama2-70b-1500-100", "llama2-70b-50-500"):
+        scenario = load(name, "load.users=[1, 2, 4, 8, 12, 16, 24, 32, 48, 64]", "load.seconds=240")
+        forecast = simulate(scenario, calibration_of(name, scenario), replicates=39)
+        assert len(forecast.published) == 2
+        for printed in forecast.published:
+            assert printed.simulated.value == pytest.approx(printed.figure.value, rel=0.05)
+            assert printed.inside
+
+
+def test_what_ifs_are_fitted_on_the_server_that_was_measured(tmp_path: Path):
+    """A what-if changes the server it asks about; the figures were measured on the one of the file they stand in."""
+    (tmp_path / "what-if.yaml").write_text(
+        "name: what-if\nextends: llama2-70b\nserver: {max_batch_prefill_tokens: 4096}\n"
+    )
+    measured = origin(tmp_path / "what-if.yaml", "published", "server.max_waiting_tokens=5")
+    assert measured.server.max_batch_prefill_tokens == 14000 and measured.server.max_waiting_tokens == 20
+    changed = origin(tmp_path / "what-if.yaml", "published", "published.0.value=8")
+    assert changed.published[0].value == 8
+
+
+def test_a_scenario_without_parameters_is_told_so(tmp_path: Path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    with pytest.raises(BadInput, match=r"small\.yaml: expected calibration, table or published"):
+        calibration_of(tmp_path / "small.yaml", load(tmp_path / "small.yaml"))
+
+
+def test_replicate_0_is_the_central_run(small):
+    calibration = machine()
+    run = central_run(small(), calibration)
+    exact = msgspec.structs.replace(calibration, draws={})
+    again = simulate(small(), exact, replicates=19)
+    assert table(run)["e2e_mean"].tolist()[:1] == pytest.approx([again.rows("e2e_mean")[0].value])
+
+
+def test_an_estimate_of_nothing_is_nothing(small):
+    forecast = simulate(small("server.max_input_length=50"), machine(), replicates=19)
+    assert forecast.rows("e2e_mean")[0].value is None
+    assert forecast.cost[0].per_1000_requests == Estimate(value=None, low=None, high=None)
+
+
+def test_the_shipped_calibration_is_readable_and_of_the_article():
+    calibration = read_calibration(Path("scenarios/data/llama2-70b.calibration.json"))
+    assert calibration.source.door == "published" and calibration.n_draws >= 100
