@@ -7,6 +7,7 @@ Each has a limit; a rung that runs into one is `limited` and says so.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from measure.precision import CYCLES
@@ -181,7 +182,7 @@ def reason_to_stop(windows: list[Window], users: list[int], permits: int | None,
         return None
     if permits is not None and users[-1] >= permits:
         return f"{users[-1]} users hold all of the server's {permits} permits"
-    gains = [_largest_gain(a, b) for a, b in zip(windows[-3:], windows[-2:], strict=False)]
+    gains = [_largest_gain(a, b) for a, b in pairwise(windows[-3:])]
     if len(gains) == 2 and max(gains) < 0.05:
         return f"a plateau: the last two rungs gained at most {max(gains):.1%} requests/s"
     return None

@@ -18,6 +18,7 @@ from rich.console import Console
 from standin_image import build
 
 from measure.container import LABEL, CannotStart, arguments, engine, launched, leftovers
+from measure.doctor import diagnose
 from measure.generator import free_port
 from measure.ladder import measure
 from sim.run import read_run
@@ -142,6 +143,15 @@ def test_kill_9_leaves_no_container(client: docker.DockerClient, image: str, tmp
     while ours(client, image):
         assert time.monotonic() < deadline, "the container is still there"
         time.sleep(0.1)
+
+
+def test_the_doctor_finds_engine_image_and_port(client: docker.DockerClient, image: str) -> None:
+    found = {f.what: f for f in diagnose(scenario(image, env=["NOT_SET_ANYWHERE"]))}
+    assert [found[what].well for what in ("docker", "image", "disk", "port")] == [True] * 4
+    assert (found["NOT_SET_ANYWHERE"].well, found["NOT_SET_ANYWHERE"].mend) == (False, "export NOT_SET_ANYWHERE=...")
+    missing = {f.what: f for f in diagnose(scenario("nobody/has-this:1", gpus="all"))}
+    assert (missing["image"].well, missing["image"].mend) == (False, "docker pull nobody/has-this:1")
+    assert missing["GPUs"].well is False or "wanted" in missing["GPUs"].found
 
 
 def test_what_a_crash_left_over_is_found(client: docker.DockerClient, image: str) -> None:

@@ -131,7 +131,11 @@ def capacity(rate: float, seconds: float, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    length = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
+    options = [word for word in sys.argv[1:] if word != "--first"]
+    length = float(options[0]) if options else 10.0
+    if "--first" in sys.argv:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as place:
         errors(length, Path(place))
         print(f"\none process of the load generator, {STREAMS} streams, a send per token:")
