@@ -1,6 +1,8 @@
 """How well `measure` measures: its error against the stand-in's own log, and the tokens/s one process bears.
 
-python tools/bench_measure.py [SECONDS]
+    python tools/bench_measure.py [SECONDS] [--first]
+
+On a machine that others use, waiting for a core is most of every error; `--first` goes before them all (root only).
 """
 
 from __future__ import annotations
