@@ -1,1 +1,21 @@
-"""Climb the users ladder on a live server and leave a run."""
+"""Climb the users ladder on a live server and leave a run. Reading guide, from what decides to what does:
+
+`rung`       the phases of one load, and when each ends; why to stop the ladder  (no I/O)
+`precision`  how well a window knows its throughput  (no I/O)
+`watch`      what the load generator's reports add up to  (no I/O)
+`dialect`    how TGI and OpenAI-style servers are asked, and what an event says  (no I/O)
+`prompts`    prompts of an exact length; `probe` finds out how, on the server at hand
+`client`     one streamed request: when each token came, what became of it
+`worker`     the users of one process, their records, the canary
+`locustfile` the load generator: locust's runners around workers; the only module that imports locust
+`orders`     what ladder and generator say to each other; `generator` is the ladder's end of it
+`ladder`     the whole course of a measurement; `screen` shows it
+`journal`    the run directory while it is written; `lines` makes its files survive a kill
+`endpoint` `health`  the server's address, its kind, its limits against the scenario
+`scrape` `exposition` `witness`  the server's own metrics, and whether they agree with the streams
+`container` `doctor`  the server in docker; what is missing for that
+`standin` `answer` `engine` `validation` `faults`  a stand-in for TGI 0.9.4, run by `sim`'s batcher in real time
+
+Entry points: `ladder.measure(scenario, url, out, ...)`, `standin.serve(host, port, calibration, ...)` and
+`doctor.diagnose(scenario, url)`. Import the module you need: this package imports nothing by itself.
+"""
