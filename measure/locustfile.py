@@ -27,6 +27,7 @@ import gevent.event
 import gevent.fileobject
 import msgspec
 from locust.env import Environment
+from locust.runners import MasterRunner
 
 from measure.client import Stopwatch, settle_memory
 from measure.lines import Lines
@@ -159,7 +160,11 @@ def work(address: str, tied: bool) -> None:
 def leave(runner: Any) -> None:
     """End, now: the users are stopped so that their requests are on record, then nothing is waited for."""
     with gevent.Timeout(0.7, False):
-        runner.stop()
+        if isinstance(runner, MasterRunner):
+            runner.send_message("quit")  # for workers of other machines, which no pipe ties to us
+            gevent.sleep(0.1)
+        else:
+            runner.stop()
     os._exit(0)
 
 

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 from servers import Standin, quick_calibration, standin
 
-from measure.generator import GeneratorDied
+from measure.generator import GeneratorDied, free_port
 from measure.ladder import ServerGone, measure
 from sim.errors import BadInput, UserError
 from sim.run import Run, read_run
@@ -125,6 +125,32 @@ def test_two_processes_share_the_users_and_write_one_run(server: tuple[Standin, 
     assert set(run.requests["user"]) == {0, 1, 2, 3}
     assert run.requests["id"].is_unique
     assert run.rungs[0].extra["in_flight"] == pytest.approx(4, rel=0.25)
+
+
+REMOTE = """
+import sys
+from pathlib import Path
+import measure.orders
+measure.orders.BOOT_ID = Path("/none")  # another machine, as far as it can tell
+from measure.locustfile import main
+main(["worker", sys.argv[1]])
+"""
+
+
+def test_a_worker_of_another_machine_joins_and_ends_with_the_ladder(
+    server: tuple[Standin, Path], tmp_path: Path
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with subprocess.Popen([sys.executable, "-c", REMOTE, address], stderr=subprocess.DEVNULL) as remote:
+        run, _ = climb(scenario(users=[4]), server[0].url, tmp_path / "run", bind=address, remote=1)
+        remote.wait(10)
+    assert {p.name for p in (tmp_path / "run").glob("requests*")} == {"requests.jsonl", "requests-remote.jsonl"}
+    assert set(run.requests["user"]) == {0, 1, 2, 3}
+    assert run.requests["id"].is_unique
+    ok = run.requests[run.requests["status"] == "ok"]
+    # the two clocks agree: everybody's requests lie in the same rung
+    assert ok["sent"].between(run.rungs[0].start - 0.05, run.rungs[0].end + 5.0).all()
+    assert ok.groupby(ok["user"] % 2)["sent"].count().min() > 5
 
 
 def test_open_loop_sends_what_was_scheduled_whether_or_not_the_server_keeps_up(
