@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from sim.document import Document
 from sim.errors import BadInput
 from sim.scenario import Scenario, lenient
+from sim.shape import Key, check_shape, dotted
 from sim.steps import DECODE, STEP_COLUMNS
 
 FORMAT = 1  # 1: first
@@ -117,7 +119,7 @@ def read_run(path: Path) -> Run:
     if not files:
         raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
     for file in files:
-        records += _read_lines(file, doubts)
+        records += _read_lines(file, doubts, _RequestLine)
     records.sort(key=lambda r: (r["sent"], r["id"]))
     steps, ends = _read_steps(path, doubts)
     times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
@@ -146,13 +148,39 @@ def read_run(path: Path) -> Run:
     )
 
 
-_NEEDED = ("id", "sent", "prompt_tokens", "status")
+class _RequestLine(msgspec.Struct):
+    """A line of `requests.jsonl`: what a request must say, and the types of what it may."""
+
+    id: int
+    sent: float
+    prompt_tokens: int
+    status: str
+    rung: int = 0
+    user: int = -1
+    scheduled: float | None = None
+    ended: float | None = None
+    max_new_tokens: int = 0
+    output_tokens: int = 0
+    token_times: list[float] | None = None
+    first_token: float | None = None
+    last_token: float | None = None
 
 
-def _read_lines(file: Path, doubts: list[str], keys: tuple[str, ...] = _NEEDED) -> list[dict[str, Any]]:
+class _StepLine(msgspec.Struct):
+    """A line of `steps.jsonl`: what the reader itself needs of it."""
+
+    start: float
+    end: float
+    kind: str
+    count: int
+    sequences: int
+    ends: list[float] = []
+
+
+def _read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> list[dict[str, Any]]:
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise BadInput(f"cannot be read ({e})", path=file) from e
     records = []
     lines = raw.split(b"\n")
@@ -161,18 +189,26 @@ def _read_lines(file: Path, doubts: list[str], keys: tuple[str, ...] = _NEEDED) 
             continue
         try:
             record = msgspec.json.decode(line)
-        except msgspec.DecodeError as e:
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
             if number == len(lines):
                 doubts.append(f"{file.name}: the last line was torn and is left out")
                 continue
             raise BadInput(f"not a JSON object ({e})", path=file, line=number) from e
         if not isinstance(record, dict):
             raise BadInput("expected a JSON object a line", path=file, line=number)
-        for key in keys:
-            if key not in record:
-                raise BadInput("missing", path=file, line=number, key=key)
+        try:
+            msgspec.convert(record, shape)
+        except msgspec.ValidationError:
+            _complain(record, shape, file, number)
         records.append(record)
     return records
+
+
+def _complain(record: dict[str, Any], shape: type[msgspec.Struct], file: Path, line: int) -> None:
+    def fail(key: Key, message: str) -> BadInput:
+        return BadInput(message, path=file, line=line, key=dotted(key))
+
+    check_shape({k: v for k, v in record.items() if k in shape.__struct_fields__}, shape, fail)
 
 
 def _rung(path: Path, number: int, raw: dict[str, Any]) -> Rung:
@@ -204,18 +240,17 @@ def _table(records: list[dict[str, Any]], times: list[NDArray[np.float64]]) -> p
     defaults: dict[str, Any] = {"rung": 0, "user": -1, "max_new_tokens": 0, "finish_reason": None, "error": None}
     columns: dict[str, list[Any]] = {}
     for name, kind in REQUEST_COLUMNS.items():
+        said = [record.get(name) for record in records]
         if name == "scheduled":
-            columns[name] = [r.get("scheduled", r["sent"]) for r in records]
+            said = [r["sent"] if at is None else at for at, r in zip(said, records, strict=True)]
         elif name == "first_token":
-            columns[name] = [t[0] if len(t) else r.get(name) for r, t in zip(records, times, strict=True)]
+            said = [t[0] if len(t) else at for at, t in zip(said, times, strict=True)]
         elif name == "last_token":
-            columns[name] = [t[-1] if len(t) else r.get(name) for r, t in zip(records, times, strict=True)]
+            said = [t[-1] if len(t) else at for at, t in zip(said, times, strict=True)]
         elif name == "output_tokens":
-            columns[name] = [r.get(name, len(t)) for r, t in zip(records, times, strict=True)]
-        else:
-            columns[name] = [r.get(name, defaults.get(name)) for r in records]
-        if kind == "float64":
-            columns[name] = [nan if x is None else x for x in columns[name]]
+            said = [len(t) if n is None else n for n, t in zip(said, times, strict=True)]
+        default = nan if kind == "float64" else defaults.get(name)
+        columns[name] = [default if x is None else x for x in said]
     return pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in REQUEST_COLUMNS.items()})
 
 
@@ -316,7 +351,7 @@ def _read_steps(path: Path, doubts: list[str]) -> tuple[pd.DataFrame | None, lis
     file = next((path / n for n in ("steps.jsonl", "steps.jsonl.gz") if (path / n).exists()), None)
     if file is None:
         return None, None
-    records = _read_lines(file, doubts, ("start", "end", "kind", "count", "sequences"))
+    records = _read_lines(file, doubts, _StepLine)
     ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
     steps = pd.DataFrame(records)
     steps["kind"] = (steps["kind"] == "decode").astype(np.int64)

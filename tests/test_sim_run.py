@@ -1,0 +1,165 @@
+"""A run directory is read as it was written, whole or torn, by one worker or several; it is never overwritten."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from sim import metrics
+from sim.calibration import Clocks, Delay, Noise
+from sim.errors import BadInput
+from sim.forms import Affine
+from sim.ladder import climb
+from sim.model import Model
+from sim.run import Run, read_run, write_atomic, write_run
+from sim.scenario import Load, Scenario
+from sim.server import ServerConfig
+from sim.workload import Lengths, Workload
+
+SCENARIO = Scenario(
+    name="small",
+    workload=Workload(prompt_tokens=Lengths(uniform=(10, 200)), output_tokens=Lengths(uniform=(1, 40))),
+    load=Load(users=[1, 3], seconds=20.0),
+)
+STEP_TIME = Affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=1e-6)
+CLOCKS = Clocks(downlink=Delay(quantiles=[0.001, 0.003]), turnaround=Delay(quantiles=[0.002, 0.01]))
+NOISE = Noise(decode=[0.9, 1.0, 1.1])
+
+
+def simulated(noise: Noise | None = None) -> Run:
+    server = ServerConfig(max_batch_total_tokens=2000)
+    return climb(SCENARIO, Model(STEP_TIME, server, noise or Noise(), CLOCKS), (1, 0))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+
+
+def write(path: Path, records: list[dict[str, Any]], tail: bytes = b"") -> None:
+    data = b"".join(msgspec.json.encode(r) + b"\n" for r in records) + tail
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("noise", [None, NOISE])
+def test_a_run_written_is_read_back_with_the_same_statistics(tmp_path: Path, noise: Noise | None) -> None:
+    run = simulated(noise)
+    again = read_run(write_run(run, tmp_path / "run", steps=True))
+    assert (again.kind, again.name, again.scenario, again.doubts) == ("simulated", "small", run.scenario, [])
+    assert [(r.users, r.status) for r in again.rungs] == [(1, "complete"), (3, "complete")]
+    for name in ("sent", "ended", "first_token", "last_token"):
+        assert again.requests[name].to_numpy() == pytest.approx(run.requests[name].to_numpy(), abs=1e-6, nan_ok=True)
+    for name in ("id", "user", "rung", "prompt_tokens", "output_tokens", "status", "finish_reason"):
+        assert (again.requests[name].isna() == run.requests[name].isna()).all()
+        assert (again.requests[name].dropna() == run.requests[name].dropna()).all()
+    ours, theirs = metrics.table(run), metrics.table(again)
+    for name in ours.columns:
+        assert theirs[name].to_numpy() == pytest.approx(ours[name].to_numpy(), rel=1e-3, nan_ok=True), name
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
+    for name, noise in (("a", NOISE), ("b", NOISE), ("c", Noise(decode=[0.9, 1.0, 1.2]))):
+        write_run(simulated(noise), tmp_path / name, steps=True)
+    for file in ("run.json", "requests.jsonl", "steps.jsonl"):
+        a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
+        assert a == b
+        assert a != c
+
+
+def test_a_torn_last_line_is_left_out_with_a_doubt_and_another_is_refused(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    records = lines(path / "requests.jsonl")
+    write(path / "requests.jsonl", records[:-1], tail=msgspec.json.encode(records[-1])[:40])
+    run = read_run(path)
+    assert len(run.requests) == len(records) - 1
+    assert run.doubts == ["requests.jsonl: the last line was torn and is left out"]
+    text = (path / "requests.jsonl").read_bytes().splitlines()
+    text[2] = text[2][:30]
+    (path / "requests.jsonl").write_bytes(b"\n".join(text))
+    with pytest.raises(BadInput, match=r"requests\.jsonl:3: not a JSON object"):
+        read_run(path)
+
+
+def test_files_of_several_workers_plain_and_gz_are_merged_in_order(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    records = lines(path / "requests.jsonl")
+    whole = read_run(path).requests
+    (path / "requests.jsonl").unlink()
+    write(path / "requests-1.jsonl", records[1::2])
+    write(path / "requests-2.jsonl.gz", records[0::2][::-1])
+    merged = read_run(path).requests
+    assert merged.equals(whole)
+    assert merged["sent"].is_monotonic_increasing
+
+
+def test_token_times_give_first_and_last_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    base = {"prompt_tokens": 5, "max_new_tokens": 9, "status": "ok", "rung": None, "user": None, "colour": "blue"}
+    write(
+        path / "requests.jsonl",
+        [
+            base | {"id": 1, "sent": 2.0, "ended": 4.5, "token_times": [2.5, 3.0, 4.0]},
+            base | {"id": 0, "sent": 1.0, "ended": 1.5, "token_times": [], "status": "timeout"},
+        ],
+    )
+    run = read_run(path)
+    assert run.requests["id"].tolist() == [0, 1]
+    assert run.requests["first_token"].tolist()[1:] == [2.5]
+    assert run.requests["last_token"].tolist()[1:] == [4.0]
+    assert np.isnan(run.requests["first_token"][0])
+    assert run.requests["output_tokens"].tolist() == [0, 3]
+    assert run.requests["scheduled"].tolist() == [1.0, 2.0]
+    assert run.requests["rung"].tolist() == [0, 0]  # null is as good as absent
+    assert run.token_times is not None
+    assert [len(t) for t in run.token_times] == [0, 3]
+
+
+def test_a_run_is_never_overwritten_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    run = simulated()
+    write_run(run, tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(BadInput, match="never overwritten"):
+        write_run(run, tmp_path / "run")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    write_atomic(tmp_path / "file", b"new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "run"]
+
+
+BAD = {
+    "nothing": (
+        lambda path: (path / "requests.jsonl").unlink(),
+        "requests.jsonl: missing; expected the run's requests",
+    ),
+    "no head": (lambda path: (path / "run.json").unlink(), "run.json"),
+    "list": (lambda path: (path / "requests.jsonl").write_bytes(b"[1]\n"), ":1: expected a JSON object a line"),
+    "no sent": (lambda path: (path / "requests.jsonl").write_bytes(b'{"id": 1}\n'), ":1: sent: missing"),
+    "text": (
+        lambda path: write(path / "requests.jsonl", [{"id": 1, "sent": "now", "prompt_tokens": 1, "status": "ok"}]),
+        ":1: sent: expected a number",
+    ),
+    "latin": (lambda path: (path / "requests.jsonl").write_bytes(b'{"id": "\xff"}\n\n'), ":1: not a JSON object"),
+    "cut": (
+        lambda path: (path / "requests.jsonl.gz").write_bytes(gzip.compress(b"{}" * 999)[:-12]),
+        "requests.jsonl.gz: cannot be read",
+    ),
+    "bent": (
+        lambda path: (path / "requests.jsonl.gz").write_bytes(gzip.compress(b"{}")[:10] + b"\xff" * 9),
+        "requests.jsonl.gz: cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_one_line_that_names_the_place(tmp_path: Path, name: str) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    spoil, message = BAD[name]
+    spoil(path)
+    with pytest.raises(BadInput) as raised:
+        read_run(path)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)

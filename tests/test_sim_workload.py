@@ -1,0 +1,106 @@
+"""Lengths and arrivals have the distributions they name, and depend on the generator alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sim.workload import (
+    Asked,
+    Cv,
+    Drawn,
+    Exponential,
+    Gamma,
+    InOrder,
+    Lengths,
+    MeanCv,
+    Pairs,
+    Workload,
+    arrival_gaps,
+    draw_lengths,
+)
+
+N = 200_000
+
+
+def draw(lengths: Lengths | int) -> np.ndarray:
+    return draw_lengths(lengths, np.random.default_rng(1), N)
+
+
+def test_uniform_lengths_include_both_ends() -> None:
+    drawn = draw(Lengths(uniform=(3, 7)))
+    assert set(drawn.tolist()) == {3, 4, 5, 6, 7}
+    assert np.bincount(drawn)[3:] == pytest.approx(N / 5, rel=0.03)
+
+
+def test_lognormal_lengths_have_the_mean_and_variation_asked() -> None:
+    drawn = draw(Lengths(lognormal=MeanCv(mean=500.0, cv=1.5)))
+    assert drawn.mean() == pytest.approx(500, rel=0.02)
+    assert drawn.std() / drawn.mean() == pytest.approx(1.5, rel=0.05)
+    assert draw(Lengths(lognormal=MeanCv(mean=1.2, cv=2.0))).min() == 1
+
+
+def test_exponential_lengths_are_geometric_and_keep_their_bounds() -> None:
+    drawn = draw(Lengths(exponential=Exponential(mean=200.0)))
+    assert drawn.min() == 1
+    assert drawn.mean() == pytest.approx(1 / -math.expm1(-1 / 200), rel=0.01)  # rounded up: geometric
+    clipped = draw(Lengths(exponential=Exponential(mean=200.0, low=50, high=300)))
+    assert (clipped.min(), clipped.max()) == (50, 300)
+
+
+def test_a_number_is_that_number() -> None:
+    assert set(draw(77).tolist()) == {77}
+
+
+def test_what_comes_back_never_exceeds_what_is_charged() -> None:
+    workload = Workload(
+        prompt_tokens=Lengths(uniform=(1, 9)),
+        output_tokens=Lengths(uniform=(1, 100)),
+        max_new_tokens=Lengths(uniform=(40, 60)),
+    )
+    drawn = Drawn(workload, np.random.default_rng(3))
+    asked = [drawn.next(0) for _ in range(3000)]
+    assert all(1 <= a.output_tokens <= a.max_new_tokens for a in asked)
+    assert any(a.output_tokens < a.max_new_tokens for a in asked)
+    assert any(a.output_tokens == a.max_new_tokens for a in asked)
+
+
+def test_charged_is_what_comes_back_where_only_one_is_given() -> None:
+    for given in ({"output_tokens": Lengths(uniform=(1, 9))}, {"max_new_tokens": Lengths(uniform=(1, 9))}):
+        drawn = Drawn(Workload(prompt_tokens=5, **given), np.random.default_rng(3))
+        asked = [drawn.next(0) for _ in range(100)]
+        assert all(a.output_tokens == a.max_new_tokens and a.prompt_tokens == 5 for a in asked)
+        assert len({a.output_tokens for a in asked}) == 9
+
+
+def test_the_same_generator_gives_the_same_requests_and_another_others() -> None:
+    workload = Workload(prompt_tokens=Lengths(uniform=(1, 999)), output_tokens=Lengths(uniform=(1, 999)))
+    first, again, other = (Drawn(workload, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    asked = [first.next(0) for _ in range(2500)]  # more than two blocks
+    assert asked == [again.next(user) for user in range(2500)]
+    assert asked != [other.next(0) for _ in range(2500)]
+    assert abs(np.corrcoef([a.prompt_tokens for a in asked], [a.output_tokens for a in asked])[0, 1]) < 0.06
+
+
+PAIRS = Pairs(*(np.array(column) for column in ([10, 20, 30], [1, 2, 3], [5, 6, 7])))
+
+
+def test_pairs_are_drawn_as_pairs_or_kept_in_order() -> None:
+    rows = {Asked(10, 1, 5), Asked(20, 2, 6), Asked(30, 3, 7)}
+    drawn = Drawn(Workload(), np.random.default_rng(1), PAIRS)
+    assert {drawn.next(0) for _ in range(200)} == rows
+    in_order = InOrder(PAIRS)
+    assert [in_order.next(9).prompt_tokens for _ in range(5)] == [10, 20, 30, 10, 20]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "cv"),
+    [("constant", 0.0), ("poisson", 1.0), (Gamma(gamma=Cv(cv=2.0)), 2.0), (Gamma(gamma=Cv(cv=0.5)), 0.5)],
+)
+def test_gaps_between_arrivals_have_the_rate_and_variation_asked(arrivals: str | Gamma, cv: float) -> None:
+    gaps = arrival_gaps(arrivals, 4.0, np.random.default_rng(2), N)
+    assert gaps.mean() == pytest.approx(0.25, rel=0.02)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.03, abs=1e-9)
+    assert (gaps >= 0).all()
