@@ -117,7 +117,7 @@ def _history(rows: list[Row], path: Path) -> Run:
             figures.append(_figure("e2e_mean", mean, 1e-6, users, source))
             doubts.append(f"{done:g} requests in {seconds:g} s (whole seconds), {mean:.4g} s each on average")
         if last.failures > first.failures:
-            doubts.append(f"{last.failures - first.failures:g} requests failed, and are in the sums")
+            doubts.append(f"failed requests, which are in the sums: {last.failures - first.failures:g}")
         nan, start, end = float("nan"), first.time - zero, last.time - zero
         rungs.append(Rung(start, nan, nan, end, users, status="limited", doubts=doubts))
     name = named(path)

@@ -4,8 +4,8 @@
 |---|---|
 | sent | `start_times`, s of `perf_counter` on the client |
 | scheduled | with a `request_rate`: sent − `queue_times`, the wait for `max_concurrency`; without: sent |
-| ended | sent + `latencies`: to the last chunk, token or not |
 | token times | sent + `ttfts`, then the sums of `itls`, which are gaps between chunks |
+| ended | the last chunk, token or not |
 | lengths | `input_lens`, `output_lens`: the server's counts if it gave them, else the client's tokenizer's |
 | window | from when the first request was due, for `duration` |
 
@@ -35,7 +35,6 @@ class _Result(msgspec.Struct):
     input_lens: list[int]
     output_lens: list[int]
     errors: list[str]
-    latencies: list[float] | None = None
     queue_times: list[float] | None = None
     request_rate: float | None = None
     max_concurrency: int | None = None
@@ -62,7 +61,7 @@ def _stretch(document: Any, path: Path, line: int) -> Stretch:
             raise BadInput(message, path=path, line=line, key=key)
     result = understood(document, _Result, path, line)
     count = len(result.start_times)
-    lists = ("ttfts", "itls", "input_lens", "output_lens", "errors", "latencies", "queue_times")
+    lists = ("ttfts", "itls", "input_lens", "output_lens", "errors", "queue_times")
     for key in lists:
         values = getattr(result, key)
         if values is not None and len(values) != count:
@@ -97,7 +96,7 @@ def _answer(result: _Result, i: int, open_loop: bool) -> Answer:
     whole = len(chunks) == 1 and result.output_lens[i] > 1
     return Answer(
         sent=sent,
-        ended=sent + result.latencies[i] if result.latencies else float(chunks[-1]),
+        ended=float(chunks[-1]),
         due=sent - result.queue_times[i] if open_loop and result.queue_times else None,
         prompt_tokens=result.input_lens[i],
         output_tokens=result.output_lens[i],

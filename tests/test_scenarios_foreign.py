@@ -70,6 +70,25 @@ def test_guidellm_prints_what_its_run_says() -> None:
     assert any("no ITL" in doubt for doubt in run.doubts)
     assert set(run.requests["max_new_tokens"]) == set(run.requests["output_tokens"])  # ignore_eos was on
     assert run.created == "2026-11-23T05:58:09.116+00:00"
+    assert [segment["start"] for segment in run.segments] == [rung.start for rung in run.rungs]  # users begin anew
+
+
+def test_other_loads_of_guidellm(tmp_path: Path) -> None:
+    (document,) = documents("guidellm.json.gz")
+    alone, many, replayed = (benchmark["config"]["strategy"] for benchmark in document["benchmarks"])
+    alone |= {"type_": "synchronous", "streams": None}
+    many |= {"type_": "throughput", "streams": None, "max_concurrency": 2}
+    first = document["benchmarks"][0]["requests"]
+    first["successful"][0]["info"]["timings"]["request_start"] = None
+    del first["successful"][-2:]
+    run = import_results(saved(tmp_path, document))
+    assert run.scenario.load.users == [1, 2, 4]
+    assert any("as fast as the server would take them" in doubt for doubt in run.rungs[1].doubts)
+    assert any("1 requests that were never sent" in doubt for doubt in run.rungs[0].doubts)
+    assert any("2 requests are not in the file" in doubt for doubt in run.rungs[0].doubts)
+    replayed |= {"type_": "replay", "streams": None}
+    with pytest.raises(BadInput, match="'replay' has neither streams nor a rate"):
+        import_results(saved(tmp_path, document))
 
 
 def test_guidellm_that_lost_its_schedule_is_found_out() -> None:
@@ -86,7 +105,9 @@ def test_guidellm_that_lost_its_schedule_is_found_out() -> None:
     assert (later["scheduled"] == later["sent"]).all()
     assert np.ptp(later["sent"]) < 1.0
     # what the end cut off is kept, and is in no percentile; the warm-up is before the window
-    assert (run.requests["status"] == "aborted").sum() == 21 + 188
+    cut = run.requests[run.requests["status"] == "aborted"]
+    assert len(cut) == 21 + 188
+    assert (cut["max_new_tokens"] > cut["output_tokens"]).all()
     assert table(run)["completions"].tolist()[0] < (first["status"] == "ok").sum()
     assert on_time.settled > on_time.start
 
@@ -104,10 +125,13 @@ def test_vllm_prints_what_its_run_says() -> None:
         mine = run.requests[run.requests["rung"] == i]
         assert agrees(row["rps"], rps[i])
         assert agrees(row["ttft_mean"] * 1e3, ttft[i])
+        assert mine["sent"].min() - run.rungs[i].settled == pytest.approx(
+            documents("vllm.json.gz")[i]["queue_times"][0]
+        )
         assert agrees(row["output_tokens_per_s"], tokens[i])
         assert agrees((mine["ended"] - mine["sent"]).mean() * 1e3, e2e[i])
         # vLLM times the chunk that ends an answer, a run its last token
-        closing = np.mean([gaps[-1] for gaps in documents("vllm.json.gz")[i]["itls"]])
+        closing = np.mean([gaps[-1] for gaps in document["itls"]])
         assert row["e2e_mean"] * 1e3 == pytest.approx(float(e2e[i]) - closing * 1e3, abs=0.006)
     assert any("72 of 72" in doubt and "last token" in doubt for doubt in run.doubts)
 
@@ -208,6 +232,11 @@ def test_rows_of_locust_agree_with_its_own_sums() -> None:
     assert found["load"].tolist() == [1, 2, 4]
     assert found["in_flight"].tolist() == pytest.approx([1, 2, 4], rel=0.06)  # those alive at the end left no row
     assert sorted(set(run.requests.loc[run.requests["rung"] == 0, "user"])) == [0]
+    for i, rung in enumerate(run.rungs):  # settled once every user has finished a request begun here
+        mine = run.requests[run.requests["rung"] == i]
+        assert (mine["ended"] <= rung.settled + 1e-6).sum() == rung.users
+    assert found["completions"].iloc[-1] == (run.requests["ended"] >= run.rungs[-1].settled).sum()
+    assert run.segments == [{"start": 0.0, "first_rung": 0}]  # users were added to those already running
     assert any("no tokens" in doubt for doubt in run.doubts)
 
 
@@ -276,6 +305,11 @@ def test_users_are_told_apart_as_far_as_a_closed_loop_can(users: int, draws: lis
     for user in set(lane):
         mine = sorted((a for a, at in zip(answers, lane, strict=True) if at == user), key=lambda a: a.sent)
         assert all(b.sent >= a.ended - 0.001 for a, b in pairwise(mine))
+
+
+def test_a_request_is_that_of_the_user_who_became_free_last() -> None:
+    assert lanes([Answer(0.0, 2.0, 1, 1), Answer(0.1, 1.0, 1, 1), Answer(2.01, 3.0, 1, 1)], 2) == [0, 1, 0]
+    assert lanes([Answer(0.0, 1.0, 1, 1), Answer(0.1, 2.0, 1, 1), Answer(2.01, 3.0, 1, 1)], 2) == [0, 1, 1]
 
 
 def saved(folder: Path, document: object, name: str = "result.json") -> Path:
