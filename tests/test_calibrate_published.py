@@ -10,7 +10,19 @@ import pytest
 from scipy.stats import ks_2samp
 
 from calibrate import laws
-from calibrate.figures import FACTORS, USERS, Bench, Profile, alone_terms, is_alone, log_fit, profile, resolve, title
+from calibrate.figures import (
+    FACTORS,
+    READING,
+    USERS,
+    Bench,
+    Profile,
+    alone_terms,
+    is_alone,
+    log_fit,
+    profile,
+    resolve,
+    title,
+)
 from calibrate.published import calibrate_published
 from calibrate.recovery import LONG_ANSWERS, LONG_PROMPTS, SERVER, trial
 from calibrate.search import search
@@ -182,8 +194,9 @@ def test_a_printed_figure_is_anything_within_its_rounding():
 
 
 def test_the_search_finds_a_posterior_known_in_closed_form():
-    """Two scores, one figure exp(x + y/2) = 1 ± 0.05: given it, x + y/2 is nearly 0 and x - 2y as wide as before."""
-    f = figure("rps_takeoff", 1.0, 0.05)
+    """Two scores, one figure exp(1.5 + x + y/2) = 1: given it, x + y/2 is known as well as a ladder can be read, and
+    x - 2y as wide as before. Counting the choice of a machine as evidence for it would make the first 1.4 times surer."""
+    f = figure("rps_takeoff", 1.0, 0.001)
     asked = []
 
     def simulate(scores, first):
@@ -203,7 +216,7 @@ def test_the_search_finds_a_posterior_known_in_closed_form():
     along, across = found.scores @ np.array([1.0, 0.5]), found.scores @ np.array([1.0, -2.0])
     mean = found.weights @ along
     assert mean == pytest.approx(-1.5, abs=0.02)
-    assert np.sqrt(found.weights @ (along - mean) ** 2) < 0.06
+    assert np.sqrt(found.weights @ (along - mean) ** 2) == pytest.approx(READING, rel=0.15)
     assert np.sqrt(found.weights @ (across - found.weights @ across) ** 2) == pytest.approx(np.sqrt(5), rel=0.2)
 
 
