@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from scenarios.cli import FAILED, command, existing
+from scenarios.load import load, shipped
 from scenarios.options import csv_option, doubt, json_option, say, simulation_options, working
 from sim.errors import BadInput
 
@@ -25,8 +26,6 @@ scenario_argument = click.argument("scenarios", metavar="SCENARIO...", nargs=-1,
 @json_option
 def scenarios(as_json: bool) -> None:
     """List the scenarios that come with it."""
-    from scenarios.load import load, shipped
-
     found = [(name, load(name).description) for name in shipped()]
     if as_json:
         say(msgspec.json.encode([{"name": name, "description": text} for name, text in found]).decode())
@@ -106,12 +105,12 @@ def plan(
     """
     from scenarios.tables import console, cost, promises
 
-    found = forecasts(scenarios, sets, seed, replicates, jobs, None)
-    for forecast in found:
-        if not forecast.slo:
+    for name in scenarios:
+        if not load(name, *sets).slo:
             raise BadInput(
-                "missing; a plan needs something to keep, such as --set slo.e2e_p95=15", path=forecast.name, key="slo"
+                "missing; a plan needs something to keep, such as --set slo.e2e_p95=15", path=name, key="slo"
             )
+    found = forecasts(scenarios, sets, seed, replicates, jobs, None)
     if as_json:
         rows = [{"name": f.name, "slo": f.slo, "cost": f.cost, "largest_load": largest_load(f)} for f in found]
         say(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
@@ -124,8 +123,8 @@ def plan(
             if forecast.cost:
                 out.print()
                 out.print(cost(forecast))
-            load = largest_load(forecast)
-            kept = "no load keeps every SLO" if load is None else f"every SLO is kept up to {load:g} {forecast.unit}"
+            largest = largest_load(forecast)
+            kept = f"every SLO is kept up to {largest:g} {forecast.unit}" if largest else "no load keeps every SLO"
             out.print(f"{kept} with a probability of {KEPT:.0%}")
     doubt(_doubts(found))
     return 0 if all(largest_load(forecast) is not None for forecast in found) else FAILED
@@ -134,10 +133,10 @@ def plan(
 def largest_load(forecast: Forecast) -> float | None:
     """The largest load up to which every rung keeps every SLO with probability `KEPT`; None if the first does not."""
     largest = None
-    for load in dict.fromkeys(promise.load for promise in forecast.slo):
-        if any(promise.probability < KEPT for promise in forecast.slo if promise.load == load):
+    for rung in dict.fromkeys(promise.load for promise in forecast.slo):
+        if any(promise.probability < KEPT for promise in forecast.slo if promise.load == rung):
             break
-        largest = load
+        largest = rung
     return largest
 
 
@@ -146,7 +145,6 @@ def forecasts(
 ) -> list[Forecast]:
     """Forecast scenarios one after another; what one of them is fitted to is fitted once."""
     from scenarios.doors import calibration_of
-    from scenarios.load import load
     from scenarios.simulation import simulate as simulate_scenario
 
     asked = [(name, load(name, *sets)) for name in names]  # every complaint before anything runs

@@ -23,13 +23,14 @@ from sim.errors import UserError
 FAILED, MISUSED, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 
 GUIDE = """\
-Forecasts what an LLM server will do under load - latency, requests per second, cost - from measurements of it.
+Forecasts what an LLM server will do under load - latency, requests per second,
+cost - from measurements of it.
 
 \b
 Most people need three commands:
-  servecast simulate llama2-70b-1500-100       what a server will do, with bands
-  servecast measure my.yaml --url URL -o run   climb the ladder on a live server
-  servecast calibrate run -o calibration.json  make the model that server's
+  servecast simulate llama2-70b-1500-100       forecast a server, with bands
+  servecast measure my.yaml --url URL -o run   climb a live server's ladder
+  servecast calibrate run -o calibration.json  fit the model to that run
 
 A SCENARIO is a file or the name of a shipped one (`servecast scenarios`). `servecast COMMAND --help` has an example.
 """

@@ -176,10 +176,18 @@ def plain(node: Any, key: Key, tree: Tree, path: str | Path, around: tuple[int, 
 
 def lay_over(base: Tree, top: Tree) -> Tree:
     """`base` with the keys of `top` laid over it: maps merge, lists and scalars replace."""
-    tree = Tree({}, dict(base.places) | {key: place for key, place in top.places.items() if key})
+    replaced = {key for key in top.places if key and not isinstance(_value(top.values, key), dict)}
+    kept = {key: at for key, at in base.places.items() if not any(key[:i] in replaced for i in range(1, len(key)))}
+    tree = Tree({}, kept | {key: place for key, place in top.places.items() if key})
     tree.places[()] = top.places[()] if top.places[()][1] is None else base.places[()]
     tree.values = merge(base.values, top.values, ())
     return tree
+
+
+def _value(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]:

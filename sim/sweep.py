@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import numpy as np
 import pandas as pd
@@ -74,9 +75,10 @@ def sweep(tasks: Sequence[Task], executor: Executor) -> Iterator[pd.DataFrame]:
 @contextmanager
 def processes(jobs: int | None = None) -> Iterator[Executor]:
     """A pool of `jobs` processes (all cores if absent); tasks not begun are dropped when the caller stops early."""
-    # forkserver: the parent may have threads (progress bars) that a plain fork would copy half-way through a lock
-    context = get_context("forkserver")
-    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=context, initializer=_leave_interrupts)
+    # spawn: a fork would copy locks that the parent's threads (progress bars) hold, and a fork server dies of a SIGTERM
+    # to the process group, after which CPython's pool never ends
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=context, initializer=_follow_parent)
     try:
         yield pool
     except BaseException:
@@ -85,6 +87,15 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
     pool.shutdown()
 
 
-def _leave_interrupts() -> None:
-    # Ctrl-C reaches the whole process group; the parent decides, and its workers end with it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _follow_parent() -> None:
+    """In a worker: signals to the process group are the parent's to answer, and its end, however it comes, is ours."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,263 @@
+"""The command line as a user meets it: statuses, one-line complaints, instant help, results on stdout alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scenarios import ask, cli
+from scenarios.cli import servecast, status
+
+SERVECAST = [sys.executable, "-m", "scenarios"]
+QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
+
+LONG = ["simulate", "llama2-70b", "--replicates", "5000", "--jobs", "2"]
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "COLUMNS": "80"}
+    return subprocess.run(
+        [*SERVECAST, *arguments], capture_output=True, text=True, timeout=120, cwd=cwd, env=environment
+    )
+
+
+def test_help_is_instant_because_it_imports_nothing_heavy():
+    code = (
+        "import sys; from scenarios.cli import status; status(['--help']); status(['simulate', '--help']); status([]);"
+        "print([m for m in ('pandas', 'scipy', 'matplotlib', 'locust', 'simpy', 'aiohttp') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_shows_the_three_commands_most_people_need():
+    bare, asked = run(), run("--help")
+    assert bare.returncode == asked.returncode == 0
+    assert bare.stdout == asked.stdout
+    for words in ("servecast simulate ", "servecast measure ", "servecast calibrate "):
+        assert words in bare.stdout
+    assert max(map(len, bare.stdout.splitlines())) <= 80
+
+
+def test_every_command_has_an_example():
+    status(["--version"])
+    for name, command in servecast.commands.items():
+        assert f"servecast {name}" in command.epilog
+        assert command.help and command.help[0].isupper()
+
+
+def test_the_commands_are_those_promised():
+    promised = "scenarios new schema simulate plan measure calibrate compare report standin"
+    assert set(promised.split()) <= set(servecast.commands)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["simulat"], "servecast: No such command 'simulat'."),
+        (["simulate"], "servecast: Missing argument 'SCENARIO...'."),
+        (["simulate", "llama2-70b", "--replicate", "3"], "servecast: No such option"),
+        (["simulate", "llama2-70b", "--replicates", "3"], "servecast: Invalid value for '--replicates'"),
+        (["simulate", "nowhere.yaml"], "servecast: nowhere.yaml: no such scenario file, nor a shipped scenario"),
+        (
+            ["simulate", "standin", "--set", "load.users=[0]"],
+            "servecast: --set load.users=[0]: load.users[0]: expected",
+        ),
+        (["simulate", "standin", "standin", "-o", "x"], "servecast: expected scenarios of different names"),
+        (["calibrate", "nowhere"], "servecast: nowhere: no such scenario file"),
+        (["calibrate", "standin"], "servecast: standin: expected calibration, table or published"),
+        (["compare", "nowhere", "--calibration", "c.json"], "servecast: nowhere/run.json: missing; expected the head"),
+        (["compare", "a", "b", "c"], "servecast: expected a run and --calibration FILE, or two runs"),
+        (["compare", "a", "--tolerance", "e2e=1"], "servecast: --tolerance e2e=1: unknown metric; did you mean"),
+        (["compare", "a", "--tolerance", "rps=x"], "servecast: --tolerance rps=x: expected METRIC=SHARE"),
+        (["report", "nowhere.json"], "servecast: nowhere.json: missing; expected a run directory, a forecast"),
+        (["plan", "standin", "--set", "slo="], "servecast: standin: slo: missing; a plan needs something to keep"),
+        (["measure", "standin", "-o", "run"], "servecast: expected a server: give --url URL, or a launch: block"),
+        (["standin", "--fault", "reset=2"], "servecast: --fault: reset: expected a share of requests from 0 to 1"),
+        (["new", "../no/such/folder/../x/y", "z"], "servecast: Got unexpected extra argument (z)"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_status_2(
+    arguments: list[str],
+    complaint: str,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    assert status(arguments) == 2
+    out, err = capfd.readouterr()
+    assert err.startswith(complaint)
+    assert err.count("\n") == 1 and out == ""
+    assert list(tmp_path.iterdir()) == []  # nothing written
+
+
+def test_a_bug_keeps_its_traceback_and_status_70(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(ask, "shipped", broken)
+    assert status(["scenarios"]) == cli.BUG
+    err = capfd.readouterr().err
+    assert "Traceback" in err and "ZeroDivisionError: ours" in err and "bug of ours" in err
+
+
+def test_simulate_prints_tables_of_80_columns_and_doubts_apart(capfd: pytest.CaptureFixture[str]):
+    assert status(["simulate", "llama2-70b-1500-100", *QUICK]) == 0
+    out, err = capfd.readouterr()
+    assert max(map(len, out.splitlines())) <= 80
+    for words in ("E2E p95 s", "in tok/s", "plateau", "takeoff", "rps_takeoff", "$/M tokens out", "token budget"):
+        assert words in out
+    assert "…" not in out
+    assert "doubt: from " in err and "shorter than three answers" in err
+    assert "doubt" not in out
+
+
+def test_machines_read_json_and_csv(capfd: pytest.CaptureFixture[str]):
+    assert status(["simulate", "standin", *QUICK, "--json"]) == 0
+    forecast = json.loads(capfd.readouterr().out)
+    assert forecast["format"] == 1 and {"curves", "plateau", "knee", "takeoff", "binding", "doubts"} <= set(forecast)
+    assert forecast["provenance"]["changes"] == ["load.seconds=5"]
+    assert forecast["scenario"]["load"]["seconds"] == 5
+    assert status(["simulate", "standin", *QUICK, "--csv"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "scenario,users,rate,metric,value,low,high,extrapolated,unstable"
+    rows = {(row["metric"], row["users"]): row["value"] for row in forecast["curves"]}
+    scenario, users, _, metric, value, *_ = lines[5].split(",")
+    assert scenario == "standin" and rows[metric, int(users)] == float(value)
+
+
+def test_the_same_seed_writes_the_same_bytes_and_a_run_is_never_overwritten(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    for folder, jobs in (("a", "1"), ("b", "2")):
+        options = [*QUICK[:2], *QUICK[4:], "--jobs", jobs]
+        assert status(["simulate", "standin", *options, "-o", str(tmp_path / folder)]) == 0
+    files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
+    assert {str(f) for f in files} >= {"standin/forecast.json", "standin/run/run.json", "standin/run/requests.jsonl"}
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    capfd.readouterr()
+    assert status(["simulate", "standin", *QUICK, "-o", str(tmp_path / "a")]) == 2
+    assert capfd.readouterr().err.endswith("run: exists already, and a run is never overwritten\n")
+
+
+def test_a_plan_that_keeps_no_slo_fails(capfd: pytest.CaptureFixture[str]):
+    assert status(["plan", "standin", *QUICK, "--set", "slo.e2e_p95=2"]) == 0
+    assert "every SLO is kept up to 8 users" in capfd.readouterr().out
+    assert status(["plan", "standin", *QUICK, "--set", "slo.e2e_p95=0.1"]) == 1
+    assert "no load keeps every SLO" in capfd.readouterr().out
+
+
+def test_new_writes_a_scenario_that_loads_and_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    from scenarios.load import load
+
+    monkeypatch.chdir(tmp_path)
+    assert status(["new", "chat"]) == 0
+    assert capfd.readouterr().out == "chat.yaml\n"
+    assert load("chat.yaml").name == "chat"
+    assert status(["new", "chat"]) == 2
+    assert capfd.readouterr().err == "servecast: chat.yaml: exists already, and is not overwritten\n"
+
+
+def test_schema_knows_every_key_of_a_scenario(capfd: pytest.CaptureFixture[str]):
+    assert status(["schema"]) == 0
+    schema = json.loads(capfd.readouterr().out)
+    known = schema["$defs"]["Scenario"]["properties"]
+    assert {"extends", "server", "workload", "load", "published", "slo", "price", "launch"} <= set(known)
+
+
+def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    for name, seed in (("a", "0"), ("b", "1")):
+        arguments = [*QUICK, "--set", "workload.output_tokens={uniform: [10, 60]}", "--seed", seed]
+        assert status(["simulate", "standin", *arguments, "-o", str(tmp_path / name)]) == 0
+    runs = [str(tmp_path / name / "standin" / "run") for name in "ab"]
+    capfd.readouterr()
+    assert status(["compare", *runs, "--json"]) == 0
+    comparison = json.loads(capfd.readouterr().out)
+    assert comparison["pass"] is None
+    errors = {row["metric"]: row["relative_error"] for row in comparison["rows"]}
+    assert 0 < abs(errors["e2e_mean"]) < 0.5
+    assert status(["compare", *runs, "--tolerance", "e2e_mean=0.5"]) == 0
+    assert status(["compare", *runs, "--tolerance", "e2e_mean=1e-9"]) == 1
+    assert "outside the tolerances" in capfd.readouterr().out
+    forecasts = [str(tmp_path / name / "standin" / "forecast.json") for name in "ab"]
+    assert status(["compare", *forecasts]) == 0
+    assert "MAPE" in capfd.readouterr().out
+    assert status(["compare", runs[0], forecasts[0]]) == 2
+
+
+def test_calibrate_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    table = "data/splitwise_llama2_70b_a100_tp4_tp8_median.csv"
+    assert status(["calibrate", table, "-o", str(tmp_path / "c.json")]) == 0
+    out, err = capfd.readouterr()
+    assert "a1: prefill, per prompt" in out and str(tmp_path / "c.json") in out
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert "doubt: " in err
+    sets = ["--set", f"calibration={tmp_path / 'c.json'}", "--set", "server.max_batch_total_tokens=36000"]
+    assert status(["simulate", "llama2-70b", *sets, *QUICK]) == 0
+
+
+def test_a_closed_pipe_is_silent():
+    command = (
+        f"{sys.executable} -m scenarios simulate standin {' '.join(QUICK)} --csv | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr and "Broken" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_says_nothing_and_leaves_no_process(number: int, expected: int):
+    long = ["simulate", "llama2-70b", "--replicates", "5000", "--jobs", "2"]
+    process = subprocess.Popen(
+        [*SERVECAST, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("simulating")  # under way
+    os.killpg(process.pid, number)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == expected
+    assert out == "" and "Traceback" not in err
+    assert time.monotonic() - began < 30
+    assert not workers_of(process.pid)
+
+
+def test_killed_it_leaves_no_process():
+    process = subprocess.Popen(
+        [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("simulating")
+    process.kill()
+    process.communicate(timeout=60)
+    assert not workers_of(process.pid)
+
+
+def workers_of(group: int) -> list[int]:
+    """Processes of a group that are still there after a while."""
+    for _ in range(200):
+        left = [p.pid for p in psutil.process_iter() if alive(p) and os.getpgid(p.pid) == group]
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE and bool(os.getpgid(process.pid))
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
