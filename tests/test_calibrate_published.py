@@ -195,7 +195,7 @@ def test_a_printed_figure_is_anything_within_its_rounding():
 
 def test_the_search_finds_a_posterior_known_in_closed_form():
     """Two scores, one figure exp(1.5 + x + y/2) = 1: given it, x + y/2 is known as well as a ladder can be read, and
-    x - 2y as wide as before. Counting the choice of a machine as evidence for it would make the first 1.4 times surer."""
+    x - 2y as wide as before. Taking the choice of a machine for evidence would make the first 1.4 times too sure."""
     f = figure("rps_takeoff", 1.0, 0.001)
     asked = []
 
