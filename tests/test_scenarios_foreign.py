@@ -125,9 +125,8 @@ def test_vllm_prints_what_its_run_says() -> None:
         mine = run.requests[run.requests["rung"] == i]
         assert agrees(row["rps"], rps[i])
         assert agrees(row["ttft_mean"] * 1e3, ttft[i])
-        assert mine["sent"].min() - run.rungs[i].settled == pytest.approx(
-            documents("vllm.json.gz")[i]["queue_times"][0]
-        )
+        document = documents("vllm.json.gz")[i]
+        assert mine["sent"].min() - run.rungs[i].settled == pytest.approx(document["queue_times"][0])
         assert agrees(row["output_tokens_per_s"], tokens[i])
         assert agrees((mine["ended"] - mine["sent"]).mean() * 1e3, e2e[i])
         # vLLM times the chunk that ends an answer, a run its last token
@@ -144,6 +143,14 @@ def test_every_token_of_vllm_has_its_time_and_its_step() -> None:
     schedule = rebuild(run)
     assert len(schedule.request) == run.requests["output_tokens"].sum()
     assert schedule.steps["sequences"].max() <= 4
+
+
+def test_the_server_is_as_wide_as_what_it_was_seen_to_accept(tmp_path: Path) -> None:
+    (document, *_) = documents("vllm.json.gz")
+    document["input_lens"][0] = 5000
+    server = import_results(saved(tmp_path, document | {"max_concurrency": 500})).scenario.server
+    assert server.max_concurrent_requests == 500
+    assert not server.refuses(5000, document["output_lens"][0])
 
 
 def test_failed_requests_of_vllm_are_kept_without_anybodys_paths() -> None:
