@@ -181,11 +181,19 @@ class Worker:
             order = self.rungs[done]
             done += 1
             for number, due in self.arrivals(order):
-                while (wait := due - self.watch.now()) > 0 and done == len(self.rungs):
-                    gevent.sleep(min(wait, 0.1))
-                if done < len(self.rungs) and due >= self.rungs[done].start:
+                if not self._due(due, done):
                     break
                 crowd.spawn(self._visit, number, due)
+
+    def _due(self, due: float, done: int) -> bool:
+        """Wait for a request's time; False if the next rung begins before it."""
+        while True:
+            if done < len(self.rungs) and due >= self.rungs[done].start:
+                return False
+            wait = due - self.watch.now()
+            if wait <= 0.0:
+                return True
+            gevent.sleep(min(wait, 0.05))
 
     def _visit(self, number: int, due: float) -> None:
         client = self.idle.pop() if self.idle else self.client()
