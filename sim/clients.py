@@ -128,8 +128,8 @@ class Clients:
                 continue  # its user would have sent it later
             r.status = ABORTED
             r.received = self.replica.received(r)
-            first = r.first_token if r.received else float("nan")
-            self.log.append(r, now, first, float("nan"))
+            first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
+            self.log.append(r, now, first if first <= now else float("nan"), float("nan"))
         self._in_flight.clear()
 
     def _send(self, user: int, asked: Asked, at: float) -> None:

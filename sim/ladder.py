@@ -68,22 +68,22 @@ def _closed(bench: Bench, load: Load) -> Generator[Event, Any, None]:
             yield clock.at(clock.now + 1.0 / load.spawn_rate)
         present = users
         ramped = clock.now
-        yield _settle(bench, start, users)
+        yield _settle(bench, ramped, users)
         settled = clock.now
         yield from _window(bench, load, users)
         bench.rungs.append(Rung(start=start, ramped=ramped, settled=settled, end=clock.now, users=users))
 
 
-def _settle(bench: Bench, start: float, users: int) -> Event:
-    """Happens when every user has finished a request begun at this rung."""
+def _settle(bench: Bench, ramped: float, users: int) -> Event:
+    """Happens when every user has finished a request begun since all were there, as a measurement has it."""
     clock, clients = bench.clock, bench.clients
     missing = set(range(users))
     settled = clock.event()
-    latest = start
+    latest = ramped
 
     def ended(r: Request, at: float) -> None:
         nonlocal latest
-        if r.sent >= start and r.user in missing:
+        if r.sent >= ramped and r.user in missing:
             missing.discard(r.user)
             latest = max(latest, at)
             if not missing:

@@ -1,0 +1,180 @@
+"""A ladder is one simulation, climbed as it is measured; and a run is the same however it is repeated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from msgspec.structs import replace
+
+from sim import metrics
+from sim.calibration import Clocks, Delay, Noise
+from sim.errors import BadInput, CannotFit
+from sim.forms import Affine
+from sim.ladder import climb
+from sim.model import Model
+from sim.replay import replay
+from sim.run import Run
+from sim.scenario import Load, Scenario
+from sim.server import ServerConfig
+from sim.workload import Lengths, Pairs, Workload
+
+SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
+STEP_TIME = Affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)
+MODEL = Model(STEP_TIME, SERVER)
+FIXED = Workload(prompt_tokens=100, output_tokens=20)
+SPREAD = Workload(prompt_tokens=Lengths(uniform=(10, 900)), output_tokens=Lengths(uniform=(1, 99)))
+
+
+def closed(users: list[int], workload: Workload = FIXED, **load: float) -> Scenario:
+    return Scenario(name="closed", workload=workload, load=Load(users=users, **load))
+
+
+def test_one_user_sees_a_prefill_and_its_decodes() -> None:
+    row = metrics.table(climb(closed([1], seconds=30.0), MODEL, (1, 0))).iloc[0]
+    prefill = STEP_TIME.prefill(1, 100, 10_000, 100)
+    first, growth = STEP_TIME.decode(1, 101, 101)
+    assert row["ttft_mean"] == pytest.approx(prefill)
+    assert row["e2e_mean"] == pytest.approx(prefill + 19 * first + growth * 19 * 18 / 2)
+    assert row["e2e_p99"] == pytest.approx(row["e2e_mean"])
+    assert row["rps"] == pytest.approx(1 / row["e2e_mean"], rel=0.05)
+    assert row["in_flight"] == pytest.approx(1.0)
+
+
+def test_users_are_added_at_the_spawn_rate_and_those_there_go_on() -> None:
+    run = climb(closed([2, 5], seconds=20.0, spawn_rate=4.0), MODEL, (1, 0))
+    first, second = run.rungs
+    assert second.start == first.end
+    assert (first.ramped - first.start, second.ramped - second.start) == pytest.approx((0.5, 0.75))
+    begun = run.requests.groupby("user")["sent"].min()
+    assert begun[:2].tolist() == pytest.approx([0.0, 0.25])
+    assert (begun[2:] - second.start).tolist() == pytest.approx([0.0, 0.25, 0.5])
+    across = (run.requests["sent"] < second.start) & (run.requests["ended"] > second.start)
+    assert across.sum() == 2  # nobody was started anew
+    assert (run.requests.loc[across, "rung"] == 0).all()
+
+
+def test_a_window_begins_when_every_user_has_finished_a_request_begun_since_all_were_there() -> None:
+    run = climb(closed([1, 6], seconds=20.0, spawn_rate=2.0), MODEL, (1, 0))
+    for rung in run.rungs:
+        r = run.requests
+        since = r[r["sent"] >= rung.ramped]
+        assert rung.settled == pytest.approx(since.groupby("user")["ended"].min()[: rung.users].max())
+        assert rung.end == rung.settled + 20.0
+
+
+def test_without_a_length_a_window_has_four_requests_a_user_and_at_least_thirty() -> None:
+    run = climb(closed([1, 12]), MODEL, (1, 0))
+    for rung, least in zip(run.rungs, (30, 48), strict=True):
+        ended = run.requests["ended"]
+        found = ((ended > rung.settled) & (ended <= rung.end)).sum()
+        assert least <= found < least + (rung.users or 0)  # several end at one instant
+    slow = climb(closed([1], max_seconds=5.0), MODEL, (1, 0)).rungs[0]
+    assert slow.seconds == 5.0
+
+
+def test_think_time_and_turnaround_come_between_a_users_requests_and_delays_into_what_he_sees() -> None:
+    clocks = Clocks(
+        uplink=Delay(quantiles=[0.1], per_token=0.001),
+        downlink=Delay(quantiles=[0.05]),
+        turnaround=Delay(quantiles=[0.3]),
+    )
+    bare = metrics.table(climb(closed([1], seconds=50.0), MODEL, (1, 0))).iloc[0]
+    run = climb(closed([1], seconds=50.0, think=0.7), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0))
+    row = metrics.table(run).iloc[0]
+    assert row["e2e_mean"] == pytest.approx(bare["e2e_mean"] + 0.2 + 0.05)
+    assert row["ttft_mean"] == pytest.approx(bare["ttft_mean"] + 0.2 + 0.05)
+    pause = run.requests["sent"].to_numpy()[1:] - run.requests["ended"].to_numpy()[:-1]
+    assert pause[:-1] == pytest.approx(np.full(len(pause) - 1, 1.0))
+
+
+def test_answers_that_end_together_are_dealt_with_one_after_another() -> None:
+    model = Model(STEP_TIME, SERVER, Noise(), Clocks(spacing=Delay(quantiles=[0.0], per_token=1e-3)))
+    run = climb(closed([8], seconds=30.0, spawn_rate=1000.0), model, (1, 0))
+    sent = np.sort(run.requests["sent"].to_numpy())
+    assert np.diff(sent[16:]).min() == pytest.approx(0.1)
+
+
+def test_refused_users_try_again_after_retry_and_are_counted() -> None:
+    server = replace(SERVER, max_concurrent_requests=3)
+    run = climb(closed([5], seconds=20.0, retry=0.5), Model(STEP_TIME, server), (1, 0))
+    refused = run.requests[run.requests["status"] == "overloaded"]
+    assert len(refused) > 10
+    assert (refused["sent"] == refused["ended"]).all()
+    user = run.requests[run.requests["user"] == refused["user"].iloc[0]]
+    pauses = user["sent"].shift(-1) - user["ended"]
+    assert pauses[user["status"] == "overloaded"].dropna().to_numpy() == pytest.approx(0.5)
+
+
+def test_open_loop_requests_come_at_their_rate_whatever_the_answers() -> None:
+    load = Load(rate=[2.0, 5.0], seconds=400.0, settle=10.0)
+    run = climb(Scenario(name="open", workload=FIXED, load=load), MODEL, (1, 0))
+    for rung, rate in zip(run.rungs, (2.0, 5.0), strict=True):
+        inside = run.requests["sent"].between(rung.settled, rung.end)
+        assert inside.sum() == pytest.approx(400 * rate, rel=0.1)
+        assert rung.settled == rung.start + 10.0
+    steady = Scenario(name="open", workload=FIXED, load=Load(rate=[2.0], arrivals="constant", seconds=50.0, settle=0.0))
+    gaps = np.diff(climb(steady, MODEL, (1, 0)).requests["sent"])
+    assert gaps == pytest.approx(np.full(len(gaps), 0.5))
+
+
+def test_a_trace_is_asked_in_its_order_at_its_times() -> None:
+    times = np.array([0.0, 1.0, 1.5, 9.0, 30.0])
+    pairs = Pairs(np.array([10, 20, 30, 40, 50]), np.array([1, 2, 3, 4, 5]), np.array([9, 9, 9, 9, 9]), times)
+    scenario = Scenario(name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True, settle=2.0))
+    requests = climb(scenario, MODEL, (1, 0), pairs).requests
+    assert requests["sent"].tolist() == [0.0, 1.0, 1.5, 9.0]
+    assert requests["prompt_tokens"].tolist() == [10, 20, 30, 40]
+    assert requests["output_tokens"].tolist() == [1, 2, 3, 4]
+
+
+def same(a: Run, b: Run) -> bool:
+    return bool(
+        a.requests.equals(b.requests) and a.rungs == b.rungs and a.steps is not None and a.steps.equals(b.steps)
+    )
+
+
+@pytest.mark.parametrize("load", [Load(users=[2, 7], seconds=20.0), Load(rate=[3.0], seconds=60.0)])
+def test_the_same_seed_gives_the_same_run_and_another_another(load: Load) -> None:
+    model = Model(STEP_TIME, SERVER, Noise(decode=[0.9, 1.0, 1.1]), Clocks(turnaround=Delay(quantiles=[0.0, 0.1])))
+    scenario = Scenario(name="seeds", workload=SPREAD, load=load)
+    run = climb(scenario, model, (1, 0))
+    assert same(run, climb(scenario, model, (1, 0)))
+    assert not same(run, climb(scenario, model, (1, 1)))
+    assert not same(run, climb(scenario, model, (2, 0)))
+
+
+def test_everything_alive_at_the_end_is_aborted_and_counted_once() -> None:
+    run = climb(closed([9], SPREAD, seconds=20.0), MODEL, (1, 0))
+    alive = run.requests[run.requests["status"] == "aborted"]
+    assert len(alive) == 9
+    assert (alive["ended"] == run.rungs[-1].end).all()
+    assert (alive["output_tokens"] < alive["max_new_tokens"]).all()
+    assert run.steps is not None
+    made = (run.steps["sequences"] * run.steps["count"])[run.steps["kind"] == 1].sum()
+    prefilled = run.steps["sequences"][run.steps["kind"] == 0].sum()
+    # the run of steps under way is not in the table of steps yet
+    assert 0 <= run.requests["output_tokens"].sum() - made - prefilled <= alive["output_tokens"].sum()
+
+
+def test_what_can_never_fit_is_refused_before_the_clock_starts() -> None:
+    small = Model(STEP_TIME, replace(SERVER, max_batch_total_tokens=110))
+    with pytest.raises(CannotFit, match="a request of 100 \\+ 20 tokens counts 144 tokens"):
+        climb(closed([1]), small, (1, 0))
+    with pytest.raises(CannotFit, match="max_batch_prefill_tokens 90"):
+        climb(closed([1]), Model(STEP_TIME, replace(SERVER, max_batch_prefill_tokens=90)), (1, 0))
+    with pytest.raises(BadInput, match="replicas: expected 1"):
+        climb(replace(closed([1]), replicas=2), MODEL, (1, 0))
+
+
+def test_a_replay_of_a_run_on_its_own_model_is_the_run() -> None:
+    """Closed loop: the same users at the same instants with the same lengths, so the same schedule."""
+    run = climb(closed([3, 8], SPREAD, seconds=30.0), MODEL, (1, 0))
+    again = replay(run, MODEL, (5, 0))
+    ours, theirs = metrics.table(run), metrics.table(again)
+    pd.testing.assert_frame_equal(ours, theirs, rtol=0.02)
+    ended = run.requests[run.requests["status"] == "ok"]
+    for name in ("sent", "first_token", "last_token"):
+        assert again.requests[name].iloc[: len(ended) - 20].to_numpy() == pytest.approx(
+            run.requests[name].iloc[: len(ended) - 20].to_numpy()
+        )
