@@ -13,8 +13,11 @@ from scenarios.options import doubt, jobs_option, json_option, replicates_option
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from scenarios.compare import Comparison
     from scenarios.forecast import Forecast
+    from scenarios.progress import Commentary
     from sim.calibration import Calibration
     from sim.run import Run
 
@@ -24,12 +27,19 @@ here = click.Path(path_type=Path)
 @command("servecast calibrate run-a run-b -o calibration.json")
 @click.argument("sources", metavar="(RUN... | TABLE.csv... | SCENARIO)", nargs=-1, required=True)
 @click.option("-o", "--output", type=here, help="Where to write the calibration.")
+@click.option("--where", "wheres", metavar="COLUMN=VALUE", multiple=True, help="Which rows of a table; repeatable.")
 @seed_option
 @set_option
 @jobs_option
 @json_option
 def calibrate(
-    sources: tuple[str, ...], output: Path | None, seed: int, sets: tuple[str, ...], jobs: int | None, as_json: bool
+    sources: tuple[str, ...],
+    output: Path | None,
+    wheres: tuple[str, ...],
+    seed: int,
+    sets: tuple[str, ...],
+    jobs: int | None,
+    as_json: bool,
 ) -> None:
     """Fit a model: to measured runs, tables or figures.
 
@@ -39,7 +49,8 @@ def calibrate(
     from scenarios.doors import write_calibration
     from scenarios.tables import console, parameters
 
-    calibration = _fit(sources, seed, sets, jobs)
+    where = dict(_where(text) for text in wheres)
+    calibration = _fit(sources, where, seed, sets, jobs)
     if output is not None:
         write_calibration(existing(output), calibration)
     if as_json:
@@ -54,19 +65,31 @@ def calibrate(
     doubt(calibration.doubts)
 
 
-def _fit(sources: tuple[str, ...], seed: int, sets: tuple[str, ...], jobs: int | None) -> Calibration:
+def _where(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not (column and equals and value):
+        raise BadInput("expected COLUMN=VALUE, such as tensor_parallel=4", path=f"--where {text}")
+    return column, value
+
+
+def _fit(
+    sources: tuple[str, ...], where: dict[str, str], seed: int, sets: tuple[str, ...], jobs: int | None
+) -> Calibration:
     paths = [Path(source) for source in sources]
+    tables = all(path.suffix == ".csv" for path in paths)
+    if where and not tables:
+        raise BadInput("expected only with tables, whose rows it chooses", path="--where")
     if all(path.is_dir() for path in paths):
         from calibrate.fit import calibrate_runs
         from sim.run import read_run
 
         return calibrate_runs([read_run(path) for path in paths], seed)
-    if all(path.suffix == ".csv" for path in paths):
+    if tables:
         import numpy as np
 
         from calibrate.table import calibrate_table
 
-        return calibrate_table(paths, np.random.default_rng(seed))
+        return calibrate_table(paths, np.random.default_rng(seed), where=where)
     if len(sources) > 1:
         raise BadInput("expected runs, or tables, or one scenario; not a mixture")
     from scenarios.doors import fit
@@ -79,6 +102,9 @@ def _fit(sources: tuple[str, ...], seed: int, sets: tuple[str, ...], jobs: int |
 @command("servecast compare run --calibration calibration.json --tolerance e2e_mean=0.05")
 @click.argument("sources", metavar="RUN [RUN]", nargs=-1, required=True, type=here)
 @click.option("--calibration", "calibrated", type=here, help="Forecast the run with this calibration.")
+@click.option(
+    "--held-out", metavar="1,3", help="Rungs to score, from 0, when the others are fitted; else every second."
+)
 @click.option("--tolerance", "tolerances", metavar="METRIC=0.05", multiple=True, help="Largest mean error; repeatable.")
 @replicates_option
 @seed_option
@@ -87,6 +113,7 @@ def _fit(sources: tuple[str, ...], seed: int, sets: tuple[str, ...], jobs: int |
 def compare(
     sources: tuple[Path, ...],
     calibrated: Path | None,
+    held_out: str | None,
     tolerances: tuple[str, ...],
     replicates: int,
     seed: int,
@@ -95,23 +122,18 @@ def compare(
 ) -> int:
     """Hold a measured run against its forecast.
 
-    Or any two runs, or two forecasts, against each other. Exit status 1 when an error exceeds its tolerance; those of
+    With a calibration every rung is forecast; without, the model is fitted to some rungs and scored on the others. Two
+    runs, or two forecasts, are compared with each other. Exit status 1 when an error exceeds its tolerance; those of
     the run's own scenario count unless some are given here.
     """
-    from scenarios.tables import compared, console
+    from scenarios.tables import console, show_comparison
 
     limits = dict(_tolerance(text) for text in tolerances)
-    found = _compare(sources, calibrated, limits, replicates, seed, jobs)
+    found = _compare(sources, calibrated, held_out, limits, replicates, seed, jobs)
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
-        out = console()
-        for table in compared(found):
-            if table.row_count:
-                out.print(table)
-                out.print()
-        verdict = {None: "no tolerances, no verdict", True: "within the tolerances", False: "outside the tolerances"}
-        out.print(verdict[found.passed])
+        show_comparison(found, console())
     doubt(found.doubts)
     return FAILED if found.passed is False else 0
 
@@ -135,6 +157,7 @@ def _tolerance(text: str) -> tuple[str, float]:
 def _compare(
     sources: tuple[Path, ...],
     calibrated: Path | None,
+    held_out: str | None,
     tolerances: dict[str, float],
     replicates: int,
     seed: int,
@@ -153,10 +176,13 @@ def _compare(
         if isinstance(first, Forecast) and isinstance(second, Forecast):
             return _compare_forecasts(first, second, tolerances)
         raise BadInput("expected two runs or two forecasts")
-    if len(sources) != 1 or calibrated is None:
-        raise BadInput("expected a run and --calibration FILE, or two runs, or two forecasts")
-    run, calibration = read_run(sources[0]), read_calibration(calibrated)
+    if len(sources) != 1 or (calibrated is not None and held_out is not None):
+        raise BadInput("expected a run (with --calibration FILE, or --held-out, or neither), or two runs or forecasts")
+    run = read_run(sources[0])
     with working(jobs) as (executor, commentary):
+        if calibrated is None:
+            return held_out_comparison(run, _rungs(held_out, run), tolerances, replicates, seed, executor, commentary)
+        calibration = read_calibration(calibrated)
         commentary.say(f"replaying {run.name} {replicates} times")
         tables = comparison.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
     return comparison.compare(
@@ -166,6 +192,40 @@ def _compare(
         tolerances=tolerances or run.scenario.tolerances,
         simulated=calibrated.name,
     )
+
+
+def _rungs(held_out: str | None, run: Run) -> set[int]:
+    every = range(len(run.rungs))
+    if held_out is None:
+        return set(every[1::2])
+    parts = held_out.split(",")
+    if not all(part.strip().isdigit() and int(part) in every for part in parts) or len(set(parts)) == len(every):
+        raise BadInput(f"expected some of the rungs 0 to {len(every) - 1}, such as 1,3", path=f"--held-out {held_out}")
+    return {int(part) for part in parts}
+
+
+def held_out_comparison(
+    run: Run,
+    held_out: set[int],
+    tolerances: dict[str, float],
+    replicates: int,
+    seed: int,
+    executor: Executor,
+    commentary: Commentary,
+) -> Comparison:
+    """A run against the forecast of a model that was fitted to its other rungs."""
+    from calibrate.fit import calibrate_runs
+    from scenarios.compare import compare, forecast_run
+
+    fitted = set(range(len(run.rungs))) - held_out
+    if not fitted or not held_out:
+        raise BadInput("expected at least two rungs: some to fit and some to score", path=run.path or run.name)
+    commentary.say(f"fitting {len(fitted)} of {len(run.rungs)} rungs of {run.name}")
+    calibration = calibrate_runs([run], seed, rungs=[fitted])
+    commentary.say(f"replaying {run.name} {replicates} times")
+    tables = forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
+    limits = tolerances or run.scenario.tolerances
+    return compare(run, tables, fitted=fitted, tolerances=limits, simulated="forecast", doubts=calibration.doubts)
 
 
 def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, float]) -> Comparison:
@@ -219,6 +279,8 @@ def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
     for path, item in zip(sources, items, strict=True):
         beside = (path if path.is_dir() else path.parent) / "run"
         if isinstance(item, Forecast) and (beside / "run.json").exists():
-            runs[item.name] = read_run(beside)
+            run = read_run(beside)
+            if run.kind == "simulated":  # not the measured one that a forecast was fitted to
+                runs[item.name] = run
     write_atomic(existing(output), page(items, runs, title).encode())
     say(str(output))

@@ -1,14 +1,20 @@
-"""The commands that meet a server: measure one, take over what another tool measured, or be one."""
+"""The commands that meet a server: measure one (or take over what another tool measured), be one, go the whole way."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
-from scenarios.cli import command
-from scenarios.options import doubt, say, seed_option, set_option
+from scenarios.cli import FAILED, command, existing
+from scenarios.options import doubt, jobs_option, replicates_option, say, seed_option, set_option, working
 from sim.errors import BadInput
+
+if TYPE_CHECKING:
+    from sim.run import Run
+    from sim.scenario import Scenario
 
 here = click.Path(path_type=Path)
 
@@ -108,3 +114,101 @@ def standin(
         raise BadInput(str(e), path="--fault") from e
     calibration = None if calibrated is None else read_calibration(calibrated)
     serve(host, port, calibration, faults=wrong, log=log, seed=seed, ready=announce)
+
+
+@command("servecast run standin --url http://127.0.0.1:8080 -o out/standin")
+@click.argument("scenario")
+@click.option("--url", help="The server; without it, docker starts one as the scenario's `launch:` says.")
+@click.option("-o", "--output", type=here, required=True, help="A folder for the run and all that is made of it.")
+@click.option("--resume", is_flag=True, help="Go on with the ladder of the run in -o.")
+@set_option
+@replicates_option
+@seed_option
+@jobs_option
+def run(
+    scenario: str,
+    url: str | None,
+    output: Path,
+    resume: bool,
+    sets: tuple[str, ...],
+    replicates: int,
+    seed: int,
+    jobs: int | None,
+) -> int:
+    """Go the whole way: measure to report.
+
+    Measures the scenario, fits a model to every second rung and holds it against the others, then fits it to all of
+    them and forecasts. Writes run/, comparison.json, calibration.json, forecast.json and report.html. Exit status 1
+    when an error exceeds the scenario's tolerances.
+    """
+    from calibrate.fit import calibrate_runs
+    from measure.ladder import measure as climb
+    from scenarios.doors import write_calibration
+    from scenarios.forecast import write_forecast
+    from scenarios.judge import held_out_comparison
+    from scenarios.load import load
+    from scenarios.report import page
+    from scenarios.simulation import simulate
+    from scenarios.tables import console, show, show_comparison
+    from sim.run import read_run, write_atomic
+
+    asked = load(scenario, *sets)
+    measured = read_run(climb(asked, url, output / "run", resume=resume, seed=seed))
+    out = console()
+    with working(jobs) as (executor, commentary):
+        scored = set(range(1, len(measured.rungs), 2))
+        comparison = held_out_comparison(measured, scored, {}, replicates, seed, executor, commentary)
+        write_atomic(output / "comparison.json", msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
+        calibration = calibrate_runs([measured], seed)
+        write_calibration(output / "calibration.json", calibration)
+
+        def tell(done: int, total: int) -> None:
+            commentary(f"simulating {asked.name}", done, total)
+
+        forecast = simulate(
+            _as_measured(asked, measured, output / "calibration.json"),
+            calibration,
+            seed=seed,
+            replicates=replicates,
+            executor=executor,
+            progress=tell,
+            changes=sets,
+        )
+    write_forecast(output / "forecast.json", forecast)
+    show(forecast, out)
+    out.print()
+    show_comparison(comparison, out)
+    report = existing(output / "report.html")
+    write_atomic(report, page([forecast, measured, comparison], {}, f"{asked.name}: measured and forecast").encode())
+    say(str(report))
+    doubt(forecast.doubts)
+    return FAILED if comparison.passed is False else 0
+
+
+def _as_measured(scenario: Scenario, run: Run, calibration: Path) -> Scenario:
+    """The scenario with the calibration, and with the token budget that the server said it has."""
+    server, budget = scenario.server, (run.info or {}).get("max_batch_total_tokens")
+    if isinstance(budget, int):
+        server = msgspec.structs.replace(server, max_batch_total_tokens=budget)
+    return msgspec.structs.replace(scenario, server=server, calibration=str(calibration), table=None)
+
+
+@command("servecast doctor llama2-70b --url http://127.0.0.1:8080")
+@click.argument("scenario", required=False)
+@click.option("--url", help="A server to look at, and to hold against the scenario.")
+@set_option
+def doctor(scenario: str | None, url: str | None, sets: tuple[str, ...]) -> int:
+    """Say what is missing here, and what mends it.
+
+    Exit status 1 when something is missing that the scenario (or the URL) needs.
+    """
+    from measure.doctor import diagnose
+    from scenarios.load import load
+
+    findings = diagnose(None if scenario is None else load(scenario, *sets), url)
+    words = {True: "well", False: "MISSING", None: "-"}
+    for finding in findings:
+        say(f"{finding.what:<16} {words[finding.well]:<8} {finding.found}")
+        if finding.mend and finding.well is not True:
+            say(f"{'':<16} mend it: {finding.mend}")
+    return FAILED if any(finding.well is False for finding in findings) else 0

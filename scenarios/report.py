@@ -44,6 +44,8 @@ OF_A_RUN = (
 def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], title: str = "Servecast report") -> str:
     """The page about these; `runs` are the central runs of forecasts, by name."""
     forecasts = [item for item in items if isinstance(item, Forecast)]
+    of_a_kind = (forecasts[0].scenario.machine, forecasts[0].unit) if forecasts else None
+    forecasts = [f for f in forecasts if (f.scenario.machine, f.unit) == of_a_kind]  # others have other axes
     shared = [text for text in forecasts[0].doubts if all(text in f.doubts for f in forecasts)] if forecasts else []
     sections = [_together(forecasts, shared)] if len(forecasts) > 1 else []
     for item in items:

@@ -188,6 +188,16 @@ def compared(comparison: Comparison) -> list[Table]:
     return [each, together]
 
 
+def show_comparison(comparison: Comparison, out: Console) -> None:
+    """Print a comparison and its verdict."""
+    for table in compared(comparison):
+        if table.row_count:
+            out.print(table)
+            out.print()
+    words = {None: "no tolerances, no verdict", True: "within the tolerances", False: "outside the tolerances"}
+    out.print(words[comparison.passed])
+
+
 def as_csv(forecasts: Iterable[Forecast]) -> str:
     """The curves as CSV, one line per scenario, load and metric."""
     text = io.StringIO()
