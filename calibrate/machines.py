@@ -45,7 +45,7 @@ def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, 
         more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
         doubts.append(
             f"{path.name} holds {len(among)} machines; {_name(who, groups)} was taken, which has most rows, of equals "
-            f"the slowest (others: {'; '.join(shown[:5])}{more})"
+            f"the slowest; --where chooses another: {'; '.join(shown[:5])}{more}"
         )
     return among[who]
 

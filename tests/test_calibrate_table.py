@@ -8,6 +8,8 @@ import pytest
 from calibrate.layout import read_table
 from calibrate.selection import fit_relative, select, subsets
 from calibrate.table import calibrate_table
+from scenarios.cli import status
+from sim.calibration import read_calibration
 from sim.errors import BadInput, NotEnoughData
 from sim.forms import Affine
 from sim.scenario import Machine
@@ -185,3 +187,13 @@ def test_a_missing_file_and_one_that_is_not_text(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(BadInput, match=r"b\.csv: cannot be read \(not text\)"):
         read_table(tmp_path / "b.csv")
+
+
+def test_the_command_line_fits_the_rows_it_is_told_to(tmp_path, capsys):
+    out = tmp_path / "c.json"
+    assert status(["calibrate", str(ARGONNE), "--where", "framework=vLLM", "-o", str(out)]) == 0
+    assert read_calibration(out).residuals["batch"].rows == 8
+    assert status(["calibrate", str(ARGONNE), "--where", "framework", "-o", str(out)]) == 2
+    assert "--where framework: expected COLUMN=VALUE" in capsys.readouterr().err
+    assert status(["calibrate", str(tmp_path), "--where", "model=x"]) == 2
+    assert "--where: expected only with tables" in capsys.readouterr().err
