@@ -1,0 +1,113 @@
+"""Results are the same whatever the executor and the number of jobs; bands and corners are of replicates."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sim.calibration import Calibration, Noise, Parameter, Source
+from sim.curve import Corner, band, curve, knee, plateau, takeoff
+from sim.scenario import Load, Scenario
+from sim.server import Bounds, ServerConfig
+from sim.sweep import Task, processes, simulate, sweep
+from sim.workload import Lengths, Workload
+
+VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
+CALIBRATION = Calibration(
+    source=Source(door="assumed"),
+    model="affine",
+    parameters={n: Parameter(value=v, stderr=0.0, low=v, high=v) for n, v in VALUES.items()},
+    draws={n: [v * f for f in (0.8, 0.9, 1.0, 1.1, 1.2)] for n, v in VALUES.items()},
+    noise=Noise(decode=[0.9, 1.0, 1.1], between=0.02),
+)
+SCENARIO = Scenario(
+    name="sweep",
+    server=ServerConfig(max_batch_total_tokens=Bounds(low=3000, high=6000)),
+    workload=Workload(prompt_tokens=Lengths(uniform=(10, 500)), output_tokens=Lengths(uniform=(1, 50))),
+    load=Load(users=[1, 4, 16], seconds=15.0),
+)
+TASKS = [Task(SCENARIO, CALIBRATION, 7, number) for number in range(5)]
+
+
+def swept(executor: Executor, tasks: list[Task]) -> list[pd.DataFrame]:
+    with executor:
+        return list(sweep(tasks, executor))
+
+
+def test_results_do_not_depend_on_the_executor_the_jobs_or_the_order() -> None:
+    here = [simulate(task) for task in TASKS]
+    with processes(2) as pool:
+        spread = list(sweep(TASKS, pool))
+    threads = swept(ThreadPoolExecutor(3), TASKS)
+    backwards = swept(ThreadPoolExecutor(1), TASKS[::-1])[::-1]
+    for tables in (spread, threads, backwards):
+        for ours, theirs in zip(here, tables, strict=True):
+            pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    assert len({float(table["e2e_mean"].iloc[0]) for table in here}) == 5
+
+
+def test_replicate_0_has_the_central_values_and_the_others_draws() -> None:
+    models = [Task(SCENARIO, CALIBRATION, 7, number).model() for number in range(40)]
+    assert models[0].step_time.decode(0, 0, 0)[0] == 0.03
+    assert models[0].server.max_batch_total_tokens == 4500
+    decodes = {round(m.step_time.decode(0, 0, 0)[0] / 0.03, 6) for m in models[1:]}
+    assert decodes == {0.8, 0.9, 1.0, 1.1, 1.2}
+    budgets = [m.server.token_budget for m in models[1:]]
+    assert 3000 <= min(budgets) < 3600 < 5400 < max(budgets) <= 6000
+    for m in models[1:]:  # one joint draw, not one per parameter
+        assert m.step_time.prefill(0, 0, 0, 0) / 0.02 == pytest.approx(m.step_time.decode(0, 0, 0)[0] / 0.03)
+    factors = [Task(SCENARIO, CALIBRATION, 7, number).takeoff_factor for number in range(200)]
+    assert 1.15 <= min(factors) < 1.2 < 2.4 < max(factors) <= 2.5
+
+
+def give_up() -> None:
+    with processes(1) as pool:
+        for _ in sweep(TASKS, pool):
+            raise KeyError
+
+
+def test_a_pool_given_up_early_ends() -> None:
+    with pytest.raises(KeyError):
+        give_up()
+
+
+def test_a_band_is_the_median_and_the_weibull_quantiles_and_covers_nine_in_ten() -> None:
+    assert band(range(1, 100)) == pytest.approx((50.0, 5.0, 95.0))  # of 99 values the 5th and the 95th
+    assert band([1.0, float("nan"), 3.0]).value == 2.0
+    assert all(map(np.isnan, band([float("nan")])))
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(2000):
+        low, high = band(rng.standard_normal(99))[1:]
+        inside += low < rng.standard_normal() < high
+    assert inside / 2000 == pytest.approx(0.9, abs=0.02)
+
+
+def rungs(load: list[float], rps: list[float], mean: list[float], p95: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"rung": range(len(load)), "load": load, "rps": rps, "e2e_mean": mean, "e2e_p95": p95})
+
+
+TABLE = rungs([1, 2, 4, 8], [0.1, 0.2, 0.35, 0.3], [10.0, 11.0, 14.0, 30.0], [10.0, 12.0, 16.0, 36.0])
+
+
+def test_corners_are_interpolated_between_rungs_and_say_whether_they_were_reached() -> None:
+    assert plateau(TABLE) == Corner(4.0, 0.35, True)
+    assert plateau(TABLE.iloc[:3]) == Corner(4.0, 0.35, False)
+    load, rps, reached = knee(TABLE)  # twice 10: a fifth of the way from 16 to 36
+    assert (load, rps, reached) == pytest.approx((4.8, 0.34, True))
+    assert knee(TABLE, 14.0)[:2] == pytest.approx((3.0, 0.275))
+    assert knee(TABLE, 9.0) == Corner(1.0, 0.1, True)
+    assert knee(TABLE, 99.0) == Corner(8.0, 0.3, False)
+    assert takeoff(TABLE, 1.25)[:2] == pytest.approx((2 + 2 / 3 * 1.5, 0.2 + 0.15 * 1.5 / 3))
+
+
+def test_a_curve_has_a_band_at_every_load() -> None:
+    tables = [rungs([1, 2], [k, 2 * k], [1, 1], [1, 1]) for k in range(1, 100)]
+    made = curve(tables, "rps")
+    assert made["load"].tolist() == [1, 2]
+    assert made["value"].tolist() == [50.0, 100.0]
+    assert made["low"].tolist() == pytest.approx([5.0, 10.0])
+    assert made["high"].tolist() == pytest.approx([95.0, 190.0])
