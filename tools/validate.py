@@ -1,0 +1,137 @@
+"""Hold forecasts against the measured runs in data/: what was never fitted, and the goals it should meet.
+
+Each run is forecast twice. *Other runs*: the calibration has seen every other run of that machine and nothing of this
+one. *Other loads*: it has seen every second load of this run as well, and is scored on the rest, then the other way
+round. Errors are means over a run's loads for E2E mean and p50, RPS and tokens/s, medians for the others; an error that
+is small in milliseconds counts as met. Beside them, how far the real server was from itself when a load was repeated.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from calibrate.fit import calibrate_runs
+from scenarios.compare import Row, compare, forecast_run
+from sim.run import Run, read_run
+from sim.sweep import processes
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The largest relative error of a metric, and the error in seconds that is small enough whatever its share."""
+
+    error: float
+    seconds: float = 0.0
+
+
+MEANS = ("e2e_mean", "e2e_p50", "output_tokens_per_s", "rps")
+SHOWN = (*MEANS, "e2e_p95", "ttft_p50", "ttft_p95")
+FLASH = {
+    "e2e_mean": Goal(0.02),
+    "e2e_p50": Goal(0.02),
+    "output_tokens_per_s": Goal(0.02),
+    "rps": Goal(0.03),
+    "e2e_p95": Goal(0.04, 0.003),
+    "ttft_p50": Goal(0.04, 0.003),
+    "ttft_p95": Goal(0.08, 0.005),
+}
+PADDED = {
+    "e2e_mean": Goal(0.05),
+    "e2e_p50": Goal(0.05),
+    "output_tokens_per_s": Goal(0.05),
+    "rps": Goal(0.08),
+    "e2e_p95": Goal(0.08, 0.010),
+    "ttft_p50": Goal(0.08, 0.010),
+    "ttft_p95": Goal(0.15, 0.020),
+}
+# one profile from the other's calibration alone
+CROSS = {"flash": {"e2e_mean": Goal(0.06), "output_tokens_per_s": Goal(0.06)}}
+COVERAGE = {"flash": (0.85, 0.97), "padded": (0.80, 0.97)}
+
+
+def main() -> int:
+    """Print the tables; 1 when a goal is missed."""
+    missed = 0
+    out = Console(width=150)
+    with processes() as executor:
+        for folder, kind in (("tgi-0.9.4-router-http", "flash"), ("tgi-0.9.4-cpu", "padded")):
+            runs = [read_run(path.parent) for path in sorted((DATA / folder).glob("*/run.json"))]
+            missed += _family(runs, folder, kind, executor, out)
+    out.print(f"{missed} goals missed" if missed else "all goals met")
+    return 1 if missed else 0
+
+
+def _family(runs: Sequence[Run], folder: str, kind: str, executor: Executor, out: Console) -> int:
+    """Forecast every run of one machine both ways; how many goals were missed."""
+    goals = FLASH if kind == "flash" else PADDED
+    table = Table(title=f"{folder}: error of what was held out, %", title_justify="left")
+    for name in ("run", "held out", *SHOWN, "inside"):
+        table.add_column(name, justify="left" if name in ("run", "held out") else "right")
+    missed, insides = 0, []
+    for run in runs:
+        others = [other for other in runs if other is not run]
+        same = [other for other in others if other.scenario.workload == run.scenario.workload]
+        whole = _rows(run, others, None, executor, repeats=same)
+        halves = [row for fold in (0, 1) for row in _rows(run, others, fold, executor)]
+        limits = goals if same or kind == "padded" else CROSS[kind]
+        for label, rows, against in (("the run", whole, limits), ("its loads", halves, goals)):
+            cells, failed = _cells(rows, against)
+            missed += failed
+            known = [row.inside for row in rows if row.inside is not None and row.metric in SHOWN]
+            insides += known
+            table.add_row(run.name, label, *cells, f"{100 * np.mean(known):.0f}")
+        again = [row for row in whole if row.repeat_error is not None]
+        if again:
+            of = {m: [abs(r.repeat_error or 0.0) for r in again if r.metric == m] for m in SHOWN}
+            cells = [
+                f"{100 * (np.mean(of[m]) if m in MEANS else np.median(of[m])):.1f}" if of[m] else "" for m in SHOWN
+            ]
+            table.add_row("", "[dim]repeated[/dim]", *(f"[dim]{cell}[/dim]" for cell in cells), "")
+    low, high = COVERAGE[kind]
+    share = float(np.mean(insides))
+    met = low <= share <= high
+    out.print(table)
+    out.print(f"90 % bands held {share:.0%} (goal {low:.0%} to {high:.0%}){'' if met else ': missed'}\n")
+    return missed + (not met)
+
+
+def _rows(
+    run: Run, others: Sequence[Run], fold: int | None, executor: Executor, repeats: Sequence[Run] = ()
+) -> list[Row]:
+    """The comparison with a forecast from `others` and, with a fold, from the rungs of this run that are not in it."""
+    if fold is None:
+        calibration, fitted = calibrate_runs(others), set[int]()
+    else:
+        fitted = {i for i in range(len(run.rungs)) if i % 2 != fold}
+        calibration = calibrate_runs([*others, run], rungs=[*(None for _ in others), fitted])
+    tables = forecast_run(run, calibration, executor)
+    return [row for row in compare(run, tables, fitted=fitted, repeats=repeats).rows if row.held_out]
+
+
+def _cells(rows: Sequence[Row], goals: dict[str, Goal]) -> tuple[list[str], int]:
+    """One number per shown metric, marked when it misses its goal, and how many do."""
+    cells, missed = [], 0
+    for metric in SHOWN:
+        mine = [row for row in rows if row.metric == metric and row.relative_error is not None]
+        summarise = np.mean if metric in MEANS else np.median
+        error = float(summarise([abs(row.relative_error or 0.0) for row in mine]))
+        apart = float(summarise([abs(row.simulated - row.measured) for row in mine]))
+        goal = goals.get(metric)
+        good = goal is None or error <= goal.error or apart <= goal.seconds
+        missed += not good
+        cells.append(f"{100 * error:.1f}" if good else f"[bold red]{100 * error:.1f}[/bold red]*")
+    return cells, missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
