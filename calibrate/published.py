@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from calibrate import laws, verdict
 from calibrate.draws import correlations, parameter
-from calibrate.figures import CLOCKS, FACTORS, Bench, is_alone, log_fit, profile, resolve, title
+from calibrate.figures import CLOCKS, FACTORS, Bench, log_fit, profile, resolve, title
 from calibrate.search import search
 from calibrate.space import Space
 from sim.calibration import Calibration, Residual, Source
@@ -50,7 +50,7 @@ def calibrate_published(
     """
     figures = resolve(scenario)
     space = Space.of(figures, scenario.server)
-    ladder = [figure for figure in figures if not is_alone(figure)]
+    ladder = [figure for figure in figures if figure not in space.alone]
     bench = Bench(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
     rng = np.random.default_rng([seed, 0])
 

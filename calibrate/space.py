@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate import laws
-from calibrate.figures import alone_terms, is_alone, profile
+from calibrate.figures import alone_terms, is_alone, profile, title
 from calibrate.laws import Law
 from sim.errors import BadInput
 from sim.scenario import Figure
@@ -23,6 +23,7 @@ from sim.server import Bounds, ServerConfig
 
 Floats = NDArray[np.float64]
 
+LEAST = 1e-3  # share of machines drawn that must be able to show the lone-user figures
 SOLVED = ("b0", "b3")  # what the first and the second lone-user figure fix, given all else
 
 
@@ -41,10 +42,8 @@ class Space:
 
     @staticmethod
     def of(figures: Sequence[Figure], server: ServerConfig) -> Space:
-        """The space of some figures on a server; more lone-user figures than coefficients to solve for are refused."""
-        alone = [figure for figure in figures if is_alone(figure)]
-        if len(alone) > len(SOLVED) or len({profile(figure) for figure in alone}) < len(alone):
-            raise BadInput("expected at most two latencies of one user, of different profiles", key="published")
+        """The space of some figures on a server: lone-user latencies of two profiles at most, others are left out."""
+        alone = list({profile(figure): figure for figure in figures if is_alone(figure)}.values())[: len(SOLVED)]
         solved = SOLVED[: len(alone)]
         free = {name: law for name, law in laws.STEP_TIMES.items() if name not in solved}
         free["output_attained"] = laws.OUTPUT_ATTAINED
@@ -88,8 +87,11 @@ class Space:
 
     @cached_property
     def _densest(self) -> float:
-        """A bound on the density of the solved coefficients."""
+        """A bound on the density of the solved coefficients; `BadInput` where next to no machine can be."""
         probe = self._solve(np.random.default_rng(0).standard_normal((20_000, self.dimensions)))[1]
+        if np.count_nonzero(probe) < LEAST * len(probe) or probe.mean() < LEAST * probe.max():
+            said = " and ".join(f"{title(figure)} of {figure.value:g} s" for figure in self.alone)
+            raise BadInput(f"no machine like {laws.KIND} shows {said}", key="published")
         return 1.2 * float(probe.max())
 
     def _solve(self, scores: Floats) -> tuple[dict[str, Floats], Floats]:
