@@ -79,21 +79,23 @@ def search(
     from `first`; `log_fit(shown, spread)` its log-likelihood for each factor. Where fewer than `least_effective`
     machines would remain, the likelihood is tempered until they do.
     """
-    sizes = np.diff(np.rint(np.cumsum((0.0, *ROUNDS)) * budget).astype(int)).tolist()
-    scores = shown = np.empty(0)
+    sizes = [int(n) for n in np.diff(np.rint(np.cumsum((0.0, *ROUNDS)) * budget)) if n > 0]
     chances: list[Callable[[Floats], Floats]] = []  # of each round, relative to `draw`
-    for size in sizes:
+    simulated: list[Floats] = []
+    results: list[Floats] = []
+    for i, size in enumerate(sizes):
         pool = draw(rng, POOL)
         chance: Callable[[Floats], Floats] = _anywhere
-        if len(scores):
-            chance = _chance(Emulator(scores, shown, _near(log_fit(shown, 0.0))), log_fit, pool)
+        if i > 0:
+            shown = np.concatenate(results)
+            emulator = Emulator(np.concatenate(simulated), shown, _near(log_fit(shown, 0.0)))
+            chance = _chance(emulator, log_fit, pool)
         probable = chance(pool)
         chosen = pool[rng.choice(POOL, size, p=probable / probable.sum())]
-        new = simulate(chosen, len(scores))
-        scores, shown = (
-            (np.concatenate([scores, chosen]), np.concatenate([shown, new])) if len(scores) else (chosen, new)
-        )
+        results.append(simulate(chosen, sum(sizes[:i])))
+        simulated.append(chosen)
         chances.append(chance)
+    scores, shown = np.concatenate(simulated), np.concatenate(results)
     mixture = sum(size * chance(scores) for size, chance in zip(sizes, chances, strict=True))
     fit = _mean_likelihood(log_fit(shown, 0.0))
     power = _power(lambda power: power * fit - np.log(mixture), least_effective)

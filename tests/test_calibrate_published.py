@@ -135,7 +135,7 @@ def test_the_token_budget_stays_where_the_scenario_says(fitted):
     assert budgets.min() >= 25_000
     assert budgets.max() <= 50_000
     known = msgspec.structs.replace(SERVER, max_batch_total_tokens=30_000)
-    sure = calibrate_published(made_up(*ALONE, server=known), 1, simulations=4, draws=5)
+    sure = calibrate_published(made_up(*ALONE, server=known), 1, simulations=2, draws=5)
     assert set(sure.draws["max_batch_total_tokens"]) == {30_000.0}
 
 
