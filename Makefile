@@ -19,7 +19,7 @@ lint: .venv/ready ## ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timings | tail -n 3
+	@$(BIN)/lint-imports --no-logo
 
 bench: .venv/ready ## print the speeds: the simulator, the load generator, the stand-in
 	@for program in tools/bench_*.py; do $(BIN)/python $$program || exit; done
