@@ -16,18 +16,8 @@ settings.load_profile("suite")
 WITNESSES = pytest.StashKey[list[Witness]]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--schedules",
-        action="append",
-        type=Path,
-        metavar="FILE",
-        help="replay the schedule witnesses of FILE (JSON lines, plain or .gz; repeatable) instead of the shipped ones",
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    files = config.getoption("schedules") or [SHIPPED]
+    files = config.getoption("schedules", None) or [SHIPPED]  # the option: sim.pytest_schedules
     try:
         config.stash[WITNESSES] = [w for file in files for w in read_witnesses(file)]
     except BadSchedules as e:

@@ -72,10 +72,10 @@ def test_pytest_schedules_judges_another_file_plain_or_gz(tmp_path: Path) -> Non
     (tmp_path / "wrong.jsonl").write_bytes(lines[2].replace(b'"t0": ', b'"t0": 1', 1))
 
     def judge(*files: str) -> subprocess.CompletedProcess[str]:
-        options = [f"--schedules={tmp_path / f}" for f in files]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "schedule_of"]
-        test = [str(ROOT / "tests" / "test_sim_schedules.py")]
-        return subprocess.run([*command, *options, *test], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        options = [word for f in files for word in ("--schedules", str(tmp_path / f))]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "-k", "schedule_of"]
+        test = ROOT / "tests" / "test_sim_schedules.py"
+        return subprocess.run([*command, str(test)], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
     both = judge("good.jsonl.gz", "wrong.jsonl")
     assert both.returncode == 1
