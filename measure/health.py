@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from measure.endpoint import Endpoint, Unreachable, decoded
+from measure.prompts import tokenizer_file
 from sim.errors import UserError
 from sim.scenario import Scenario
 from sim.workload import Lengths, Pairs
@@ -42,7 +43,8 @@ def look(endpoint: Endpoint, model: str | None = None) -> Server:
     if status == 401:
         raise Unreachable(f"{endpoint.url}: the server wants a token; put it into SERVECAST_API_KEY")
     offered = [m.get("id") for m in decoded(body).get("data") or [] if isinstance(m, dict)]
-    model = model or next((m for m in offered if m), None)
+    if model is None or (tokenizer_file(model) is not None and model not in offered):
+        model = next((m for m in offered if m), None)
     ask: dict[str, Any] = {"max_tokens": 1, "temperature": 0} | ({} if model is None else {"model": model})
     tried = []
     for api, path, prompt in (

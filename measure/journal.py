@@ -31,10 +31,7 @@ class Journal:
     @classmethod
     def begin(cls, path: Path, scenario: Scenario, **more: Any) -> Journal:
         """A new run; refuses a directory with anything in it."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise BadInput(
-                "exists already, and a run is never overwritten; name another, or go on with it by --resume", path=path
-            )
+        refuse_existing(path)
         path.mkdir(parents=True, exist_ok=True)
         zero = perf_counter_ns()
         now = time.time()
@@ -46,6 +43,7 @@ class Journal:
             "scenario": _plain(scenario),
             "software": {name: _version(name) for name in LIBRARIES},
             "host": {"platform": platform.platform(), "python": platform.python_version()},
+            "units": {"times": "s", "lengths": "tokens", "canary_p99_ms": "ms", "client_cpu": "cores"},
             "info": None,
             "anchor": {"unix": now, "perf_counter_ns": zero, "boot": boot_id()},
             "rungs": [],
@@ -126,6 +124,14 @@ class Journal:
     def close(self) -> None:
         """Close the files."""
         self._client.close()
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise `BadInput` if there is anything at the path."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadInput(
+            "exists already, and a run is never overwritten; name another, or go on with it by --resume", path=path
+        )
 
 
 def _plain(scenario: Scenario) -> dict[str, Any]:

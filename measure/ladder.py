@@ -23,13 +23,14 @@ from measure.client import Stopwatch
 from measure.container import launched
 from measure.endpoint import Endpoint
 from measure.generator import Generator, GeneratorDied, free_port
-from measure.journal import Journal
+from measure.journal import Journal, refuse_existing
 from measure.orders import REPORT_SECONDS, Order, Setup, boot_id
 from measure.probe import learn
+from measure.prompts import Recipe
 from measure.rung import Climb
 from measure.scrape import Scraper
 from measure.screen import Screen
-from measure.watch import Watch
+from measure.watch import Watch, Window
 from measure.witness import disagreements
 from sim.errors import BadInput, UserError
 from sim.pairs import read_pairs
@@ -42,6 +43,7 @@ PATIENCE = 300.0
 WARM_REQUESTS = 2
 HOPELESS = 10  # failures in a row after which the server is asked whether it lives; more with more users
 DRAIN_SECONDS = 60.0
+WINDOW_SECONDS = 1.0  # between two looks at a window: they cost more the longer it is
 SILENT_SECONDS = 30.0  # of the load generator, which reports four times a second
 TERMINATED = 143
 NO_PERMITS_KNOWN = 128  # where a default ladder ends on a server that does not say
@@ -79,22 +81,29 @@ def measure(
     console = console or Console(stderr=True)
     if url is None and scenario.launch is None:
         raise BadInput("expected a server: give --url URL, or a launch: block in the scenario")
+    if not resume:
+        refuse_existing(out)
+    host, port = ("127.0.0.1", free_port()) if bind is None else listening(bind)
     pairs = read_pairs(scenario.workload)
     with ExitStack() as stack:
         stack.enter_context(terminable())
         # before anything is written: a wrong URL, or a server that cannot take the profile, leaves no run
-        found = None if url is None else attach(url, scenario, pairs, model)
+        found = None if url is None else attach(url, scenario, pairs, model, seed)
         journal = Journal.resume(out, scenario) if resume else Journal.begin(out, scenario, seed=seed)
         stack.callback(journal.close)
         seed = journal.head.get("seed", seed)
         if found is None:
             assert scenario.launch is not None
-            running = stack.enter_context(launched(scenario.launch, scenario.server, out, console))
-            journal.head["container"] = running.described
-            found = attach(running.url, scenario, pairs, model)
-        endpoint, server, doubts = found
-        recipe, unsure = learn(endpoint, server, scenario, pairs, model, seed)
-        for sentence in doubts + unsure:
+            try:
+                running = stack.enter_context(launched(scenario.launch, scenario.server, out, console))
+                journal.head["container"] = running.described
+                found = attach(running.url, scenario, pairs, model, seed)
+            except UserError as e:
+                journal.head["stopped"] = f"the server did not start: {e}"
+                journal.save()
+                raise
+        endpoint, server, recipe, doubts = found
+        for sentence in doubts:
             journal.doubt(sentence)
             console.print(f"doubt: {sentence}", highlight=False, markup=False, soft_wrap=True)
         journal.head |= {"info": server.info, "api": server.api}
@@ -118,21 +127,31 @@ def measure(
             first_id=journal.first_id,
             segment=journal.segment,
             workers=processes + remote,
-            bind="127.0.0.1" if bind is None else bind.rpartition(":")[0],
-            port=(free_port() if bind is None else int(bind.rpartition(":")[2])) if processes + remote > 1 else 0,
+            bind=host,
+            port=port if processes + remote > 1 else 0,
         )
         ladder = Ladder(scenario, setup, journal, endpoint, server, pairs, Screen(console), budget)
         ladder.run(processes)
     return out
 
 
+def listening(bind: str) -> tuple[str, int]:
+    """HOST:PORT in its two parts."""
+    host, _, port = bind.rpartition(":")
+    if not host or not port.isdigit():
+        raise BadInput(f"expected HOST:PORT, found {bind!r}", path="--bind")
+    return host, int(port)
+
+
 def attach(
-    url: str, scenario: Scenario, pairs: Pairs | None, model: str | None
-) -> tuple[Endpoint, health.Server, list[str]]:
-    """The server at a URL, held against the scenario, and what is doubtful about the pair."""
+    url: str, scenario: Scenario, pairs: Pairs | None, model: str | None, seed: int
+) -> tuple[Endpoint, health.Server, Recipe, list[str]]:
+    """The server at a URL, how to make prompts for it, and what is doubtful about it and the scenario."""
     endpoint = Endpoint(url)
     server = health.look(endpoint, model)
-    return endpoint, server, health.check(server, scenario, pairs)
+    doubts = health.check(server, scenario, pairs)
+    recipe, unsure = learn(endpoint, server, scenario, pairs, model, seed)
+    return endpoint, server, recipe, doubts + unsure
 
 
 class Ladder:
@@ -152,6 +171,7 @@ class Ladder:
         self.load, self.setup, self.journal, self.screen = scenario.load, setup, journal, screen
         self.endpoint, self.server, self.pairs, self.budget = endpoint, server, pairs, budget
         self.watch, self.time = Watch(), Stopwatch(setup.zero)
+        self.window: Window | None = None  # of the rung being climbed, as of a second ago at most
         self.generator: Generator
         self.scraper: Scraper | None = None
         permits = (server.info or {}).get("max_concurrent_requests")
@@ -208,7 +228,7 @@ class Ladder:
         except SystemExit:
             stopped = "terminated"
             raise
-        except ServerGone as e:
+        except UserError as e:
             stopped = str(e)
             raise
         finally:
@@ -281,6 +301,7 @@ class Ladder:
         if self.load.trace and self.pairs is not None and self.pairs.times is not None:
             times = self.pairs.times.tolist()
         climb = Climb(self.load, start, users, None if users else n, None if times is None else times[-1])
+        self.watch.forget(start)
         self.journal.rungs.append(climb.record())
         self.journal.save()
         self.generator.order(
@@ -316,12 +337,15 @@ class Ladder:
                 climb.ramped = report.t
         # what has not been reported yet has not been seen: the rung's clock is the reports'
         now = self.watch.t
-        window = self.watch.window(climb.settled, now) if climb.settled is not None else None
-        doing = climb.step(self.watch, now, window)
+        if climb.settled is None:
+            self.window = None
+        elif self.window is None or now - self.window.end >= WINDOW_SECONDS:
+            self.window = self.watch.window(climb.settled, now)
+        doing = climb.step(self.watch, now, self.window)
         if climb.phase != before and climb.phase in ("measure", "done") and self.scraper is not None:
             self.scraper.scrape()
         if climb.phase != "done":
-            self.screen.now(climb.label, doing, window)
+            self.screen.now(climb.label, doing, self.window)
         if self.watch.failures >= max(HOPELESS, 2 * (climb.users or 0)) and not health.alive(self.endpoint):
             raise ServerGone(f"the server stopped answering at {now:.1f} s of the run ({self._last_error()})")
 

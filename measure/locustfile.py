@@ -17,6 +17,7 @@ import locust  # first: it patches socket, ssl and threading
 # isort: split
 import logging
 import os
+import resource
 import sys
 from pathlib import Path
 from time import perf_counter_ns
@@ -171,6 +172,8 @@ def leave(runner: Any) -> None:
 def main(arguments: list[str]) -> None:
     """See the module's docstring."""
     logging.basicConfig(level=logging.WARNING)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a connection per user
     if not arguments:
         drive()
     elif arguments[0] == "worker" and len(arguments) in (2, 3):

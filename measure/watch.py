@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,12 @@ class Watch:
                 self.failures += 1
                 self.errors.setdefault(e.status, e.error or "")
 
+    def forget(self, before: float) -> None:
+        """Drop what no window that begins at `before` or later can want."""
+        self.ended = [e for e in self.ended if e.ended >= before]
+        self._lags = [(t, lag) for t, lag in self._lags if t >= before]
+        self._cpu = [(t, cpu) for t, cpu in self._cpu if t >= before]
+
     def counted(self, times: Floats) -> Floats:
         """Tokens that had come by each time."""
         total = np.zeros(len(times))
@@ -91,16 +98,14 @@ class Watch:
     def settled(self, users: int, since: float) -> float | None:
         """When the last of `users` ended its first request sent after `since`; None if one has not."""
         first: dict[int, float] = {}
-        for e in reversed(self.ended):
-            if e.ended < since:
-                break
+        for e in takewhile(lambda e: e.ended >= since, reversed(self.ended)):
             if e.sent >= since:
                 first[e.user] = e.ended
         return max(first.values()) if len(first) >= users else None
 
     def finished(self, since: float) -> int:
         """How many users have ended a request sent after `since`."""
-        return len({e.user for e in self.ended if e.sent >= since})
+        return len({e.user for e in takewhile(lambda e: e.ended >= since, reversed(self.ended)) if e.sent >= since})
 
     def alive(self) -> int:
         """Requests on their way."""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ import pytest
 from rich.console import Console
 from servers import Standin, quick_calibration, standin
 
+from measure.endpoint import Endpoint
+from measure.exposition import parse
 from measure.generator import GeneratorDied, free_port
 from measure.ladder import ServerGone, measure
 from sim.errors import BadInput, UserError
@@ -33,7 +36,7 @@ import msgspec
 from measure.ladder import measure
 from sim.scenario import Scenario
 text, url, out, resume = sys.argv[1:]
-measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume == "resume", patience=5.0)
+measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume == "resume", processes=2)
 """
 
 
@@ -80,6 +83,14 @@ def test_a_ladder_is_a_run_that_agrees_with_the_server(
 ) -> None:
     monkeypatch.setenv("SERVECAST_API_KEY", "s3cret-token")
     standin_process, log = server
+    asked: list[tuple[float, str]] = []
+    get = Endpoint.get
+
+    def noted(endpoint: Endpoint, path: str) -> tuple[int, bytes]:
+        asked.append((time.perf_counter(), path))
+        return get(endpoint, path)
+
+    monkeypatch.setattr(Endpoint, "get", noted)
     run, said = climb(scenario(), standin_process.url, tmp_path / "run")
     assert run.kind == "measured"
     assert [(r.users, r.status) for r in run.rungs] == [(1, "complete"), (3, "complete")]
@@ -111,6 +122,9 @@ def test_a_ladder_is_a_run_that_agrees_with_the_server(
             server_says = np.array(sent[str(row.id)]) - zero
             assert len(seen) == len(server_says) == row.output_tokens == 20
             assert (seen >= server_says - 1e-5).all()
+    # /health may run a prefill outside the queue: it is left alone while anything is measured
+    during = {path for t, path in asked if run.rungs[0].start <= t - zero < run.rungs[-1].end}
+    assert during == {"/metrics"}
     # the second witness was there, secrets are nowhere, and a person saw a line per rung
     assert len(lines(tmp_path / "run" / "server.jsonl")) >= 4
     assert lines(tmp_path / "run" / "client.jsonl")
@@ -144,13 +158,50 @@ def test_a_worker_of_another_machine_joins_and_ends_with_the_ladder(
     with subprocess.Popen([sys.executable, "-c", REMOTE, address], stderr=subprocess.DEVNULL) as remote:
         run, _ = climb(scenario(users=[4]), server[0].url, tmp_path / "run", bind=address, remote=1)
         remote.wait(10)
-    assert {p.name for p in (tmp_path / "run").glob("requests*")} == {"requests.jsonl", "requests-remote.jsonl"}
+    names = {p.name for p in (tmp_path / "run").glob("requests*")}
+    assert "requests-remote.jsonl" in names and len(names) == 2
     assert set(run.requests["user"]) == {0, 1, 2, 3}
     assert run.requests["id"].is_unique
     ok = run.requests[run.requests["status"] == "ok"]
     # the two clocks agree: everybody's requests lie in the same rung
     assert ok["sent"].between(run.rungs[0].start - 0.05, run.rungs[0].end + 5.0).all()
     assert ok.groupby(ok["user"] % 2)["sent"].count().min() > 5
+
+
+def test_a_client_that_was_kept_from_its_core_says_so(server: tuple[Standin, Path], tmp_path: Path) -> None:
+    class Disturbing(Console):
+        """Stops the load generator for a moment, a few times, once the users are warm."""
+
+        def print(self, *objects: Any, **more: Any) -> None:
+            if "warming up" in str(objects[0]):
+                threading.Thread(target=self.disturb, daemon=True).start()
+
+        def disturb(self) -> None:
+            wait_for_requests(tmp_path / "run", 3)
+            mine = psutil.Process().children(recursive=True)
+            (generator,) = (p for p in mine if "measure.locustfile" in p.cmdline())
+            for _ in range(8):
+                generator.suspend()
+                time.sleep(0.1)
+                generator.resume()
+                time.sleep(0.1)
+
+    with Path(os.devnull).open("w") as null:
+        measure(scenario(users=[1], seconds=2.5), server[0].url, tmp_path / "run", console=Disturbing(file=null))
+    (rung,) = read_run(tmp_path / "run").rungs
+    assert rung.extra["client_limited"] and rung.extra["canary_p99_ms"] > 20
+    assert any("client-limited" in doubt for doubt in rung.doubts)
+
+
+def test_importing_measure_patches_nothing() -> None:
+    program = (
+        "import sys, socket, pkgutil, importlib, measure\n"
+        "before = socket.socket\n"
+        "for m in pkgutil.iter_modules(measure.__path__):\n"
+        "    if m.name != 'locustfile': importlib.import_module('measure.' + m.name)\n"
+        "assert 'locust' not in sys.modules and socket.socket is before\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_open_loop_sends_what_was_scheduled_whether_or_not_the_server_keeps_up(
@@ -202,11 +253,17 @@ def child(s: Scenario, url: str, out: Path, resume: bool = False) -> subprocess.
 def wait_for_requests(out: Path, number: int) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        file = out / "requests.jsonl"
-        if file.exists() and file.read_bytes().count(b"\n") >= number:
+        if sum(file.read_bytes().count(b"\n") for file in out.glob("requests*.jsonl")) >= number:
             return
         time.sleep(0.02)
     raise AssertionError(f"fewer than {number} requests within 30 s")
+
+
+def wait_for_three_running(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while parse(Endpoint(url).get("/metrics")[1].decode()).get("tgi_batch_current_size") != 3:
+        assert time.monotonic() < deadline, "three requests never ran together"
+        time.sleep(0.05)
 
 
 def test_kill_9_loses_only_what_was_in_flight_and_the_run_resumes(server: tuple[Standin, Path], tmp_path: Path) -> None:
@@ -255,8 +312,8 @@ def test_ctrl_c_and_sigterm_close_the_run(
     server: tuple[Standin, Path], tmp_path: Path, number: signal.Signals, status: int, stopped: str
 ) -> None:
     out = tmp_path / "run"
-    with child(scenario(users=[3], output=300, seconds=60.0), server[0].url, out) as measuring:
-        wait_for_requests(out, 2)
+    with child(scenario(users=[3], output=900, seconds=60.0), server[0].url, out) as measuring:
+        wait_for_three_running(server[0].url)
         children = psutil.Process(measuring.pid).children(recursive=True)
         measuring.send_signal(number)
         assert measuring.wait(20) == status
