@@ -116,14 +116,12 @@ def _way(rows: Rows) -> tuple[float, float]:
     t = rows.table
     alone = rows.prefill & (t["sequences"] == 1).to_numpy()
     idle = t["idle"].to_numpy()
-    here, there = rows.seconds[alone & idle], rows.seconds[alone & ~idle]
-    if not len(here) or not len(there):
+    if not (alone & idle).any() or not (alone & ~idle).any():
         return WAY, WAY
-    longer = float(np.median(here) - np.median(there))
-    same = t["longest"].to_numpy()[alone]
-    if np.ptp(same) > 0.1 * same.mean() or longer < 5 * WAY:
-        return WAY, WAY / 2
-    return longer, longer
+    size = t["longest"].to_numpy(np.float64)
+    design = np.stack([np.ones(int(alone.sum())), size[alone], idle[alone].astype(np.float64)], axis=1)
+    longer = float(np.linalg.lstsq(design, rows.seconds[alone], rcond=None)[0][2])
+    return (WAY, WAY / 2) if longer < 5 * WAY else (longer, longer)
 
 
 def _slope(x: Floats, y: Floats, fallback: float) -> float:

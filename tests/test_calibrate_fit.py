@@ -1,0 +1,207 @@
+"""Calibration from streams: what is put into a simulated server comes out again, with intervals that hold it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streams import CLOCKS, SERVER, TRUTH, lengths, observe
+
+from calibrate.budget import known_budget
+from calibrate.fit import calibrate_runs
+from sim.calibration import Calibration, Delay, Noise, read_calibration
+from sim.errors import NotEnoughData
+from sim.forms import step_time
+from sim.run import Run, read_run, write_atomic
+
+DATA = Path(__file__).parent.parent / "data"
+NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
+LADDER = [1, 2, 4, 8, 16, 32]
+
+
+def questions(parameters: dict[str, float], model: str = "affine") -> np.ndarray:
+    """A prefill of one prompt of 1,500; a decode step of one sequence at 550, of twenty at 1,500 each; s."""
+    form = step_time(model, parameters)
+    return np.array(
+        [
+            form.prefill(1, 1500, 1500**2, 1500),
+            form.decode(1, 550, 550)[0],
+            form.decode(20, 30000, 1500)[0],
+        ]
+    )
+
+
+def drawn(calibration: Calibration) -> np.ndarray:
+    """The answers of every draw, (draws, 3)."""
+    columns = calibration.draws
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(calibration.n_draws)]
+    return np.array([questions(row, calibration.model) for row in rows])
+
+
+def two_profiles(seed: int) -> list[Run]:
+    return [
+        observe(LADDER, lengths(1500, 100), noise=NOISE, seconds=14.0, seed=seed).run,
+        observe(LADDER, lengths(50, 500), noise=NOISE, seconds=14.0, seed=seed + 1000).run,
+    ]
+
+
+@pytest.fixture(scope="module")
+def fits() -> list[Calibration]:
+    """Eight machines with the same truth, each on a day of its own."""
+    return [calibrate_runs(two_profiles(seed), seed) for seed in range(8)]
+
+
+def test_step_times_are_recovered_within_two_percent(fits):
+    true = questions(TRUTH)
+    errors = np.array([questions(c.values) / true - 1 for c in fits])
+    assert np.abs(np.median(errors, axis=0)).max() < 0.01  # no bias
+    assert np.abs(errors).mean(axis=0).max() < 0.02
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say(fits):
+    true = questions(TRUTH)
+    held = []
+    for c in fits:
+        low, high = np.quantile(drawn(c), [0.025, 0.975], axis=0)
+        held += ((low <= true) & (true <= high)).tolist()
+        assert ((high - low) / true < 0.12).all()  # and not by being wide
+    assert np.mean(held) >= 0.87  # 24 answers, of which 19 of 20 should be held
+
+
+def test_noise_is_taken_apart(fits):
+    spread = [np.std(c.noise.decode) for c in fits]
+    assert np.median(spread) == pytest.approx(0.0289, rel=0.15)  # of a uniform table ±5 %
+    assert np.median([c.noise.drift for c in fits]) == pytest.approx(0.01, rel=0.5)
+    assert all(np.mean(c.noise.decode) == pytest.approx(1.0, abs=0.003) for c in fits)
+
+
+def test_memory_from_step_to_step_is_seen():
+    law = Noise(decode=[0.8, 1.0, 1.2], memory=0.8, memory_steps=6.0)
+    noise = calibrate_runs([observe([1, 4, 8], lengths(100, 200), noise=law, seconds=20.0).run]).noise
+    assert noise.memory == pytest.approx(0.8, abs=0.15)
+    assert noise.memory_steps == pytest.approx(6.0, rel=0.4)
+
+
+def test_clocks_are_recovered(fits):
+    clocks = fits[0].clocks
+    assert np.mean(clocks.uplink.quantiles) == pytest.approx(0.00165, rel=0.4)
+    assert clocks.spacing.quantiles[0] == pytest.approx(CLOCKS.spacing.quantiles[0], rel=0.35)
+    # the turnaround is seen from token to request, so it holds the downlink's jitter
+    assert np.median(clocks.turnaround.quantiles) == pytest.approx(0.00035, abs=1.5e-4)
+    assert np.mean(fits[0].draws["uplink"]) == pytest.approx(np.mean(clocks.uplink.quantiles), rel=0.2)
+
+
+def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
+    run = observe(LADDER, lengths(50, 200), noise=NOISE, seconds=10.0).run
+    calibration = calibrate_runs([run])
+    assert any("every prompt had about 50 tokens" in d for d in calibration.doubts)
+    low, high = np.quantile(drawn(calibration)[:, 0], [0.025, 0.975])
+    assert low < questions(TRUTH)[0] < high
+    assert (high - low) / questions(TRUTH)[0] > 0.15  # thirty times the prompt: no narrow answer is honest
+
+
+def test_filter_and_joining_are_told_from_the_steps_they_lie_in(fits):
+    form = [step_time("affine", c.values) for c in fits]
+    assert np.median([f.filter(8, 1, 1500) for f in form]) == pytest.approx(1.78e-3, rel=0.3)
+    assert np.median([f.concat(8, 1, 1500) for f in form]) == pytest.approx(7e-4, rel=0.4)
+
+
+def test_the_budget_is_read_from_behaviour():
+    hidden = replace(observe([40], lengths(1500, 100), seconds=40.0).run, info=None)
+    hidden = replace(hidden, scenario=_without_budget(hidden))
+    assert known_budget(hidden) is None
+    calibration = calibrate_runs([hidden])
+    budget = calibration.parameters["max_batch_total_tokens"]
+    assert budget.low <= 36000 <= budget.high * 1.02
+    assert budget.high - budget.low < 3300  # two requests of 1,504 + 112
+    assert any("max_batch_total_tokens is between" in d for d in calibration.doubts)
+
+
+def test_a_budget_that_never_bound_is_only_bounded_below():
+    hidden = observe([2], lengths(300, 50), seconds=10.0).run
+    calibration = calibrate_runs([replace(hidden, scenario=_without_budget(hidden))])
+    assert any("never bound" in d for d in calibration.doubts)
+    assert calibration.parameters["max_batch_total_tokens"].high > 1.5 * 700
+
+
+def test_info_wins_over_behaviour():
+    run = observe([2], lengths(300, 50), seconds=10.0).run
+    told = replace(run, scenario=_without_budget(run), info={"max_batch_total_tokens": 36000})
+    assert "max_batch_total_tokens" not in calibrate_runs([told]).parameters
+
+
+def test_loads_at_which_the_client_was_too_busy_are_left_out():
+    run = observe([1, 2, 4], lengths(200, 40), seconds=8.0).run
+    busy = replace(run.rungs[2], extra={"canary_p99_ms": 45.0})
+    limited = calibrate_runs([replace(run, rungs=[*run.rungs[:2], busy])])
+    assert limited.range["sequences"][1] == 2
+    assert any("too busy" in d and "load 4" in d for d in limited.doubts)
+
+
+def test_a_slow_first_request_is_not_taken_for_the_server():
+    run = observe([1, 2, 4], lengths(200, 40), seconds=8.0).run
+    times = list(run.token_times or [])
+    slow = replace(run, token_times=[times[0] + 0.0, *times[1:]])
+    slow.requests.loc[0, "sent"] -= 3.0  # the server had something else to finish
+    assert calibrate_runs([slow]).values["a0"] == pytest.approx(calibrate_runs([run]).values["a0"], rel=0.02)
+
+
+def test_some_rungs_can_be_held_out():
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "long")
+    part = calibrate_runs([run], rungs=[{0, 2, 4}])
+    assert part.residuals["decode"].rows < 0.7 * calibrate_runs([run]).residuals["decode"].rows
+
+
+def test_the_padded_server_gets_a_form_of_its_own():
+    runs = [read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("short", "long-between")]
+    calibration = calibrate_runs(runs)
+    assert calibration.model == "levels"
+    form = step_time("levels", calibration.values)
+    one, three, sixteen = (form.decode(n, 80 * n, 80)[0] for n in (1, 3, 16))
+    assert 0.014 < one < 0.018
+    assert 1.15 < three / one < 1.6  # three rows cost little more than one
+    assert sixteen / one < 3.6
+    assert form.prefill(1, 300, 90000, 300) == pytest.approx(0.174, rel=0.05)  # as its /metrics say
+
+
+def test_repeatable_and_written_and_read(tmp_path):
+    import msgspec
+
+    run = read_run(DATA / "tgi-0.9.4-cpu" / "long-again")
+    one, two = calibrate_runs([run], seed=3), calibrate_runs([run], seed=3)
+    assert msgspec.json.encode(one) == msgspec.json.encode(two)
+    write_atomic(tmp_path / "calibration.json", msgspec.json.encode(one))
+    assert read_calibration(tmp_path / "calibration.json") == one
+    assert {f.path for f in one.source.files} == {"long-again/run.json", "long-again/requests.jsonl.gz"}
+
+
+def test_padded_and_unpadded_servers_are_not_one_machine():
+    run = observe([1], lengths(20, 5), seconds=2.0).run
+    padded = observe([1], lengths(20, 5), seconds=2.0, server=_padded()).run
+    with pytest.raises(NotEnoughData, match="not one machine"):
+        calibrate_runs([run, padded])
+
+
+def test_a_far_client_is_seen():
+    far = replace_clocks(uplink=0.06)
+    run = observe([1, 2, 4, 8], lengths((100, 1500), (20, 80)), clocks=far, noise=NOISE, seconds=20.0).run
+    assert np.mean(calibrate_runs([run]).clocks.uplink.quantiles) == pytest.approx(0.06, rel=0.25)
+
+
+def replace_clocks(uplink: float):
+    import msgspec
+
+    return msgspec.structs.replace(CLOCKS, uplink=Delay(quantiles=[uplink]))
+
+
+def _without_budget(run: Run):
+    import msgspec
+
+    server = msgspec.structs.replace(run.scenario.server, max_batch_total_tokens=None)
+    return msgspec.structs.replace(run.scenario, server=server)
+
+
+def _padded():
+    import msgspec
+
+    return msgspec.structs.replace(SERVER, requires_padding=True)

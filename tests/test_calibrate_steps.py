@@ -1,0 +1,148 @@
+"""The schedule rebuilt from streams: against the simulator's own, and against the recorded server's counters."""
+
+from dataclasses import replace
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streams import lengths, observe
+
+from calibrate.steps import rebuild
+from calibrate.witness import witness
+from sim.calibration import Noise
+from sim.errors import NotEnoughData
+from sim.run import Run, read_run
+from sim.server import ServerConfig
+
+DATA = Path(__file__).parent.parent / "data"
+RECORDED = sorted(p.parent for p in DATA.glob("tgi-0.9.4-*/*/run.json"))
+NOISY = Noise(prefill=[0.95, 1.0, 1.05], decode=[0.9, 1.0, 1.1], drift=0.05)
+
+
+@pytest.mark.parametrize("users", [[1], [2, 3], [8], [24], [64]])
+@pytest.mark.parametrize("workload", [lengths(300, 40), lengths((10, 900), (1, 60))])
+def test_rebuilt_steps_are_the_servers(users, workload):
+    seen = observe(users, workload, noise=NOISY, jitter=1e-3, seconds=15.0)
+    schedule = rebuild(seen.run)
+    found = [(k, frozenset(m.tolist())) for k, m in zip(schedule.steps["kind"], schedule.steps["members"], strict=True)]
+    true = seen.steps
+    alike = SequenceMatcher(None, true, found, autojunk=False).get_matching_blocks()
+    assert sum(block.size for block in alike) >= 0.995 * max(len(true), len(found))
+    assert not schedule.doubts
+
+
+def test_sizes_contexts_and_neighbours_of_a_hand_made_schedule():
+    # r0 is prefilled alone, r1 joins it after one decode step and ends at the same time; then r1's third is filtered
+    times = [np.array([1.0, 1.1, 1.5, 1.6]), np.array([1.4, 1.5, 1.6, 1.72])]
+    steps = rebuild(_run(times, prompt=[100, 200], sent=[0.5, 1.05])).steps
+    assert steps["kind"].tolist() == ["prefill", "decode", "prefill", "decode", "decode", "decode"]
+    assert steps["sequences"].tolist() == [1, 1, 1, 2, 2, 1]
+    assert steps["tokens"].tolist() == [100, 101, 200, 102 + 201, 103 + 202, 203]
+    assert steps["longest"].tolist() == [100, 101, 200, 201, 202, 203]
+    assert steps["concat"].tolist() == [False, False, False, True, False, False]
+    assert (steps["old"][3], steps["new"][3]) == (1, 1)
+    assert steps["filtered"].tolist() == [False] * 5 + [True]
+    assert (steps["kept"][5], steps["finished"][5], steps["kept_longest"][5]) == (1, 1, 203)
+    assert steps["seen"].tolist() == [False] + [True] * 5
+    assert steps["seconds"].to_numpy()[1:] == pytest.approx([0.1, 0.3, 0.1, 0.1, 0.12])
+    assert steps["since"].tolist() == [0, 1, 0, 1, 2, 3]
+
+
+def test_on_an_idle_server_the_first_of_a_burst_is_prefilled_alone():
+    times = [np.array([1.2, 1.6, 1.7]), np.array([1.5, 1.6, 1.7]), np.array([1.5001, 1.6, 1.7])]
+    steps = rebuild(_run(times, prompt=[50, 50, 50], sent=[1.0, 1.0, 1.0])).steps
+    assert steps["kind"].tolist() == ["prefill", "prefill", "decode", "decode"]
+    assert steps["sequences"].tolist() == [1, 2, 3, 3]
+    assert steps["concat"].tolist() == [False, False, True, False]
+    assert (steps["old"][2], steps["new"][2]) == (1, 2)
+
+
+def test_one_late_token_moves_no_stream():
+    seen = observe([4], lengths(200, 50), seconds=10.0)
+    late = [t.copy() for t in seen.run.token_times or []]
+    for t in late[::3]:
+        t[5] = t[8]  # a stalled read: three tokens arrive with the fourth
+        t[6] = t[7] = t[8]
+    clean, shaken = rebuild(seen.run).steps, rebuild(replace(seen.run, token_times=late)).steps
+    assert clean["kind"].tolist() == shaken["kind"].tolist()
+    assert clean["sequences"].tolist() == shaken["sequences"].tolist()
+
+
+def test_gathered_tokens_are_doubted():
+    seen = observe([3], lengths(200, 60), seconds=10.0)
+    gathered = [t[np.minimum(np.arange(len(t)) // 4 * 4 + 3, len(t) - 1)] for t in seen.run.token_times or []]
+    assert any("gathers" in d for d in rebuild(replace(seen.run, token_times=gathered)).doubts)
+
+
+def test_a_client_that_sees_part_of_the_traffic_is_told_so():
+    seen = observe([12], lengths(800, 40), seconds=30.0)
+    mine = seen.run.requests["user"].to_numpy() < 4
+    times = [t for t, m in zip(seen.run.token_times or [], mine, strict=True) if m]
+    part = replace(seen.run, requests=seen.run.requests[mine].reset_index(drop=True), token_times=times)
+    assert any("other clients" in d for d in rebuild(part).doubts)
+
+
+def test_several_servers_behind_one_address_are_doubted():
+    one = observe([4], lengths(200, 80), seconds=12.0).run
+    two = observe([4], lengths(200, 80), seconds=12.0, truth={"a0": 0.02, "a1": 1e-4, "b0": 0.0231}, seed=1).run
+    both = replace(
+        one,
+        requests=_stacked(one, two),
+        token_times=[*(one.token_times or []), *(t + 0.007 for t in two.token_times or [])],
+    )
+    assert any("several servers" in d for d in rebuild(both).doubts)
+
+
+def test_an_aborted_run_and_resumed_segments_make_no_long_steps():
+    seen = observe([6], lengths(200, 40), seconds=10.0)
+    again = replace(seen.run, segments=[{"start": 0.0, "first_rung": 0}, {"start": 5.0, "first_rung": 0}])
+    steps = rebuild(again).steps
+    across = (steps["end"].shift(fill_value=-1.0) < 5.0) & (steps["end"] >= 5.0)
+    assert across.sum() == 1
+    assert not steps["seen"][across].any()
+
+
+def test_without_token_times_there_is_nothing_to_rebuild():
+    seen = observe([2], lengths(200, 40), seconds=5.0)
+    with pytest.raises(NotEnoughData, match="no token times"):
+        rebuild(replace(seen.run, token_times=None))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_recorded_runs_agree_with_the_servers_counters(path):
+    run = read_run(path)
+    schedule = rebuild(run)
+    assert schedule.doubts == []
+    assert witness(run, schedule) == []
+    # laws: no request twice in a step; a stream's decode steps follow one another without a gap
+    pairs = np.stack([schedule.request, schedule.step])
+    assert len(np.unique(pairs, axis=1).T) == len(schedule.request)
+    decode = np.cumsum((schedule.steps["kind"] == "decode").to_numpy())[schedule.step]
+    inside = (schedule.token[1:] > 1) & (schedule.request[1:] == schedule.request[:-1])
+    assert (np.diff(decode)[inside] == 1).all()
+    assert (np.diff(schedule.steps["end"]) >= 0).all()
+
+
+def test_counters_that_disagree_are_doubted():
+    run = read_run(DATA / "tgi-0.9.4-cpu" / "short")
+    few = run.requests["user"].to_numpy() < 3
+    times = [t for t, m in zip(run.token_times or [], few, strict=True) if m]
+    part = replace(run, requests=run.requests[few].reset_index(drop=True), token_times=times)
+    assert any("other traffic" in d for d in witness(part, rebuild(part)))
+
+
+def _run(times: list[np.ndarray], prompt: list[int], sent: list[float]) -> Run:
+    seen = observe([1], lengths(10, 2), seconds=0.5, server=ServerConfig(max_batch_total_tokens=36000)).run
+    requests = seen.requests.iloc[[0] * len(times)].reset_index(drop=True)
+    requests["user"] = range(len(times))
+    requests["prompt_tokens"] = prompt
+    requests["sent"] = requests["scheduled"] = sent
+    requests["last_token"] = [t[-1] for t in times]
+    return replace(seen, requests=requests, token_times=times)
+
+
+def _stacked(one: Run, two: Run):
+    import pandas as pd
+
+    return pd.concat([one.requests, two.requests.assign(user=two.requests["user"] + 100)], ignore_index=True)
