@@ -59,7 +59,7 @@ def first_tokens(forecast: Forecast) -> bytes:
         for metric, colour, name in (("ttft_p95", ORANGE, "p95"), ("ttft_p50", BLUE, "p50")):
             _curve(axes[0], forecast.rows(metric), colour, name)
         axes[0].set(title="Time to first token", ylabel="s")
-        axes[0].set_yscale("log")
+        _log(axes[0])
         _curve(axes[1], forecast.rows("tpot_mean"), BLUE, "mean", scale=1000)
         axes[1].set(title="Time per output token", ylabel="ms")
         _shares(axes[2], forecast)
@@ -67,7 +67,6 @@ def first_tokens(forecast: Forecast) -> bytes:
             _load_axis(ax, forecast)
         for ax in axes[:2]:
             ax.legend()
-        _plain(axes[0].yaxis)
         return _svg(figure)
 
 
@@ -107,8 +106,7 @@ def several(forecasts: Sequence[Forecast]) -> bytes:
                 _curve(ax, forecast.rows(metric), colour, forecast.name)
             ax.set_title(title)
             _load_axis(ax, forecasts[0])
-        axes[1].set_yscale("log")
-        _plain(axes[1].yaxis)
+        _log(axes[1])
         axes[0].legend(fontsize=8)
         return _svg(figure)
 
@@ -179,8 +177,8 @@ def _latency(ax: Axes, forecast: Forecast) -> None:
         if printed.figure.users is not None:
             ax.plot([printed.figure.users], [printed.figure.value], "D", color=RED, ms=5, zorder=5, label="published")
     _corner(ax, forecast, "e2e")
-    ax.set(title="Response time, s", yscale="log")
-    _plain(ax.yaxis)
+    ax.set(title="Response time, s")
+    _log(ax)
     _load_axis(ax, forecast)
     ax.legend(fontsize=8, loc="upper left")
 
@@ -196,8 +194,8 @@ def _hockey_stick(ax: Axes, forecast: Forecast) -> None:
     for printed in forecast.published:
         if printed.figure.users is None:
             ax.axvline(printed.figure.value, color=RED, ls="--", lw=1.1, label="published takeoff")
-    ax.set(title="Response time against RPS", xlabel="requests/s", ylabel="s", xlim=(0, None), yscale="log")
-    _plain(ax.yaxis)
+    ax.set(title="Response time against RPS", xlabel="requests/s", ylabel="s", xlim=(0, None))
+    _log(ax)
     ax.legend(fontsize=8, loc="upper left")
 
 
@@ -243,6 +241,13 @@ def _load_axis(ax: Axes, forecast: Forecast) -> None:
         ax.minorticks_off()
     _plain(ax.xaxis)
     ax.set(xlabel=forecast.unit, xlim=(loads[0], loads[-1] if len(loads) > 1 else loads[0] + 1))
+
+
+def _log(ax: Axes) -> None:
+    """A logarithmic ordinate, where there is anything to show on it."""
+    if any(np.any(np.asarray(line.get_ydata()) > 0) for line in ax.get_lines()):
+        ax.set_yscale("log")
+    _plain(ax.yaxis)
 
 
 def _plain(axis: Axis) -> None:

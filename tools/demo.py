@@ -22,7 +22,7 @@ PROFILES = ("llama2-70b-1500-100", "llama2-70b-50-500")
 
 
 def step(title: str, *arguments: str) -> None:
-    """Say what comes and run it; stop where it cannot go on. A check that fails has said so and is no reason to stop."""
+    """Say what comes and run it; stop where it cannot go on. A check that failed has said so, and is no reason to."""
     print(f"\n== {title}\n$ servecast {shlex.join(arguments)}\n", flush=True)
     found = status(arguments)
     if found not in (0, FAILED):

@@ -1,0 +1,137 @@
+"""Pictures and pages: complete in one file, the same bytes every time, whatever names contain."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import msgspec
+import pytest
+
+from scenarios import plots, tables
+from scenarios.compare import compare_runs
+from scenarios.doors import calibration_of
+from scenarios.forecast import Estimate, Forecast, write_forecast
+from scenarios.load import load
+from scenarios.report import page, read_item
+from scenarios.simulation import central_run, simulate
+from sim.errors import BadInput
+from sim.run import Run, write_run
+
+
+@pytest.fixture(scope="module")
+def forecast() -> Forecast:
+    scenario = load("llama2-70b-1500-100", "load.seconds=30", "load.users=[1, 8, 32, 128]", "name=a<b>&c")
+    return simulate(scenario, calibration_of("llama2-70b-1500-100", scenario), replicates=19)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    scenario = load("standin", "load.seconds=5")
+    return central_run(scenario, calibration_of("standin", scenario))
+
+
+class Outline(HTMLParser):
+    """The tags of a page, what they link to, and whether each is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_page_is_one_well_formed_file(forecast: Forecast, run: Run):
+    text = page([forecast, run, compare_runs(run, run)], {forecast.name: run}, "Title <&>")
+    outline = Outline(text)
+    assert outline.open == []
+    assert {"script", "link", "iframe"}.isdisjoint(outline.tags)
+    assert all(link.startswith(("data:image/svg+xml;base64,", "#")) for link in outline.links)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)
+    assert "<title>Title &lt;&amp;&gt;</title>" in text
+    assert "a&lt;b&gt;&amp;c" in text and "a<b>" not in text
+    for link in outline.links:
+        if link.startswith("data:"):
+            ElementTree.fromstring(base64.b64decode(link.partition(",")[2]))
+
+
+def test_the_same_page_twice(forecast: Forecast, run: Run):
+    assert page([forecast, run], {}) == page([forecast, run], {})
+
+
+def test_a_page_says_what_the_forecast_says(forecast: Forecast):
+    text = re.sub(r"<[^>]*>", " ", page([forecast], {}))
+    for doubt in forecast.doubts:
+        assert doubt in text.replace("&#39;", "'")
+    assert tables.parts(forecast.knee.load)[0] in text
+    assert "GCP a2-highgpu-4g" in text and "output_attained" in text
+    for rung in forecast.binding:
+        assert rung.words in text
+
+
+def test_doubts_shared_by_all_forecasts_are_said_once(forecast: Forecast):
+    other = msgspec.structs.replace(forecast, name="other", doubts=[*forecast.doubts, "mine alone"])
+    text = page([forecast, other], {}).replace("&#39;", "'")
+    assert text.count(forecast.doubts[-1]) == 1
+    assert text.count("mine alone") == 1
+
+
+@pytest.mark.parametrize("picture", [plots.overview, plots.first_tokens])
+def test_pictures_have_no_date_and_no_chance(picture, forecast: Forecast):
+    svg = picture(forecast)
+    assert svg == picture(forecast)
+    assert b"<dc:date>" not in svg
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_a_forecast_without_steady_states_can_be_drawn():
+    scenario = load("llama2-70b-poisson", "load.seconds=30", "load.rate=[3, 6]")
+    found = simulate(scenario, calibration_of("llama2-70b-poisson", scenario), replicates=19)
+    assert all(row.unstable for row in found.curves)
+    assert "no steady state" in page([found], {})
+
+
+def test_folders_and_files_are_recognised(forecast: Forecast, run: Run, tmp_path: Path):
+    write_forecast(tmp_path / "forecast.json", forecast)
+    write_run(run, tmp_path / "run")
+    comparison = compare_runs(run, run)
+    (tmp_path / "comparison.json").write_bytes(msgspec.json.encode(comparison))
+    assert read_item(tmp_path) == forecast == read_item(tmp_path / "forecast.json")
+    found = read_item(tmp_path / "run")
+    assert isinstance(found, Run) and len(found.requests) == len(run.requests)
+    assert read_item(tmp_path / "comparison.json") == comparison
+    (tmp_path / "other.json").write_text('{"format": 1}')
+    with pytest.raises(BadInput, match=r"other\.json:1: expected a run directory, a forecast or a comparison"):
+        read_item(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "text"),
+    [
+        (0.96, 1.1, 1.21, "1.10 0.96–1.21"),  # half a width of 0.125: a 1, so two digits
+        (6.76, 7.0, 7.43, "7.0 6.8–7.4"),
+        (100.4, 116.2, 137.4, "116 100–137"),
+        (1350.0, 1650.0, 1900.0, "1650 1350–1900"),
+        (0.0003, 0.2, 9.6, "0.2 0.0–9.6"),  # never a bare 0 for something that is not
+        (2.0, 2.0, 2.0, "2.00"),
+        (0.0, 0.0, 0.0, "0.00"),
+        (None, None, None, "–"),
+    ],
+)
+def test_numbers_have_the_digits_their_band_leaves(
+    low: float | None, value: float | None, high: float | None, text: str
+):
+    assert tables.banded(Estimate(value=value, low=low, high=high)) == text
