@@ -72,13 +72,13 @@ def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
     for start in [float(s.get("start", 0.0)) for s in run.segments]:
         table = table[~((table["seen"] < start) & (table["again"] >= start))]
     table = table[table["ok"] & table["again"].notna() & (table["step"] >= 0)]
+    table = table[schedule.steps["used"].to_numpy()[table["step"].to_numpy()]]
     table["back"] = table["again"] - table["seen"] - run.scenario.load.think
     table = table.sort_values(["step", "again"], kind="stable")
     table["rank"] = table.groupby("step").cumcount()
     table["group"] = table.groupby("step")["back"].transform("size")
     table["after"] = table["again"] - table.groupby("step")["seen"].transform("min") - run.scenario.load.think
-    table["run"] = id(run)
-    return table
+    return pd.DataFrame(table)
 
 
 def _spacing(back: pd.DataFrame, turnaround: Floats) -> tuple[float, float]:

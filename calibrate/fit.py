@@ -8,7 +8,7 @@ beforehand, `regress` solves it and chooses the form, `uncertainty` draws from w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -37,14 +37,19 @@ COPIES = ("a4", "c2", "f2")  # what only a padded cache costs
 CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 
 
-def calibrate_runs(runs: Sequence[Run], seed: int = 0) -> Calibration:
-    """Fit one machine to measured runs of it, streamed ones. `NotEnoughData` when they show no steps."""
+def calibrate_runs(
+    runs: Sequence[Run], seed: int = 0, rungs: Sequence[Collection[int] | None] | None = None
+) -> Calibration:
+    """Fit one machine to measured runs of it, streamed ones, or to some `rungs` of each run (None: all of them).
+
+    `NotEnoughData` when they show no steps.
+    """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")
     padded = {run.scenario.server.requires_padding for run in runs}
     if len(padded) > 1:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
-    schedules = [rebuild(run) for run in runs]
+    schedules = [rebuild(run, only) for run, only in zip(runs, rungs or [None] * len(runs), strict=True)]
     rows = rows_of(runs, schedules)
     regression, choice = choose(rows, candidates(padded.pop()), races(runs, schedules))
     noise = fit_noise(rows, regression.predicted)

@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 CELL_SECONDS = 3.0
+LONGEST = 0.95  # of a cell's mood kept by the next: what lasts longer than a minute looks constant in windows of one
 TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
 
@@ -65,16 +66,15 @@ def _drift(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, float, flo
     if whole.sum() < 3:
         return np.ones(len(factor)), 0.0, 20.0
     own = float(((halves[0::2] - halves[1::2])[whole] ** 2).mean()) / 4
-    around = float(np.var(mean[whole]))
-    between_rungs = np.bincount(rung, weights=factor) / np.maximum(np.bincount(rung), 1)
-    of_rung = rung[order][starts]
-    centred = mean - between_rungs[of_rung]
-    next_to = (of_rung[1:] == of_rung[:-1]) & whole[1:] & whole[:-1]
-    follow = float((centred[1:] * centred[:-1])[next_to].mean()) if next_to.any() else 0.0
-    variance = max(around - own, follow, 0.0)
+    variance = max(float(np.var(mean[whole])) - own, 0.0)
     if variance < 1e-8:
         return np.ones(len(factor)), 0.0, 20.0
-    keep = float(np.clip(follow / max(float(np.var(centred[whole])) - own, 1e-12), 0.3, 0.9))
+    # Not centred on each rung: a mood that outlasts a rung is drift too, the slow part of it.
+    of_rung = rung[order][starts]
+    off = mean - float(mean[whole].mean())
+    next_to = (of_rung[1:] == of_rung[:-1]) & whole[1:] & whole[:-1]
+    follow = float((off[1:] * off[:-1])[next_to].mean()) if next_to.any() else 0.0
+    keep = float(np.clip(follow / variance, 0.3, LONGEST))
     return slow, float(np.sqrt(variance)), -CELL_SECONDS / float(np.log(keep))
 
 

@@ -37,6 +37,7 @@ def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
     first[schedule.request[at]] = schedule.step[at]
     table = pd.DataFrame({"written": schedule.written, "first": first, "from": schedule.after})
     table = table[(table["from"] >= 0) & (table["first"] >= 0)]
+    table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
     source = table["from"].to_numpy()
     following = steps.iloc[np.minimum(source + 1, len(steps) - 1)]
     decode = (following["kind"] == "decode").to_numpy()
@@ -57,7 +58,8 @@ def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
     alike = group["won"].transform("all") | group["lost"].transform("all")
     table = table[table["forced"] | alike]
     size = table.groupby("from")["x"].transform("size")
-    return table.assign(weight=1.0 / size)[["x", "kept", "longest", "won", "weight"]]
+    table = table.assign(weight=1.0 / size)
+    return pd.DataFrame(table[["x", "kept", "longest", "won", "weight"]])
 
 
 def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:

@@ -50,7 +50,7 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         steps = schedule.steps.drop(columns="members")
         idle = ~steps["seen"] & (steps["kind"] == "prefill") & (steps["start"] > steps["end"].shift(fill_value=np.inf))
         limited = [i for i, g in enumerate(run.rungs) if _client_limited(g)]
-        usable = (steps["seen"] | idle) & (steps["seconds"] > 0)
+        usable = (steps["seen"] | idle) & (steps["seconds"] > 0) & steps["used"]
         if limited and len(limited) < len(run.rungs):
             dropped = usable & steps["rung"].isin(limited)
             usable &= ~dropped

@@ -12,6 +12,7 @@ joining of batches, and where the server was idle before a step its beginning is
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,8 +57,12 @@ class Schedule:
     doubts: list[str] = field(default_factory=list)
 
 
-def rebuild(run: Run) -> Schedule:
-    """The schedule behind a measured run's token times; `NotEnoughData` when the run has none."""
+def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
+    """The schedule behind a measured run's token times; `NotEnoughData` when the run has none.
+
+    All of it is rebuilt (who began at one rung runs on into the next), but only steps that end in one of `rungs` are
+    marked as `used`; all of them by default.
+    """
     if run.token_times is None or not any(len(t) > 1 for t in run.token_times):
         raise NotEnoughData(f"{run.name}: no token times; requests that were not streamed show no steps")
     doubts: list[str] = []
@@ -88,6 +93,7 @@ def rebuild(run: Run) -> Schedule:
     step = np.where(token > 0, number[groups + np.maximum(decode, 0)], number[prefill_of[request]])
     after, written = _bursts(run, request, step)
     steps = _table(run, request, token, step, time, written, is_decode[order])
+    steps["used"] = True if rungs is None else steps["rung"].isin(list(rungs))
     doubts += _coalesced(run.token_times) + _hidden(steps)
     return Schedule(steps, request, token, step, time, after, written, jitter, doubts)
 

@@ -19,8 +19,7 @@ from calibrate.rows import Rows
 Floats = NDArray[np.float64]
 
 DRAWS = 200
-DAY = 1.5  # how much further a machine is from itself on another day than from one rung to the next
-LEAST_DAY = 0.5  # of its drift within a run: no day is more like another than that
+LEAST = 0.5  # of its drift: a machine is no more like itself at another load, or on another day, than that
 
 
 class Moods(NamedTuple):
@@ -37,9 +36,10 @@ def moods(rows: Rows, predicted: Floats, drift: float) -> Moods:
         if not of.any():
             continue
         factor = (rows.seconds / predicted)[of]
-        rung_sd[kind] = _beyond(factor, rows.rung[of], rows.block[of])
+        # a batch size seen at one load only has that load's mood in its level, where no residual shows it
+        rung_sd[kind] = max(_beyond(factor, rows.rung[of], rows.block[of]), LEAST * drift)
         apart = _beyond(factor, rows.run[of], rows.rung[of]) if len(np.unique(rows.run[of])) > 1 else 0.0
-        run_sd[kind] = max(apart, DAY * rung_sd[kind], LEAST_DAY * drift)
+        run_sd[kind] = max(apart, LEAST * drift)
     return Moods(rung_sd, run_sd)
 
 
