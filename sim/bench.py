@@ -44,6 +44,7 @@ class Bench:
     def run(self) -> Run:
         """End the run now, and say what happened."""
         self.clients.abort()
+        self.replica.stop()
         return Run(
             kind="simulated",
             name=self.scenario.name,

@@ -126,7 +126,6 @@ def _shares(run: Run, low: float, high: float) -> dict[str, float]:
         "mean_batch": float((decode * steps["sequences"].to_numpy()).sum() / decode.sum()) if decode.any() else 0.0,
     }
     if isinstance(budget, int):
-        found["budget_share"] = (
-            float((decode * steps["used"].to_numpy()).sum() / decode.sum() / budget) if decode.any() else 0.0
-        )
+        held = np.concatenate([[0], steps["used"].to_numpy()[:-1]])  # a row's own `used` is what it leaves behind
+        found["budget_share"] = float((decode * held).sum() / decode.sum() / budget) if decode.any() else 0.0
     return found

@@ -84,11 +84,15 @@ class Replica:
         """The tokens that the server has made by now for a request that has not ended."""
         if not request.running:
             return 0
-        more = 0
-        if self._decoding and self._run is not None:
-            by = self._run.steps_by(self.clock.now)
-            more = (by if self._run.end(by) <= self.clock.now else by - 1) - self._done
+        more = self._made() - self._done if self._decoding else 0
         return request.output_tokens - (request.last_step - self.batcher.batch.steps - more)
+
+    def stop(self) -> None:
+        """The simulation ends here: write down what has been made by now of the run of steps under way."""
+        if self._decoding and (made := self._made()) > self._done:
+            batch = self.batcher.batch
+            self._tell(made)
+            self._note(made, 0, len(batch), batch.context, batch.longest)
 
     def step_table(self) -> pd.DataFrame:
         """The steps so far, one row per run of equal steps, with `STEP_COLUMNS`."""
@@ -174,7 +178,7 @@ class Replica:
         if self._run is None:
             self._run = self._new_run(len(batch), old)
             self._done = 0
-        size, context, longest, before = len(batch), batch.context, batch.longest, self._done
+        state, before = (len(batch), batch.context, batch.longest), self._done
         end = before + (1 if batch.leaving else batch.steps_to_finish)
         look = batcher.steps_until_admission(1)  # the look before this step has been
         self._target = end if look is None else min(end, before + look)
@@ -186,25 +190,42 @@ class Replica:
             except Interrupt:  # something came that the router sees earlier; wait for that
                 pass
         self._decoding = False
-        run, count = self._run, self._target - before
-        start, now = run.end(before), clock.now
-        if self.on_call is not None:  # as the shard answers: with those that end
-            ends = run.ends(self._target)[before:].tolist()
-            self.on_call(Call("decode", start, ends, list(batch.members), batch.used))
+        self._tell(self._target)
+        count = self._target - before
         ended = batcher.decoded(count)
+        self._note(self._target, len(ended), *state)
         self._done = self._target
         self.number += count
-        first, growth, extra = self._line
-        joined = 0 if before else self._joined
-        self.steps.extend((DECODE, start, now, count, size, context, 0, longest))
-        self.steps.extend((joined, len(ended), size - len(ended), batch.used))
-        self.steps.extend((first + growth * before, growth, extra if joined else 0.0))
-        if self.noise is not None:
-            self.step_ends.append(run.ends(self._target)[before:].copy())
         if ended:
             self._run = None
             self._finish(ended)
             yield from self._filter(batch.members, len(ended), batch.longest)
+
+    def _tell(self, done: int) -> None:
+        """Let `on_call` hear of the steps from the last look to `done`, as the shard answers: with those that end."""
+        if self.on_call is not None:
+            run, before, batch = self._run, self._done, self.batcher.batch
+            assert run is not None
+            ends = run.ends(done)[before:].tolist()
+            self.on_call(Call("decode", run.end(before), ends, list(batch.members), batch.used))
+
+    def _note(self, done: int, ended: int, size: int, context: int, longest: int) -> None:
+        """Write a row of the steps from the last look to `done`, given the batch as it was before them."""
+        run, before = self._run, self._done
+        assert run is not None
+        first, growth, extra = self._line
+        joined = 0 if before else self._joined
+        self.steps.extend((DECODE, run.end(before), run.end(done), done - before, size, context, 0, longest))
+        self.steps.extend((joined, ended, size - ended, self.batcher.batch.used))
+        self.steps.extend((first + growth * before, growth, extra if joined else 0.0))
+        if self.noise is not None:
+            self.step_ends.append(run.ends(done)[before:].copy())
+
+    def _made(self) -> int:
+        """How many steps of the run have been made by now."""
+        assert self._run is not None
+        by = self._run.steps_by(self.clock.now)
+        return by if self._run.end(by) <= self.clock.now else by - 1
 
     def _new_run(self, size: int, old: int) -> DecodeRun | NoisyDecodeRun:
         batch = self.batcher.batch
