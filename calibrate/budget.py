@@ -20,41 +20,43 @@ from sim.run import Run
 from sim.server import ServerConfig
 
 _ON_THE_WAY = 0.02  # s: sent so long before a look, a request was in the queue by then
+MEANING = "tokens all running requests may hold"
 _BEYOND = 2.0  # an unseen upper bound is drawn up to so many times the largest batch seen
 
 
 def fit_budget(
     runs: Sequence[Run], schedules: Sequence[Schedule], rng: np.random.Generator, n: int
 ) -> tuple[Parameter, list[float], list[str]] | None:
-    """The parameter, its draws and doubts; None when every run's `/info` or scenario says the budget."""
+    """The parameter, its draws and doubts: what every run's `/info` (or scenario) says, if they agree, else what shows
+    in the behaviour of those that do not say; None when they all say, and differ (then it was set for each of them)."""
     unknown = [(r, s) for r, s in zip(runs, schedules, strict=True) if known_budget(r) is None]
     if not unknown:
-        return None
+        said = {known_budget(r) for r in runs}
+        told = said.pop()
+        if said or told is None:
+            return None
+        return parameter(told, np.full(n, float(told)), "tokens", MEANING), [float(told)] * n, []
     bounds = [_bounds(run, schedule) for run, schedule in unknown]
     low = max(b[0] for b in bounds)
     high = min((b[1] for b in bounds if b[1] is not None and b[1] > low), default=None)
     top = high if high is not None else _BEYOND * low
     drawn = rng.uniform(low, top, n)
-    meaning = "tokens all running requests may hold"
-    said = f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"
+    doubt = f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"
     if high is None:
-        said = f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen"
+        doubt = f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen"
     draws = [float(round(x)) for x in drawn.tolist()]
-    return parameter((low + top) / 2, drawn, "tokens", meaning), draws, [said]
+    return parameter((low + top) / 2, drawn, "tokens", MEANING), draws, [doubt]
 
 
 def known_budget(run: Run) -> int | None:
     """What the server said at `/info`, else what the scenario says."""
-    told = (run.info or {}).get("max_batch_total_tokens")
-    if isinstance(told, int):
-        return told
-    asked = run.scenario.server.max_batch_total_tokens
-    return asked if isinstance(asked, int) else None
+    told = run.server.max_batch_total_tokens
+    return told if isinstance(told, int) else None
 
 
 def _bounds(run: Run, schedule: Schedule) -> tuple[int, int | None]:
     """The largest use that was admitted, and the least that was not though nothing else stood in its way."""
-    config = run.scenario.server
+    config = run.server
     asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
     requests = [Request(i, p, max(o, 1), new, sent=s) for i, (p, o, new, s) in enumerate(zip(*asked, strict=True))]
     waiting = sorted(requests, key=lambda r: r.sent)

@@ -47,7 +47,7 @@ def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
         kept=following["kept"].to_numpy(),
         longest=following["kept_longest"].to_numpy(),
         filtered=following["filtered"].to_numpy(),
-        forced=steps["since"].to_numpy()[source] >= run.scenario.server.max_waiting_tokens - 1,
+        forced=steps["since"].to_numpy()[source] >= run.server.max_waiting_tokens - 1,
         won=gap == 1,
         # admitted one decode later, which ended nobody: the budgets were the same, so it was not there before
         lost=(gap == 2) & decode & (steps["ended"].to_numpy()[np.minimum(source + 1, len(steps) - 1)] == 0),

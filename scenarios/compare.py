@@ -82,7 +82,7 @@ class Replicate:
 
     def __call__(self) -> pd.DataFrame:
         """Its metrics, one row a rung."""
-        model = draw_model(self.calibration, self.run.scenario.server, np.random.default_rng([self.seed, self.number]))
+        model = draw_model(self.calibration, self.run.server, np.random.default_rng([self.seed, self.number]))
         return metrics.table(replay(self.run, model, (self.seed, self.number)))
 
 

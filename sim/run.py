@@ -23,10 +23,21 @@ from numpy.typing import NDArray
 from sim.document import Document
 from sim.errors import BadInput
 from sim.scenario import Scenario, lenient
+from sim.server import ServerConfig
 from sim.shape import Key, check_shape, dotted
 from sim.steps import DECODE, STEP_COLUMNS
 
 FORMAT = 1  # 1: first
+
+# what `GET /info` tells of a ServerConfig (tgi-0.9.4.md §1.1); not max_batch_prefill_tokens, not requires_padding
+TOLD = (
+    "max_batch_total_tokens",
+    "max_input_length",
+    "max_total_tokens",
+    "waiting_served_ratio",
+    "max_waiting_tokens",
+    "max_concurrent_requests",
+)
 
 REQUEST_COLUMNS = {
     "id": "int64",
@@ -94,6 +105,12 @@ class Run:
     stopped: str = ""
     doubts: list[str] = field(default_factory=list)
     path: Path | None = None
+
+    @property
+    def server(self) -> ServerConfig:
+        """The scenario's server, with what the real one said of itself at `/info` where it did."""
+        told = {k: v for k, v in (self.info or {}).items() if k in TOLD and isinstance(v, int | float)}
+        return msgspec.structs.replace(self.scenario.server, **told)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

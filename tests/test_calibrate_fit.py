@@ -127,7 +127,8 @@ def test_a_budget_that_never_bound_is_only_bounded_below():
 def test_info_wins_over_behaviour():
     run = observe([2], lengths(300, 50), seconds=10.0).run
     told = replace(run, scenario=_without_budget(run), info={"max_batch_total_tokens": 36000})
-    assert "max_batch_total_tokens" not in calibrate_runs([told]).parameters
+    budget = calibrate_runs([told]).parameters["max_batch_total_tokens"]
+    assert (budget.value, budget.stderr, budget.low, budget.high) == (36000, 0.0, 36000, 36000)
 
 
 def test_loads_at_which_the_client_was_too_busy_are_left_out():

@@ -1,0 +1,139 @@
+"""Comparisons: a forecast of a measured run, its bands, what is held out, and the verdict."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from calibrate.fit import calibrate_runs
+from scenarios.compare import Comparison, compare, compare_runs, fitted_rungs, forecast_run, humps, verdict
+from sim import metrics
+from sim.calibration import Calibration
+from sim.errors import NotEnoughData
+from sim.run import Run, read_run
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.fixture(scope="module")
+def flash() -> Run:
+    return read_run(DATA / "tgi-0.9.4-router-http" / "long")
+
+
+@pytest.fixture(scope="module")
+def fitted(flash) -> Calibration:
+    return calibrate_runs([flash], rungs=[{0, 2, 4}])
+
+
+@pytest.fixture(scope="module")
+def judged(flash, fitted) -> Comparison:
+    return compare(flash, forecast(flash, fitted, 39), fitted={0, 2, 4}, tolerances={"e2e_mean": 0.02})
+
+
+def forecast(run: Run, calibration: Calibration, replicates: int) -> list[pd.DataFrame]:
+    with ThreadPoolExecutor(1) as executor:
+        return forecast_run(run, calibration, executor, replicates=replicates)
+
+
+def test_loads_left_out_of_the_fit_are_forecast_within_the_goals(judged):
+    assert judged.passed
+    assert judged.summary["e2e_mean"].mape < 0.02
+    assert judged.summary["output_tokens_per_s"].mape < 0.02
+    assert judged.summary["rps"].mape < 0.03
+    assert judged.summary["ttft_p50"].median < 0.06
+    coverage = [s.coverage for s in judged.summary.values() if s.coverage is not None]
+    assert np.mean(coverage) > 0.85
+
+
+def test_only_what_was_held_out_is_judged(judged):
+    assert {row.rung for row in judged.rows if row.held_out} == {1, 3, 5}
+    assert judged.summary["e2e_mean"].rungs == 3
+    assert 1.0 <= judged.summary["e2e_mean"].effective <= 3.0
+
+
+def test_a_row_says_what_it_compares(judged, flash):
+    row = next(r for r in judged.rows if r.rung == 3 and r.metric == "e2e_mean")
+    measured = metrics.rung_metrics(flash, flash.rungs[3])["e2e_mean"]
+    assert row.measured == pytest.approx(measured)
+    assert row.users == 8
+    assert row.low < row.simulated < row.high
+    assert row.relative_error == pytest.approx(row.simulated / row.measured - 1)
+    assert row.inside == (row.low <= row.measured <= row.high)
+
+
+def test_a_wrong_model_fails_and_its_bands_do_not_hold(flash, fitted):
+    slow = {k: msgspec.structs.replace(p, value=1.2 * p.value) for k, p in fitted.parameters.items()}
+    wrong = msgspec.structs.replace(
+        fitted, parameters=slow, draws={k: [1.2 * x for x in column] for k, column in fitted.draws.items()}
+    )
+    found = compare(flash, forecast(flash, wrong, 19), fitted={0, 2, 4}, tolerances={"e2e_mean": 0.02})
+    assert found.passed is False
+    assert found.summary["e2e_mean"].bias == pytest.approx(0.2, abs=0.05)
+    assert found.summary["e2e_mean"].coverage == 0.0
+
+
+def test_rungs_of_a_run_in_the_source_are_not_held_out(flash):
+    whole = calibrate_runs([flash])
+    assert fitted_rungs(flash, whole) == set(range(6))
+    assert fitted_rungs(read_run(DATA / "tgi-0.9.4-router-http" / "short"), whole) == set()
+    found = compare(flash, forecast(flash, whole, 3), fitted=fitted_rungs(flash, whole), tolerances={"rps": 0.01})
+    assert found.passed is None
+    assert not found.summary
+    assert any("nothing to judge" in d for d in found.doubts)
+
+
+def test_a_run_is_not_far_from_its_repeat():
+    first, again = (read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("long", "long-again"))
+    found = compare_runs(first, again, {"e2e_mean": 0.08})
+    assert found.passed
+    assert {row.users for row in found.rows} == {1, 4, 16}
+    assert sum("left out" in d for d in found.doubts) == 2
+    assert all(row.low is None and row.inside is None for row in found.rows)
+    assert compare_runs(first, first, {"e2e_p99": 0.0}).passed
+
+
+def test_repeats_stand_beside_the_errors():
+    first, again = (read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("long", "long-again"))
+    found = compare(first, [metrics.table(first)], repeats=[again])
+    mine = {(r.users, r.metric): r.repeat_error for r in found.rows}
+    one, other = (metrics.rung_metrics(run, run.rungs[0])["e2e_mean"] for run in (first, again))
+    assert mine[1, "e2e_mean"] == pytest.approx(other / one - 1)
+    assert mine[2, "e2e_mean"] is None
+
+
+def test_runs_without_a_common_load_cannot_be_compared():
+    first, between = (read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("long", "long-between"))
+    with pytest.raises(NotEnoughData, match="no load in common"):
+        compare_runs(first, between)
+
+
+def test_two_humps_are_seen_and_one_is_not():
+    rng = np.random.default_rng(0)
+    one = rng.normal(1.0, 0.02, 80)
+    assert humps(one) is None
+    assert humps(np.concatenate([one, rng.normal(2.0, 0.02, 30)])) == pytest.approx([1.0, 2.0], abs=0.02)
+    assert humps(np.concatenate([one, [2.0]])) is None  # a stray replicate is no pattern
+
+
+def test_the_verdict_needs_every_tolerance():
+    rows = compare_runs(*(read_run(DATA / "tgi-0.9.4-cpu" / n) for n in ("long", "long-again"))).rows
+    assert verdict(rows, "a", "b", {"e2e_mean": 0.1}, []).passed
+    assert not verdict(rows, "a", "b", {"e2e_mean": 0.1, "ttft_p50": 0.001}, []).passed
+    assert verdict(rows, "a", "b", {}, []).passed is None
+
+
+def test_what_the_server_said_at_info_wins(flash):
+    blind = replace(
+        flash,
+        scenario=msgspec.structs.replace(
+            flash.scenario, server=msgspec.structs.replace(flash.scenario.server, max_batch_total_tokens=None)
+        ),
+    )
+    calibration = calibrate_runs([flash])
+    told = forecast(blind, calibration, 1)[0]
+    known = forecast(flash, calibration, 1)[0]
+    pd.testing.assert_frame_equal(told, known)
