@@ -148,9 +148,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.values | {name: column[at] for name, column in self.draws.items()}
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(path: str | Path) -> Calibration:
     """Read `calibration.json`; `BadInput` names the file, the line and the key."""
-    document = Document(path, "a calibration file", FORMAT)
+    document = Document(Path(path), "a calibration file", FORMAT)
     check_shape(document.values, Calibration, document.fail)
     calibration = msgspec.convert(document.values, Calibration)
     known(calibration.model, FORMS, "step-time form", ("model",), document.fail)

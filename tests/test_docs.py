@@ -1,0 +1,78 @@
+"""What the README says to type works as it stands, in its order; quick ones for the slow parts."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scenarios.cli import servecast, status
+
+README = Path("README.md").read_text()
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+COMMANDS = [text for language, text in BLOCKS if language == "sh" and "make" not in text]
+
+
+def test_there_is_something_to_run():
+    assert len(COMMANDS) >= 3
+    assert [language for language, _ in BLOCKS].count("python") == 1
+
+
+@pytest.mark.parametrize("text", COMMANDS, ids=lambda text: text.split("\n")[0][:40])
+def test_commands_of_the_readme(text: str, tmp_path: Path):
+    # fewer replicates than a user would take: the bands are wider, the way is the same
+    quick = re.sub(r"^(servecast (?:simulate|plan|compare)\b)", r"\1 --replicates 19", text, flags=re.MULTILINE)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        quick = quick.replace("8089", str(free.getsockname()[1]))
+    quick = re.sub(r"(--port \d+) &", r"\1 & server=$!; trap 'kill $server' EXIT; sleep 4", quick)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "servecast").write_text(f'#!/bin/sh\nexec {sys.executable} -m scenarios "$@"\n')
+    (tmp_path / "bin" / "servecast").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", quick],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_python_of_the_readme(capsys: pytest.CaptureFixture[str]):
+    (code,) = [text for language, text in BLOCKS if language == "python"]
+    exec(compile(code, "README.md", "exec"), {})
+    assert "e2e_p95" in capsys.readouterr().out
+
+
+def test_everything_the_readme_links_to_is_there():
+    for folder in (Path(), *(path.parent for path in Path().glob("[a-z]*/README.md"))):
+        text = (folder / "README.md").read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (folder / target).exists(), f"{folder / 'README.md'}: {target}"
+
+
+def test_make_names_only_what_exists():
+    targets = set(re.findall(r"^([a-z-]+):", Path("Makefile").read_text(), flags=re.MULTILINE))
+    assert {"demo", "test", "bench", "mutants", "validate", "lint"} <= targets
+    for program in re.findall(r"tools/(\w+\.py)", Path("Makefile").read_text()):
+        assert (Path("tools") / program).exists()
+
+
+def test_the_readme_of_scenarios_names_every_module():
+    text = Path("scenarios/README.md").read_text()
+    for module in Path("scenarios").glob("[a-z]*.py"):
+        assert f"`{module.stem}`" in text or module.stem == "results" or module.stem == "failures", module.stem
+
+
+def test_every_command_is_one_of_the_documented_ones():
+    status(["--version"])
+    documented = "scenarios new schema simulate plan measure import standin run doctor calibrate compare report"
+    assert " ".join(sorted(servecast.commands)) == " ".join(sorted(documented.split()))
