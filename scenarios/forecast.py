@@ -164,9 +164,12 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return [row for row in self.curves if row.metric == metric]
 
     def table(self, metric: str | None = None) -> pd.DataFrame:
-        """The curves, or one metric's, as a pandas table."""
-        rows = self.curves if metric is None else self.rows(metric)
-        return pd.DataFrame([msgspec.structs.asdict(row) for row in rows])
+        """The curves as a pandas table; of one metric, a row a rung: its load, value, low, high and marks."""
+        if metric is None:
+            return pd.DataFrame([msgspec.structs.asdict(row) for row in self.curves])
+        columns = ["load", "value", "low", "high", "extrapolated", "unstable"]
+        table = pd.DataFrame([[getattr(row, name) for name in columns] for row in self.rows(metric)], columns=columns)
+        return table.rename(columns={"load": self.unit})
 
 
 def write_forecast(path: Path, forecast: Forecast) -> None:

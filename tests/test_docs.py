@@ -49,7 +49,9 @@ def test_commands_of_the_readme(text: str, tmp_path: Path):
 def test_python_of_the_readme(capsys: pytest.CaptureFixture[str]):
     (code,) = [text for language, text in BLOCKS if language == "python"]
     exec(compile(code, "README.md", "exec"), {})
-    assert "e2e_p95" in capsys.readouterr().out
+    title, *rows = capsys.readouterr().out.splitlines()
+    assert title.split() == ["users", "value", "low", "high", "extrapolated", "unstable"]
+    assert [float(row.split()[1]) for row in rows] == [1, 2, 3, 4, 6, 8]
 
 
 def test_everything_the_readme_links_to_is_there():
