@@ -145,7 +145,7 @@ def test_silence_is_a_timeout() -> None:
 
 def test_comments_without_a_token_are_a_timeout_too() -> None:
     comments: list[bytes | float] = [chunk(b":\n\n"), 0.1] * 30
-    got = ask(client(Scripted(say(HEAD, *comments)), patience=0.4))
+    got = ask(client(Scripted(say(HEAD, *comments, chunk(tgi_event(last=1)) + END)), patience=0.4))
     assert (got.status, got.output_tokens) == ("timeout", 0)
 
 

@@ -128,6 +128,11 @@ def test_tokens_that_come_together_are_one_step(users: int) -> None:
     assert found.decode == pytest.approx(0.02, rel=0.03)
 
 
+def test_a_request_has_one_token_a_step_however_close_they_come() -> None:
+    delayed = np.cumsum([0.004, 0.036, 0.020, 0.020] * 50)  # now and then a token comes late, and the next on time
+    assert by_streams([delayed], -1.0, 10.0).number == 200
+
+
 def test_first_tokens_are_a_step_of_their_own() -> None:
     old = np.arange(0, 1.0, 0.02)
     new = np.concatenate([[0.503], np.arange(0.521, 1.0, 0.02)])

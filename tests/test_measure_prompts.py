@@ -168,6 +168,7 @@ def test_a_scenario_is_held_against_info() -> None:
     info = {"version": "0.9.4", "max_input_length": 1024, "max_total_tokens": 2048, "max_concurrent_requests": 128}
     tgi = Server(api="tgi", info=info)
     assert check(tgi, scenario()) == []
+    assert check(tgi, scenario(1024)) == []  # as much as it takes
     assert check(Server(api="completions"), scenario(5000)) == []  # nothing is known of its limits
     for prompt, flag in ((1025, "--max-input-length 1025"), (Lengths(uniform=(2000, 2001)), "--max-input-length 2000")):
         with pytest.raises(Unfit, match=flag):

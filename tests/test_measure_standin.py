@@ -84,7 +84,7 @@ def test_a_stream_is_an_event_a_token_without_a_space_and_without_done(server: t
     assert "x-total-time" not in headers
     assert body.endswith(b"\n\n") and b"\r" not in body
     events = body.decode().removesuffix("\n\n").split("\n\n")
-    assert all(event.startswith('data:{"token"') for event in events)
+    assert all(event.startswith('data:{"token":{"id":') for event in events)
     said = [json.loads(event[5:]) for event in events]
     assert len(said) == 3
     assert [e["generated_text"] for e in said[:2]] == [e["details"] for e in said[:2]] == [None, None]
