@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.budget import MEANING as BUDGET
 from calibrate.budget import fit_budget
 from calibrate.clocks import fit_clocks
 from calibrate.draws import correlations, parameter
@@ -23,7 +24,9 @@ from calibrate.races import races
 from calibrate.regress import Form, Regression, choose
 from calibrate.rows import Rows, rows_of
 from calibrate.steps import rebuild
-from calibrate.uncertainty import draw_coefficients, moods
+from calibrate.uncertainty import DRAWS, draw_coefficients, moods
+from calibrate.unstreamed import ASSUMED, fit_unstreamed
+from calibrate.unstreamed import NOISE as UNSTREAMED_NOISE
 from calibrate.witness import witness
 from sim.calibration import Calibration, Residual, Source, SourceFile
 from sim.errors import NotEnoughData
@@ -40,18 +43,56 @@ CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 def calibrate_runs(
     runs: Sequence[Run], seed: int = 0, rungs: Sequence[Collection[int] | None] | None = None
 ) -> Calibration:
-    """Fit one machine to measured runs of it, streamed ones, or to some `rungs` of each run (None: all of them).
+    """Fit one machine to measured runs of it, or to some `rungs` of each run (None: all of them).
 
-    `NotEnoughData` when they show no steps.
+    Runs whose answers were not streamed count only where none was. `NotEnoughData` when there is nothing to fit.
     """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")
-    padded = {run.scenario.server.requires_padding for run in runs}
-    if len(padded) > 1:
+    if len({run.scenario.server.requires_padding for run in runs}) > 1:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
-    schedules = [rebuild(run, only) for run, only in zip(runs, rungs or [None] * len(runs), strict=True)]
+    chosen = list(zip(runs, rungs or [None] * len(runs), strict=True))
+    streamed = [(run, only) for run, only in chosen if run.token_times is not None]
+    if not streamed:
+        return _from_latencies(chosen, seed)
+    calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
+    unseen = [f"{run.name}: not streamed, and so left out" for run in runs if run.token_times is None]
+    return msgspec.structs.replace(calibration, doubts=calibration.doubts + unseen)
+
+
+def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int) -> Calibration:
+    """Runs that show no steps: through the simulator."""
+    runs, rungs = [run for run, _ in chosen], [only for _, only in chosen]
+    padded = runs[0].scenario.server.requires_padding
+    rng = np.random.default_rng(seed)
+    drawn, doubts = fit_unstreamed(runs, rungs, padded, rng, DRAWS)
+    told = {run.server.max_batch_total_tokens for run in runs}
+    budget = told.pop()
+    if not told and isinstance(budget, int):
+        drawn["max_batch_total_tokens"] = np.full(DRAWS, float(budget))
+    meanings = MEANING | {"max_batch_total_tokens": ("tokens", BUDGET)}
+    return Calibration(
+        source=Source(door="run", files=_files(runs), note="fitted through the simulator: answers were not streamed"),
+        model="padded" if padded else "affine",
+        parameters={name: parameter(float(np.median(x)), x, *meanings[name]) for name, x in drawn.items()},
+        draws={name: [float(f"{v:.6g}") for v in x] for name, x in drawn.items()},
+        range={
+            "prompt_tokens": _span(np.concatenate([run.requests["prompt_tokens"].to_numpy() for run in runs])),
+            "users": _span(np.array([g.load for run in runs for g in run.rungs])),
+        },
+        server=[_flags(run) for run in runs],
+        noise=UNSTREAMED_NOISE,
+        clocks=ASSUMED,
+        correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
+        doubts=doubts,
+    )
+
+
+def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], seed: int) -> Calibration:
+    """Streamed runs: steps rebuilt, then regression."""
+    schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = rows_of(runs, schedules)
-    regression, choice = choose(rows, candidates(padded.pop()), races(runs, schedules))
+    regression, choice = choose(rows, candidates(runs[0].scenario.server.requires_padding), races(runs, schedules))
     noise = fit_noise(rows, regression.predicted)
     spread = moods(rows, regression.predicted, noise.drift)
     rng = np.random.default_rng(seed)
@@ -150,7 +191,11 @@ def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
         "context_tokens": decode["tokens"].to_numpy(),
         "users": np.array([g.users for run in runs for g in run.rungs if g.users is not None]),
     }
-    return {name: (float(x.min()), float(x.max())) for name, x in seen.items() if len(x)}
+    return {name: _span(x) for name, x in seen.items() if len(x)}
+
+
+def _span(x: NDArray[Any]) -> tuple[float, float]:
+    return float(x.min()), float(x.max())
 
 
 def _left_open(rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
