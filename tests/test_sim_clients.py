@@ -1,0 +1,42 @@
+"""Delays have the law they name; what users see lies between what they sent and what the server made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sim.calibration import Clocks, Delay, Noise
+from sim.clients import Delays
+from sim.forms import Affine
+from sim.ladder import climb
+from sim.model import Model
+from sim.scenario import Load, Scenario
+from sim.server import ServerConfig
+from sim.workload import Lengths, Workload
+
+
+def test_delays_have_the_quantiles_named_and_grow_with_the_prompt() -> None:
+    delays = Delays(Delay(quantiles=[0.0, 0.1, 0.5], per_token=0.001), np.random.default_rng(1))
+    drawn = np.array([delays.draw(100) for _ in range(100_000)]) - 0.1
+    assert np.quantile(drawn, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0, 0.05, 0.1, 0.3, 0.5], abs=0.005)
+    constant = Delays(Delay(quantiles=[0.2], per_token=0.001), np.random.default_rng(1))
+    assert {constant.draw(50) for _ in range(9)} == {0.2 + 0.001 * 50}
+
+
+def test_every_request_is_sent_then_seen_to_begin_then_seen_to_end() -> None:
+    clocks = Clocks(
+        uplink=Delay(quantiles=[0.0, 0.2]), downlink=Delay(quantiles=[0.0, 0.3]), turnaround=Delay(quantiles=[0.0, 0.1])
+    )
+    workload = Workload(prompt_tokens=Lengths(uniform=(1, 300)), output_tokens=Lengths(uniform=(1, 5)))
+    server = ServerConfig(max_batch_total_tokens=2000)
+    step_time = Affine(a0=0.01, a1=1e-4, b0=0.02)
+    scenario = Scenario(name="seen", workload=workload, load=Load(users=[6], seconds=200.0))
+    requests = climb(scenario, Model(step_time, server, Noise(), clocks), (1, 0)).requests
+    ok = requests[requests["status"] == "ok"]
+    assert len(ok) > 500
+    assert (ok["first_token"] > ok["sent"]).all()
+    assert (ok["first_token"] <= ok["last_token"]).all()
+    assert (ok["last_token"] == ok["ended"]).all()
+    assert (ok.loc[ok["output_tokens"] == 1, "first_token"] == ok.loc[ok["output_tokens"] == 1, "last_token"]).all()
+    for _, mine in requests.groupby("user"):
+        assert (mine["sent"].to_numpy()[1:] >= mine["ended"].to_numpy()[:-1]).all()  # one at a time
