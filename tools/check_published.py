@@ -21,7 +21,7 @@ def main() -> int:
     """Run the trials and judge them."""
     parser = argparse.ArgumentParser(description="Fit made-up articles; count the true plateaus inside the bands.")
     parser.add_argument("--trials", type=int, default=40)
-    parser.add_argument("--simulations", type=int, default=300)
+    parser.add_argument("--simulations", type=int, default=250)
     parser.add_argument("--seed", type=int, default=2023)
     parser.add_argument("--jobs", type=int, default=None)
     asked = parser.parse_args()
