@@ -28,6 +28,8 @@ here = click.Path(path_type=Path)
 @click.argument("sources", metavar="(RUN... | TABLE.csv... | SCENARIO)", nargs=-1, required=True)
 @click.option("-o", "--output", type=here, help="Where to write the calibration.")
 @click.option("--where", "wheres", metavar="COLUMN=VALUE", multiple=True, help="Which rows of a table; repeatable.")
+@click.option("--advise", is_flag=True, help="Say what to measure next.")
+@click.option("--question", metavar="SCENARIO", help="What the advice is for: its highest load.")
 @seed_option
 @set_option
 @jobs_option
@@ -36,6 +38,8 @@ def calibrate(
     sources: tuple[str, ...],
     output: Path | None,
     wheres: tuple[str, ...],
+    advise: bool,
+    question: str | None,
     seed: int,
     sets: tuple[str, ...],
     jobs: int | None,
@@ -63,6 +67,24 @@ def calibrate(
         if output is not None:
             out.print(str(output), markup=False, soft_wrap=True)
     doubt(calibration.doubts)
+    if advise or question is not None:
+        for line in _advice(calibration, sources, question, seed, jobs):
+            click.echo(line, err=as_json)
+
+
+def _advice(
+    calibration: Calibration, sources: tuple[str, ...], question: str | None, seed: int, jobs: int | None
+) -> list[str]:
+    from scenarios.advice import next_measurements
+    from scenarios.load import load
+    from sim.run import read_run
+
+    runs = [read_run(path) for path in map(Path, sources) if path.is_dir()]
+    asked = None if question is None else load(question)
+    if not runs and asked is None:
+        asked = load(sources[0])
+    with working(jobs) as (executor, _):
+        return next_measurements(calibration, runs, asked, executor, seed)
 
 
 def _where(text: str) -> tuple[str, str]:

@@ -1,0 +1,62 @@
+"""What to measure next, in words: the loads whose measurement would narrow the answer to a question most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Executor
+
+import msgspec
+
+from calibrate.advise import Advice, Question, advise, candidates
+from sim.calibration import Calibration
+from sim.errors import BadInput
+from sim.run import Run
+from sim.scenario import Scenario
+from sim.workload import Workload
+
+BEYOND = 1.5  # without a question: the load half as high again as the highest that was measured
+SHOWN = 3
+
+
+def next_measurements(
+    calibration: Calibration, runs: Sequence[Run], asked: Scenario | None, executor: Executor, seed: int
+) -> list[str]:
+    """A line for each of the best measurements, the best first.
+
+    `asked` is the user's question, at its highest number of users; without one it is the last run's profile beyond the
+    loads measured.
+    """
+    question = _question(runs, asked)
+    if not calibration.draws:
+        raise BadInput("expected a calibration with draws: without them nothing says what is uncertain")
+    possible = candidates(question, [run.scenario.workload for run in runs])
+    found = advise(calibration, question, possible, seed=seed, executor=executor)
+    return [_said(advice, question) for advice in found[:SHOWN]]
+
+
+def _question(runs: Sequence[Run], asked: Scenario | None) -> Question:
+    if asked is not None:
+        if not asked.load.users:
+            raise BadInput("expected numbers of users; advice is about closed-loop loads", key="load.users")
+        return Question(asked, max(asked.load.users))
+    run = runs[-1]
+    top = max((rung.users for rung in run.rungs if rung.users is not None), default=0)
+    if not top:
+        raise BadInput("expected a run with numbers of users, or --question SCENARIO", path=run.path)
+    return Question(msgspec.structs.replace(run.scenario, server=run.server), math.ceil(BEYOND * top))
+
+
+def _said(advice: Advice, question: Question) -> str:
+    load = advice.measurement
+    return (
+        f"measure {load.users} users of {_profile(load.workload)} for {load.seconds:.0f} s: the mean latency at "
+        f"{question.users} users of {_profile(question.scenario.workload)} would be known to ±{advice.after:.1%} "
+        f"instead of ±{advice.now:.1%}"
+    )
+
+
+def _profile(workload: Workload) -> str:
+    if isinstance(workload.prompt_tokens, int) and isinstance(workload.output_tokens, int):
+        return f"{workload.prompt_tokens}/{workload.output_tokens} tokens"
+    return "the same mix"
