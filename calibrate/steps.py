@@ -64,7 +64,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     marked as `used`; all of them by default.
     """
     if run.token_times is None or not any(len(t) > 1 for t in run.token_times):
-        raise NotEnoughData(f"{run.name}: no token times; requests that were not streamed show no steps")
+        raise NotEnoughData(f"{run.name}: no token times, or none beyond the first: such answers show no steps")
     doubts: list[str] = []
     streams = [r for r, t in enumerate(run.token_times) if len(t)]
     first, misfits = _place(run.token_times, sorted(streams, key=lambda r: float(run.token_times[r][0])))  # type: ignore[index]

@@ -105,7 +105,7 @@ def test_an_aborted_run_and_resumed_segments_make_no_long_steps():
 
 def test_without_token_times_there_is_nothing_to_rebuild():
     seen = observe([2], lengths(200, 40), seconds=5.0)
-    with pytest.raises(NotEnoughData, match="no token times"):
+    with pytest.raises(NotEnoughData, match="no token times, or none"):
         rebuild(replace(seen.run, token_times=None))
 
 
