@@ -125,7 +125,7 @@ def _center(values: Floats, shown: Floats, figures: list[Figure]) -> int:
     Medians of single parameters need not show the figures together; a draw does.
     """
     spread = values.std(axis=0)
-    middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).sum(axis=1)
+    middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).mean(axis=1)
     missed = np.array([verdict.misses(figure, shown[:, i]) for i, figure in enumerate(figures)])
     return int(np.lexsort((middle + (missed**2).sum(axis=0), np.maximum(missed.max(axis=0), 1.0)))[0])
 
