@@ -9,12 +9,12 @@
 `worker`     the users of one process, their records, the canary
 `locustfile` the load generator: locust's runners around workers; the only module that imports locust
 `orders`     what ladder and generator say to each other; `generator` is the ladder's end of it
-`ladder`     the whole course of a measurement; `screen` shows it
+`ladder`     what comes before the first request and after the last; `ascent` climbs, `screen` shows it
 `journal`    the run directory while it is written; `lines` makes its files survive a kill
 `endpoint` `health`  the server's address, its kind, its limits against the scenario
 `scrape` `exposition` `witness`  the server's own metrics, and whether they agree with the streams
-`container` `doctor`  the server in docker; what is missing for that
-`standin` `answer` `engine` `validation` `faults`  a stand-in for TGI 0.9.4, run by `sim`'s batcher in real time
+`container` `overlay` `doctor`  the server in docker, with answers as long as asked; what is missing for that
+`standin` `routes` `answer` `engine` `validation` `faults`  a stand-in for TGI 0.9.4, on `sim`'s batcher
 
 Entry points: `ladder.measure(scenario, url, out, ...)`, `standin.serve(host, port, calibration, ...)` and
 `doctor.diagnose(scenario, url)`. Import the module you need: this package imports nothing by itself.

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,9 +84,17 @@ def engine() -> docker.DockerClient:
 
 @contextmanager
 def launched(
-    launch: Launch, server: ServerConfig, out: Path, console: Console, seconds: float = START_SECONDS
+    launch: Launch,
+    server: ServerConfig,
+    out: Path,
+    console: Console,
+    covers: Mapping[Path, str] | None = None,
+    seconds: float = START_SECONDS,
 ) -> Iterator[Running]:
-    """Start the server, wait until it is well, and remove it in the end. Its log is kept as `out/server.log`."""
+    """Start the server, wait until it is well, and remove it in the end. Its log is kept as `out/server.log`.
+
+    `covers` are files of ours that lie over files of the container (`overlay`).
+    """
     missing = [name for name in launch.env if name not in os.environ]
     if missing:
         raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
@@ -101,7 +109,7 @@ def launched(
         start_new_session=True,
     )
     try:
-        container = _run(client, launch, name, argv)
+        container = _run(client, launch, name, argv, covers or {})
         try:
             url = f"http://127.0.0.1:{launch.port}"
             _wait(container, Endpoint(url), console, seconds)
@@ -112,6 +120,7 @@ def launched(
                 "argv": argv,
                 "env": launch.env,
                 "volumes": launch.volumes,
+                "covered": sorted((covers or {}).values()),
                 "shm_size": launch.shm_size,
                 "gpus": launch.gpus,
             }
@@ -125,7 +134,7 @@ def launched(
         guard.communicate(REMOVED)
 
 
-def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]) -> Any:
+def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str], covers: Mapping[Path, str]) -> Any:
     gpus = []
     if launch.gpus is not None:
         wanted = launch.gpus.removeprefix("device=")
@@ -147,7 +156,8 @@ def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]
             labels={LABEL: str(os.getpid())},
             network_mode="host",
             shm_size=launch.shm_size,
-            volumes={host: {"bind": inside, "mode": "rw"} for host, inside in hosts.items()},
+            volumes={host: {"bind": inside, "mode": "rw"} for host, inside in hosts.items()}
+            | {str(file): {"bind": inside, "mode": "ro"} for file, inside in covers.items()},
             device_requests=gpus,
             environment={variable: os.environ[variable] for variable in launch.env},
         )

@@ -21,6 +21,7 @@ from measure.container import LABEL, CannotStart, arguments, engine, launched, l
 from measure.doctor import diagnose
 from measure.generator import free_port
 from measure.ladder import measure
+from measure.overlay import endless
 from sim.run import read_run
 from sim.scenario import Launch, Load, Scenario
 from sim.server import ServerConfig
@@ -32,6 +33,7 @@ import sys
 from pathlib import Path
 import msgspec
 from measure.ladder import measure
+from measure.overlay import endless
 from sim.scenario import Scenario
 measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
 """
@@ -105,6 +107,28 @@ def test_a_launched_server_is_measured_and_removed(
     assert not any(b"hush-hush" in file.read_bytes() for file in (tmp_path / "run").iterdir())
     assert b"http://127.0.0.1:" in (tmp_path / "run" / "server.log").read_bytes()
     assert ours(client, image) == []
+
+
+def test_the_end_token_is_covered_in_the_container_and_nowhere_else(
+    client: docker.DockerClient, image: str, tmp_path: Path
+) -> None:
+    model = tmp_path / "llama"
+    model.mkdir()
+    (model / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}, "unk_token": "<unk>", "x": 1}')
+    (model / "special_tokens_map.json").write_text("{}")
+    launch = scenario(image, model="/data/llama", volumes={str(tmp_path): "/data"}).launch
+    assert launch is not None
+    covers = endless(launch, tmp_path)
+    assert list(covers.values()) == ["/data/llama/tokenizer_config.json"]
+    with Path(os.devnull).open("w") as null, launched(launch, SERVER, tmp_path, Console(file=null), covers) as running:
+        (name,) = ours(client, image)
+        program = "print(open('/data/llama/tokenizer_config.json').read())"
+        python = str(Path(sys.executable).resolve())
+        _, said = client.containers.get(name).exec_run([python, "-c", program])
+        assert json.loads(said) == {"eos_token": "<unk>", "unk_token": "<unk>", "x": 1}
+        assert running.described["covered"] == ["/data/llama/tokenizer_config.json"]
+    assert "</s>" in (model / "tokenizer_config.json").read_text()
+    assert endless(Launch(model="meta-llama/Llama-2-70b-hf", volumes={str(tmp_path): "/data"}), tmp_path) == {}
 
 
 def test_a_server_that_will_not_start_shows_its_last_lines_and_is_removed(

@@ -20,10 +20,11 @@ import pytest
 from rich.console import Console
 from servers import Standin, quick_calibration, standin
 
+from measure.ascent import ServerGone
 from measure.endpoint import Endpoint
 from measure.exposition import parse
 from measure.generator import GeneratorDied, free_port
-from measure.ladder import ServerGone, measure
+from measure.ladder import measure
 from sim.errors import BadInput, UserError
 from sim.run import Run, read_run
 from sim.scenario import Load, Scenario
@@ -312,7 +313,7 @@ def test_ctrl_c_and_sigterm_close_the_run(
     server: tuple[Standin, Path], tmp_path: Path, number: signal.Signals, status: int, stopped: str
 ) -> None:
     out = tmp_path / "run"
-    with child(scenario(users=[3], output=900, seconds=60.0), server[0].url, out) as measuring:
+    with child(scenario(users=[3], output=400, seconds=60.0), server[0].url, out) as measuring:
         wait_for_three_running(server[0].url)
         children = psutil.Process(measuring.pid).children(recursive=True)
         measuring.send_signal(number)

@@ -1,0 +1,244 @@
+"""The way up: rung after rung, until there is a reason to stop, and whatever ends it, a run that is closed.
+
+The load generator is a process of its own; here its reports are heard, each rung decides by them what to do (`rung`),
+and what came of it goes to the files (`journal`, `scrape`) and to a person (`screen`).
+"""
+
+from __future__ import annotations
+
+import time
+
+from measure import health, rung
+from measure.client import Stopwatch
+from measure.endpoint import Endpoint
+from measure.generator import Generator, GeneratorDied
+from measure.journal import Journal
+from measure.orders import REPORT_SECONDS, Order, Setup
+from measure.rung import Climb
+from measure.scrape import Scraper
+from measure.screen import Screen
+from measure.watch import Watch, Window
+from measure.witness import disagreements
+from sim.errors import BadInput, UserError
+from sim.run import read_run
+from sim.scenario import Scenario
+from sim.workload import Pairs
+
+LEAD_SECONDS = 0.1  # orders reach the workers before they take effect
+WARM_REQUESTS = 2
+HOPELESS = 10  # failures in a row after which the server is asked whether it lives; more with more users
+DRAIN_SECONDS = 60.0
+WINDOW_SECONDS = 1.0  # between two looks at a window: they cost more the longer it is
+SILENT_SECONDS = 30.0  # of the load generator, which reports four times a second
+NO_PERMITS_KNOWN = 128  # where a default ladder ends on a server that does not say
+
+
+class ServerGone(UserError):
+    """The server stopped answering in the middle of the run; what was measured is kept."""
+
+
+class Ascent:
+    """A measurement under way."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        setup: Setup,
+        journal: Journal,
+        endpoint: Endpoint,
+        server: health.Server,
+        pairs: Pairs | None,
+        screen: Screen,
+        budget: float | None,
+    ):
+        self.load, self.setup, self.journal, self.screen = scenario.load, setup, journal, screen
+        self.endpoint, self.server, self.pairs, self.budget = endpoint, server, pairs, budget
+        self.watch, self.time = Watch(), Stopwatch(setup.zero)
+        self.window: Window | None = None  # of the rung being climbed, as of a second ago at most
+        self.generator: Generator
+        self.scraper: Scraper | None = None
+        permits = (server.info or {}).get("max_concurrent_requests")
+        self.permits = permits if isinstance(permits, int) else None
+        self.listed = self.load.users is not None or setup.open_loop
+
+    def loads(self) -> list[float]:
+        """Users, or requests/s, of every rung; a trace is one."""
+        if self.load.trace:
+            if self.pairs is None or self.pairs.times is None:
+                raise BadInput("expected a workload.trace with arrival times", key="load.trace")
+            return [len(self.pairs.times) / max(float(self.pairs.times[-1]), 1e-9)]
+        if self.load.rate is not None:
+            return list(self.load.rate)
+        return [float(n) for n in self.load.users or rung.default_users(self.permits or NO_PERMITS_KNOWN)]
+
+    def longest(self, loads: list[float]) -> float:
+        """The longest the ladder can take, s."""
+        load, total, present = self.load, 0.0, 0.0
+        for n in loads:
+            window = load.seconds if load.seconds is not None else load.max_seconds
+            if load.trace and self.pairs is not None and self.pairs.times is not None:
+                total += float(self.pairs.times[-1]) + DRAIN_SECONDS
+            elif self.setup.open_loop:
+                total += load.settle + window
+            else:
+                total += (n - present) / load.spawn_rate + load.max_seconds + window
+                present = n
+        return min(total, self.budget or total)
+
+    def run(self, processes: int) -> None:
+        """Climb what is left to climb; closes the run whatever happens."""
+        loads = self.loads()
+        done = [r for r in self.journal.rungs if r["status"] != "aborted"]
+        left = loads[len(done) :]
+        if not left:
+            self.screen.say("every rung of this run is finished already")
+            return
+        seconds = self.longest(left)
+        what = "requests/s" if self.setup.open_loop else "users"
+        most = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+        self.screen.say(f"{what} {', '.join(f'{n:g}' for n in left)}: at most {most}")
+        self.generator = Generator(self.setup, processes)
+        stopped = "a bug or a full disk ended it"
+        try:
+            if self.server.metrics:
+                self.scraper = Scraper(self.endpoint, self.journal.path / "server.jsonl", self.time.now)
+            self._warm()
+            with self.screen:
+                stopped = self._climb(left)
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+            raise
+        except SystemExit:
+            stopped = "terminated"
+            raise
+        except UserError as e:
+            stopped = str(e)
+            raise
+        finally:
+            self._close(stopped)
+
+    def _close(self, stopped: str) -> None:
+        unfinished = any(r["status"] == "aborted" for r in self.journal.rungs)
+        try:
+            self.generator.stop()
+        except RuntimeError as e:
+            stopped = f"{stopped}; {e}"
+        finally:
+            self.generator.close()
+            if self.scraper is not None:
+                self.scraper.close()
+            self.journal.head["stopped"] = stopped
+            self.journal.save()
+        if self.server.api == "tgi" and self.server.metrics:
+            self._hear_witness()
+        self.screen.say(f"stopped: {stopped}")
+        if unfinished or stopped in ("interrupted", "terminated"):
+            self.screen.say(f"all that was measured is in {self.journal.path}; --resume goes on from there")
+
+    def _hear_witness(self) -> None:
+        for number, doubts in disagreements(read_run(self.journal.path)).items():
+            fresh = [doubt for doubt in doubts if doubt not in self.journal.rungs[number]["doubts"]]
+            self.journal.rungs[number]["doubts"] += fresh
+            for doubt in fresh:
+                self.screen.say(f"  doubt at rung {number}: {doubt}")
+        self.journal.save()
+
+    def _warm(self) -> None:
+        self.generator.ready()
+        self.generator.order(Order(do="warm", requests=WARM_REQUESTS))
+        self.screen.say("warming up")
+        while True:
+            for report in self.generator.reports(1.0):
+                if report.said == "warmed":
+                    if report.text:
+                        raise UserError(f"a warm-up request failed: {report.text}")
+                    return
+
+    def _climb(self, left: list[float]) -> str:
+        climbed: list[int] = []
+        windows = []
+        began = self.time.now()
+        for n in left:
+            if self.budget is not None and self.time.now() - began > self.budget:
+                return f"the budget of {self.budget:g} s is spent"
+            climb = self._rung(n)
+            assert climb.settled is not None and climb.end is not None
+            window = self.watch.window(climb.settled, climb.end)
+            climb.doubts += rung.doubts(window, climb.users)
+            self.journal.rungs[-1] = climb.record(window)
+            self.journal.save()
+            self.screen.done(climb.label, window, climb.status, climb.doubts)
+            windows.append(window)
+            if climb.users is not None:
+                climbed.append(climb.users)
+            if reason := rung.reason_to_stop(windows, climbed, self.permits, self.listed):
+                return reason
+        if self.load.trace:
+            self._drain()
+        return "the ladder is climbed"
+
+    def _rung(self, n: float) -> Climb:
+        index, start = len(self.journal.rungs), round(self.time.now() + LEAD_SECONDS, 6)
+        users = None if self.setup.open_loop else int(n)
+        times = None
+        if self.load.trace and self.pairs is not None and self.pairs.times is not None:
+            times = self.pairs.times.tolist()
+        climb = Climb(self.load, start, users, None if users else n, None if times is None else times[-1])
+        self.watch.forget(start)
+        self.journal.rungs.append(climb.record())
+        self.journal.save()
+        self.generator.order(
+            Order(
+                do="rung",
+                rung=index,
+                start=start,
+                users=users or 0,
+                spawn_rate=self.load.spawn_rate,
+                rate=None if users else n,
+                arrivals=self.load.arrivals,
+                times=times,
+            )
+        )
+        try:
+            while climb.phase != "done":
+                self._listen(climb)
+        except BaseException as e:
+            if isinstance(e, ServerGone):
+                climb.doubts.append("the server stopped answering")
+            self.journal.rungs[-1] = climb.record()  # as far as it got
+            raise
+        return climb
+
+    def _listen(self, climb: Climb) -> None:
+        """Wait for the next reports, and let the rung decide what they mean."""
+        before = climb.phase
+        if self.time.now() - self.watch.t > SILENT_SECONDS and self.watch.t > 0.0:
+            raise GeneratorDied(f"the load generator has not been heard of for {SILENT_SECONDS:g} s")
+        for report in self.generator.reports(REPORT_SECONDS):
+            self.watch.hear(report)
+            self.journal.note(report)
+            if report.said == "ramped" and climb.ramped is None and report.t >= climb.start:
+                climb.ramped = report.t
+        # what has not been reported yet has not been seen: the rung's clock is the reports'
+        now = self.watch.t
+        if climb.settled is None:
+            self.window = None
+        elif self.window is None or now - self.window.end >= WINDOW_SECONDS:
+            self.window = self.watch.window(climb.settled, now)
+        doing = climb.step(self.watch, now, self.window)
+        if climb.phase != before and climb.phase in ("measure", "done") and self.scraper is not None:
+            self.scraper.scrape()
+        if climb.phase != "done":
+            self.screen.now(climb.label, doing, self.window)
+        if self.watch.failures >= max(HOPELESS, 2 * (climb.users or 0)) and not health.alive(self.endpoint):
+            raise ServerGone(f"the server stopped answering at {now:.1f} s of the run ({self._last_error()})")
+
+    def _last_error(self) -> str:
+        return "; ".join(f"{status}: {text}" for status, text in self.watch.errors.items())
+
+    def _drain(self) -> None:
+        """A trace is over when its last answer is."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self.watch.alive() and time.monotonic() < deadline:
+            for report in self.generator.reports(REPORT_SECONDS):
+                self.watch.hear(report)
