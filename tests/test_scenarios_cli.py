@@ -75,7 +75,10 @@ def test_the_commands_are_those_promised():
         (["calibrate", "nowhere"], "servecast: nowhere: no such scenario file"),
         (["calibrate", "standin"], "servecast: standin: expected calibration, table or published"),
         (["compare", "nowhere", "--calibration", "c.json"], "servecast: nowhere/run.json: missing; expected the head"),
-        (["compare", "a", "b", "c"], "servecast: expected a run and --calibration FILE, or two runs"),
+        (
+            ["compare", "a", "b", "c"],
+            "servecast: expected a run (with --calibration FILE, or --held-out, or neither), or two",
+        ),
         (["compare", "a", "--tolerance", "e2e=1"], "servecast: --tolerance e2e=1: unknown metric; did you mean"),
         (["compare", "a", "--tolerance", "rps=x"], "servecast: --tolerance rps=x: expected METRIC=SHARE"),
         (["report", "nowhere.json"], "servecast: nowhere.json: missing; expected a run directory, a forecast"),
@@ -179,7 +182,8 @@ def test_schema_knows_every_key_of_a_scenario(capfd: pytest.CaptureFixture[str])
 
 def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     for name, seed in (("a", "0"), ("b", "1")):
-        arguments = [*QUICK, "--set", "workload.output_tokens={uniform: [10, 60]}", "--seed", seed]
+        arguments = [*QUICK, "--set", "workload.output_tokens={uniform: [10, 60]}", "--set", "tolerances="]
+        arguments += ["--seed", seed]
         assert status(["simulate", "standin", *arguments, "-o", str(tmp_path / name)]) == 0
     runs = [str(tmp_path / name / "standin" / "run") for name in "ab"]
     capfd.readouterr()
