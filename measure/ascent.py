@@ -157,27 +157,30 @@ class Ascent:
     def _climb(self, left: list[float]) -> str:
         climbed: list[int] = []
         windows = []
-        began = self.time.now()
+        end = float("inf") if self.budget is None else self.time.now() + self.budget
         for n in left:
-            if self.budget is not None and self.time.now() - began > self.budget:
+            climb = self._rung(n, end)
+            if climb.settled is None or climb.end is None:
+                self.journal.rungs[-1] = climb.record()
                 return f"the budget of {self.budget:g} s is spent"
-            climb = self._rung(n)
-            assert climb.settled is not None and climb.end is not None
             window = self.watch.window(climb.settled, climb.end)
-            climb.doubts += rung.doubts(window, climb.users)
+            climb.doubts += rung.doubts(window, climb.users, climb.rate)
             self.journal.rungs[-1] = climb.record(window)
             self.journal.save()
             self.screen.done(climb.label, window, climb.status, climb.doubts)
             windows.append(window)
             if climb.users is not None:
                 climbed.append(climb.users)
+            if self.time.now() >= end:
+                return f"the budget of {self.budget:g} s is spent"
             if reason := rung.reason_to_stop(windows, climbed, self.permits, self.listed):
                 return reason
         if self.load.trace:
             self._drain()
         return "the ladder is climbed"
 
-    def _rung(self, n: float) -> Climb:
+    def _rung(self, n: float, end: float) -> Climb:
+        """Climb one rung; without an end it did not get to its window before `end`."""
         index, start = len(self.journal.rungs), round(self.time.now() + LEAD_SECONDS, 6)
         users = None if self.setup.open_loop else int(n)
         times = None
@@ -200,8 +203,10 @@ class Ascent:
             )
         )
         try:
-            while climb.phase != "done":
+            while climb.phase != "done" and self.time.now() < end:
                 self._listen(climb)
+            if climb.phase != "done":
+                climb.cut(self.watch.t)
         except BaseException as e:
             if isinstance(e, ServerGone):
                 climb.doubts.append("the server stopped answering")

@@ -7,6 +7,7 @@ Each has a limit; a rung that runs into one is `limited` and says so.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ PRECISE = 0.02  # relative half-width of tokens/s, 95 %
 LEAST_COMPLETIONS, LEAST_PER_USER = 30, 4
 ERRORS_LIMIT = 0.01
 ATTAINED = 0.99
+KEPT_UP = 0.95  # answers of arrivals, beyond two standard errors of a Poisson stream
 CANARY_SUSPECT, CANARY_LIMITED, CANARY_OF_ITL = 0.005, 0.020, 0.05
 SLACK_SECONDS = 10.0  # beyond users / spawn_rate before a ramp counts as stuck
 
@@ -105,6 +107,12 @@ class Climb:
             self._limit(f"{self._load.max_seconds:g} s were not enough: {' and '.join(wanting)}")
         return "measuring: " + " and ".join(wanting)
 
+    def cut(self, now: float) -> None:
+        """The ladder's time is up: the window ends here, if it has begun."""
+        if self.settled is not None:
+            self.end = now
+            self._limit("cut short: the budget was spent")
+
     def _limit(self, doubt: str) -> None:
         self.status = "limited"
         self.doubts.append(doubt)
@@ -145,8 +153,8 @@ def client_limited(w: Window) -> bool:
     return w.canary_p99 > CANARY_LIMITED or w.canary_p99 > CANARY_OF_ITL * w.itl > 0
 
 
-def doubts(w: Window, users: int | None) -> list[str]:
-    """What a window gives reason to doubt."""
+def doubts(w: Window, users: int | None, rate: float | None = None) -> list[str]:
+    """What a window gives reason to doubt; `users` or `rate` is its load."""
     found = []
     lag = f"the client woke up {1000 * w.canary_p99:.1f} ms late at p99"
     if client_limited(w):
@@ -166,6 +174,8 @@ def doubts(w: Window, users: int | None) -> list[str]:
         found.append("no request was completed in the window")
     elif w.end - w.start < CYCLES * w.e2e_mean:
         found.append(f"the window is only {(w.end - w.start) / w.e2e_mean:.1f} times as long as a request")
+    if rate is not None and w.rps < KEPT_UP * rate - 2 * math.sqrt(rate / (w.end - w.start)):
+        found.append(f"{rate:g} requests/s were sent and {w.rps:.3g} answered: nothing is steady about it")
     if users is not None and w.completions and abs(w.in_flight / users - 1) > 0.02:
         found.append(f"{w.in_flight:.2f} requests were in flight on average, not {users}")
     return found

@@ -237,6 +237,14 @@ def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp
     assert set(got["status"]) == {"ok"}  # the last answer was waited for
 
 
+def test_a_budget_bounds_the_ladder_in_the_middle_of_a_rung(server: tuple[Standin, Path], tmp_path: Path) -> None:
+    run, said = climb(scenario(users=[1, 2], seconds=600.0), server[0].url, tmp_path / "run", budget=2.0)
+    assert [(r.users, r.status) for r in run.rungs] == [(1, "limited")]
+    assert run.stopped == "the budget of 2 s is spent"
+    assert 0 < run.rungs[0].seconds < 600
+    assert "at most 2 s" in said
+
+
 def test_lengths_from_any_workload(server: tuple[Standin, Path], tmp_path: Path) -> None:
     work = Workload(prompt_tokens=Lengths(uniform=(10, 60)), output_tokens=5, max_new_tokens=Lengths(uniform=(5, 9)))
     s = Scenario(name="mixed", workload=work, load=Load(users=[2], spawn_rate=20.0, seconds=1.0))

@@ -158,6 +158,16 @@ def test_a_rung_that_runs_into_its_limit_says_so() -> None:
     assert "not steady" in stuck.doubts[0]
 
 
+def test_a_budget_cuts_a_window_short_and_leaves_no_window_where_none_had_begun() -> None:
+    climb = Climb(Load(users=[1]), 0.0, 1, None)
+    climb.cut(3.0)
+    assert climb.end is None
+    climb.ramped = climb.settled = 5.0
+    climb.cut(9.0)
+    assert (climb.end, climb.status) == (9.0, "limited")
+    assert climb.doubts == ["cut short: the budget was spent"]
+
+
 def test_open_loop_settles_by_the_clock_and_a_trace_lasts_as_long_as_it_is() -> None:
     climb = Climb(Load(rate=[1.0], settle=30.0, seconds=60.0), 10.0, None, 1.0)
     climb.step(Watch(), 39.0, None)
@@ -198,6 +208,8 @@ def test_what_gives_reason_to_doubt() -> None:
         ({"mismade": 1}, "1 prompts do not have the length meant"),
     ):
         assert any(sentence in d for d in doubts(window(**changed), 1)), sentence
+    assert any("2 requests/s were sent and 1 answered" in d for d in doubts(window(), None, rate=2.0))
+    assert doubts(window(), None, rate=1.1) == []  # within what a Poisson stream varies in 100 s
     assert doubts(window(in_flight=5.0), None) == []  # open loop has no number to be held to
 
 
