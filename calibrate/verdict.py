@@ -89,7 +89,7 @@ def assumed(scenario: Scenario) -> list[str]:
     """What no figure tells and was taken as given."""
     said = [
         "answers are taken to have come back at output_attained of their length (the end-of-sequence token could not "
-        "be ignored); a forecast scales output_tokens by it in the same way",
+        "be ignored); a forecast does the same to answers that end at their limit",
         "figures do not tell noise from step to step, drift, or the client's delays: no noise, and delays of a few "
         "milliseconds, are assumed; joining and dropping requests is taken as free",
     ]
