@@ -10,9 +10,11 @@ from measure.endpoint import Endpoint, Unreachable, decoded
 from measure.prompts import tokenizer_file
 from sim.errors import UserError
 from sim.scenario import Scenario
+from sim.server import ServerConfig
 from sim.workload import Lengths, Pairs
 
 PROBE_SECONDS = 120.0
+FITTING = ("max_batch_total_tokens", "max_input_length", "max_total_tokens")
 
 
 class Unfit(UserError):
@@ -80,8 +82,22 @@ def extent(lengths: int | Lengths | None, column: Any = None) -> tuple[int, int 
     return 1, None
 
 
+def _check_fits(info: dict[str, Any], flags: ServerConfig, prompt: int | None, asked: int | None) -> None:
+    """Raise `CannotFit` where one of our requests would stop a server for good (mended in TGI 2.0): none is risked.
+
+    `/info` does not tell the prefill budget: it is the scenario's.
+    """
+    known = {name: info[name] for name in FITTING if isinstance(info.get(name), int)}
+    flags = msgspec.structs.replace(flags, **known)
+    if not isinstance(flags.max_batch_total_tokens, int) or asked is None:
+        return
+    longest = min(prompt or flags.max_input_length, flags.max_input_length)
+    flags.check_fits(longest, min(asked, flags.max_total_tokens - longest))
+
+
 def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> list[str]:
-    """Doubts about measuring this scenario on this server; raises `Unfit` if no request of it can succeed."""
+    """Doubts about measuring this scenario on this server; raises `Unfit` if no request of it can succeed,
+    and `CannotFit` if one could never be scheduled."""
     info, doubts = server.info or {}, []
     work = scenario.workload
     new = work.max_new_tokens if work.max_new_tokens is not None else work.output_tokens
@@ -102,6 +118,8 @@ def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> lis
             )
         if most is None or most > limit:
             doubts.append(f"{what} may exceed the server's {name} {limit}; such requests end as validation")
+    if str(info.get("version", "")).startswith(("0.9.", "1.")):
+        _check_fits(info, scenario.server, prompt[1], asked[1])
     for name in ("max_concurrent_requests", "waiting_served_ratio", "max_waiting_tokens", "max_batch_total_tokens"):
         said, wanted = info.get(name), getattr(scenario.server, name)
         if (

@@ -127,8 +127,8 @@ class Journal:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise `BadInput` if there is anything at the path."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Raise `BadInput` if there is anything at the path, but for what a kill left of a file not yet in place."""
+    if path.exists() and (not path.is_dir() or any(not p.name.startswith(".") for p in path.iterdir())):
         raise BadInput(
             "exists already, and a run is never overwritten; name another, or go on with it by --resume", path=path
         )

@@ -16,7 +16,7 @@ from measure.exposition import parse
 from measure.health import Server, Unfit, check, look
 from measure.probe import Refused, learn
 from measure.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
-from sim.errors import BadInput
+from sim.errors import BadInput, CannotFit
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
 from sim.workload import Exponential, Lengths, MeanCv, Pairs, Workload
@@ -175,6 +175,15 @@ def test_a_scenario_is_held_against_info() -> None:
             check(tgi, scenario(prompt))
     with pytest.raises(Unfit, match="--max-total-tokens 2100"):
         check(tgi, Scenario(name="x", workload=Workload(prompt_tokens=1000, output_tokens=10, max_new_tokens=1100)))
+    # what the server would take and never schedule is not sent to it
+    small = Server(api="tgi", info=info | {"max_batch_total_tokens": 512})
+    assert check(small, scenario(496)) == []  # 496 + 16
+    for prompt in (497, Lengths(uniform=(10, 2000))):
+        with pytest.raises(CannotFit, match=r"max_batch_total_tokens 512: TGI 0\.9\.4 would wait for ever"):
+            check(small, scenario(prompt))
+    narrow = scenario(900, server=ServerConfig(max_batch_prefill_tokens=800))
+    with pytest.raises(CannotFit, match="max_batch_prefill_tokens 800"):
+        check(Server(api="tgi", info=info | {"max_batch_total_tokens": 16000}), narrow)
     for prompt in (Lengths(uniform=(10, 2000)), Lengths(lognormal=MeanCv(mean=100, cv=1))):
         assert any("prompts may exceed" in d for d in check(tgi, scenario(prompt)))
     assert check(tgi, scenario(Lengths(exponential=Exponential(mean=50, high=900)))) == []
