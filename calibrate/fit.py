@@ -22,7 +22,7 @@ from calibrate.draws import correlations, parameter
 from calibrate.noise import fit_noise
 from calibrate.races import races
 from calibrate.regress import Form, Regression, choose
-from calibrate.rows import Rows, rows_of
+from calibrate.rows import TREND, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import DRAWS, draw_coefficients, moods
 from calibrate.unstreamed import ASSUMED, fit_unstreamed
@@ -145,7 +145,9 @@ def candidates(padded: bool) -> list[Form]:
     if not padded:
         return [Form("affine", PLAIN + more) for more in ((), ("b3",))]
     return [
-        Form(m, PLAIN + COPIES + own + b3) for m, own in (("padded", ()), ("levels", ("bs",))) for b3 in ((), ("b3",))
+        Form(m, PLAIN + COPIES + own + b3)
+        for m, own in (("padded", ()), ("levels", tuple(TREND)))
+        for b3 in ((), ("b3",))
     ]
 
 
@@ -157,9 +159,11 @@ def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ..
         if name.startswith(LEVEL):
             size = float(name.removeprefix(LEVEL))
             for table in (values, drawn.T):
-                b0, b1, bs = (table[names.index(b)] for b in ("b0", "b1", "bs"))
-                table[i] = np.maximum(table[i] + b0 + b1 * size + bs * np.sqrt(size), 1e-5)
-    hidden = (*CLIENT, "b0", "bs") if regression.form.model == "levels" else CLIENT
+                trend = table[names.index("b0")] + table[names.index("b1")] * size
+                for b, curve in TREND.items():
+                    trend = trend + table[names.index(b)] * curve(np.asarray(size))
+                table[i] = np.maximum(table[i] + trend, 1e-5)
+    hidden = (*CLIENT, "b0", *TREND) if regression.form.model == "levels" else CLIENT
     keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.rows import Rows
+from calibrate.rows import TREND, Rows
 from sim.forms import LEVEL
 
 Floats = NDArray[np.float64]
@@ -77,7 +77,7 @@ def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
         share, spread = CONTEXT_SHARE
         believed |= {
             "b1": (0.0, 0.2 * time),
-            "bs": (0.0, 0.5 * time),
+            **dict.fromkeys(TREND, (0.0, 0.5 * time)),
             "b2": (share * per_sequence / context, spread * per_sequence / context),
             "b3": (0.0, 0.1 * time / context),
         }

@@ -7,7 +7,7 @@ begins where its first request was sent, so it holds the way there and back (`u0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,9 +87,16 @@ def _numbered(*keys: Ints) -> Ints:
     return np.asarray(index, dtype=np.int64).reshape(-1)
 
 
+# How the level of a decode step grows with its batch besides linearly: it flattens, as kernels use a processor better
+# the more rows they have, and from some size on all of it.
+TREND: dict[str, Callable[[Floats], Floats]] = {
+    "bs": lambda n: np.asarray(np.sqrt(n)),
+    "bt": lambda n: np.asarray(-np.expm1((1.0 - n) / 4.0)),
+}
+
+
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
-    """Every column that a coefficient of `sim.forms` multiplies; `u0`, `u1` for the way to an idle server; and `bs`, a
-    trend that flattens with the batch size, as kernels do that use a processor better the more rows they have."""
+    """Every column that a coefficient of `sim.forms` multiplies, `u0` and `u1` of the way to an idle server, `TREND`."""
     t = rows.table
     prefill = rows.prefill.astype(np.float64)
     decode = 1.0 - prefill
@@ -108,8 +115,8 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
         "a3": prefill * n,
         "b0": decode,
         "b1": decode * n,
-        "bs": decode * np.sqrt(n),
-        "b2": decode * tokens,
+        **{name: decode * curve(n) for name, curve in TREND.items()},
+        "b2": decode * ((n - 1.0) * longest if padded else tokens),
         "b3": decode * longest,
         "c0": joined,
         "c1": joined * joining,

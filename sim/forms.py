@@ -6,11 +6,11 @@ with a time of its own for every batch size (kernels are chosen by size, so time
 `level_4`, … are the decode step of 4 rows without its context, interpolated between, and continued with slope b1.
 
     prefill = a0 + a1·Σin + a2·Σin² + a3·n
-    decode  = b0 + b1·B + b2·K + b3·longest        (K: summed contexts; padded: B × longest)
+    decode  = b0 + b1·B + b2·K + b3·longest        (K: summed contexts; padded: (B − 1) × longest)
     joining = c0 + c1·(old + new)     dropping = f0 + f1·kept
     padded:   joining and dropping copy the cache: + c2·(old + new)·longest, + f2·kept·longest; and a prefill of many
               tokens outgrows the processor's caches: + a4·(n·longest)²
-    levels:   decode = level(B) + b2·B·longest + b3·longest
+    levels:   decode = level(B) + b2·(B − 1)·longest + b3·longest
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ class Padded(Affine):
 
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
         """See `StepTime.decode`."""
-        return super().decode(sequences, sequences * longest, longest)
+        # one row's cache stays near the processor and costs next to nothing (b3); every further row's has to be fetched
+        growth = self.b2 * (sequences - 1) + self.b3
+        return self.b0 + self.b1 * sequences + growth * longest, growth
 
 
 class Levels(Padded):
@@ -122,7 +124,7 @@ class Levels(Padded):
 
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
         """See `StepTime.decode`."""
-        levels, growth = self._levels, self.b2 * sequences + self.b3
+        levels, growth = self._levels, self.b2 * (sequences - 1) + self.b3
         beyond = sequences - len(levels) + 1
         level = levels[sequences] if beyond <= 0 else levels[-1] + self.b1 * beyond
         return level + growth * longest, growth
