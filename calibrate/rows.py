@@ -96,7 +96,7 @@ TREND: dict[str, Callable[[Floats], Floats]] = {
 
 
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
-    """Every column that a coefficient of `sim.forms` multiplies, `u0` and `u1` of the way to an idle server, `TREND`."""
+    """Every column a coefficient of `sim.forms` multiplies; `u0`, `u1` of the way to an idle server; and `TREND`."""
     t = rows.table
     prefill = rows.prefill.astype(np.float64)
     decode = 1.0 - prefill
