@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
+from scenarios.compare import humps
 from scenarios.forecast import named, unit_of
 from sim.calibration import Calibration
 from sim.scenario import Scenario
 
-SLACK = 1.01  # a batch one token larger than calibrated is no news
+SLACK = 1.1  # a tenth beyond what was calibrated is no news
 WORDS = {
     "prompt_tokens": "prompts of {:,.0f} tokens",
     "batch_prefill_tokens": "prefills of {:,.0f} tokens",
@@ -65,6 +67,20 @@ def doubts(
     if refused:
         found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits (422)")
     return found + calibration.doubts
+
+
+def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list[str]:
+    """Loads at which replicates fall into two separate groups: lock-stepped users have more than one stable pattern."""
+    together = pd.concat(tables, ignore_index=True)
+    found = []
+    for _, rung in together.groupby("rung", sort=True):
+        for metric, what in (("ttft_p50", "TTFT p50"), ("e2e_p50", "E2E p50")):
+            centres = humps(rung[metric].to_numpy(dtype=np.float64))
+            if centres is not None:
+                at = named(float(rung["load"].iloc[0]), unit_of(scenario))
+                found.append(f"at {at} two patterns are stable: {what} about {centres[0]:.2g} or {centres[1]:.2g} s")
+                break
+    return found
 
 
 def _other_machine(scenario: Scenario, calibration: Calibration) -> list[str]:

@@ -104,13 +104,14 @@ def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
 
 
 def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
+    end = "knee" if f.knee.reached > 0.05 else "top of the ladder"
     cards = [
-        _card(f"load at the knee, {f.unit}", f.knee.load),
-        _card("requests/s at the knee", f.knee.rps),
+        _card(f"{f.unit} at the {end}", f.knee.load),
+        _card(f"requests/s at the {end}", f.knee.rps),
         _card("requests/s at the plateau", f.plateau.rps),
     ]
     if f.cost:
-        cards.append(_card("$ per 1,000 requests at the knee", f.cost[0].per_1000_requests))
+        cards.append(_card(f"$ per 1,000 requests at the {end}", f.cost[0].per_1000_requests))
     sections = [
         {"image": _image(plots.overview(f)), "title": "Throughput and latency", "text": _legend(f)},
         {"image": _image(plots.first_tokens(f))},
@@ -140,6 +141,8 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
 
 def _headline(f: Forecast) -> str:
     (load, loads), (rps, rates), top = parts(f.knee.load), parts(f.knee.rps), f.binding[-1]
+    if f.knee.reached < 0.05:
+        return f"{named(f.curves[-1].load, f.unit)} and more before {f.knee.meaning}: the ladder ends before the knee."
     cost = f" at ${parts(f.cost[0].per_1000_requests)[0]} per 1,000 requests" if f.cost else ""
     return (
         f"{load} {f.unit} ({loads}) before {f.knee.meaning}: {rps} requests/s ({rates}){cost}. "

@@ -17,7 +17,7 @@ import pandas as pd
 
 from scenarios.binding import binding
 from scenarios.cost import costs
-from scenarios.doubts import doubts, extrapolated, unstable
+from scenarios.doubts import doubts, extrapolated, several_patterns, unstable
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
 from sim import curve
@@ -102,7 +102,7 @@ def summarise(
         binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
         slo=list(_promises(scenario, tables, growing)),
         published=list(_published(scenario, tables, takeoff.rps)),
-        doubts=doubts(scenario, calibration, rungs, beyond, growing),
+        doubts=[*several_patterns(scenario, tables), *doubts(scenario, calibration, rungs, beyond, growing)],
     )
 
 

@@ -104,8 +104,11 @@ def corners(forecast: Forecast) -> Table:
     table = _table("", _load_title(forecast), "RPS", "where", left=(0, 3))
     for name in ("plateau", "knee", "takeoff"):
         corner = getattr(forecast, name)
+        load = banded(corner.load)
         where = corner.meaning if corner.reached > 0.95 else f"{corner.meaning} ({corner.reached:.0%} get there)"
-        table.add_row(name, banded(corner.load), banded(corner.rps), where)
+        if corner.reached < 0.05:
+            load, where = f"> {forecast.curves[-1].load:g}", f"{corner.meaning}: beyond this ladder"
+        table.add_row(name, load, banded(corner.rps), where)
     table.columns[3].no_wrap = False
     return table
 

@@ -12,11 +12,13 @@ import pytest
 
 from scenarios.binding import binding
 from scenarios.cost import costs
+from scenarios.doubts import several_patterns
 from scenarios.doors import calibration_of
 from scenarios.forecast import Estimate, read_forecast, write_forecast
 from scenarios.load import load, origin, shipped
 from scenarios.replicate import circumstances, replicate
 from scenarios.simulation import central_run, simulate
+from scenarios.tables import corners
 from sim.calibration import Calibration, Parameter, Source, read_calibration
 from sim.curve import Corner
 from sim.errors import BadInput, CannotFit
@@ -174,6 +176,26 @@ def test_the_order_of_bindings():
     assert binds(queue=0.1) == "prefill compute"
     assert binds(queue=0.1, decode_share=0.7, prefill_share=0.3) == "decode compute"
     assert binds(queue=0.1, decode_share=0.2, prefill_share=0.1, idle_share=0.7) == "users"
+
+
+def test_two_stable_patterns_are_told_and_one_is_not():
+    scenario = load("standin")
+    rng = np.random.default_rng(0)
+
+    def tables(*centres: float) -> list[pd.DataFrame]:
+        ttft = [centres[i % len(centres)] * rng.normal(1, 0.01) for i in range(60)]
+        return [pd.DataFrame({"rung": [0], "load": [4.0], "ttft_p50": [x], "e2e_p50": [1 + x]}) for x in ttft]
+
+    assert several_patterns(scenario, tables(0.1)) == []
+    (said,) = several_patterns(scenario, tables(0.1, 0.4))
+    assert said == "at 4 users two patterns are stable: TTFT p50 about 0.1 or 0.4 s"
+
+
+def test_a_knee_beyond_the_ladder_is_not_quoted_as_one(small):
+    forecast = simulate(small("load.users=[1, 2]", "slo.e2e_p95=100"), machine(), replicates=19)
+    assert forecast.knee.reached == 0
+    row = next(row for row in zip(*(c.cells for c in corners(forecast).columns), strict=True) if row[0] == "knee")
+    assert row[1] == "> 2" and row[3].endswith("beyond this ladder")
 
 
 def test_costs_by_hand():
