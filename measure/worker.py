@@ -211,7 +211,8 @@ class Worker:
             wait = due - self.watch.now()
             if wait <= 0.0:
                 return True
-            gevent.sleep(min(wait, 0.05))
+            # gevent rounds sleeps up to a millisecond: the last one is passed by looking again and again
+            gevent.sleep(min(wait, 0.05) - 0.001 if wait > 0.002 else 0.0)
 
     def _visit(self, number: int, due: float) -> None:
         client = self.idle.pop() if self.idle else self.client()

@@ -98,7 +98,7 @@ def test_a_ladder_is_a_run_that_agrees_with_the_server(
     for rung in run.rungs:
         assert rung.start <= rung.ramped <= rung.settled < rung.end
         assert rung.seconds == pytest.approx(1.0)
-        assert rung.extra["in_flight"] == pytest.approx(rung.users, rel=0.2)
+        assert rung.extra["in_flight"] == pytest.approx(rung.users, rel=0.4)
         assert {"canary_p99_ms", "client_cpu", "client_limited", "errors"} <= set(rung.extra)
     requests = run.requests
     assert run.info is not None and run.info["max_batch_total_tokens"] == 20000
@@ -139,7 +139,7 @@ def test_two_processes_share_the_users_and_write_one_run(server: tuple[Standin, 
     assert {p.name for p in (tmp_path / "run").glob("requests*")} == {"requests.jsonl", "requests-1.jsonl"}
     assert set(run.requests["user"]) == {0, 1, 2, 3}
     assert run.requests["id"].is_unique
-    assert run.rungs[0].extra["in_flight"] == pytest.approx(4, rel=0.25)
+    assert run.rungs[0].extra["in_flight"] == pytest.approx(4, rel=0.4)
 
 
 REMOTE = """
@@ -238,11 +238,11 @@ def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp
 
 
 def test_a_budget_bounds_the_ladder_in_the_middle_of_a_rung(server: tuple[Standin, Path], tmp_path: Path) -> None:
-    run, said = climb(scenario(users=[1, 2], seconds=600.0), server[0].url, tmp_path / "run", budget=2.0)
+    run, said = climb(scenario(users=[1, 2], seconds=600.0), server[0].url, tmp_path / "run", budget=3.0)
     assert [(r.users, r.status) for r in run.rungs] == [(1, "limited")]
-    assert run.stopped == "the budget of 2 s is spent"
+    assert run.stopped == "the budget of 3 s is spent"
     assert 0 < run.rungs[0].seconds < 600
-    assert "at most 2 s" in said
+    assert "at most 3 s" in said
 
 
 def test_lengths_from_any_workload(server: tuple[Standin, Path], tmp_path: Path) -> None:
@@ -335,8 +335,14 @@ def test_ctrl_c_and_sigterm_close_the_run(
 
 
 def test_a_server_that_dies_ends_the_ladder_and_the_run_says_so(calibration: Path, tmp_path: Path) -> None:
-    with standin("--calibration", str(calibration), "--fault", "die=6") as process, pytest.raises(ServerGone):
-        climb(scenario(users=[2], seconds=60.0), process.url, tmp_path / "run")
+    def die(process: Standin) -> None:
+        wait_for_requests(tmp_path / "run", 5)
+        process.kill()
+
+    with standin("--calibration", str(calibration)) as process:
+        threading.Thread(target=die, args=(process,), daemon=True).start()
+        with pytest.raises(ServerGone):
+            climb(scenario(users=[2], seconds=60.0), process.url, tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert run.rungs[-1].status == "aborted"
     assert "stopped answering" in run.rungs[-1].doubts[-1]

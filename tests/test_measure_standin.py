@@ -193,6 +193,11 @@ def test_crlf_on_demand(calibration: str) -> None:
     assert body.count(b"\r\n\r\n") == 2
 
 
+def test_it_dies_on_demand(calibration: str) -> None:
+    with standin("--calibration", calibration, "--fault", "die=0.2") as process:
+        assert process.wait(20) == 1
+
+
 def test_metrics_appear_with_their_first_event_and_add_up(calibration: str) -> None:
     with standin("--calibration", calibration) as process:
         assert b"tgi_request_success" not in call(process.url, "/metrics")[2]
