@@ -110,7 +110,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     if budget is not None:
         parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
         doubts += said
-    noise = msgspec.structs.replace(noise, between=float(spread.run.min()))
+    noise = msgspec.structs.replace(noise, between=float(spread.run.mean()))
     u0, u1 = (regression.names.index(u) for u in CLIENT)
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))

@@ -112,7 +112,7 @@ def _somewhat(scale: float) -> tuple[float, float]:
 
 
 def _way(rows: Rows) -> tuple[float, float]:
-    """Belief about the way to the server: some milliseconds, unless lone prefills on an idle server say much more."""
+    """Belief about the way to the server: milliseconds, unless lone prefills on an idle server clearly say more."""
     t = rows.table
     alone = rows.prefill & (t["sequences"] == 1).to_numpy()
     idle = t["idle"].to_numpy()
@@ -120,8 +120,11 @@ def _way(rows: Rows) -> tuple[float, float]:
         return WAY, WAY
     size = t["longest"].to_numpy(np.float64)
     design = np.stack([np.ones(int(alone.sum())), size[alone], idle[alone].astype(np.float64)], axis=1)
-    longer = float(np.linalg.lstsq(design, rows.seconds[alone], rcond=None)[0][2])
-    return (WAY, WAY / 2) if longer < 5 * WAY else (longer, longer)
+    found = np.linalg.lstsq(design, rows.seconds[alone], rcond=None)[0]
+    longer, missed = float(found[2]), rows.seconds[alone] - design @ found
+    few = min(int((alone & idle).sum()), int((alone & ~idle).sum()))
+    clear = longer - WAY > 5.0 * float(missed.std()) / np.sqrt(few)
+    return (longer, longer) if clear else (WAY, WAY / 2)
 
 
 def _slope(x: Floats, y: Floats, fallback: float) -> float:

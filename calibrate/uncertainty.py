@@ -39,7 +39,7 @@ def moods(rows: Rows, predicted: Floats, drift: float) -> Moods:
         # a batch size seen at one load only has that load's mood in its level, where no residual shows it
         rung_sd[kind] = max(_beyond(factor, rows.rung[of], rows.block[of]), LEAST * drift)
         apart = _beyond(factor, rows.run[of], rows.rung[of]) if len(np.unique(rows.run[of])) > 1 else 0.0
-        run_sd[kind] = max(apart, LEAST * drift)
+        run_sd[kind] = max(apart, rung_sd[kind])
     return Moods(rung_sd, run_sd)
 
 

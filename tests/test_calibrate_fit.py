@@ -183,10 +183,20 @@ def test_padded_and_unpadded_servers_are_not_one_machine():
         calibrate_runs([run, padded])
 
 
-def test_a_far_client_is_seen():
-    far = replace_clocks(uplink=0.06)
-    run = observe([1, 2, 4, 8], lengths((100, 1500), (20, 80)), clocks=far, noise=NOISE, seconds=20.0).run
-    assert np.mean(calibrate_runs([run]).clocks.uplink.quantiles) == pytest.approx(0.06, rel=0.25)
+@pytest.mark.parametrize("uplink", [0.005, 0.06])
+def test_the_way_of_a_client_is_seen(uplink):
+    there = replace_clocks(uplink=uplink)
+    run = observe([1, 2, 4, 8], lengths((100, 1500), (20, 80)), clocks=there, noise=NOISE, seconds=20.0).run
+    assert np.mean(calibrate_runs([run]).clocks.uplink.quantiles) == pytest.approx(uplink, rel=0.25)
+
+
+def test_who_came_back_in_time_tells_the_filter_from_the_way():
+    # recorded: beside one other request a user who is back 0.3 ms after the step is in time about every second time
+    runs = [read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("short", "short-between", "short-again")]
+    calibration = calibrate_runs(runs)
+    form = step_time(calibration.model, calibration.values)
+    assert 0.0 < form.filter(1, 1, 90) - calibration.values["uplink"] < 0.0009
+    assert form.filter(12, 1, 110) - calibration.values["uplink"] > 0.003  # beside twelve everybody is
 
 
 def replace_clocks(uplink: float):

@@ -58,6 +58,14 @@ def test_on_an_idle_server_the_first_of_a_burst_is_prefilled_alone():
     assert (steps["old"][2], steps["new"][2]) == (1, 2)
 
 
+def test_beside_running_requests_there_is_one_prefill_between_two_steps():
+    # the first tokens of r1 and r2 are seen 6 ms apart, but r0 runs on: the router does not prefill twice in a row
+    times = [np.array([1.0, 1.1, 1.5, 1.6]), np.array([1.4, 1.5, 1.6]), np.array([1.406, 1.5, 1.6])]
+    steps = rebuild(_run(times, prompt=[50, 50, 50], sent=[0.5, 1.05, 1.06])).steps
+    assert steps["kind"].tolist() == ["prefill", "decode", "prefill", "decode", "decode"]
+    assert steps["sequences"].tolist() == [1, 1, 2, 3, 3]
+
+
 def test_one_late_token_moves_no_stream():
     seen = observe([4], lengths(200, 50), seconds=10.0)
     late = [t.copy() for t in seen.run.token_times or []]
