@@ -143,8 +143,10 @@ def test_two_processes_share_the_users_and_write_one_run(server: tuple[Standin, 
 
 
 REMOTE = """
-import sys
+import sys, time
 from pathlib import Path
+ours = time.perf_counter_ns
+time.perf_counter_ns = lambda: ours() + 10**12  # a machine that was started at another time
 import measure.orders
 measure.orders.BOOT_ID = Path("/none")  # another machine, as far as it can tell
 from measure.locustfile import main
@@ -164,8 +166,9 @@ def test_a_worker_of_another_machine_joins_and_ends_with_the_ladder(
     assert set(run.requests["user"]) == {0, 1, 2, 3}
     assert run.requests["id"].is_unique
     ok = run.requests[run.requests["status"] == "ok"]
-    # the two clocks agree: everybody's requests lie in the same rung
-    assert ok["sent"].between(run.rungs[0].start - 0.05, run.rungs[0].end + 5.0).all()
+    # the two clocks agree, to within the time that a rung of a second takes
+    here, there = ok.groupby(ok["user"] % 2)["sent"].median()
+    assert abs(here - there) < 10
     assert ok.groupby(ok["user"] % 2)["sent"].count().min() > 5
 
 
