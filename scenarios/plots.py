@@ -244,9 +244,13 @@ def _load_axis(ax: Axes, forecast: Forecast) -> None:
 
 
 def _log(ax: Axes) -> None:
-    """A logarithmic ordinate, where there is anything to show on it."""
-    if any(np.any(np.asarray(line.get_ydata()) > 0) for line in ax.get_lines()):
+    """A logarithmic ordinate, where what is shown spans enough to need one; else one from 0."""
+    shown = np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in ax.get_lines()] or [np.empty(0)])
+    shown = shown[shown > 0]
+    if len(shown) and shown.max() > 4 * shown.min():
         ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, None)
     _plain(ax.yaxis)
 
 

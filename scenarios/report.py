@@ -165,7 +165,7 @@ def _run(run: Run) -> Section:
     doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
     pictures = [{"image": _image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
     return {
-        "name": run.name,
+        "name": f"{run.name}, {run.kind}",
         "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
         "doubts": doubts,
         "parts": [{"table": _table([unit, *(title for title, _ in OF_A_RUN)], rows)}, *pictures],

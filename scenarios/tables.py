@@ -45,8 +45,9 @@ def parts(estimate: Estimate | Row, scale: float = 1.0) -> tuple[str, str]:
     n = decimals(low, high)
     if 0 < abs(value) < 1:
         n = max(n, -math.floor(math.log10(abs(value))))
-    same = f"{low:.{n}f}" == f"{high:.{n}f}"
-    return f"{value:.{n}f}", "" if same else f"{low:.{n}f}–{high:.{n}f}"
+    if f"{low:.{n}f}" == f"{high:.{n}f}":
+        return f"{value:.0f}" if value == int(value) else f"{value:.{n}f}", ""
+    return f"{value:.{n}f}", f"{low:.{n}f}–{high:.{n}f}"
 
 
 def banded(estimate: Estimate | Row, scale: float = 1.0) -> str:

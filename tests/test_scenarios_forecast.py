@@ -12,8 +12,8 @@ import pytest
 
 from scenarios.binding import binding
 from scenarios.cost import costs
-from scenarios.doubts import several_patterns
 from scenarios.doors import calibration_of
+from scenarios.doubts import several_patterns
 from scenarios.forecast import Estimate, read_forecast, write_forecast
 from scenarios.load import load, origin, shipped
 from scenarios.replicate import circumstances, replicate
