@@ -240,6 +240,19 @@ def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp
     assert set(got["status"]) == {"ok"}  # the last answer was waited for
 
 
+def test_a_ladder_that_is_not_listed_goes_as_far_as_the_servers_permits(calibration: Path, tmp_path: Path) -> None:
+    load = Load(spawn_rate=20.0, max_seconds=1.5)  # no users, no seconds: both are found on the way
+    s = Scenario(name="found", workload=Workload(prompt_tokens=60, output_tokens=20), load=load)
+    with standin("--calibration", str(calibration), "--max-concurrent-requests", "2") as process:
+        run, _ = climb(s, process.url, tmp_path / "run")
+    assert [r.users for r in run.rungs] == [1, 2]
+    assert run.stopped == "2 users hold all of the server's 2 permits"
+    for rung in run.rungs:  # too short to be known to 2 %, and it says so
+        assert rung.status == "limited"
+        assert any("1.5 s were not enough" in doubt for doubt in rung.doubts)
+        assert rung.seconds == pytest.approx(1.5)
+
+
 def test_a_budget_bounds_the_ladder_in_the_middle_of_a_rung(server: tuple[Standin, Path], tmp_path: Path) -> None:
     run, said = climb(scenario(users=[1, 2], seconds=600.0), server[0].url, tmp_path / "run", budget=3.0)
     assert [(r.users, r.status) for r in run.rungs] == [(1, "limited")]
