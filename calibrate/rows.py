@@ -78,7 +78,7 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
 
 def _client_limited(rung: Rung) -> bool:
     canary = rung.extra.get("canary_p99_ms")
-    return isinstance(canary, int | float) and canary > STALLED
+    return bool(rung.extra.get("client_limited")) or (isinstance(canary, int | float) and canary > STALLED)
 
 
 def _numbered(*keys: Ints) -> Ints:

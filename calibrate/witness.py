@@ -17,7 +17,8 @@ _SUM = 'tgi_batch_inference_duration_sum{method="%s"}'
 
 def witness(run: Run, schedule: Schedule) -> list[str]:
     """Doubts where the number of steps, their total time or the number of requests differ from the server's own."""
-    scrapes = list(_scrapes(run.path)) if run.path is not None else []
+    begun = run.rungs[0].start if run.rungs else 0.0  # before it the server answered warm-ups, which are not recorded
+    scrapes = [s for s in _scrapes(run.path) if s[0] >= begun] if run.path is not None else []
     if len(scrapes) < 2:
         return []
     (start, first), (end, last) = scrapes[0], scrapes[-1]

@@ -131,9 +131,10 @@ def test_info_wins_over_behaviour():
     assert (budget.value, budget.stderr, budget.low, budget.high) == (36000, 0.0, 36000, 36000)
 
 
-def test_loads_at_which_the_client_was_too_busy_are_left_out():
+@pytest.mark.parametrize("sign", [{"canary_p99_ms": 45.0}, {"canary_p99_ms": 4.8, "client_limited": True}])
+def test_loads_at_which_the_client_was_too_busy_are_left_out(sign):
     run = observe([1, 2, 4], lengths(200, 40), seconds=8.0).run
-    busy = replace(run.rungs[2], extra={"canary_p99_ms": 45.0})
+    busy = replace(run.rungs[2], extra=sign)
     limited = calibrate_runs([replace(run, rungs=[*run.rungs[:2], busy])])
     assert limited.range["sequences"][1] == 2
     assert any("too busy" in d and "load 4" in d for d in limited.doubts)
