@@ -71,8 +71,8 @@ class Ascent:
             return list(self.load.rate)
         return [float(n) for n in self.load.users or rung.default_users(self.permits or NO_PERMITS_KNOWN)]
 
-    def longest(self, loads: list[float]) -> float:
-        """The longest the ladder can take, s."""
+    def longest(self, loads: list[float], settling: float | None = None) -> float:
+        """The longest the ladder can take, s, if each rung's users settle within `settling` (their limit if absent)."""
         load, total, present = self.load, 0.0, 0.0
         for n in loads:
             window = load.seconds if load.seconds is not None else load.max_seconds
@@ -81,7 +81,8 @@ class Ascent:
             elif self.setup.open_loop:
                 total += load.settle + window
             else:
-                total += (n - present) / load.spawn_rate + load.max_seconds + window
+                limit = load.max_seconds if settling is None else settling
+                total += (n - present) / load.spawn_rate + limit + window
                 present = n
         return min(total, self.budget or total)
 
@@ -93,10 +94,14 @@ class Ascent:
         if not left:
             self.screen.say("every rung of this run is finished already")
             return
-        seconds = self.longest(left)
-        what = "requests/s" if self.setup.open_loop else "users"
-        most = f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
-        self.screen.say(f"{what} {', '.join(f'{n:g}' for n in left)}: at most {most}")
+        names = ", ".join(f"{n:g}" for n in left)
+        most = in_words(self.longest(left))
+        if self.setup.open_loop:
+            self.screen.say(f"requests/s {names}: at most {most}")
+        else:
+            self.screen.say(
+                f"users {names}: at most {most}, {in_words(self.longest(left, 0.0))} if they settle at once"
+            )
         self.generator = Generator(self.setup, processes)
         stopped = "a bug or a full disk ended it"
         try:
@@ -247,3 +252,8 @@ class Ascent:
         while self.watch.alive() and time.monotonic() < deadline:
             for report in self.generator.reports(REPORT_SECONDS):
                 self.watch.hear(report)
+
+
+def in_words(seconds: float) -> str:
+    """A duration a person can plan with."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
