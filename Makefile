@@ -40,7 +40,7 @@ picture: .venv/ready ## draw the README's picture anew
 	@$(BIN)/python tools/picture.py
 
 lock: .venv/ready ## write requirements.lock anew, at the newest versions pyproject.toml allows
-	@$(BIN)/uv pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 --generate-hashes \
+	@$(BIN)/uv pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --upgrade -o requirements.lock
 
 clean: ## remove .venv and everything written
