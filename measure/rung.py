@@ -100,8 +100,8 @@ class Climb:
         if not half <= PRECISE:
             known = f"to {half:.1%}, not yet {PRECISE:.0%}" if half < 10 else "without a spread: too short yet"
             wanting.append(f"tokens/s known {known}")
-        if not wanting:
-            self.end = now
+        if window is not None and not wanting:
+            self.end = window.end  # what was looked at, which may be a little ago
         elif now >= self.settled + self._load.max_seconds:
             self.end = self.settled + self._load.max_seconds
             self._limit(f"{self._load.max_seconds:g} s were not enough: {' and '.join(wanting)}")

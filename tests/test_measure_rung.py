@@ -141,8 +141,8 @@ def test_a_rung_without_a_length_is_measured_until_it_is_known_well_enough() -> 
     assert "39 of 40 requests" in climb.step(Watch(), 50.0, window(completions=39))
     assert "to 3.0%, not yet 2%" in climb.step(Watch(), 51.0, window(half_width=0.03))
     assert "too short yet" in climb.step(Watch(), 52.0, window(half_width=float("inf")))
-    climb.step(Watch(), 53.0, window(half_width=0.02))
-    assert (climb.end, climb.status) == (53.0, "complete")
+    climb.step(Watch(), 53.0, window(half_width=0.02, end=52.5))
+    assert (climb.end, climb.status) == (52.5, "complete")  # of the window that was looked at
 
 
 def test_a_rung_that_runs_into_its_limit_says_so() -> None:
