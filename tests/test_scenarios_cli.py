@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -199,6 +200,23 @@ def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.Captur
     assert status(["compare", *forecasts]) == 0
     assert "MAPE" in capfd.readouterr().out
     assert status(["compare", runs[0], forecasts[0]]) == 2
+
+
+@pytest.mark.parametrize("rungs", ["9", "one", "0,1,2,3,4,5", ""])
+def test_rungs_that_cannot_be_held_out(rungs: str, capfd: pytest.CaptureFixture[str]):
+    assert status(["compare", "data/tgi-0.9.4-router-http/long", "--held-out", rungs]) == 2
+    complaint = f"servecast: --held-out {rungs}: expected some of the rungs 0 to 5, such as 1,3\n"
+    assert capfd.readouterr().err == complaint
+
+
+def test_a_truncated_run_names_file_and_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    whole = Path("data/tgi-0.9.4-router-http/long/run.json").read_text()
+    (tmp_path / "run.json").write_text(whole[: len(whole) // 2])
+    assert status(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 2
+    assert re.match(
+        r"servecast: \S*/run\.json:\d+: not JSON: .*; expected the head of a run\n$", capfd.readouterr().err
+    )
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_calibrate_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
