@@ -79,6 +79,8 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
     # to the process group, after which CPython's pool never ends
     context = get_context("spawn")
     pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=context, initializer=_follow_parent)
+    with _deaf():  # the first task starts all workers
+        pool.submit(int)
     try:
         yield pool
     except BaseException:
@@ -87,9 +89,27 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
     pool.shutdown()
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started here ignore signals to the process group from their first instruction on: one that is
+    interrupted while it imports would print a traceback that is nobody's."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [signal.signal(number, signal.SIG_IGN) for number in SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
 def _follow_parent() -> None:
     """In a worker: signals to the process group are the parent's to answer, and its end, however it comes, is ours."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
