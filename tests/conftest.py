@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ WITNESSES = pytest.StashKey[list[Witness]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # started in the background of a script, Ctrl-C is ignored, and by everything that the tests start, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     files = config.getoption("schedules", None) or [SHIPPED]  # the option: sim.pytest_schedules
     try:
         config.stash[WITNESSES] = [w for file in files for w in read_witnesses(file)]
