@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,24 @@ def standin() -> Iterator[str]:
             server.terminate()
 
 
+@contextmanager
+def ticking(seconds: float = 4.0) -> Iterator[None]:
+    """Say every few seconds that something is going on: where there is no terminal, a rung is measured in silence."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tick() -> None:
+        while not over.wait(seconds):
+            print(f"... {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticker.join()
+
+
 def main() -> None:
     """Run the steps into fresh folders of `out/`."""
     began = time.monotonic()
@@ -55,7 +74,7 @@ def main() -> None:
         "2. Forecast both profiles at loads nobody measured",
         *("simulate", *PROFILES, "--set", f"calibration={calibration}", "-o", str(article)),
     )
-    with standin() as url:
+    with standin() as url, ticking():
         step("3. Measure a server, fit it, forecast it, compare", "run", "standin", "--url", url, "-o", str(loop))
     sources = [*(article / name for name in PROFILES), loop, loop / "run", loop / "comparison.json"]
     title = "Llama-2-70B on 4 A100-40GB: what it will do under load"
