@@ -17,13 +17,14 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from scenarios.evidence import Evidence, side_by_side
 from sim import metrics
 from sim.calibration import Calibration
 from sim.curve import band
 from sim.errors import NotEnoughData
 from sim.model import draw_model
 from sim.replay import replay
-from sim.run import Run
+from sim.run import Run, read_run, write_atomic
 
 FORMAT = 1  # 1: first
 REPLICATES = 99  # the least at which 5 % and 95 % quantiles of `weibull` lie within the sample with room to spare
@@ -59,7 +60,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass"}):
-    """What `compare` says: rows, a summary of those held out of the fit, and a verdict if tolerances were stated."""
+    """What `compare` says: rows, a summary of those held out of the fit, a verdict if tolerances were stated, and what
+    lies behind it."""
 
     format: int = FORMAT
     measured: str
@@ -69,6 +71,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     tolerances: dict[str, float]
     passed: bool | None
     doubts: list[str]
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,15 @@ def compare(
     repeats: Iterable[Run] = (),
     simulated: str = "simulated",
     doubts: Iterable[str] = (),
+    evidence: Evidence | None = None,
 ) -> Comparison:
-    """A measured run against replicates of its forecast; `fitted` are the rungs the calibration has seen."""
+    """A measured run against replicates of its forecast; `fitted` are the rungs the calibration has seen, `repeats` are
+    runs of the same server and workload."""
     measured = metrics.table(run)
     if measured.empty:
         raise NotEnoughData(f"{run.name}: no rung has a complete window")
     together = pd.concat(tables, keys=range(len(tables)), names=["replicate", None]).reset_index("replicate")
-    again = _repeat_errors(run, measured, repeats)
+    again, others = _repeat_errors(run, measured, repeats)
     rows = []
     for place, (rung, load) in enumerate(zip(measured["rung"], measured["load"], strict=True)):
         here = measured.iloc[place]
@@ -143,7 +148,8 @@ def compare(
                     humps=humps(drawn),
                 )
             )
-    return verdict(rows, run.name, simulated, tolerances or {}, [*run.doubts, *doubts])
+    found = verdict(rows, run.name, simulated, tolerances or {}, [*run.doubts, *doubts, *others])
+    return msgspec.structs.replace(found, evidence=evidence)
 
 
 def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:
@@ -162,7 +168,8 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
     if not matched:
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
     tables = [pd.concat(matched, ignore_index=True)]
-    return compare(first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts)
+    beside = side_by_side(first, second)
+    return compare(first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts, evidence=beside)
 
 
 def verdict(
@@ -196,6 +203,11 @@ def verdict(
         passed=all(held) if tolerances and scored else None,
         doubts=said,
     )
+
+
+def write_comparison(path: Path, comparison: Comparison) -> None:
+    """Write it as `comparison.json`."""
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
 
 
 def fitted_rungs(run: Run, calibration: Calibration) -> set[int]:
@@ -243,16 +255,35 @@ def _effective(errors: np.ndarray) -> float:
     return n * (1 - rho) / (1 + rho)
 
 
-def _repeat_errors(run: Run, measured: pd.DataFrame, repeats: Iterable[Run]) -> dict[tuple[int, str], float]:
-    """How far the real server is from itself: the same load measured again, relative to the first time."""
+def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:
+    """The runs that measured the same again: those named, and the run's sibling `<run>-again` if there is one."""
+    paths = list(named)
+    if run.path is not None:
+        own = run.path.resolve()
+        sibling = own.with_name(f"{own.name}-again")
+        if (sibling / "run.json").exists() and sibling not in {path.resolve() for path in paths}:
+            paths.append(sibling)
+    return [read_run(path) for path in paths]
+
+
+def _repeat_errors(
+    run: Run, measured: pd.DataFrame, repeats: Iterable[Run]
+) -> tuple[dict[tuple[int, str], float], list[str]]:
+    """How far the real server is from itself: the same load measured again, relative to the first time (of several
+    repeats, the farthest); and which repeats are none."""
     found: dict[tuple[int, str], float] = {}
+    doubts = []
     for other in repeats:
-        again = metrics.table(other)
-        for rung, load in zip(measured["rung"], measured["load"], strict=True):
-            same = again[again["load"] == load]
-            if len(same):
-                here = measured[measured["rung"] == rung].iloc[0]
-                for metric in metrics.COMPARED:
-                    if here[metric]:
-                        found[int(rung), metric] = float(same[metric].iloc[0] / here[metric] - 1)
-    return found
+        again = metrics.table(other).set_index("load")
+        common = measured[measured["load"].isin(again.index)]
+        if other.scenario.workload != run.scenario.workload or common.empty:
+            why = "has no load in common with it" if common.empty else "asked for other lengths"
+            doubts.append(f"{other.name} does not repeat {run.name}: it {why}")
+            continue
+        for _, here in common.iterrows():
+            for metric in metrics.COMPARED:
+                error = _relative(float(again[metric].loc[[here["load"]]].iloc[0]), float(here[metric]))
+                key = int(here["rung"]), metric
+                if error is not None and not math.isnan(error) and abs(error) >= abs(found.get(key, 0.0)):
+                    found[key] = error
+    return found, doubts

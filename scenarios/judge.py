@@ -13,6 +13,7 @@ from scenarios.options import doubt, jobs_option, json_option, replicates_option
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Executor
 
     from scenarios.compare import Comparison
@@ -127,6 +128,15 @@ def _fit(
 @click.option(
     "--held-out", metavar="1,3", help="Rungs to score, from 0, when the others are fitted; else every second."
 )
+@click.option(
+    "--repeat",
+    "repeats",
+    metavar="RUN",
+    multiple=True,
+    type=here,
+    help="The same measured again, for what no model can beat; repeatable. RUN-again is found by itself.",
+)
+@click.option("-o", "--output", type=here, help="A folder for comparison.json and report.html.")
 @click.option("--tolerance", "tolerances", metavar="METRIC=0.05", multiple=True, help="Largest mean error; repeatable.")
 @replicates_option
 @seed_option
@@ -136,6 +146,8 @@ def compare(
     sources: tuple[Path, ...],
     calibrated: Path | None,
     held_out: str | None,
+    repeats: tuple[Path, ...],
+    output: Path | None,
     tolerances: tuple[str, ...],
     replicates: int,
     seed: int,
@@ -151,13 +163,25 @@ def compare(
     from scenarios.tables import console, show_comparison
 
     limits = dict(_tolerance(text) for text in tolerances)
-    found = _compare(sources, calibrated, held_out, limits, replicates, seed, jobs)
+    found = _compare(sources, calibrated, held_out, repeats, limits, replicates, seed, jobs)
+    if output is not None:
+        _write(output, found)
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
         show_comparison(found, console())
     doubt(found.doubts)
     return FAILED if found.passed is False else 0
+
+
+def _write(folder: Path, comparison: Comparison) -> None:
+    from scenarios.compare import write_comparison
+    from scenarios.report import page
+    from sim.run import write_atomic
+
+    write_comparison(existing(folder / "comparison.json"), comparison)
+    title = f"{comparison.measured} against {comparison.simulated}"
+    write_atomic(folder / "report.html", page([comparison], {}, title).encode())
 
 
 def _tolerance(text: str) -> tuple[str, float]:
@@ -180,18 +204,20 @@ def _compare(
     sources: tuple[Path, ...],
     calibrated: Path | None,
     held_out: str | None,
+    repeated: tuple[Path, ...],
     tolerances: dict[str, float],
     replicates: int,
     seed: int,
     jobs: int | None,
 ) -> Comparison:
     from scenarios import compare as comparison
+    from scenarios.evidence import evidence
     from scenarios.forecast import Forecast
     from scenarios.report import read_item
     from sim.calibration import read_calibration
     from sim.run import Run, read_run
 
-    if len(sources) == 2 and calibrated is None:
+    if len(sources) == 2 and calibrated is None and not repeated:
         first, second = (read_item(path) for path in sources)
         if isinstance(first, Run) and isinstance(second, Run):
             return comparison.compare_runs(first, second, tolerances or first.scenario.tolerances)
@@ -201,18 +227,23 @@ def _compare(
     if len(sources) != 1 or (calibrated is not None and held_out is not None):
         raise BadInput("expected a run (with --calibration FILE, or --held-out, or neither), or two runs or forecasts")
     run = read_run(sources[0])
+    again = comparison.read_repeats(run, repeated)
     with working(jobs) as (executor, commentary):
         if calibrated is None:
-            return held_out_comparison(run, _rungs(held_out, run), tolerances, replicates, seed, executor, commentary)
+            scored = _rungs(held_out, run)
+            return held_out_comparison(run, scored, tolerances, replicates, seed, executor, commentary, again)
         calibration = read_calibration(calibrated)
         commentary.say(f"replaying {run.name} {replicates} times")
         tables = comparison.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
+        behind = evidence(run, calibration, executor, seed)
     return comparison.compare(
         run,
         tables,
         fitted=comparison.fitted_rungs(run, calibration),
         tolerances=tolerances or run.scenario.tolerances,
+        repeats=again,
         simulated=calibrated.name,
+        evidence=behind,
     )
 
 
@@ -234,10 +265,12 @@ def held_out_comparison(
     seed: int,
     executor: Executor,
     commentary: Commentary,
+    repeats: Sequence[Run] = (),
 ) -> Comparison:
     """A run against the forecast of a model that was fitted to its other rungs."""
     from calibrate.fit import calibrate_runs
     from scenarios.compare import compare, forecast_run
+    from scenarios.evidence import evidence
 
     fitted = set(range(len(run.rungs))) - held_out
     if not fitted or not held_out:
@@ -246,8 +279,16 @@ def held_out_comparison(
     calibration = calibrate_runs([run], seed, rungs=[fitted])
     commentary.say(f"replaying {run.name} {replicates} times")
     tables = forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
-    limits = tolerances or run.scenario.tolerances
-    return compare(run, tables, fitted=fitted, tolerances=limits, simulated="forecast", doubts=calibration.doubts)
+    return compare(
+        run,
+        tables,
+        fitted=fitted,
+        tolerances=tolerances or run.scenario.tolerances,
+        repeats=repeats,
+        simulated="forecast",
+        doubts=calibration.doubts,
+        evidence=evidence(run, calibration, executor, seed),
+    )
 
 
 def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, float]) -> Comparison:

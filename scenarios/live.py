@@ -143,6 +143,7 @@ def run(
     """
     from calibrate.fit import calibrate_runs
     from measure.ladder import measure as climb
+    from scenarios.compare import write_comparison
     from scenarios.doors import write_calibration
     from scenarios.forecast import write_forecast
     from scenarios.judge import held_out_comparison
@@ -158,7 +159,7 @@ def run(
     with working(jobs) as (executor, commentary):
         scored = set(range(1, len(measured.rungs), 2))
         comparison = held_out_comparison(measured, scored, {}, replicates, seed, executor, commentary)
-        write_atomic(output / "comparison.json", msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
+        write_comparison(output / "comparison.json", comparison)
         calibration = calibrate_runs([measured], seed)
         write_calibration(output / "calibration.json", calibration)
 

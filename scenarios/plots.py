@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scenarios.compare import Comparison
+from scenarios.evidence import Distribution, Error, Evidence
 from scenarios.forecast import Forecast, Row
 from sim.run import Run
 
@@ -157,6 +158,62 @@ def parity(comparison: Comparison) -> bytes:
         return _svg(figure)
 
 
+def distributions(evidence: Evidence, names: tuple[str, str] = ("measured", "simulated")) -> bytes:
+    """The distribution of the gaps between tokens, measured and simulated over each other, at six loads at most."""
+    shown = [evidence.itl[i] for i in np.unique(np.linspace(0, len(evidence.itl) - 1, 6).round().astype(int))]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    with _figure(11.2, 0.5 + 2.6 * rows, columns, rows) as (figure, axes):
+        for ax, one in zip(axes, shown, strict=False):
+            _distribution(ax, one, evidence.shares, names)
+        for ax in axes[len(shown) :]:
+            ax.set_visible(False)
+        for ax in axes[max(0, len(shown) - columns) : len(shown)]:
+            ax.set_xlabel("gap between two tokens, ms")
+            ax.tick_params(labelbottom=True)
+        axes[0].legend(fontsize=8, loc="lower right")
+        return _svg(figure)
+
+
+def residuals(evidence: Evidence) -> bytes:
+    """How far rebuilt steps are from the model's step time, against batch size and time, prefill and decode apart."""
+    kinds = list(evidence.by_batch)
+    with _figure(11.2, 0.4 + 2.5 * len(kinds), 2, len(kinds), sharex=False) as (figure, axes):
+        for i, kind in enumerate(kinds):
+            colour = ORANGE if kind == "prefill" else BLUE
+            left, right = axes[2 * i : 2 * i + 2]
+            _errors(left, evidence.by_batch[kind], colour)
+            left.set(title=f"{kind.capitalize()} steps, by batch size", ylabel="measured / model − 1")
+            left.set_xlabel("prompts in the prefill" if kind == "prefill" else "requests in the batch")
+            _errors(right, evidence.by_time[kind], colour)
+            right.set(title=f"{kind.capitalize()} steps, over time", xlabel="s since the run began")
+        return _svg(figure)
+
+
+def _distribution(ax: Axes, one: Distribution, shares: Sequence[float], names: tuple[str, str]) -> None:
+    measured, simulated, low, high = (
+        [1000 * value for value in values] for values in (one.measured, one.simulated, one.low, one.high)
+    )
+    if low:
+        ax.fill_betweenx(shares, low, high, color=BLUE, alpha=0.18, lw=0, label="90 % band")
+    if simulated:
+        ax.plot(simulated, shares, color=BLUE, label=names[1])
+    ax.plot(measured, shares, color=RED, lw=1.2, label=names[0])
+    ax.set(title=f"load {one.load:g}", xscale="log", ylim=(0, 1))
+    ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    _plain(ax.xaxis)
+
+
+def _errors(ax: Axes, errors: Sequence[Error], colour: str) -> None:
+    """Means with the spread of single steps; the more steps, the larger the point."""
+    at, mean, low, high = ([getattr(error, name) for error in errors] for name in ("at", "mean", "low", "high"))
+    most = max(error.steps for error in errors)
+    ax.axhline(0.0, color=GREY, lw=1)
+    ax.vlines(at, low, high, color=colour, alpha=0.3, lw=2.5)
+    ax.scatter(at, mean, s=[6 + 22 * error.steps / most for error in errors], color=colour, zorder=3)
+    ax.yaxis.set_major_formatter(lambda share, _: f"{share:+.0%}")
+
+
 def _throughput(ax: Axes, forecast: Forecast) -> None:
     _curve(ax, forecast.rows("rps"), BLUE, "forecast")
     for printed in forecast.published:
@@ -263,11 +320,16 @@ def _plain(axis: Axis) -> None:
 
 @contextmanager
 def _figure(
-    width: float, height: float, columns: int, rows: int = 1, heights: Sequence[float] | None = None
+    width: float,
+    height: float,
+    columns: int,
+    rows: int = 1,
+    heights: Sequence[float] | None = None,
+    sharex: bool = True,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, sharex=rows > 1)
+        axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, sharex=sharex and rows > 1)
         yield figure, list(axes.flat)
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from scenarios import plots, tables
 from scenarios.compare import Comparison
+from scenarios.evidence import Evidence, itl
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
 from scenarios.tables import parts, unit_of
 from sim import metrics
@@ -164,6 +165,9 @@ def _run(run: Run) -> Section:
     unit = "users" if run.scenario.load.users else "requests/s"
     doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
     pictures = [{"image": _image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
+    if found := itl(run):
+        picture = _image(plots.distributions(Evidence(itl=found), (run.kind, "")))
+        pictures.append({"image": picture, "title": "The gaps between tokens"})
     return {
         "name": f"{run.name}, {run.kind}",
         "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
@@ -190,6 +194,7 @@ def _comparison(c: Comparison) -> Section:
         }
         for name, s in c.summary.items()
     ]
+    repeated = any(row.repeat_error is not None for row in c.rows)
     rows = [
         {
             "cells": [
@@ -202,10 +207,13 @@ def _comparison(c: Comparison) -> Section:
                 "–" if row.relative_error is None else f"{row.relative_error:+.1%}",
                 {None: "", True: _mark("in", "inside"), False: _mark("out", "outside")}[row.inside],
                 "" if row.held_out else "seen by the fit",
+                *([] if not repeated else ["–" if row.repeat_error is None else f"{row.repeat_error:+.1%}"]),
             ]
         }
         for row in c.rows
     ]
+    titles = ["load", "metric", "measured", "simulated", "error", "band", "", *(["repeat"] if repeated else [])]
+    caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
     return {
         "name": f"{c.measured} against {c.simulated}",
         "headline": verdict[c.passed],
@@ -213,16 +221,34 @@ def _comparison(c: Comparison) -> Section:
         "parts": [
             {"image": _image(plots.compared(c)), "title": "Measured over simulated"},
             {"image": _image(plots.parity(c)), "text": "On the line is right; shaded: 5 %."},
+            *_behind(c),
             {
                 "title": "Summary",
                 "table": _table(["metric", "MAPE", "bias", "inside the band", "tolerance"], summary, left=(0,)),
             },
             {
                 "title": "Every load",
-                "table": _table(["load", "metric", "measured", "simulated", "error", "band", ""], rows, left=(1, 5, 6)),
+                "table": _table(titles, rows, left=(1, 5, 6), caption=caption),
             },
         ],
     }
+
+
+def _behind(c: Comparison) -> list[dict[str, Any]]:
+    """The pictures of what lies behind a comparison."""
+    found: list[dict[str, Any]] = []
+    if c.evidence is not None and c.evidence.itl:
+        picture = _image(plots.distributions(c.evidence, (c.measured, c.simulated)))
+        text = "The share of all gaps that are no longer, in each load's window."
+        found.append({"image": picture, "title": "The gaps between tokens", "text": text})
+    if c.evidence is not None and c.evidence.by_batch:
+        text = (
+            "Steps as rebuilt from the streams against the model's step time: points are means, lines hold 90 % of the "
+            "steps. Where means leave zero with the batch size, the form is wrong; where they do over time, the "
+            "machine drifts."
+        )
+        found.append({"image": _image(plots.residuals(c.evidence)), "title": "What the step times miss", "text": text})
+    return found
 
 
 def _curves(f: Forecast) -> dict[str, Any]:

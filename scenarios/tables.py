@@ -173,17 +173,21 @@ MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per
 
 def compared(comparison: Comparison) -> list[Table]:
     """The main metrics at every load, and the errors of all of them together."""
-    each = _table("load ", "metric", "measured", "simulated", "error", "in band", left=(1,))
+    repeated = any(row.repeat_error is not None for row in comparison.rows)
+    titles = ("load ", "metric", "measured", "simulated", "error", "in band", *(["repeat"] if repeated else []))
+    each = _table(*titles, left=(1,))
     for row in comparison.rows:
         if row.metric in MAIN:
             band = "" if row.low is None else f" {row.low:.3g}–{row.high:.3g}"
-            error = "–" if row.relative_error is None else f"{row.relative_error:+.1%}"
+            error, again = ("–" if e is None else f"{e:+.1%}" for e in (row.relative_error, row.repeat_error))
             inside = {None: "–", True: "yes", False: "no"}[row.inside]
             mark = " " if row.held_out else "*"
             simulated = f"{row.simulated:.3g}{band}"
-            each.add_row(f"{row.load:g}{mark}", row.metric, f"{row.measured:.3g}", simulated, error, inside)
-    if any(not row.held_out for row in comparison.rows):
-        each.caption, each.caption_justify = "* seen by the fit", "left"
+            cells = (f"{row.load:g}{mark}", row.metric, f"{row.measured:.3g}", simulated, error, inside)
+            each.add_row(*cells, *([again] if repeated else []))
+    notes = ["* seen by the fit"] if any(not row.held_out for row in comparison.rows) else []
+    notes += ["repeat: how far the real server was from itself"] if repeated else []
+    each.caption, each.caption_justify = "; ".join(notes) or None, "left"
     together = _table("metric", "MAPE", "bias", "in band", "rungs", "tolerance", left=(0,))
     for metric, s in comparison.summary.items():
         coverage = "–" if s.coverage is None else f"{s.coverage:.0%}"
