@@ -217,7 +217,9 @@ def _compare(
     from sim.calibration import read_calibration
     from sim.run import Run, read_run
 
-    if len(sources) == 2 and calibrated is None and not repeated:
+    if len(sources) == 2 and repeated:
+        raise BadInput("expected only with one run: two are compared with each other", path="--repeat")
+    if len(sources) == 2 and calibrated is None:
         first, second = (read_item(path) for path in sources)
         if isinstance(first, Run) and isinstance(second, Run):
             return comparison.compare_runs(first, second, tolerances or first.scenario.tolerances)

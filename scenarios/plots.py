@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from scenarios.compare import Comparison
 from scenarios.evidence import Distribution, Error, Evidence
@@ -136,25 +136,29 @@ def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft
 def parity(comparison: Comparison) -> bytes:
     """Simulated against measured, every rung and metric in seconds or per second: on the line is right."""
     groups = (
-        ("Latency, s", ("e2e_", "ttft_", "itl_", "tpot_")),
-        ("Rates, 1/s", ("rps", "output_tokens", "input_tokens")),
+        ("Response times, s", {"E2E": "e2e_", "TTFT": "ttft_"}),
+        ("Between tokens, s", {"ITL": "itl_", "TPOT": "tpot_"}),
+        ("Rates, 1/s", {"requests": "rps", "output tokens": "output_tokens", "input tokens": "input_tokens"}),
     )
-    with _figure(7.4, 3.5, 2) as (figure, axes):
+    known = [row for row in comparison.rows if min(row.measured, row.simulated) > 0]
+    with _figure(11.2, 3.9, 3) as (figure, axes):
         for ax, (title, prefixes) in zip(axes, groups, strict=True):
-            rows = [
-                row
-                for row in comparison.rows
-                if row.metric.startswith(prefixes) and min(row.measured, row.simulated) > 0
-            ]
-            for held_out, face in ((True, BLUE), (False, "white")):
-                shown = [row for row in rows if row.held_out is held_out]
-                points = [row.measured for row in shown], [row.simulated for row in shown]
-                ax.loglog(*points, "o", color=BLUE, mfc=face, ms=3.5, alpha=0.8)
+            rows = [row for row in known if row.metric.startswith(tuple(prefixes.values()))]
+            for (name, prefix), colour in zip(prefixes.items(), (BLUE, ORANGE, GREEN), strict=False):
+                mine = [row for row in rows if row.metric.startswith(prefix)]
+                faces = [colour if row.held_out else "white" for row in mine]
+                points = [row.measured for row in mine], [row.simulated for row in mine]
+                ax.scatter(*points, s=16, c=faces, edgecolors=colour, label=name, zorder=3)
             if rows:
                 ends = [min(row.measured for row in rows), max(row.measured for row in rows)]
                 ax.plot(ends, ends, color=GREY, lw=1)
                 ax.fill_between(ends, [0.95 * x for x in ends], [1.05 * x for x in ends], color=GREY, alpha=0.2, lw=0)
+                ax.set(xscale="log", yscale="log")
+                _round(ax.xaxis)
+                _plain(ax.xaxis)
+                _plain(ax.yaxis)
             ax.set(title=title, xlabel="measured", ylabel="simulated")
+            ax.legend(fontsize=8, loc="upper left")
         return _svg(figure)
 
 
@@ -163,14 +167,13 @@ def distributions(evidence: Evidence, names: tuple[str, str] = ("measured", "sim
     shown = [evidence.itl[i] for i in np.unique(np.linspace(0, len(evidence.itl) - 1, 6).round().astype(int))]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    with _figure(11.2, 0.5 + 2.6 * rows, columns, rows) as (figure, axes):
+    with _figure(11.2, 0.5 + 2.6 * rows, columns, rows, sharex=False) as (figure, axes):
         for ax, one in zip(axes, shown, strict=False):
             _distribution(ax, one, evidence.shares, names)
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
         for ax in axes[max(0, len(shown) - columns) : len(shown)]:
             ax.set_xlabel("gap between two tokens, ms")
-            ax.tick_params(labelbottom=True)
         axes[0].legend(fontsize=8, loc="lower right")
         return _svg(figure)
 
@@ -183,10 +186,13 @@ def residuals(evidence: Evidence) -> bytes:
             colour = ORANGE if kind == "prefill" else BLUE
             left, right = axes[2 * i : 2 * i + 2]
             _errors(left, evidence.by_batch[kind], colour)
-            left.set(title=f"{kind.capitalize()} steps, by batch size", ylabel="measured / model − 1")
+            left.set_title(f"{kind.capitalize()} steps, by batch size", pad=12)
             left.set_xlabel("prompts in the prefill" if kind == "prefill" else "requests in the batch")
+            left.set_ylabel("measured / model − 1")
+            left.xaxis.set_major_locator(MaxNLocator(integer=True))
             _errors(right, evidence.by_time[kind], colour)
-            right.set(title=f"{kind.capitalize()} steps, over time", xlabel="s since the run began")
+            right.set_title(f"{kind.capitalize()} steps, over time", pad=12)
+            right.set_xlabel("s since the run began")
         return _svg(figure)
 
 
@@ -201,6 +207,7 @@ def _distribution(ax: Axes, one: Distribution, shares: Sequence[float], names: t
     ax.plot(measured, shares, color=RED, lw=1.2, label=names[0])
     ax.set(title=f"load {one.load:g}", xscale="log", ylim=(0, 1))
     ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    _round(ax.xaxis)
     _plain(ax.xaxis)
 
 
@@ -313,9 +320,15 @@ def _log(ax: Axes) -> None:
 
 def _plain(axis: Axis) -> None:
     if axis.get_scale() == "log" and isinstance(axis, YAxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_minor_locator(NullLocator())
+        _round(axis)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _round(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, of a long one at powers of ten."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
+    axis.set_minor_locator(NullLocator())
 
 
 @contextmanager

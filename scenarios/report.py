@@ -220,7 +220,10 @@ def _comparison(c: Comparison) -> Section:
         "doubts": c.doubts,
         "parts": [
             {"image": _image(plots.compared(c)), "title": "Measured over simulated"},
-            {"image": _image(plots.parity(c)), "text": "On the line is right; shaded: 5 %."},
+            {
+                "image": _image(plots.parity(c)),
+                "text": "Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",
+            },
             *_behind(c),
             {
                 "title": "Summary",

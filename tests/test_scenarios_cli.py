@@ -202,6 +202,33 @@ def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.Captur
     assert status(["compare", runs[0], forecasts[0]]) == 2
 
 
+def test_compare_writes_a_page_that_shows_what_lies_behind_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = Path("data/tgi-0.9.4-cpu")
+    calibration, out = str(tmp_path / "calibration.json"), tmp_path / "out"
+    assert status(["calibrate", str(folder / "long-between"), "-o", calibration]) == 0
+    capfd.readouterr()
+    arguments = ["compare", str(folder / "long"), "--calibration", calibration, "--replicates", "19", "--jobs", "1"]
+    assert status([*arguments, "-o", str(out), "--repeat", str(folder / "short-again")]) == 0
+    said = capfd.readouterr()
+    assert "how far the real server was from itself" in said.out
+    assert "short-again does not repeat" in said.err
+    written = json.loads((out / "comparison.json").read_bytes())
+    repeated = {row["users"] for row in written["rows"] if row["repeat_error"] is not None}
+    assert repeated == {1, 4, 16}  # of long-again, which nobody named
+    assert len(written["evidence"]["itl"]) == 5
+    shown = (out / "report.html").read_text()
+    assert "The gaps between tokens" in shown and "What the step times miss" in shown
+    assert status(["report", str(out / "comparison.json"), "-o", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_text().count("data:image") == shown.count("data:image") == 4
+
+
+def test_repeats_are_of_one_run(capfd: pytest.CaptureFixture[str]):
+    assert status(["compare", "a", "b", "--repeat", "c"]) == 2
+    assert (
+        capfd.readouterr().err == "servecast: --repeat: expected only with one run: two are compared with each other\n"
+    )
+
+
 @pytest.mark.parametrize("rungs", ["9", "one", "0,1,2,3,4,5", ""])
 def test_rungs_that_cannot_be_held_out(rungs: str, capfd: pytest.CaptureFixture[str]):
     assert status(["compare", "data/tgi-0.9.4-router-http/long", "--held-out", rungs]) == 2

@@ -10,10 +10,21 @@ import pandas as pd
 import pytest
 
 from calibrate.fit import calibrate_runs
-from scenarios.compare import Comparison, compare, compare_runs, fitted_rungs, forecast_run, humps, verdict
+from scenarios.compare import (
+    Comparison,
+    compare,
+    compare_runs,
+    fitted_rungs,
+    forecast_run,
+    humps,
+    read_repeats,
+    verdict,
+)
+from scenarios.evidence import evidence
 from sim import metrics
 from sim.calibration import Calibration
 from sim.errors import NotEnoughData
+from sim.gaps import gaps
 from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
@@ -140,3 +151,68 @@ def test_what_the_server_said_at_info_wins(flash):
     told = forecast(blind, calibration, 1)[0]
     said = forecast(flash, calibration, 1)[0]
     pd.testing.assert_frame_equal(told, said)
+
+
+def test_a_comparison_keeps_what_lies_behind_it(flash, fitted):
+    with ThreadPoolExecutor(1) as executor:
+        found = evidence(flash, fitted, executor)
+    middle = found.shares.index(0.5)
+    for rung, one in zip(flash.rungs, found.itl, strict=True):
+        assert one.load == rung.load
+        assert one.measured == gaps(flash, rung.settled, rung.end).quantiles(found.shares)
+        assert one.measured == sorted(one.measured)
+        assert all(low <= value <= high for low, value, high in zip(one.low, one.simulated, one.high, strict=True))
+        assert one.simulated[middle] == pytest.approx(one.measured[middle], rel=0.05)
+    for errors in (found.by_batch, found.by_time):
+        assert set(errors) == {"prefill", "decode"}
+        for kind, limit in (("prefill", 0.02), ("decode", 0.01)):
+            steps = sum(e.steps for e in errors[kind])
+            assert sum(e.steps * e.mean for e in errors[kind]) / steps == pytest.approx(0, abs=limit)
+            assert all(e.low <= e.high for e in errors[kind])
+    again = msgspec.json.decode(msgspec.json.encode(found), type=type(found))
+    assert again == found
+
+
+def test_evidence_of_a_run_that_was_not_streamed_is_empty(flash, fitted):
+    with ThreadPoolExecutor(1) as executor:
+        found = evidence(replace(flash, token_times=None), fitted, executor)
+    assert not (found.itl or found.by_batch or found.by_time)
+
+
+def test_two_runs_show_their_gaps_at_the_loads_they_share():
+    first, again = (read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("long", "long-again"))
+    found = compare_runs(first, again).evidence
+    assert found is not None
+    assert [one.load for one in found.itl] == [1, 4, 16]
+    last = again.rungs[2]
+    assert found.itl[2].simulated == gaps(again, last.settled, last.end).quantiles(found.shares)
+
+
+def test_repeats_are_those_named_and_the_sibling():
+    folder = DATA / "tgi-0.9.4-cpu"
+    long, short = read_run(folder / "long"), read_run(folder / "short")
+    assert [run.name for run in read_repeats(long)] == ["tgi-cpu-long-again"]
+    assert len(read_repeats(long, [folder / "long-again"])) == 1
+    assert len(read_repeats(long, [folder / "short"])) == 2
+    assert read_repeats(read_run(folder / "mixed")) == []
+    assert read_repeats(replace(long, path=None)) == []
+    found = compare(long, [metrics.table(long)], repeats=[short, read_run(folder / "long-between")])
+    assert all(row.repeat_error is None for row in found.rows)
+    assert [text for text in found.doubts if "does not repeat" in text] == [
+        "tgi-cpu-short does not repeat tgi-cpu-long: it asked for other lengths",
+        "tgi-cpu-long-between does not repeat tgi-cpu-long: it has no load in common with it",
+    ]
+
+
+def test_of_several_repeats_the_farthest_counts():
+    first, again = (read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("long", "long-again"))
+    tables = [metrics.table(first)]
+    alone, *both = (
+        [row.repeat_error for row in compare(first, tables, repeats=repeats).rows]
+        for repeats in ([again], [first, again], [again, first])
+    )
+    assert any(error for error in alone)
+    for errors in both:
+        assert [e for e, mine in zip(errors, alone, strict=True) if mine is not None] == [
+            e for e in alone if e is not None
+        ]

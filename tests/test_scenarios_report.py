@@ -14,6 +14,7 @@ import pytest
 from scenarios import plots, tables
 from scenarios.compare import compare_runs
 from scenarios.doors import calibration_of
+from scenarios.evidence import SHARES, Distribution, Error, Evidence
 from scenarios.forecast import Estimate, Forecast, write_forecast
 from scenarios.load import load
 from scenarios.report import page, read_item
@@ -95,6 +96,24 @@ def test_pictures_have_no_date_and_no_chance(picture, forecast: Forecast):
     assert svg == picture(forecast)
     assert b"<dc:date>" not in svg
     assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+@pytest.mark.parametrize("loads", [1, 2, 4, 9])
+def test_distributions_of_any_number_of_loads_can_be_drawn(loads: int):
+    gaps = [0.02 + 0.001 * i for i in range(len(SHARES))]
+    found = Evidence(itl=[Distribution(load=n, measured=gaps, simulated=gaps) for n in range(1, loads + 1)])
+    text = plots.distributions(found).decode()
+    titles = re.findall(r"<!-- load (\d) -->", text)
+    assert len(titles) == min(loads, 6)
+    assert (titles[0], titles[-1]) == ("1", str(loads))
+
+
+def test_residuals_are_drawn_of_every_kind_of_step():
+    errors = [Error(at=n, steps=10 * n, mean=0.01, low=-0.1, high=0.1) for n in (1, 2, 4)]
+    for kinds in (["decode"], ["decode", "prefill"]):
+        found = Evidence(by_batch=dict.fromkeys(kinds, errors), by_time=dict.fromkeys(kinds, errors))
+        text = plots.residuals(found).decode()
+        assert [kind for kind in ("decode", "prefill") if f"<!-- {kind.capitalize()} steps" in text] == kinds
 
 
 def test_a_forecast_without_steady_states_can_be_drawn():

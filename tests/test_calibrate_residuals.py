@@ -1,0 +1,55 @@
+"""Residuals of single steps: those the fit had, and those that a wrong model shows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from calibrate.fit import calibrate_runs
+from calibrate.residuals import residuals
+from calibrate.steps import rebuild
+from sim.errors import NotEnoughData
+from sim.run import read_run
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.mark.parametrize("name", ["tgi-0.9.4-cpu/mixed", "tgi-0.9.4-cpu/long", "tgi-0.9.4-router-http/long"])
+def test_they_are_what_the_fit_left_over(name):
+    run = read_run(DATA / name)
+    calibration = calibrate_runs([run])
+    table = residuals(run, calibration)
+    assert table["time"].is_monotonic_increasing
+    for kind, mine in table.groupby("kind"):
+        known = calibration.residuals[str(kind)]
+        assert len(mine) == known.rows
+        assert np.sqrt(((mine["seconds"] - mine["predicted"]) ** 2).mean()) == pytest.approx(known.rms, rel=1e-3)
+        assert mine["relative"].abs().quantile(0.95) == pytest.approx(known.p95_relative, rel=1e-3)
+
+
+def test_a_slower_model_is_wrong_by_as_much():
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    fitted = calibrate_runs([run])
+    decode = {k: msgspec.structs.replace(p, value=2 * p.value) for k, p in fitted.parameters.items() if k[0] in "bcf"}
+    wrong = msgspec.structs.replace(fitted, parameters=fitted.parameters | decode)
+    one, two = residuals(run, fitted), residuals(run, wrong)
+    plain = one["kind"] == "decode"
+    assert (1 + two["relative"][plain]).to_numpy() == pytest.approx((1 + one["relative"][plain]).to_numpy() / 2)
+
+
+def test_they_can_be_asked_of_some_rungs():
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    calibration = calibrate_runs([run])
+    some = residuals(run, calibration, rungs=[1, 3])
+    assert set(some["rung"]) == {1, 3}
+    every = residuals(run, calibration)
+    assert len(some) == every["rung"].isin([1, 3]).sum()
+    assert len(every) <= len(rebuild(run).steps)
+
+
+def test_a_run_without_tokens_has_none():
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    with pytest.raises(NotEnoughData, match="no token times"):
+        residuals(replace(run, token_times=None), calibrate_runs([run]))
