@@ -1,6 +1,6 @@
 # Two commands to know: `make demo` and `make test`. Both set .venv up first; PYTHON=... chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench mutants validate recovery calibration picture lock clean
+.PHONY: help demo test lint bench mutants validate recovery advice calibration picture lock clean
 BIN := .venv/bin
 
 help:
@@ -32,6 +32,9 @@ validate: .venv/ready ## hold forecasts against the measured runs in data/
 
 recovery: .venv/ready ## calibrate made-up articles; is the truth in the band as often as it should be?
 	@$(BIN)/python tools/check_published.py
+
+advice: .venv/ready ## follow the advice on what to measure next on the stand-in; is it better than chance?
+	@$(BIN)/python tools/check_advice.py
 
 calibration: .venv/ready ## fit the article's figures anew, for the shipped scenarios
 	@$(BIN)/servecast calibrate llama2-70b -o scenarios/data/llama2-70b.calibration.json

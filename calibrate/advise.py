@@ -1,15 +1,15 @@
 """What to measure next: the load whose measurement would narrow a forecast most.
 
 A calibration's draws answer the question differently; that spread is its band. A streamed measurement would show the
-step times of the batches it visits, and the draws disagree about those too. Where both disagreements go together, the
-measurement decides the question: the usual formula of a linear Gaussian update, with covariances over draws and the
-machine's own moods as error of measurement, says by how much (Lindley, On a Measure of the Information Provided by an
-Experiment, 1956).
+step times of the batches it visits, and the draws disagree about those too. So the draws are moved to where such a
+measurement would leave them, with the machine's own moods as its error, and asked again. No straight line from step
+times to the answer would do: it jumps where step times decide who shares a batch (preposterior analysis: Raiffa and
+Schlaifer, Applied Statistical Decision Theory, 1961; the update: Evensen, The Ensemble Kalman Filter, 2003).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,9 @@ from sim.workload import Workload
 Floats = NDArray[np.float64]
 
 DRAWS = 60
+TRUTHS, EACH = 9, 12
 SECONDS = 60.0
+HALF_BAND = 1.645  # standard deviations of a normal law: 90 % lie within
 FLOOR = 1e-3  # relative: no step time is known better than that
 
 
@@ -55,11 +57,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Advice:
-    """A measurement and what it promises: the half-width of the question's 90 % band, relative, now and after it."""
+    """A measurement and what it promises: the half-width of the question's 90 % band, relative, now and after it.
+
+    `after` is the median over what the measurement may show, `low` and `high` the best and the worst of it.
+    """
 
     measurement: Measurement
     now: float
     after: float
+    low: float
+    high: float
 
     @property
     def gain(self) -> float:
@@ -73,36 +80,66 @@ def advise(
     candidates: Sequence[Measurement],
     *,
     seed: int = 0,
-    draws: int = DRAWS,
     executor: Executor | None = None,
 ) -> list[Advice]:
-    """The candidates, the most useful first, at the cost of `draws` simulations of the question and one of each."""
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(calibration.n_draws)[:draws].tolist()
-    ask = partial(_answer, calibration, question, seed)
-    answers = np.log(np.array(list(executor.map(ask, chosen) if executor else map(ask, chosen))))
-    told = ~np.isnan(answers)
-    now = float(np.std(answers[told], ddof=1))
+    """The candidates, the most useful first, at the cost of `TRUTHS * EACH` simulations of the question for each."""
+    now = known_to(calibration, question, seed=seed, executor=executor)
     found = []
     for candidate in candidates:
-        shown, error = _shown(calibration, question.scenario, candidate, chosen, seed)
-        after = _after(answers[told], shown[told], error)
-        found.append(Advice(candidate, 1.645 * now, 1.645 * after))
+        machines = _informed(calibration, question.scenario, candidate, seed)
+        widths = _widths(_answers(machines, question, seed, executor).reshape(TRUTHS, EACH))
+        after, low, high = np.minimum([np.median(widths), widths.min(), widths.max()], now).tolist()
+        found.append(Advice(candidate, now, after, low, high))
     return sorted(found, key=lambda advice: advice.after)
 
 
-def _answer(calibration: Calibration, question: Question, seed: int, draw: int) -> float:
-    """The question's metric under one draw, without the noise that no calibration takes away."""
+def known_to(calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor | None = None) -> float:
+    """The half-width of the question's 90 % band, relative, without the noise that no calibration takes away."""
+    chosen = np.random.default_rng(seed).permutation(calibration.n_draws)[:DRAWS].tolist()
+    machines = [_only(calibration, {name: x[draw] for name, x in calibration.draws.items()}) for draw in chosen]
+    return float(_widths(_answers(machines, question, seed, executor)))
+
+
+def _widths(answers: Floats) -> Floats:
+    """Half the width of a 90 % band, relative, along the last axis; machines that had no answer do not count."""
+    return np.asarray(HALF_BAND * np.nanstd(np.log(answers), axis=-1, ddof=1))
+
+
+def _answers(machines: Sequence[Calibration], question: Question, seed: int, executor: Executor | None) -> Floats:
+    ask = partial(_answer, question, seed)
+    return np.array(list(executor.map(ask, machines) if executor else map(ask, machines)))
+
+
+def _answer(question: Question, seed: int, machine: Calibration) -> float:
+    """The question's metric on a machine."""
     scenario = _at(question.scenario, question.scenario.workload, question.users, SECONDS)
-    one = _only(calibration, draw)
-    table = metrics.table(climb(scenario, draw_model(one, scenario.server, None), (seed, 1)))
+    table = metrics.table(climb(scenario, draw_model(machine, scenario.server, None), (seed, 1)))
     return float(table[question.metric].iloc[-1])
 
 
-def _shown(
-    calibration: Calibration, scenario: Scenario, candidate: Measurement, draws: Sequence[int], seed: int
-) -> tuple[Floats, Floats]:
-    """Logs of the step times that the candidate would show, (draws, kinds), and how well it would show them.
+def _informed(calibration: Calibration, scenario: Scenario, candidate: Measurement, seed: int) -> list[Calibration]:
+    """Machines that remain possible after the measurement: `EACH` for each of `TRUTHS` draws that may be the truth.
+
+    Step times are linear in the parameters, so covariances over draws say how far a draw has to move to show what the
+    truth shows; each sees that with an error of its own, which leaves as much spread as a measurement would.
+    """
+    rng = np.random.default_rng([seed, 5])
+    names = list(calibration.draws)
+    drawn = np.array([calibration.draws[name] for name in names]).T
+    shown, error = _shown(calibration, scenario, candidate, seed)
+    x, y = drawn - drawn.mean(axis=0), shown - shown.mean(axis=0)
+    gain = np.linalg.solve(y.T @ y / (len(y) - 1) + np.diag(error**2), y.T @ x / (len(y) - 1))
+    machines = []
+    for truth in rng.permutation(len(drawn))[:TRUTHS]:
+        others = rng.choice(len(drawn), EACH, replace=len(drawn) < EACH)
+        seen = shown[truth] + error * rng.standard_normal((EACH, len(error)))
+        moved = np.clip(drawn[others] + (seen - shown[others]) @ gain, drawn.min(axis=0), drawn.max(axis=0))
+        machines += [_only(calibration, dict(zip(names, values, strict=True))) for values in moved.tolist()]
+    return machines
+
+
+def _shown(calibration: Calibration, scenario: Scenario, candidate: Measurement, seed: int) -> tuple[Floats, Floats]:
+    """The step times that the candidate would show, (draws, kinds), beyond the central ones, and its error; relative.
 
     Which batches it visits is taken from the central machine; decode steps of small, middle and large contexts are told
     apart, since their slope is told too.
@@ -115,7 +152,9 @@ def _shown(
     decode = steps[steps["kind"] == DECODE]
     groups += [decode[part] for part in _thirds(decode["tokens"].to_numpy(np.float64))]
     groups = [group for group in groups if len(group)]
-    values = np.array([[_mean(calibration, draw, group) for group in groups] for draw in draws])
+    expected = np.array([_mean(central, group) for group in groups])
+    draws = [dict(zip(calibration.draws, x, strict=True)) for x in zip(*calibration.draws.values(), strict=True)]
+    values = np.array([[_mean(_only(calibration, draw), group) for group in groups] for draw in draws])
     noise = calibration.noise
     windows = candidate.seconds / max(2.0 * noise.drift_seconds, 1e-9)
     mood = noise.between**2 + noise.drift**2 / max(windows, 1.0)
@@ -123,7 +162,7 @@ def _shown(
     single = np.array(
         [float(np.std(noise.prefill or [0.0]))] + [float(np.std(noise.decode or [0.0]))] * (len(groups) - 1)
     )
-    return np.log(values), np.sqrt(single**2 / np.maximum(counts, 1.0) + mood + FLOOR**2)
+    return values / expected - 1.0, np.sqrt(single**2 / np.maximum(counts, 1.0) + mood + FLOOR**2)
 
 
 def _thirds(size: Floats) -> list[NDArray[np.bool_]]:
@@ -133,9 +172,9 @@ def _thirds(size: Floats) -> list[NDArray[np.bool_]]:
     return [size <= low, (size > low) & (size <= high), size > high]
 
 
-def _mean(calibration: Calibration, draw: int, steps: pd.DataFrame) -> float:
-    """The mean step of some rows under one draw, s."""
-    form = step_time(calibration.model, calibration.values | {k: c[draw] for k, c in calibration.draws.items()})
+def _mean(machine: Calibration, steps: pd.DataFrame) -> float:
+    """The mean step of some rows on a machine, s."""
+    form = step_time(machine.model, machine.values)
     total, count = 0.0, 0
     few = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, 40).astype(np.int64))]
     columns = (few[c].tolist() for c in ("kind", "sequences", "tokens", "prompt_sq", "longest", "count"))
@@ -150,29 +189,15 @@ def _mean(calibration: Calibration, draw: int, steps: pd.DataFrame) -> float:
     return total / count
 
 
-def _after(answers: Floats, shown: Floats, error: Floats) -> float:
-    """The standard deviation of the answers that is left once `shown` is known up to `error`."""
-    centred, x = answers - answers.mean(), shown - shown.mean(axis=0)
-    n = len(answers)
-    inner = x.T @ x / (n - 1) + np.diag(error**2)
-    cross = x.T @ centred / (n - 1)
-    variance = float(centred @ centred / (n - 1))
-    explained = float(cross @ np.linalg.solve(inner, cross))
-    # a fit of as many slopes as are shown explains some of any n answers by chance
-    left = max(variance - explained, 0.0) * (n - 1) / max(n - 1 - len(error), 1)
-    return float(np.sqrt(min(left, variance)))
-
-
 def _at(scenario: Scenario, workload: Workload, users: int, seconds: float) -> Scenario:
     load = Load(users=[users], seconds=seconds, spawn_rate=max(1.0, users / 2))
     return msgspec.structs.replace(scenario, workload=workload, load=load)
 
 
-def _only(calibration: Calibration, draw: int) -> Calibration:
-    """The machine of one draw as if it were certain, without noise."""
+def _only(calibration: Calibration, values: Mapping[str, float]) -> Calibration:
+    """The machine of these values as if it were certain, without noise."""
     parameters = {
-        name: msgspec.structs.replace(p, value=calibration.draws[name][draw]) if name in calibration.draws else p
-        for name, p in calibration.parameters.items()
+        name: msgspec.structs.replace(p, value=values.get(name, p.value)) for name, p in calibration.parameters.items()
     }
     return msgspec.structs.replace(calibration, parameters=parameters, draws={}, noise=Noise())
 

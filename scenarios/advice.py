@@ -52,7 +52,7 @@ def _said(advice: Advice, question: Question) -> str:
     return (
         f"measure {load.users} users of {_profile(load.workload)} for {load.seconds:.0f} s: the mean latency at "
         f"{question.users} users of {_profile(question.scenario.workload)} would be known to ±{advice.after:.1%} "
-        f"instead of ±{advice.now:.1%}"
+        f"(±{advice.low:.1%} to ±{advice.high:.1%}, by what it shows) instead of ±{advice.now:.1%}"
     )
 
 
