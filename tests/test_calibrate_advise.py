@@ -75,7 +75,7 @@ def test_the_executor_changes_nothing(before, advice):
 
 
 def test_a_machine_with_greater_moods_promises_less(before, advice):
-    moody = msgspec.structs.replace(before, noise=msgspec.structs.replace(before.noise, between=0.3))
+    moody = msgspec.structs.replace(before, noise=msgspec.structs.replace(before.noise, between=0.1))
     (promise,) = advise(moody, QUESTION, CANDIDATES[:1])
-    assert promise.after > 1.2 * advice[0].after
+    assert promise.after > 1.7 * advice[0].after  # each of the draws hears it with an error of its own
     assert promise.now == advice[0].now
