@@ -49,9 +49,10 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
     for number, (run, schedule) in enumerate(zip(runs, schedules, strict=True)):
         steps = schedule.steps.drop(columns="members")
         idle = ~steps["seen"] & (steps["kind"] == "prefill") & (steps["start"] > steps["end"].shift(fill_value=np.inf))
-        limited = [i for i, g in enumerate(run.rungs) if _client_limited(g)]
+        used = steps.loc[steps["used"], "rung"].unique()
+        limited = [i for i, g in enumerate(run.rungs) if i in used and _client_limited(g)]
         usable = (steps["seen"] | idle) & (steps["seconds"] > 0) & steps["used"]
-        if limited and len(limited) < len(run.rungs):
+        if limited and len(limited) < len(used):
             dropped = usable & steps["rung"].isin(limited)
             usable &= ~dropped
             loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
@@ -60,7 +61,9 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
                 "the client was too busy to time them"
             )
         elif limited:
-            doubts.append(f"{run.name}: the client was too busy to time itself at every load; its steps look longer")
+            doubts.append(
+                f"{run.name}: the client was too busy to time itself at every load used; its steps look longer"
+            )
         tables.append(steps[usable].assign(idle=idle[usable], run=number))
     table = pd.concat(tables, ignore_index=True)
     rung = _numbered(table["run"].to_numpy(), table["rung"].to_numpy())

@@ -53,3 +53,13 @@ def test_a_run_without_tokens_has_none():
     run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
     with pytest.raises(NotEnoughData, match="no token times"):
         residuals(replace(run, token_times=None), calibrate_runs([run]))
+
+
+def test_rungs_of_a_busy_client_are_left_out_unless_no_other_was_asked_for():
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    busy = [replace(rung, extra={"client_limited": i < 2}) for i, rung in enumerate(run.rungs)]
+    run = replace(run, rungs=busy)
+    calibration = calibrate_runs([run], rungs=[[0, 1]])
+    assert any("too busy to time itself" in doubt for doubt in calibration.doubts)
+    assert set(residuals(run, calibration, rungs=[0, 1])["rung"]) == {0, 1}
+    assert set(residuals(run, calibration, rungs=[1, 2])["rung"]) == {2}
