@@ -72,10 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def status(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; what to exit with."""
-    for module in ("ask", "live", "judge"):  # each adds its commands to the group
-        import_module(f"scenarios.{module}")
-
     try:
+        for module in ("ask", "live", "judge"):  # each adds its commands to the group
+            import_module(f"scenarios.{module}")
         try:
             found = servecast.main(args=arguments, prog_name="servecast", standalone_mode=False)
             sys.stdout.flush()

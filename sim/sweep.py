@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -78,13 +78,15 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
     # spawn: a fork would copy locks that the parent's threads (progress bars) hold, and a fork server dies of a SIGTERM
     # to the process group, after which CPython's pool never ends
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(jobs or os.cpu_count() or 1, mp_context=context, initializer=_follow_parent)
-    with _deaf():  # the first task starts all workers
-        pool.submit(int)
+    jobs = jobs or os.cpu_count() or 1
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_follow_parent)
     try:
+        with _held():  # each of these starts a worker
+            for _ in range(jobs):
+                pool.submit(int)
         yield pool
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        _abandon(pool)
         raise
     pool.shutdown()
 
@@ -93,18 +95,29 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes started here ignore signals to the process group from their first instruction on: one that is
-    interrupted while it imports would print a traceback that is nobody's."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [signal.signal(number, signal.SIG_IGN) for number in SIGNALS]
+def _held() -> Iterator[None]:
+    """Signals wait until the end of this; processes started here are deaf to them from their first instruction on (one
+    that is interrupted while it imports would print a traceback that is nobody's)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        for number, handler in zip(SIGNALS, before, strict=True):
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _abandon(pool: ProcessPoolExecutor) -> None:
+    """End a pool at once: what its workers were doing is of no use to anybody any more.
+
+    Its own shutdown waits for the tasks under way, and for ever for a worker that ended while it was being sent one
+    (CPython gh-94777): hence the reach inside.
+    """
+    workers, queue = list((pool._processes or {}).values()), pool._call_queue  # type: ignore[attr-defined]
+    for item in list(pool._pending_work_items.values()):
+        item.future = Future()  # nobody's: one that its owner has cancelled would trip the pool's own thread
+    pool.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.kill()
+    queue._reader.close()  # whoever is writing to them notices
 
 
 def _follow_parent() -> None:
