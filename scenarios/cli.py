@@ -67,6 +67,8 @@ def command(example: str, name: str | None = None) -> Callable[[Callable[..., An
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a script put us in its background
+        signal.signal(signal.SIGINT, _interrupt)
     sys.exit(status(arguments))
 
 
@@ -104,6 +106,11 @@ def status(arguments: Sequence[str] | None = None) -> int:
 def _complain(line: str) -> int:
     print(f"servecast: {' '.join(line.split())}", file=sys.stderr)  # noqa: T201 - one line, whatever a name contains
     return MISUSED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: a second one would stop the tidying up half-way
+    raise KeyboardInterrupt
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

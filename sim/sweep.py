@@ -86,7 +86,8 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
                 pool.submit(int)
         yield pool
     except BaseException:
-        _abandon(pool)
+        with _held():  # a second Ctrl-C must not stop half-way what the first began
+            _abandon(pool)
         raise
     pool.shutdown()
 

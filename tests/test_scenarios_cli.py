@@ -284,6 +284,23 @@ def test_interrupted_it_says_nothing_and_leaves_no_process(number: int, expected
     assert not workers_of(process.pid)
 
 
+def test_a_second_interrupt_does_not_stop_the_tidying_up():
+    long = ["simulate", "llama2-70b", "--replicates", "5000", "--jobs", "2"]
+    for pause in (0.0, 0.001, 0.01):
+        process = subprocess.Popen(
+            [*SERVECAST, *long], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        )
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("simulating")
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(pause)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert out == "" and "Traceback" not in err
+        assert not workers_of(process.pid)
+
+
 def test_killed_it_leaves_no_process():
     process = subprocess.Popen(
         [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
