@@ -21,7 +21,15 @@ from sim.workload import Source
 class Bench:
     """One server, its clients, and the rungs so far."""
 
-    def __init__(self, scenario: Scenario, model: Model, seed: Sequence[int], source: Source, start: float = 0.0):
+    def __init__(
+        self,
+        scenario: Scenario,
+        model: Model,
+        seed: Sequence[int],
+        source: Source,
+        start: float = 0.0,
+        busy_until: float = 0.0,
+    ):
         if scenario.replicas != 1:
             raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
         self.scenario, self.model = scenario, model
@@ -37,7 +45,9 @@ class Bench:
             output_attained=model.output_attained,
         )
         noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
-        self.replica = Replica(self.clock, model.server, model.step_time, self.clients.ended, noise)
+        self.replica = Replica(
+            self.clock, model.server, model.step_time, self.clients.ended, noise, busy_until=busy_until
+        )
         self.clients.replica = self.replica
         self.rungs: list[Rung] = []
 

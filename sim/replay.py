@@ -18,6 +18,9 @@ from sim.model import Model
 from sim.run import Run, Rung
 from sim.workload import Asked
 
+_TOGETHER = 0.005  # s: first tokens no further apart come from one prefill
+_PROMPTLY = 0.05  # s: a server that takes up its first request within this, or within a prefill, was idle
+
 
 class Recorded:
     """Each user's k-th request as it was in the run; beyond its record, drawn from all requests *begun* (those that
@@ -47,7 +50,7 @@ def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
     parts = []
     for number, (start, rungs, requests) in enumerate(_segments(run)):
         source = Recorded(requests, np.random.default_rng([*seed, number, 3]))
-        bench = Bench(run.scenario, model, (*seed, number), source, start)
+        bench = Bench(run.scenario, model, (*seed, number), source, start, _busy_until(requests, model))
         _ask(bench, requests, closed=any(rung.users is not None for rung in rungs))
         bench.rungs.extend(rungs)
         bench.clock.run(until=max(rung.end for rung in rungs))
@@ -62,6 +65,22 @@ def _asked(requests: pd.DataFrame) -> Iterator[Asked]:
     back = np.where(requests["status"] == "ok", requests["output_tokens"], requests["max_new_tokens"])
     columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
     return map(Asked, *(column.tolist() for column in columns))
+
+
+def _busy_until(requests: pd.DataFrame, model: Model) -> float:
+    """When the server began with the first of these requests, s, if something else kept it from them; else 0.
+
+    Whoever comes while a server still does what was asked of it before is prefilled together with all who come
+    meanwhile, and users of equal lengths stay together from then on.
+    """
+    earliest = float(requests["first_token"].min())
+    first = requests[requests["first_token"] <= earliest + _TOGETHER]
+    if first.empty:
+        return 0.0
+    prompts = first["prompt_tokens"].to_numpy(np.int64)
+    took = model.step_time.prefill(len(prompts), int(prompts.sum()), int((prompts**2).sum()), int(prompts.max()))
+    waited = earliest - took - float(first["sent"].min())
+    return earliest - took if waited > max(_PROMPTLY, took) else 0.0
 
 
 def _ask(bench: Bench, requests: pd.DataFrame, closed: bool) -> None:

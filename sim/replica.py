@@ -31,6 +31,7 @@ class Replica:
 
     `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears
     of every call (a run of decode steps is one), at the end of its last step and before anybody is told of an end.
+    Until `busy_until` the server does something else (what was asked of it before, a warm-up) and only queues.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Replica:
         on_end: Callable[[Request], None],
         noise: Noise | None = None,
         on_call: Callable[[Call], None] | None = None,
+        busy_until: float = 0.0,
     ):
         self.clock, self.config, self.step_time, self.noise = clock, config, step_time, noise
         self.batcher = Batcher(config)
@@ -53,7 +55,7 @@ class Replica:
         self._run: DecodeRun | NoisyDecodeRun | None = None
         self._done = self._target = 0  # steps of the run that have been looked at; where the next look is due
         self._decoding = False
-        self._process = clock.process(self._serve())
+        self._process = clock.process(self._serve(busy_until))
 
     def submit(self, request: Request) -> None:
         """A request reaches the server now. It may end at once (429 before 422), else `on_end` says when.
@@ -128,8 +130,10 @@ class Replica:
             self._target = step
             self._process.interrupt()
 
-    def _serve(self) -> Generator[Event, Any, None]:
+    def _serve(self, busy_until: float) -> Generator[Event, Any, None]:
         batcher, batch = self.batcher, self.batcher.batch
+        if busy_until > self.clock.now:
+            yield self.clock.at(busy_until, ROUTER)
         while True:
             new = batcher.look()
             running = len(batch)

@@ -8,16 +8,17 @@ import pytest
 from msgspec.structs import replace
 
 from sim import metrics
+from sim.bench import Bench
 from sim.calibration import Clocks, Delay, Noise
 from sim.errors import BadInput, CannotFit
 from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
 from sim.replay import replay
-from sim.run import Run
+from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
-from sim.workload import Lengths, Pairs, Workload
+from sim.workload import Drawn, Lengths, Pairs, Workload
 
 SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
 STEP_TIME = Affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)
@@ -189,3 +190,20 @@ def test_a_replay_of_a_run_on_its_own_model_is_the_run() -> None:
         assert again.requests[name].iloc[: len(ended) - 20].to_numpy() == pytest.approx(
             run.requests[name].iloc[: len(ended) - 20].to_numpy()
         )
+
+
+def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:
+    """Who comes meanwhile is prefilled together, and users of equal lengths then stay together: history decides."""
+    scenario = closed([3])
+    bench = Bench(scenario, MODEL, (1, 0), Drawn(FIXED, np.random.default_rng(0)), busy_until=1.0)
+    for user in range(3):
+        bench.clients.add_user(user)
+        bench.clock.run(until=0.1 * (user + 1))
+    bench.clock.run(until=20.0)
+    bench.rungs.append(Rung(start=0.0, ramped=0.3, settled=5.0, end=20.0, users=3))
+    run = bench.run()
+    for each in (run, replay(run, MODEL, (5, 0))):
+        assert each.steps is not None
+        first = each.steps.iloc[0]
+        assert (first["start"], first["sequences"]) == (pytest.approx(1.0), 3)
+        assert each.steps.loc[each.steps["kind"] == 1, "sequences"].min() == 3  # together ever after
