@@ -1,8 +1,8 @@
 """The first door: a calibration from measured runs.
 
 Read in this order: `steps` rebuilds the schedule, `rows` makes it a regression problem, `prior` says what is believed
-beforehand, `regress` solves it and chooses the form, `uncertainty` draws from what the data leave open, `noise` and
-`clocks` say what is left over, `budget` what bounded the batch.
+beforehand, `regress` solves it and chooses the form, `moods` says how far the machine is from itself, `uncertainty`
+draws from what the data leave open, `noise` and `clocks` say what is left over, `budget` what bounded the batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from calibrate.budget import MEANING as BUDGET
 from calibrate.budget import fit_budget
 from calibrate.clocks import fit_clocks
 from calibrate.draws import correlations, parameter
+from calibrate.moods import fit_moods
 from calibrate.noise import fit_noise
 from calibrate.races import races
 from calibrate.regress import Form, Regression, choose
 from calibrate.rows import TREND, Rows, rows_of
 from calibrate.steps import rebuild
-from calibrate.uncertainty import DRAWS, draw_coefficients, moods
+from calibrate.uncertainty import DRAWS, draw_coefficients
 from calibrate.unstreamed import ASSUMED, fit_unstreamed
 from calibrate.unstreamed import NOISE as UNSTREAMED_NOISE
 from calibrate.witness import witness
@@ -93,10 +94,10 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = rows_of(runs, schedules)
     regression, choice = choose(rows, candidates(runs[0].scenario.server.requires_padding), races(runs, schedules))
-    noise = fit_noise(rows, regression.predicted)
-    spread = moods(rows, regression.predicted, noise.drift)
+    moods = fit_moods(regression, rows, runs)
+    noise = fit_noise(rows, regression.predicted, moods)
     rng = np.random.default_rng(seed)
-    all_drawn = draw_coefficients(regression, rows, spread, rng)
+    all_drawn = draw_coefficients(regression, rows, moods, rng)
     names, values, drawn = _as_parameters(regression, all_drawn)
     parameters = {
         name: parameter(float(value), drawn[:, i], *_meaning(name))
@@ -110,7 +111,6 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     if budget is not None:
         parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
         doubts += said
-    noise = msgspec.structs.replace(noise, between=float(spread.run.mean()))
     u0, u1 = (regression.names.index(u) for u in CLIENT)
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))

@@ -1,8 +1,7 @@
-"""What the fitted form leaves over, taken apart: single steps, their memory, and the slow drift of the machine.
+"""What the fitted form leaves over of single steps: how they vary, and how much each resembles the one before.
 
-The parts differ in what they do to a forecast: the noise of single steps averages out within a window, drift does not.
-Residuals are averaged in cells of time; what those averages vary by, beyond what single steps explain, is drift, and
-how fast it forgets itself is read from neighbouring cells. The rest is the noise of steps.
+The noise of single steps averages out within a window, a machine's moods (`moods`) do not. What a cell of some seconds
+has in common is therefore taken off first.
 """
 
 from __future__ import annotations
@@ -10,20 +9,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.moods import Moods
 from calibrate.rows import Rows
 from sim.calibration import Noise
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CELL_SECONDS = 3.0
-LONGEST = 0.95  # of a cell's mood kept by the next: what lasts longer than a minute looks constant in windows of one
+CELL_SECONDS = 3.0  # shorter than a drift, longer than steps resemble each other
+NOTHING = 1e-4  # of drift: no more than that is none
 TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
 
 
-def fit_noise(rows: Rows, predicted: Floats) -> Noise:
-    """The noise around `predicted`, s per row."""
+def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
+    """The noise around `predicted`, s per row, of a machine of such moods."""
     factor = rows.seconds / predicted
     plain = ~rows.prefill & ~rows.table["concat"].to_numpy() & ~rows.table["filtered"].to_numpy()
     whole = rows.prefill & ~rows.table["idle"].to_numpy()
@@ -32,50 +32,24 @@ def fit_noise(rows: Rows, predicted: Floats) -> Noise:
     if plain.sum() < 100:
         return Noise(prefill=_table(factor[whole]), decode=_table(factor[plain]))
     time, rung = rows.table["end"].to_numpy()[plain], rows.rung[plain]
-    slow, drift, seconds = _drift(factor[plain], time, rung)
-    fast = factor[plain] / slow
+    fast = factor[plain] / _slow(factor[plain], time, rung) if moods.drift > NOTHING else factor[plain]
     memory, steps = _memory(fast, rung)
     return Noise(
-        prefill=_table(_shrunk(factor[whole], drift)),
+        prefill=_table(_shrunk(factor[whole], moods.drift)),
         decode=_table(fast),
         memory=memory,
         memory_steps=steps,
-        drift=drift,
-        drift_seconds=seconds,
+        drift=moods.drift,
+        drift_seconds=moods.seconds,
+        between=moods.between,
     )
 
 
-def _drift(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, float, float]:
-    """The slow factor of every row, its standard deviation, and the time in which it forgets itself, s."""
-    cell = np.unique(np.stack([rung, (time // CELL_SECONDS).astype(np.int64)]), axis=1, return_inverse=True)[1].reshape(
-        -1
-    )
-    count = np.bincount(cell)
-    mean = np.bincount(cell, weights=factor) / count
-    slow = mean[cell]
-    # A cell's mean also varies by its own steps, which resemble each other: halves of a cell tell how much.
-    half = np.zeros(len(cell), dtype=np.int64)
-    starts = np.cumsum(count) - count
-    order = np.argsort(cell, kind="stable")
-    half[order] = (np.arange(len(cell)) - starts[cell[order]]) * 2 >= count[cell[order]]
-    double = cell * 2 + half
-    halves = np.bincount(double, weights=factor, minlength=2 * len(count)) / np.maximum(
-        np.bincount(double, minlength=2 * len(count)), 1
-    )
-    whole = count >= 8
-    if whole.sum() < 3:
-        return np.ones(len(factor)), 0.0, 20.0
-    own = float(((halves[0::2] - halves[1::2])[whole] ** 2).mean()) / 4
-    variance = max(float(np.var(mean[whole])) - own, 0.0)
-    if variance < 1e-8:
-        return np.ones(len(factor)), 0.0, 20.0
-    # Not centred on each rung: a mood that outlasts a rung is drift too, the slow part of it.
-    of_rung = rung[order][starts]
-    off = mean - float(mean[whole].mean())
-    next_to = (of_rung[1:] == of_rung[:-1]) & whole[1:] & whole[:-1]
-    follow = float((off[1:] * off[:-1])[next_to].mean()) if next_to.any() else 0.0
-    keep = float(np.clip(follow / variance, 0.3, LONGEST))
-    return slow, float(np.sqrt(variance)), -CELL_SECONDS / float(np.log(keep))
+def _slow(factor: Floats, time: Floats, rung: Ints) -> Floats:
+    """The mean factor of the cell of time in which every row lies."""
+    keys = np.stack([rung, (time // CELL_SECONDS).astype(np.int64)])
+    cell = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+    return np.asarray((np.bincount(cell, weights=factor) / np.bincount(cell))[cell])
 
 
 def _memory(factor: Floats, rung: Ints) -> tuple[float, float]:

@@ -7,6 +7,7 @@ Everything after the first pass works on small matrices: leaving a rung out, or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,11 +60,10 @@ class Regression:
 
 def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
     """Fit a form to all rows, and to who came back in time (`races`)."""
-    columns = {k: v for k, v in terms(rows, form.padded).items() if k in form.terms}
+    names = tuple(name for name in terms(rows, form.padded) if name in form.terms)
     if form.model == "levels":
-        columns |= level_terms(rows, level_knots(rows))
-    names = tuple(columns)
-    design = np.stack(list(columns.values()), axis=1)
+        names += tuple(f"{LEVEL}{size}" for size in level_knots(rows))
+    matrix = design(rows, form, names)
     prior = prior_for(names, rows, form.padded)
     believed = prior
     y, pre = rows.seconds, rows.prefill
@@ -85,7 +85,7 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
             clusters = np.bincount(rows.block[of], weights=error)
             inflation[kind] = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
             weight[of] = 1.0 / (spread[kind] * predicted[of] * np.sqrt(inflation[kind]))
-        scaled, target = design * weight[:, None], y * weight
+        scaled, target = matrix * weight[:, None], y * weight
         grams = np.empty((blocks, len(names), len(names)))
         rights = np.empty((blocks, 2, len(names)))
         for b in range(blocks):
@@ -95,9 +95,16 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
             rights[b, 0] = x[p].T @ t[p]
             rights[b, 1] = x[~p].T @ t[~p]
         coefficients = _solve(grams.sum(axis=0), rights.sum(axis=(0, 1)), prior)
-        predicted = np.maximum(design @ coefficients, 1e-6)
+        predicted = np.maximum(matrix @ coefficients, 1e-6)
         prior = believed.and_also(*race_rows(races, names, coefficients, spread[False]))
     return Regression(form, names, prior, coefficients, predicted, spread, inflation, grams, rights)
+
+
+def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:
+    """What the named coefficients multiply, (rows, names)."""
+    knots = [int(name.removeprefix(LEVEL)) for name in names if name.startswith(LEVEL)]
+    columns = terms(rows, form.padded) | level_terms(rows, knots)
+    return np.stack([columns[name] for name in names], axis=1)
 
 
 def _solve(gram: Floats, right: Floats, prior: Prior, rng: np.random.Generator | None = None) -> Floats:
@@ -118,10 +125,7 @@ def _solve(gram: Floats, right: Floats, prior: Prior, rng: np.random.Generator |
 
 def misses(regression: Regression, rows: Rows) -> dict[int, float]:
     """For every rung the error of the form fitted to all others: Σ over kinds and batch sizes of |Σ(fit − y)| / Σy."""
-    columns = terms(rows, regression.form.padded) | (
-        level_terms(rows, [int(n.removeprefix(LEVEL)) for n in regression.names if n.startswith(LEVEL)])
-    )
-    design = np.stack([columns[n] for n in regression.names], axis=1)
+    matrix = design(rows, regression.form, regression.names)
     gram, right = regression.grams.sum(axis=0), regression.rights.sum(axis=(0, 1))
     rung_of_block = np.zeros(len(regression.grams), dtype=np.int64)
     rung_of_block[rows.block] = rows.rung
@@ -132,7 +136,7 @@ def misses(regression: Regression, rows: Rows) -> dict[int, float]:
             gram - regression.grams[mine].sum(axis=0), right - regression.rights[mine].sum(axis=(0, 1))
         )
         here = rows.rung == rung
-        error = design[here] @ x - rows.seconds[here]
+        error = matrix[here] @ x - rows.seconds[here]
         key = rows.table["sequences"].to_numpy()[here] * 2 + rows.prefill[here]
         missed[rung] = float(np.abs(np.bincount(key, weights=error)).sum() / rows.seconds[here].sum())
     return missed

@@ -1,0 +1,113 @@
+"""How far a machine is from itself: from one stretch of seconds to the next, from load to load, from day to day.
+
+What a fit leaves over, averaged over blocks of seconds, is noise of single steps plus the machine's mood. The mood is
+taken for the sum of a drift that forgets itself (an Ornstein-Uhlenbeck process), of what a whole rung keeps, and of
+what a whole run keeps. Their sizes make the blocks most likely once the fit has had its share: restricted
+maximum likelihood (Patterson and Thompson 1971), since a form with a time for every batch size follows many a mood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from calibrate.regress import Regression, design
+from calibrate.rows import Rows
+from sim.run import Run
+
+Floats = NDArray[np.float64]
+
+LEAST = 0.5  # of its drift: with no run repeated, a machine of another day is taken to be no more like itself than that
+BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen in longer ones
+_ENOUGH = 8  # blocks below which nothing is said
+_NONE = 1e-5  # what a deviation starts from, and counts as nothing below
+
+
+class Moods(NamedTuple):
+    """Relative standard deviations of a machine's speed: `drift`, which forgets itself within `seconds`, and what a
+    whole rung or a whole run keeps."""
+
+    drift: float = 0.0
+    seconds: float = 20.0
+    rung: float = 0.0
+    run: float = 0.0
+
+    @property
+    def between(self) -> float:
+        """Of what another run's window has as a whole, besides the drift."""
+        return float(np.hypot(self.rung, self.run))
+
+    def of_a_rung(self, seconds: float, blocks: float) -> float:
+        """Of the mean over a rung of so many seconds, beyond what independent blocks would leave of the drift."""
+        turns = self.seconds / seconds
+        mean = 2 * turns * (1 - turns * -np.expm1(-1 / turns))
+        return float(np.sqrt(self.rung**2 + self.drift**2 * max(mean - 1 / blocks, 0.0)))
+
+
+def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
+    """The moods behind `rows`; all zero where there are too few of them to tell."""
+    block = rows.block // (int(rows.block.max()) // BLOCKS + 1)
+    predicted = regression.predicted
+    total = np.bincount(block, weights=predicted)
+    seen = total > 0
+    if seen.sum() < _ENOUGH:
+        return Moods()
+
+    def summed(values: Floats) -> Floats:
+        return np.asarray((np.bincount(block, weights=values) / np.maximum(total, 1e-12))[seen])
+
+    off = summed(rows.seconds - predicted)
+    alone = rows.seconds - predicted * (1 + _filled(off, seen)[block])  # without the mood of its block
+    own = summed(alone**2) / total[seen]
+    matrix = np.stack([summed(column) for column in design(rows, regression.form, regression.names).T], axis=1)
+    first = np.unique(block, return_index=True)[1]
+    time, rung, run = rows.table["end"].to_numpy()[first], rows.rung[first], rows.run[first]
+    apart = np.abs(np.subtract.outer(time, time))
+    same_run, same_rung = np.equal.outer(run, run), np.equal.outer(rung, rung)
+    days = [runs[i].scenario.workload for i in np.unique(run).tolist()]
+    repeated = len(set(days)) < len(days)
+    beliefs = regression.prior.rows.T @ regression.prior.rows
+
+    def unlikely(some: Floats) -> float:
+        logs = at(some)
+        drift, seconds, of_rung, of_run, inflation = np.exp(logs)
+        covariance = drift**2 * np.exp(-apart / seconds) * same_run + of_rung**2 * same_rung + of_run**2 * same_run
+        covariance[np.diag_indices_from(covariance)] += inflation * own
+        lower = np.linalg.cholesky(covariance)
+        x, y = np.linalg.solve(lower, matrix), np.linalg.solve(lower, off)
+        gram = x.T @ x + beliefs
+        gram[np.diag_indices_from(gram)] *= 1 + 1e-9
+        explained = x.T @ y
+        misfit = float(y @ y - explained @ np.linalg.solve(gram, explained))
+        far = 1e-3 * float(((logs - _START) ** 2).sum())  # a flat direction is not followed to its end
+        return float(np.log(np.diag(lower)).sum()) + 0.5 * float(np.linalg.slogdet(gram)[1]) + 0.5 * misfit + far
+
+    free = np.array([True, True, len(set(rung.tolist())) > 2, repeated, True])
+
+    def at(some: Floats) -> Floats:
+        logs = np.where(free, _START, np.log(_NONE))
+        logs[free] = some
+        return logs
+
+    found = minimize(
+        unlikely,
+        _START[free],
+        method="Nelder-Mead",
+        options={"maxiter": 300, "xatol": 0.02, "fatol": 0.01},
+    )
+    drift, seconds, of_rung, of_run, _ = np.exp(at(found.x)).tolist()
+    return Moods(drift, seconds, of_rung, of_run if repeated else LEAST * drift)
+
+
+_START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])
+
+
+def _filled(values: Floats, at: NDArray[np.bool_]) -> Floats:
+    """The values spread over the places that `at` marks, zero elsewhere."""
+    full = np.zeros(len(at))
+    full[at] = values
+    return full
