@@ -1,7 +1,8 @@
 """Nonnegative least squares on step times, by normal equations per block of time.
 
 Errors are relative (noise grows with the step) and squared: means are wanted, and medians or robust losses of a skewed
-noise forecast too little. Weights come from the fit, not from the measured value, which would favour quick steps.
+noise forecast too little. Weights come from the fit, not from the measured value, which would favour quick steps; rungs
+that are unlike the others as a whole count for less.
 Everything after the first pass works on small matrices: leaving a rung out, or resampling blocks, costs microseconds.
 """
 
@@ -16,10 +17,12 @@ from scipy.optimize import nnls
 
 from calibrate.prior import Prior, prior_for
 from calibrate.races import race_rows
-from calibrate.rows import Floats, Rows, level_knots, level_terms, terms
+from calibrate.rows import Floats, Ints, Rows, level_knots, level_terms, terms
 from sim.forms import LEVEL
 
 _PASSES = 6
+_TAIL = 4.0  # degrees of freedom of a rung's mood: heavy tails, but with a variance
+_MOOD = 0.02  # a rung this far off is nothing unusual, however alike the others are
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
     order = np.argsort(rows.block, kind="stable")
     cuts = np.searchsorted(rows.block[order], np.arange(blocks + 1))
     for _ in range(_PASSES):
+        usual = _usual(y, predicted, rows.rung)
         spread, inflation = {}, {}
         weight = np.empty(len(y))
         for kind in (True, False):
@@ -84,7 +88,7 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
             spread[kind] = max(float(np.sqrt((error**2).mean())), 1e-4)
             clusters = np.bincount(rows.block[of], weights=error)
             inflation[kind] = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
-            weight[of] = 1.0 / (spread[kind] * predicted[of] * np.sqrt(inflation[kind]))
+            weight[of] = usual[of] / (spread[kind] * predicted[of] * np.sqrt(inflation[kind]))
         scaled, target = matrix * weight[:, None], y * weight
         grams = np.empty((blocks, len(names), len(names)))
         rights = np.empty((blocks, 2, len(names)))
@@ -98,6 +102,17 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
         predicted = np.maximum(matrix @ coefficients, 1e-6)
         prior = believed.and_also(*race_rows(races, names, coefficients, spread[False]))
     return Regression(form, names, prior, coefficients, predicted, spread, inflation, grams, rights)
+
+
+def _usual(seconds: Floats, predicted: Floats, rung: Ints) -> Floats:
+    """The root of every row's weight by how usual the speed of its rung is, as a Student t distribution has it.
+
+    A machine shared with others is now and then out of the ordinary for a whole minute. Within a rung all rows count
+    alike, so that means stay means: the noise of steps is skewed, moods are not.
+    """
+    off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
+    scale = max(_MOOD, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))
+    return np.asarray(np.sqrt((_TAIL + 1) / (_TAIL + (off / scale) ** 2))[rung])
 
 
 def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:

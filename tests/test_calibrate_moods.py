@@ -1,0 +1,107 @@
+"""How far a machine is from itself, told apart: drift, what a rung keeps, what a run keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from streams import TRUTH, lengths, observe
+
+from calibrate.fit import candidates
+from calibrate.moods import LEAST, Moods, fit_moods
+from calibrate.races import races
+from calibrate.regress import Regression, regress
+from calibrate.rows import Rows, rows_of
+from calibrate.steps import rebuild
+from sim.calibration import Noise
+from sim.run import Run
+
+LADDER = [1, 4, 16]
+FIXED = lengths(200, 60)
+
+
+def days(noise: Noise, n: int, ladder: list[int] = LADDER) -> list[Run]:
+    return [observe(ladder, FIXED, noise=noise, seconds=20.0, seed=seed).run for seed in range(n)]
+
+
+def fitted(runs: list[Run], slower: dict[int, float] | None = None) -> tuple[Regression, Rows]:
+    """The simplest form fitted to runs; `slower` multiplies the times of whole rungs, numbered over all runs."""
+    schedules = [rebuild(run) for run in runs]
+    rows = rows_of(runs, schedules)
+    factor = np.ones(len(rows.seconds))
+    for rung, by in (slower or {}).items():
+        factor[rows.rung == rung] = by
+    rows = replace(rows, seconds=rows.seconds * factor)
+    return regress(rows, candidates(padded=False)[0], races(runs, schedules)), rows
+
+
+def moods(runs: list[Run], slower: dict[int, float] | None = None) -> Moods:
+    regression, rows = fitted(runs, slower)
+    return fit_moods(regression, rows, runs)
+
+
+def test_what_whole_runs_keep_is_told_from_the_drift_within_them():
+    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.01, drift_seconds=5.0, between=0.06), 8))
+    assert found.run == pytest.approx(0.06, rel=0.5)
+    assert found.rung < 0.01
+    assert found.drift == pytest.approx(0.01, rel=0.4)
+    assert found.between == pytest.approx(np.hypot(found.run, found.rung))
+
+
+def test_days_that_are_alike_are_not_made_unlike_by_their_drift():
+    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 8))
+    assert found.drift == pytest.approx(0.02, rel=0.3)
+    assert 2.5 < found.seconds < 8.0
+    assert found.between < 0.005
+
+
+def test_what_whole_rungs_keep_is_neither_drift_nor_the_run():
+    rng = np.random.default_rng(1)
+    slower = {rung: float(np.exp(0.06 * rng.standard_normal())) for rung in range(24)}
+    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.01, drift_seconds=4.0), 8), slower)
+    assert found.rung == pytest.approx(0.06, rel=0.5)
+    assert found.drift < 0.02
+    assert found.run < 0.04
+
+
+def test_one_run_sees_one_day_only():
+    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 1))
+    assert found.run == pytest.approx(LEAST * found.drift)
+    assert found.run > 0.005
+
+
+def test_too_few_seconds_say_nothing():
+    regression, rows = fitted([observe([1], FIXED, seconds=8.0).run])
+    assert fit_moods(regression, rows, []) == Moods()
+
+
+def test_the_mean_of_a_rung_keeps_of_the_drift_what_does_not_average_out():
+    for_ever = Moods(drift=0.1, seconds=1e6)
+    assert for_ever.of_a_rung(50.0, 10) == pytest.approx(0.1 * np.sqrt(1 - 1 / 10), rel=1e-3)
+    at_once = Moods(drift=0.1, seconds=0.1, rung=0.03)
+    assert at_once.of_a_rung(50.0, 10) == pytest.approx(0.03)
+    # by simulation: an Ornstein-Uhlenbeck path over 50 s in steps of 0.1 s that forgets itself within 10 s
+    rng, keep = np.random.default_rng(0), np.exp(-0.1 / 10)
+    path = np.empty((500, 4000))
+    path[0] = rng.standard_normal(4000)
+    for i in range(1, 500):
+        path[i] = keep * path[i - 1] + np.sqrt(1 - keep**2) * rng.standard_normal(4000)
+    left = float(np.var(path.mean(axis=0))) - 1 / 10
+    assert Moods(drift=1.0, seconds=10.0).of_a_rung(50.0, 10) == pytest.approx(np.sqrt(left), rel=0.05)
+
+
+def test_a_minute_out_of_the_ordinary_does_not_pull_the_fit_along():
+    runs = days(Noise(decode=[0.95, 1.05]), 3)
+    true = TRUTH["b0"] + TRUTH["b1"]
+
+    def off(by: float) -> float:
+        regression, _ = fitted(runs, {0: by})
+        b0, b1 = (regression.coefficients[regression.names.index(name)] for name in ("b0", "b1"))
+        return float((b0 + b1) / true - 1)
+
+    def pull(by: float) -> float:
+        return (off(by) - off(1.0)) / (by - 1)
+
+    assert pull(1.01) > 0.1  # what is nothing unusual counts like any other rung
+    assert pull(1.3) < 0.3 * pull(1.01)
