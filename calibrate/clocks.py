@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from calibrate.races import UPLINK_SPREAD
 from calibrate.steps import Schedule
@@ -23,19 +24,22 @@ from sim.run import Run
 Floats = NDArray[np.float64]
 
 TABLE = np.linspace(0.0, 1.0, 21)
+_ALONE = 30  # answers that ended alone in their step from which turnarounds are known well enough
 
 
 def fit_clocks(runs: Sequence[Run], schedules: Sequence[Schedule], way: float, per_token: float) -> Clocks:
     """Clocks of all runs together. `way` (s, there and back) and `per_token` come from the regression."""
     downlink = np.concatenate([_downlink(s) for s in schedules])
-    back = pd.concat([_returns(r, s) for r, s in zip(runs, schedules, strict=True)], ignore_index=True)
+    tables = [_returns(r, s).assign(run=i) for i, (r, s) in enumerate(zip(runs, schedules, strict=True))]
+    back = pd.concat(tables, ignore_index=True)
     there = max(way - (float(downlink.mean()) if len(downlink) else 0.0), 1e-4)
-    turnaround = back.loc[back["rank"] == 0, "back"].to_numpy(np.float64)
-    spacing, spacing_per_token = _spacing(back, turnaround)
+    turnaround, per_prompt_token, reading = _turnaround(back)
+    spacing, spacing_per_token = _spacing(back, turnaround, per_prompt_token, reading)
     return Clocks(
         uplink=Delay(quantiles=_lognormal(there, UPLINK_SPREAD * there), per_token=per_token),
         downlink=Delay(quantiles=_quantiles(downlink)),
-        turnaround=Delay(quantiles=_quantiles(turnaround)),
+        turnaround=Delay(quantiles=_quantiles(turnaround), per_token=per_prompt_token),
+        reading=reading,
         spacing=Delay(quantiles=[spacing], per_token=spacing_per_token),
     )
 
@@ -52,7 +56,8 @@ def _downlink(schedule: Schedule) -> Floats:
 
 def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
     """For every answer whose user asked again: how long after its last token (`back`, think time taken off), how many
-    answers ended in its step, its rank among them by when they came back, and the next prompt's length."""
+    answers ended in its step, its rank among them by when they came back, the next prompt's length, and how many
+    requests ran on (`live`)."""
     requests = run.requests
     last = np.full(len(requests), -1)
     last[schedule.request] = schedule.step  # tokens are in order, so the last one's step stays
@@ -75,13 +80,34 @@ def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
     table = table[schedule.steps["used"].to_numpy()[table["step"].to_numpy()]]
     table["back"] = table["again"] - table["seen"] - run.scenario.load.think
     table = table.sort_values(["step", "again"], kind="stable")
+    table = table.join(schedule.steps[["live", "rung"]], on="step")
     table["rank"] = table.groupby("step").cumcount()
     table["group"] = table.groupby("step")["back"].transform("size")
     table["after"] = table["again"] - table.groupby("step")["seen"].transform("min") - run.scenario.load.think
     return pd.DataFrame(table)
 
 
-def _spacing(back: pd.DataFrame, turnaround: Floats) -> tuple[float, float]:
+def _turnaround(back: pd.DataFrame) -> tuple[Floats, float, float]:
+    """How soon a user comes back whose answer ended alone in its step, s, less what it takes per token of the next
+    prompt, which has to be written, and per request still running, whose tokens have to be read first; and both of
+    these. Where hardly any answer ends alone, the first of every step stands for it."""
+    first = back[back["group"] == 1]
+    if len(first) < _ALONE:
+        first = back[back["rank"] == 0]
+    # every load counts alike, however many short answers ended at it
+    first = first.groupby(["run", "rung"]).sample(_ALONE, replace=True, random_state=0)
+    seen = first["back"].to_numpy(np.float64)
+    by = first[["next_prompt", "live"]].to_numpy(np.float64)
+    if len(first) == 0:
+        return seen, 0.0, 0.0
+    by = np.where(np.ptp(by, axis=0) < 0.2 * by.mean(axis=0), 0.0, by)  # what hardly varies says nothing
+    size = np.maximum(by.mean(axis=0), 1e-9)
+    (_, *shares), _ = nnls(np.column_stack([np.ones(len(seen)), by / size]), seen)
+    costs = np.asarray(shares) / size
+    return np.maximum(seen - by @ costs, 0.0), float(costs[0]), float(costs[1])
+
+
+def _spacing(back: pd.DataFrame, turnaround: Floats, per_token: float, reading: float) -> tuple[float, float]:
     """How far apart users come back whose answers ended together, s, and s per token of the next prompt."""
     together = back[back["group"] > 1]
     if together["step"].nunique() < 10 or len(turnaround) < 10:
@@ -89,7 +115,8 @@ def _spacing(back: pd.DataFrame, turnaround: Floats) -> tuple[float, float]:
     last = together[together["rank"] == together["group"] - 1]
     # without a queue at the client the last of n comes back at the largest of n turnarounds
     chance = {n: _expected_largest(turnaround, n) for n in last["group"].unique().tolist()}
-    extra = (last["after"] - last["group"].map(chance)) / (last["group"] - 1)
+    alone = last["group"].map(chance) + per_token * last["next_prompt"] + reading * last["live"]
+    extra = (last["after"] - alone) / (last["group"] - 1)
     if float(extra.mean()) <= 0:
         return 0.0, 0.0
     prompt = last["next_prompt"].to_numpy(np.float64)

@@ -66,7 +66,8 @@ class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How the client's clock differs from the server's.
 
     `uplink` runs from `sent` to the queue, `downlink` from a token made to a token seen, `turnaround` from an answer's
-    end to the same user's next request, beyond the scenario's `think`.
+    end to the same user's next request, beyond the scenario's `think` (per token of that request, which has to be
+    written, and `reading` s per request still running, since a client reads the tokens of one step one by one).
 
     A load generator does one thing at a time: users whose answers end in the same step come back one after another,
     `spacing` apart (per token of the next prompt, which has to be written). With `seen` the time of an answer's last
@@ -79,6 +80,7 @@ class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     downlink: Delay = Delay()
     turnaround: Delay = Delay()
     spacing: Delay = Delay()
+    reading: float = 0.0
 
 
 class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -66,6 +66,7 @@ class Clients:
         self._turn = -float("inf")  # when the client last began to deal with an answer: it does one at a time
         self._burst: set[int] = set()  # requests whose turns followed one another, not yet on their way
         self._burst_end = -float("inf")  # when the last of them was sent
+        self._reading = clocks.reading
         self.think, self.retry, self.output_attained = think, retry, output_attained
         self.log = RequestLog()
         self.replica: Replica
@@ -112,7 +113,8 @@ class Clients:
             asked = self.source.next(r.user)
             free = self._turn + self.spacing.draw(asked.prompt_tokens)
             self._turn = max(ended, free)
-            at = self._turn + pause + self.turnaround.draw(0)
+            read = self._reading * self.replica.running
+            at = self._turn + pause + read + self.turnaround.draw(asked.prompt_tokens)
             self._send(r.user, asked, at)
             if pause == 0.0:
                 if free < ended:

@@ -82,6 +82,11 @@ class Replica:
         else:
             self._changed()
 
+    @property
+    def running(self) -> int:
+        """How many requests are in the batch."""
+        return len(self.batcher.batch)
+
     def received(self, request: Request) -> int:
         """The tokens that the server has made by now for a request that has not ended."""
         if not request.running:

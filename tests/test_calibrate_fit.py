@@ -91,6 +91,18 @@ def test_clocks_are_recovered(fits):
     assert np.mean(fits[0].draws["uplink"]) == pytest.approx(np.mean(clocks.uplink.quantiles), rel=0.2)
 
 
+def test_a_turnaround_is_told_apart_from_the_prompt_and_the_streams_it_grows_with():
+    import msgspec
+
+    slow = Delay(quantiles=[3e-4, 4e-4], per_token=1e-6)
+    clocks = msgspec.structs.replace(CLOCKS, turnaround=slow, reading=4e-5)
+    runs = [observe(LADDER, lengths((100, 1500), (20, 80)), clocks=clocks, noise=NOISE, seconds=15.0).run]
+    found = calibrate_runs(runs).clocks
+    assert found.turnaround.per_token == pytest.approx(1e-6, rel=0.2)
+    assert found.reading == pytest.approx(4e-5, rel=0.2)
+    assert np.median(found.turnaround.quantiles) == pytest.approx(3.5e-4, abs=1.5e-4)
+
+
 def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
     run = observe(LADDER, lengths(50, 200), noise=NOISE, seconds=10.0).run
     calibration = calibrate_runs([run])

@@ -89,6 +89,20 @@ def test_think_time_and_turnaround_come_between_a_users_requests_and_delays_into
     assert pause[:-1] == pytest.approx(np.full(len(pause) - 1, 1.0))
 
 
+def test_a_turnaround_grows_with_the_prompt_to_be_written_and_the_streams_to_be_read() -> None:
+    clocks = Clocks(turnaround=Delay(quantiles=[0.01], per_token=1e-4), reading=0.5)
+    lengths = Workload(prompt_tokens=100, output_tokens=Lengths(uniform=(40, 99)))
+    run = climb(closed([1, 3], lengths, seconds=60.0), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0))
+    requests = run.requests.sort_values(["user", "sent"])
+    back = (requests["sent"] - requests.groupby("user")["ended"].shift(1)).dropna()
+    alone = back[(requests["sent"] < run.rungs[0].end) & (requests["user"] == 0)]
+    assert alone.to_numpy() == pytest.approx(np.full(len(alone), 0.02))
+    several = back[requests["rung"] == 1].to_numpy()
+    streams = (several - 0.02) / 0.5
+    assert streams == pytest.approx(np.round(streams), abs=1e-6)
+    assert set(np.round(streams)) == {0, 1, 2}
+
+
 def test_answers_that_end_together_are_dealt_with_one_after_another() -> None:
     model = Model(STEP_TIME, SERVER, Noise(), Clocks(spacing=Delay(quantiles=[0.0], per_token=1e-3)))
     run = climb(closed([8], seconds=30.0, spawn_rate=1000.0), model, (1, 0))
