@@ -27,8 +27,8 @@ bench: .venv/ready ## print the speeds: the simulator, the load generator, the s
 mutants: .venv/ready ## plant off-by-ones in batcher and replica; every one must be caught
 	@$(BIN)/python tools/mutants.py
 
-validate: .venv/ready ## hold forecasts against the measured runs in data/
-	@$(BIN)/python tools/validate.py
+validate: .venv/ready ## hold forecasts against the measured runs in data/, and fits against known truths
+	@$(BIN)/python tools/check_fit.py; fits=$$?; $(BIN)/python tools/validate.py && exit $$fits
 
 recovery: .venv/ready ## calibrate made-up articles; is the truth in the band as often as it should be?
 	@$(BIN)/python tools/check_published.py

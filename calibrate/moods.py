@@ -76,7 +76,9 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         logs = at(some)
         drift, seconds, of_rung, of_run, inflation = np.exp(logs)
         covariance = drift**2 * np.exp(-apart / seconds) * same_run + of_rung**2 * same_rung + of_run**2 * same_run
-        covariance[np.diag_indices_from(covariance)] += inflation * own
+        # a machine without noise leaves a matrix of zeros, one of everlasting moods a matrix of ones
+        nugget = _NONE**2 + 1e-8 * (drift**2 + of_rung**2 + of_run**2)
+        covariance[np.diag_indices_from(covariance)] += inflation * own + nugget
         lower = np.linalg.cholesky(covariance)
         x, y = np.linalg.solve(lower, matrix), np.linalg.solve(lower, off)
         gram = x.T @ x + beliefs

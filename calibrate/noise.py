@@ -20,6 +20,7 @@ CELL_SECONDS = 3.0  # shorter than a drift, longer than steps resemble each othe
 NOTHING = 1e-4  # of drift: no more than that is none
 TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
+_ROWS, _RUNGS = 20, 4  # how many steps tell how rough a rung is, and how many rungs how much they differ
 
 
 def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
@@ -33,13 +34,15 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
         return Noise(prefill=_table(factor[whole]), decode=_table(factor[plain]))
     time, rung = rows.table["end"].to_numpy()[plain], rows.rung[plain]
     fast = factor[plain] / _slow(factor[plain], time, rung) if moods.drift > NOTHING else factor[plain]
+    fast, roughness = _usual(fast, rung)
     memory, steps = _memory(fast, rung)
     return Noise(
-        prefill=_table(_shrunk(factor[whole], moods.drift)),
+        prefill=_table(_shrunk(_usual(factor[whole], rows.rung[whole])[0], moods.drift)),
         decode=_table(fast),
         memory=memory,
         memory_steps=steps,
-        drift=moods.drift,
+        roughness=roughness,
+        drift=moods.drift * float(np.exp(-(roughness**2))),  # the median of what has this for its mean square
         drift_seconds=moods.seconds,
         between=moods.between,
     )
@@ -50,6 +53,23 @@ def _slow(factor: Floats, time: Floats, rung: Ints) -> Floats:
     keys = np.stack([rung, (time // CELL_SECONDS).astype(np.int64)])
     cell = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
     return np.asarray((np.bincount(cell, weights=factor) / np.bincount(cell))[cell])
+
+
+def _usual(factor: Floats, rung: Ints) -> tuple[Floats, float]:
+    """The factors as they were if every rung were as rough as the middle one, and by how much rungs differ in that.
+
+    Otherwise the rung with the most steps would lend its roughness to all. Means are left where they are.
+    """
+    count = np.bincount(rung)
+    mean = np.bincount(rung, weights=factor) / np.maximum(count, 1)
+    away = factor - mean[rung]
+    spread = np.sqrt(np.bincount(rung, weights=away**2) / np.maximum(count - 1, 1))
+    known = (count >= _ROWS) & (spread > 0)
+    if known.sum() < _RUNGS:
+        return factor, 0.0
+    logs = np.log(spread[known])
+    scale = np.where(known, np.exp(logs.mean()) / np.where(known, spread, 1.0), 1.0)
+    return mean[rung] + away * scale[rung], float(logs.std(ddof=1))
 
 
 def _memory(factor: Floats, rung: Ints) -> tuple[float, float]:

@@ -91,6 +91,9 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     autoregressive part, which forgets itself over `memory_steps` steps, plus `sqrt(1 - memory)` times a fresh one. The
     slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
     `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps.
+
+    Some minutes are rougher than others: in one run all these deviations but `between` are multiplied by a common
+    log-normal factor of median 1; `roughness` is the standard deviation of its logarithm.
     """
 
     prefill: list[float] = []
@@ -100,6 +103,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     drift: float = 0.0
     drift_seconds: float = 20.0
     between: float = 0.0
+    roughness: float = 0.0
 
     @property
     def silent(self) -> bool:

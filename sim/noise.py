@@ -29,10 +29,11 @@ class Noise:
         self._blocks: dict[tuple[str, int], Floats] = {}
         self._memory = law.memory
         self._forget = math.exp(-1 / law.memory_steps)
-        self._laws = {"prefill": np.asarray(law.prefill or [1.0]), "decode": np.asarray(law.decode or [1.0])}
+        rough = math.exp(law.roughness * np.random.default_rng([seed, 2]).standard_normal())
+        self._laws = {"prefill": _widened(law.prefill, rough), "decode": _widened(law.decode, rough)}
         rng = np.random.default_rng([seed, 1])
         self._level = math.exp(law.between * rng.standard_normal() - law.between**2 / 2)
-        self._rng, self._sd = rng, law.drift
+        self._rng, self._sd = rng, law.drift * rough
         self._cell = law.drift_seconds / self.CELLS if law.drift else math.inf
         self._keep = math.exp(-1 / self.CELLS)
         self._log = 0.0  # of the last cell's factor
@@ -87,6 +88,11 @@ class Noise:
         slow = lfilter([1.0], [1.0, -self._forget], kept)
         ranks: Floats = ndtr(math.sqrt(1 - self._memory) * fresh + math.sqrt(self._memory) * slow)
         return ranks
+
+
+def _widened(law: list[float], by: float) -> Floats:
+    """A law of mean 1 with its deviations multiplied, as far as a step still takes some time."""
+    return np.maximum(1.0 + by * (np.asarray(law or [1.0]) - 1.0), 0.05)
 
 
 class NoisyDecodeRun:

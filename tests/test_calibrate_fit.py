@@ -82,6 +82,20 @@ def test_memory_from_step_to_step_is_seen():
     assert noise.memory_steps == pytest.approx(6.0, rel=0.4)
 
 
+def test_how_much_rungs_differ_in_roughness_is_seen_and_the_middle_one_is_kept():
+    widths = [0.02, 0.05, 0.08, 0.2]
+    runs = [
+        observe([4], lengths(100, 200), noise=Noise(decode=[1 - w, 1.0, 1 + w]), seconds=12.0, seed=i).run
+        for i, w in enumerate(widths)
+    ]
+    noise = calibrate_runs(runs).noise
+    logs = np.log(widths)
+    assert noise.roughness == pytest.approx(logs.std(ddof=1), rel=0.15)
+    assert np.std(noise.decode) == pytest.approx(np.exp(logs.mean()) / np.sqrt(3), rel=0.15)
+    alike = calibrate_runs([observe([1, 2, 4, 8], lengths(100, 200), noise=NOISE, seconds=8.0).run]).noise
+    assert alike.roughness < 0.15
+
+
 def test_clocks_are_recovered(fits):
     clocks = fits[0].clocks
     assert np.mean(clocks.uplink.quantiles) == pytest.approx(0.00165, rel=0.4)

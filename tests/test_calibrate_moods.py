@@ -71,6 +71,11 @@ def test_one_run_sees_one_day_only():
     assert found.run > 0.005
 
 
+def test_a_machine_without_noise_has_no_moods():
+    found = moods([observe(LADDER, lengths((50, 200), (10, 30)), seconds=60.0).run])
+    assert max(found.drift, found.rung, found.run) < 0.002
+
+
 def test_too_few_seconds_say_nothing():
     regression, rows = fitted([observe([1], FIXED, seconds=8.0).run])
     assert fit_moods(regression, rows, []) == Moods()
