@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from calibrate.budget import MEANING as BUDGET
 from calibrate.budget import fit_budget
@@ -56,7 +57,9 @@ def calibrate_runs(
     streamed = [(run, only) for run, only in chosen if run.token_times is not None]
     if not streamed:
         return _from_latencies(chosen, seed)
-    calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
+    # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
+    with threadpool_limits(limits=1, user_api="blas"):
+        calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
     unseen = [f"{run.name}: not streamed, and so left out" for run in runs if run.token_times is None]
     return msgspec.structs.replace(calibration, doubts=calibration.doubts + unseen)
 

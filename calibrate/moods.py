@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
 from calibrate.regress import Regression, design
@@ -71,6 +72,7 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
     days = [runs[i].scenario.workload for i in np.unique(run).tolist()]
     repeated = len(set(days)) < len(days)
     beliefs = regression.prior.rows.T @ regression.prior.rows
+    both = np.column_stack([matrix, off])
 
     def unlikely(some: Floats) -> float:
         logs = at(some)
@@ -80,7 +82,8 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         nugget = _NONE**2 + 1e-8 * (drift**2 + of_rung**2 + of_run**2)
         covariance[np.diag_indices_from(covariance)] += inflation * own + nugget
         lower = np.linalg.cholesky(covariance)
-        x, y = np.linalg.solve(lower, matrix), np.linalg.solve(lower, off)
+        whitened = solve_triangular(lower, both, lower=True, check_finite=False)
+        x, y = whitened[:, :-1], whitened[:, -1]
         gram = x.T @ x + beliefs
         gram[np.diag_indices_from(gram)] *= 1 + 1e-9
         explained = x.T @ y
