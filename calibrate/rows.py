@@ -22,6 +22,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BLOCK_SECONDS = 5.0  # what is resampled as a whole: longer than the machine's moods, short enough for ten a rung
+_NO_STEP = 0.1  # of the usual time of a batch: no step of it is that quick
+_NOTED = 0.002  # share of the steps left out for that which is said
 STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
 
 
@@ -41,8 +43,8 @@ class Rows:
 def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
     """The usable steps of all runs.
 
-    Left out: the first step of a run, for which the server may have had to finish what it did before; and, with a
-    doubt, rungs whose client was too busy to time anything.
+    Left out: the first step of a run, for which the server may have had to finish what it did before; with a doubt,
+    steps whose tokens came in a lump, and rungs whose client was too busy to time anything.
     """
     doubts: list[str] = []
     tables = []
@@ -51,7 +53,14 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         idle = ~steps["seen"] & (steps["kind"] == "prefill") & (steps["start"] > steps["end"].shift(fill_value=np.inf))
         used = steps.loc[steps["used"], "rung"].unique()
         limited = [i for i, g in enumerate(run.rungs) if i in used and _client_limited(g)]
-        usable = (steps["seen"] | idle) & (steps["seconds"] > 0) & steps["used"]
+        usable = (steps["seen"] | idle) & steps["used"]
+        lumped = _lumped(steps) & usable
+        usable &= ~lumped & (steps["seconds"] > 0)
+        if (share := lumped.sum() / max(1, int(steps["used"].sum()))) > _NOTED:
+            doubts.append(
+                f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
+                "others (a client that was held up, or something on the way that gathers them)"
+            )
         if limited and len(limited) < len(used):
             dropped = usable & steps["rung"].isin(limited)
             usable &= ~dropped
@@ -77,6 +86,18 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         block=block,
         doubts=doubts,
     )
+
+
+def _lumped(steps: pd.DataFrame) -> pd.Series:
+    """Which steps ended, or began, at an instant that is the client's and not the server's.
+
+    A client that is held up, and whatever gathers tokens on the way, lets several steps seem to end at once: the first
+    of them looks long, the others like nothing, and the step after them began before the lump was seen.
+    """
+    seconds = steps["seconds"]
+    usual = seconds.where(seconds > 0).groupby([steps["kind"], steps["sequences"]]).transform("median")
+    nothing = steps["seen"] & ((seconds <= 0) | (seconds < _NO_STEP * usual))
+    return nothing | nothing.shift(1, fill_value=False) | nothing.shift(-1, fill_value=False)
 
 
 def _client_limited(rung: Rung) -> bool:

@@ -71,7 +71,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     if misfits > 0.01 * len(streams):
         doubts.append(
             f"{misfits} of {len(streams)} streams do not share the steps of those they ran beside: several servers "
-            "behind one address, or a proxy that gathers tokens"
+            "behind one address, or something on the way that gathers or holds up tokens"
         )
     counts = np.array([len(t) for t in run.token_times])
     request = np.repeat(np.arange(len(counts)), counts)
@@ -94,7 +94,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     after, written = _bursts(run, request, step)
     steps = _table(run, request, token, step, time, written, is_decode[order])
     steps["used"] = True if rungs is None else steps["rung"].isin(list(rungs))
-    doubts += _coalesced(run.token_times) + _hidden(steps)
+    doubts += _coalesced(run.token_times) + _hidden(steps) + _absent(run)
     return Schedule(steps, request, token, step, time, after, written, jitter, doubts)
 
 
@@ -276,10 +276,27 @@ def _hidden(steps: pd.DataFrame) -> list[str]:
     if len(plain) < 50:
         return []
     typical = plain.groupby("sequences")["seconds"].transform("median")
-    long = int((plain["seconds"] > 3.0 * typical).sum())
-    if long <= max(0.01 * len(plain), 0.2 * prefills):
+    # a long step with nothing after it is two or more that were seen at once
+    followed = steps["seconds"].shift(-1, fill_value=np.inf)[plain.index] > 0.1 * typical
+    long = int(((plain["seconds"] > 3.0 * typical) & followed).sum())
+    if long <= max(2, 0.01 * prefills):  # on the recorded runs, which hide nobody, it was one at the most
         return []
     return [
         f"{long} of {len(plain)} decode steps took over three times the usual time with no prefill of this client's: "
         "other clients' requests run on this server, and batch sizes are larger than they look"
     ]
+
+
+def _absent(run: Run) -> list[str]:
+    """A doubt when some of a load's users are not in the run: their requests lengthened the batches all the same."""
+    requests, missing = run.requests, []
+    for rung in run.rungs:
+        if rung.users is None or rung.end <= rung.settled:
+            continue
+        here = (requests["sent"] < rung.end) & (requests["ended"].fillna(np.inf) > rung.settled)
+        there = int(requests.loc[here & (requests["user"] >= 0), "user"].nunique())
+        if 0 < there < rung.users:
+            missing.append(f"{there} of {rung.users}")
+    if not missing:
+        return []
+    return [f"{run.name} shows only {', '.join(missing)} users: batches were larger than they look"]

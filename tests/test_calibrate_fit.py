@@ -166,6 +166,30 @@ def test_loads_at_which_the_client_was_too_busy_are_left_out(sign):
     assert any("too busy" in d and "load 4" in d for d in limited.doubts)
 
 
+def held_up(times: np.ndarray) -> np.ndarray:
+    """A client that does nothing for the first 200 ms of every five seconds."""
+    start = np.floor(times / 5) * 5
+    return np.where(times - start < 0.2, start + 0.2, times)
+
+
+def gathered(times: np.ndarray) -> np.ndarray:
+    """Every twentieth token comes with the next one."""
+    late = times.copy()
+    for i in np.flatnonzero(np.random.default_rng(len(times)).random(len(times) - 1) < 0.05)[::-1]:
+        late[i] = late[i + 1]
+    return late
+
+
+@pytest.mark.parametrize("seen", [held_up, gathered])
+def test_steps_whose_tokens_came_in_a_lump_are_left_out_and_counted(seen):
+    clean = observe(LADDER, lengths((100, 1500), (20, 120)), noise=NOISE, seconds=12.0).run
+    late = replace(clean, token_times=[seen(t) for t in clean.token_times or []])
+    one, other = calibrate_runs([clean]), calibrate_runs([late])
+    assert questions(other.values) / questions(one.values) == pytest.approx(np.ones(3), abs=0.02)
+    assert any("% of the steps are left out: their tokens came in one lump" in d for d in other.doubts)
+    assert not any("one lump" in d or "other clients" in d for d in one.doubts)
+
+
 def test_a_slow_first_request_is_not_taken_for_the_server():
     run = observe([1, 2, 4], lengths(200, 40), seconds=8.0).run
     times = list(run.token_times or [])

@@ -77,6 +77,30 @@ def test_one_late_token_moves_no_stream():
     assert clean["sequences"].tolist() == shaken["sequences"].tolist()
 
 
+@pytest.mark.parametrize("keep", [lambda u: u % 16 != 3, lambda u: u < 8, lambda u: u % 3 != 0])
+def test_users_that_a_run_does_not_show_are_missed(keep):
+    run = observe([4, 32], lengths((100, 800), (20, 80)), seconds=10.0).run
+    kept = np.flatnonzero([keep(u) for u in run.requests["user"]])
+    part = replace(
+        run,
+        requests=run.requests.iloc[kept].reset_index(drop=True),
+        token_times=[(run.token_times or [])[i] for i in kept],
+    )
+    assert not rebuild(run).doubts
+    assert any("shows only" in d and "of 32 users" in d for d in rebuild(part).doubts)
+
+
+def test_lost_streams_leave_gaps_that_are_doubted():
+    run = observe([1, 4, 16], lengths((400, 1500), (20, 80)), seconds=15.0).run
+    kept = np.flatnonzero(np.random.default_rng(0).random(len(run.requests)) > 0.15)
+    part = replace(
+        run,
+        requests=run.requests.iloc[kept].reset_index(drop=True),
+        token_times=[(run.token_times or [])[i] for i in kept],
+    )
+    assert any("other clients' requests" in d for d in rebuild(part).doubts)
+
+
 def test_gathered_tokens_are_doubted():
     seen = observe([3], lengths(200, 60), seconds=10.0)
     gathered = [t[np.minimum(np.arange(len(t)) // 4 * 4 + 3, len(t) - 1)] for t in seen.run.token_times or []]
