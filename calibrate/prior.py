@@ -28,6 +28,7 @@ CONTEXT_SHARE = (0.5, 0.29)  # of what one more sequence costs, the part due to 
 LEVEL_SPREAD = 0.12  # how far a batch size's own time is from the smooth trend, relative
 LEVEL_REACH = 0.35  # in ln(batch size): how far two sizes may be apart and still resemble each other
 WAY = 1.5e-3  # s: to an idle server and back, on one machine
+FAR = 3.0  # times that: a client is believed to be elsewhere from here on
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,16 @@ def _somewhat(scale: float) -> tuple[float, float]:
 
 
 def _way(rows: Rows) -> tuple[float, float]:
-    """Belief about the way to the server: milliseconds, unless lone prefills on an idle server clearly say more."""
+    """Belief about the way to the server and back: milliseconds, unless lone prefills on an idle server clearly say
+    more; without such, what requests say that just missed a look of the router (`way`)."""
     t = rows.table
     alone = rows.prefill & (t["sequences"] == 1).to_numpy()
     idle = t["idle"].to_numpy()
     if not (alone & idle).any() or not (alone & ~idle).any():
-        return WAY, WAY
+        if rows.way is None or min(rows.way) < FAR * WAY:
+            return WAY, WAY
+        middle, half = sum(rows.way) / 2, abs(rows.way[1] - rows.way[0]) / 2
+        return middle, max(half, 0.1 * middle)
     size = t["longest"].to_numpy(np.float64)
     design = np.stack([np.ones(int(alone.sum())), size[alone], idle[alone].astype(np.float64)], axis=1)
     found = np.linalg.lstsq(design, rows.seconds[alone], rcond=None)[0]

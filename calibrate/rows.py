@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibrate.steps import Schedule
+from calibrate.way import way_between
 from sim.forms import LEVEL
 from sim.run import Run, Rung
 
@@ -29,7 +30,10 @@ STALLED = 20.0  # ms: a client whose canary is later than this at its 99th perce
 
 @dataclass(frozen=True)
 class Rows:
-    """The steps of some runs whose lengths are known. `rung` and `block` number them over all runs; `run` is which."""
+    """The steps of some runs whose lengths are known. `rung` and `block` number them over all runs; `run` is which.
+
+    `way` bounds the way to the server (`way_between`).
+    """
 
     table: pd.DataFrame
     seconds: Floats
@@ -38,6 +42,7 @@ class Rows:
     rung: Ints
     block: Ints
     doubts: list[str]
+    way: tuple[float, float] | None = None
 
 
 def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
@@ -85,6 +90,7 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         rung=rung,
         block=block,
         doubts=doubts,
+        way=way_between(runs, schedules),
     )
 
 

@@ -234,10 +234,10 @@ def test_padded_and_unpadded_servers_are_not_one_machine():
         calibrate_runs([run, padded])
 
 
-@pytest.mark.parametrize("uplink", [0.005, 0.06])
-def test_the_way_of_a_client_is_seen(uplink):
+@pytest.mark.parametrize(("uplink", "users"), [(0.005, [1, 2, 4, 8]), (0.06, [1, 2, 4, 8]), (0.06, [2, 8, 16])])
+def test_the_way_of_a_client_is_seen(uplink, users):
     there = replace_clocks(uplink=uplink)
-    run = observe([1, 2, 4, 8], lengths((100, 1500), (20, 80)), clocks=there, noise=NOISE, seconds=20.0).run
+    run = observe(users, lengths((100, 1500), (20, 80)), clocks=there, noise=NOISE, seconds=20.0).run
     assert np.mean(calibrate_runs([run]).clocks.uplink.quantiles) == pytest.approx(uplink, rel=0.25)
 
 
