@@ -149,9 +149,11 @@ def candidates(padded: bool) -> list[Form]:
     One that pads is a small one, whose kernels use the processor better the more rows they have: its step flattens with
     the batch. A line through the batch sizes of one profile, up to nine, was 80 % too high at the 24 rows of another.
     """
+    longest = ((), ("b3",))
     if not padded:
-        return [Form("affine", PLAIN + more) for more in ((), ("b3",))]
-    return [Form("levels", PLAIN + COPIES + tuple(TREND) + b3) for b3 in ((), ("b3",))]
+        affine = [Form("affine", PLAIN + b3) for b3 in longest]
+        return [*affine, *(Form("affine_levels", PLAIN + tuple(TREND) + b3) for b3 in longest)]
+    return [Form("levels", PLAIN + COPIES + tuple(TREND) + b3) for b3 in longest]
 
 
 def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
@@ -166,7 +168,7 @@ def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ..
                 for b, curve in TREND.items():
                     trend = trend + table[names.index(b)] * curve(np.asarray(size))
                 table[i] = np.maximum(table[i] + trend, 1e-5)
-    hidden = (*CLIENT, "b0", *TREND) if regression.form.model == "levels" else CLIENT
+    hidden = (*CLIENT, "b0", *TREND) if regression.form.by_batch else CLIENT
     keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
 

@@ -35,7 +35,12 @@ class Form:
     @property
     def padded(self) -> bool:
         """Whether work is in sequences × longest."""
-        return self.model != "affine"
+        return not self.model.startswith("affine")
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether every batch size has a time of its own."""
+        return self.model.endswith("levels")
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Regression:
 def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
     """Fit a form to all rows, and to who came back in time (`races`)."""
     names = tuple(name for name in terms(rows, form.padded) if name in form.terms)
-    if form.model == "levels":
+    if form.by_batch:
         names += tuple(f"{LEVEL}{size}" for size in level_knots(rows))
     matrix = design(rows, form, names)
     prior = prior_for(names, rows, form.padded)

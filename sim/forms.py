@@ -4,6 +4,7 @@ Coefficients are seconds per unit and never negative. `affine` is what an unpadd
 same for a server that pads every row to the longest, where the work is in `sequences × longest`. `levels` is padded
 with a time of its own for every batch size (kernels are chosen by size, so time is not affine in it): parameters
 `level_4`, … are the decode step of 4 rows without its context, interpolated between, and continued with slope b1.
+`affine_levels` is the same for a server that does not pad.
 
     prefill = a0 + a1·Σin + a2·Σin² + a3·n
     decode  = b0 + b1·B + b2·K + b3·longest        (K: summed contexts; padded: (B − 1) × longest)
@@ -11,6 +12,7 @@ with a time of its own for every batch size (kernels are chosen by size, so time
     padded:   joining and dropping copy the cache: + c2·(old + new)·longest, + f2·kept·longest; and a prefill of many
               tokens outgrows the processor's caches: + a4·(n·longest)²
     levels:   decode = level(B) + b2·(B − 1)·longest + b3·longest
+    affine_levels: decode = level(B) + b2·K + b3·longest
 """
 
 from __future__ import annotations
@@ -109,28 +111,61 @@ class Padded(Affine):
         return self.b0 + self.b1 * sequences + growth * longest, growth
 
 
-class Levels(Padded):
-    """The padded form with free levels by batch size; `levels` maps `level_<sequences>` to seconds, at least one."""
+class _ByBatch:
+    """A time for every batch size, from parameters `level_<sequences>`, s, at least one; `slope` continues them."""
 
-    def __init__(self, *, b0: float = 0.0, **parameters: float):
+    def __init__(self, parameters: Mapping[str, float], slope: float):
         levels = {int(k.removeprefix(LEVEL)): v for k, v in parameters.items() if k.startswith(LEVEL)}
-        super().__init__(**{k: v for k, v in parameters.items() if not k.startswith(LEVEL)})
         knots = sorted(levels)
         low, high = knots[0], knots[-1]
         between = np.interp(np.arange(high + 1), knots, [levels[k] for k in knots])
-        below = levels[low] - self.b1 * (low - np.arange(low))
+        below = levels[low] - slope * (low - np.arange(low))
         between[:low] = np.maximum(below, 0.5 * levels[low])  # a step of one row costs something, whatever the slope
         self._levels: list[float] = between.tolist()
+        self._slope = slope
+
+    def at(self, sequences: int) -> float:
+        """The time at this batch size, s."""
+        beyond = sequences - len(self._levels) + 1
+        return self._levels[sequences] if beyond <= 0 else self._levels[-1] + self._slope * beyond
+
+
+class Levels(Padded):
+    """The padded form with free levels by batch size."""
+
+    def __init__(self, *, b0: float = 0.0, **parameters: float):
+        super().__init__(**_without_levels(parameters))
+        self._level = _ByBatch(parameters, self.b1)
 
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
         """See `StepTime.decode`."""
-        levels, growth = self._levels, self.b2 * (sequences - 1) + self.b3
-        beyond = sequences - len(levels) + 1
-        level = levels[sequences] if beyond <= 0 else levels[-1] + self.b1 * beyond
-        return level + growth * longest, growth
+        growth = self.b2 * (sequences - 1) + self.b3
+        return self._level.at(sequences) + growth * longest, growth
 
 
-FORMS: dict[str, Callable[..., StepTime]] = {"affine": Affine, "padded": Padded, "levels": Levels}
+class AffineLevels(Affine):
+    """The affine form with free levels by batch size."""
+
+    def __init__(self, *, b0: float = 0.0, **parameters: float):
+        super().__init__(**_without_levels(parameters))
+        self._level = _ByBatch(parameters, self.b1)
+
+    def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
+        """See `StepTime.decode`."""
+        growth = self.b2 * sequences + self.b3
+        return self._level.at(sequences) + self.b2 * context + self.b3 * longest, growth
+
+
+def _without_levels(parameters: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in parameters.items() if not name.startswith(LEVEL)}
+
+
+FORMS: dict[str, Callable[..., StepTime]] = {
+    "affine": Affine,
+    "affine_levels": AffineLevels,
+    "padded": Padded,
+    "levels": Levels,
+}
 
 
 def step_time(model: str, parameters: Mapping[str, float]) -> StepTime:
