@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.forms import FORMS, Affine, Padded
+from sim.forms import FORMS, Affine, AffineLevels, Levels, Padded
 from sim.steptime import DecodeRun
 
 starts = st.one_of(st.just(0.0), st.floats(0, 1e6))
@@ -54,8 +54,9 @@ def test_the_inverse_is_right_at_any_time(run: DecodeRun, after: float) -> None:
 def test_a_forms_line_is_its_next_steps_as_every_context_grows_by_a_token(
     coefficients: dict[str, float], contexts: list[int], k: int
 ) -> None:
-    for form in (Affine, Padded):
-        made = form(**coefficients)
+    for form in (Affine, Padded, Levels, AffineLevels):
+        levels = {"level_1": 0.1, "level_5": 0.7} if form in (Levels, AffineLevels) else {}
+        made = form(**coefficients, **levels)
         first, growth = made.decode(len(contexts), sum(contexts), max(contexts))
         later, same_growth = made.decode(len(contexts), sum(contexts) + k * len(contexts), max(contexts) + k)
         assert first + growth * k == pytest.approx(later, rel=1e-9, abs=1e-9)
@@ -71,4 +72,7 @@ def test_the_forms_are_the_formulas_they_print() -> None:
     assert padded.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * 800 + 5 * 2 + 37 * 1600
     assert padded.decode(3, 100, 60) == padded.decode(3, 180, 60)  # every row is as long as the longest
     assert padded.decode(1, 60, 60)[0] < padded.decode(2, 70, 60)[0]
-    assert {"affine", "padded"} <= set(FORMS)
+    levels = AffineLevels(level_2=1.0, level_4=3.0, b1=0.25, b2=13, b3=17)
+    assert [levels.decode(n, 0, 0)[0] for n in (1, 2, 3, 4, 6)] == [0.75, 1.0, 2.0, 3.0, 3.5]
+    assert levels.decode(3, 100, 60) == (2.0 + 13 * 100 + 17 * 60, 13 * 3 + 17)
+    assert {"affine", "affine_levels", "padded", "levels"} == set(FORMS)
