@@ -23,7 +23,7 @@ from calibrate.draws import correlations, parameter
 from calibrate.moods import fit_moods
 from calibrate.noise import fit_noise
 from calibrate.races import races
-from calibrate.regress import Form, Regression, choose
+from calibrate.regress import Form, Regression, choose, usualness
 from calibrate.rows import TREND, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import DRAWS, draw_coefficients
@@ -139,7 +139,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         noise=noise,
         clocks=clocks,
         correlations=together,
-        doubts=doubts + _left_open(rows, together),
+        doubts=doubts + _unusual(runs, rows, regression) + _left_open(rows, together),
     )
 
 
@@ -205,6 +205,21 @@ def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
 
 def _span(x: NDArray[Any]) -> tuple[float, float]:
     return float(x.min()), float(x.max())
+
+
+def _unusual(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
+    """Loads that count for less than a third because the machine was out of the ordinary, in words."""
+    weight, off = usualness(rows.seconds, regression.predicted, rows.rung)
+    doubts = []
+    for rung in np.flatnonzero(weight < 1 / 3).tolist():
+        at = int(np.flatnonzero(rows.rung == rung)[0])
+        run = runs[int(rows.run[at])]
+        load = run.rungs[int(rows.table["rung"].iloc[at])].load
+        how = f"{abs(off[rung]):.0%} {'slower' if off[rung] > 0 else 'quicker'}"
+        doubts.append(
+            f"{run.name}: at load {load:g} the machine was {how} than the rest says; it counts {weight[rung]:.1f} times"
+        )
+    return doubts
 
 
 def _left_open(rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:

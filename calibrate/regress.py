@@ -81,7 +81,7 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
     order = np.argsort(rows.block, kind="stable")
     cuts = np.searchsorted(rows.block[order], np.arange(blocks + 1))
     for _ in range(_PASSES):
-        usual = _usual(y, predicted, rows.rung)
+        usual = np.sqrt(usualness(y, predicted, rows.rung)[0])[rows.rung]
         spread, inflation = {}, {}
         weight = np.empty(len(y))
         for kind in (True, False):
@@ -109,15 +109,16 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
     return Regression(form, names, prior, coefficients, predicted, spread, inflation, grams, rights)
 
 
-def _usual(seconds: Floats, predicted: Floats, rung: Ints) -> Floats:
-    """The root of every row's weight by how usual the speed of its rung is, as a Student t distribution has it.
+def usualness(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
+    """The weight of every rung by how usual its speed is, as a Student t distribution has it (about 1 for the usual),
+    and how far it is off, relative.
 
     A machine shared with others is now and then out of the ordinary for a whole minute. Within a rung all rows count
     alike, so that means stay means: the noise of steps is skewed, moods are not.
     """
     off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
     scale = max(_MOOD, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))
-    return np.asarray(np.sqrt((_TAIL + 1) / (_TAIL + (off / scale) ** 2))[rung])
+    return (_TAIL + 1) / (_TAIL + (off / scale) ** 2), off
 
 
 def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:

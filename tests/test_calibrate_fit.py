@@ -229,6 +229,13 @@ def test_a_server_whose_kernels_change_with_the_batch_gets_a_form_of_its_own():
     assert calibrate_runs([observe(LADDER, asked, noise=NOISE, seconds=12.0).run]).model == "affine"
 
 
+def test_a_load_that_counts_for_less_is_named():
+    runs = [read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("short", "short-again", "long", "long-again", "mixed")]
+    said = [d for d in calibrate_runs(runs).doubts if "quicker than the rest" in d or "slower than the rest" in d]
+    assert len(said) == 1
+    assert said[0].startswith("tgi-cpu-mixed: at load 1 the machine was 1")
+
+
 def test_repeatable_and_written_and_read(tmp_path):
     import msgspec
 
