@@ -236,7 +236,7 @@ def test_what_a_late_client_sent_counts_from_when_it_was_due_in_a_replay_too() -
     assert again.requests["sent"].to_numpy() == pytest.approx(run.requests["sent"].to_numpy())
 
 
-@pytest.mark.parametrize("listed", ([1], [0, 1], [], [None]))
+@pytest.mark.parametrize("listed", [[1], [0, 1], [], [None]])
 def test_what_came_before_the_first_segment_listed_is_replayed_too(listed: list[int | None]) -> None:
     run = climb(closed([1, 2], seconds=20.0), MODEL, (1, 0))
     segments = [{} if i is None else {"start": run.rungs[i].start, "first_rung": i} for i in listed]
