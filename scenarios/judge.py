@@ -294,7 +294,7 @@ def held_out_comparison(
 
 
 def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, float]) -> Comparison:
-    from scenarios.compare import Row, verdict
+    from scenarios.compare import Row, relative, verdict
     from sim.metrics import COMPARED
 
     rows = []
@@ -302,9 +302,8 @@ def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, 
     other = {(row.metric, row.load): row for row in second.curves}
     for mine in first.curves:
         its = other.get((mine.metric, mine.load))
-        if mine.metric not in COMPARED or its is None or mine.value is None or its.value is None:
+        if mine.metric not in COMPARED or its is None or mine.value is None:
             continue
-        error = its.value / mine.value - 1 if mine.value else None
         inside = None if its.low is None or its.high is None else its.low <= mine.value <= its.high
         rows.append(
             Row(
@@ -316,8 +315,8 @@ def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, 
                 simulated=its.value,
                 low=its.low,
                 high=its.high,
-                relative_error=error,
-                inside=inside,
+                relative_error=relative(its.value, mine.value),
+                inside=False if its.value is None else inside,
                 held_out=True,
             )
         )

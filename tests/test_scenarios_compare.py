@@ -216,3 +216,70 @@ def test_of_several_repeats_the_farthest_counts():
         assert [e for e, mine in zip(errors, alone, strict=True) if mine is not None] == [
             e for e in alone if e is not None
         ]
+
+
+@pytest.fixture(scope="module")
+def table(flash) -> pd.DataFrame:
+    return metrics.table(flash)
+
+
+def test_what_was_measured_but_not_forecast_fails(flash, table):
+    hollow = table.assign(e2e_mean=table["e2e_mean"].where(table["rung"] == 0))
+    found = compare(flash, [hollow] * 19, tolerances={"e2e_mean": 0.5})
+    rows = [row for row in found.rows if row.metric == "e2e_mean"]
+    assert len(rows) == 6 and found.passed is False
+    assert [(row.simulated, row.relative_error, row.inside) for row in rows[1:]] == [(None, None, False)] * 5
+    assert found.summary["e2e_mean"].coverage == pytest.approx(1 / 6)
+    loads = [f"{load} users" for load in (2, 4, 8, 16, 32)]
+    assert found.doubts == [
+        *(f"measured but not forecast at {load}: e2e_mean" for load in loads),
+        f"e2e_mean counts as outside its tolerance: measured but not forecast at {', '.join(loads)}",
+    ]
+    assert compare(flash, [hollow] * 19, tolerances={"e2e_p50": 0.5}).passed
+
+
+def test_a_value_that_hardly_any_replay_has_is_not_forecast(flash, table):
+    hollow = table.assign(e2e_mean=float("nan"))
+    found = compare(flash, [table, *[hollow] * 18])
+    assert {row.simulated for row in found.rows if row.metric == "e2e_mean"} == {None}
+    found = compare(flash, [hollow, *[table] * 18])
+    assert all(row.inside for row in found.rows if row.metric == "e2e_mean")
+
+
+def test_a_rung_without_any_forecast_fails(flash, table):
+    found = compare(flash, [table[table["rung"] < 5]] * 19, tolerances={"rps": 0.5})
+    assert found.passed is False
+    assert any(text.startswith("measured but not forecast at 32 users: e2e_mean, e2e_p50,") for text in found.doubts)
+
+
+def test_a_tolerance_says_why_it_does_not_hold(flash, table):
+    blind = replace(flash, token_times=None)  # no gaps
+    found = compare(blind, [metrics.table(blind)] * 19, tolerances={"itl_p95": 0.5})
+    assert found.passed is False
+    assert found.doubts == ["itl_p95 counts as outside its tolerance: it was not measured at any load that counts"]
+    failing = table.assign(error_rate=0.2)
+    found = compare(flash, [failing] * 19, tolerances={"error_rate": 0.5})
+    assert found.passed is False
+    assert found.summary["error_rate"].mape is None
+    assert "outside its tolerance: none was measured at 1 user, 2 users" in found.doubts[-1]
+
+
+def test_two_patterns_are_said(flash, table):
+    other = table.assign(ttft_p50=2 * table["ttft_p50"])
+    found = compare(flash, [*[table] * 20, *[other] * 10])
+    first = float(table["ttft_p50"].iloc[2])
+    assert len(found.doubts) == 6
+    assert found.doubts[2] == f"at 4 users two patterns are stable: ttft_p50 about {first:.3g} or {2 * first:.3g}"
+
+
+def test_the_share_inside_is_that_of_every_scored_row(judged):
+    scored = [row.inside for row in judged.rows if row.held_out]
+    assert judged.coverage == pytest.approx(np.mean(scored))
+    assert len(scored) > 50
+
+
+def test_requests_of_nobody_are_replayed_as_those_of_all_users(flash, fitted):
+    anonymous = replace(flash, requests=flash.requests.assign(user=-1))
+    found = compare(anonymous, forecast(anonymous, fitted, 19), tolerances={"e2e_mean": 0.05, "rps": 0.05})
+    assert found.passed
+    assert any("do not say whose they are" in text for text in found.doubts)
