@@ -6,8 +6,9 @@ so that the 5 % and 95 % quantiles over replicates are a 90 % prediction interva
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -19,6 +20,7 @@ import pandas as pd
 
 from scenarios.evidence import Evidence, side_by_side
 from scenarios.forecast import named
+from scenarios.replicate import described
 from sim import metrics
 from sim.calibration import Calibration
 from sim.curve import band
@@ -28,6 +30,8 @@ from sim.replay import replay, with_users
 from sim.run import Run, read_run, write_atomic
 
 FORMAT = 1  # 1: first
+# what another grouping of the users changes; rates and far quantiles of few requests fall apart of themselves
+SWAYED = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
 PATTERNS = 3  # as many metrics of two patterns are named at one load
 REPLICATES = 99  # the least at which 5 % and 95 % quantiles of `weibull` lie within the sample with room to spare
 
@@ -93,9 +97,9 @@ class Replicate:
     number: int
 
     def __call__(self) -> pd.DataFrame:
-        """Its metrics, one row a rung."""
+        """Its metrics and circumstances, one row a rung."""
         model = draw_model(self.calibration, self.run.server, np.random.default_rng([self.seed, self.number]))
-        return metrics.table(replay(self.run, model, (self.seed, self.number)))
+        return described(replay(self.run, model, (self.seed, self.number)), model.server)
 
 
 def forecast_run(
@@ -260,7 +264,7 @@ def _two_patterns(rows: Iterable[Row]) -> list[str]:
     """Where the forecast has two answers, load by load."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row.humps is not None:
+        if row.humps is not None and row.metric in SWAYED:
             one, other = row.humps
             found.setdefault(_at(row), []).append(f"{row.metric} about {one:.3g} or {other:.3g}")
     return [
@@ -279,13 +283,33 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
 
 
-def fitted_rungs(run: Run, calibration: Calibration) -> set[int]:
-    """The rungs of `run` that the calibration was fitted to: all of a run whose requests its source names."""
+def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:
+    """The rungs of `run` that the calibration was fitted to, and a doubt where that is a guess.
+
+    All of a run whose requests its source names, compressed since or not; what was compressed when it was fitted and is
+    not now is known by its name alone.
+    """
     if run.path is None:
-        return set()
+        return set(), []
+    every = set(range(len(run.rungs)))
+    files = [file for file in Path(run.path).glob("requests*.jsonl*") if file.suffix in (".jsonl", ".gz")]
     known = {file.sha256 for file in calibration.source.files}
-    mine = {sha256(file.read_bytes()).hexdigest() for file in Path(run.path).glob("requests*.jsonl*")}
-    return set(range(len(run.rungs))) if known & mine else set()
+    if known & {digest for file in files for digest in _digests(file)}:
+        return every, []
+    folder = Path(run.path).resolve().name
+    names = {file.path for file in calibration.source.files}
+    if {f"{folder}/{file.name}.gz" for file in files} & names:
+        said = f"{run.name} is taken for a run that was fitted, by its name alone: it was compressed then"
+        return every, [said]
+    return set(), []
+
+
+def _digests(file: Path) -> Iterator[str]:
+    """The sha256 of a file's bytes and, of a compressed one, of what is in it."""
+    raw = file.read_bytes()
+    yield sha256(raw).hexdigest()
+    if file.suffix == ".gz":
+        yield sha256(gzip.decompress(raw)).hexdigest()
 
 
 def humps(drawn: np.ndarray) -> list[float] | None:

@@ -211,6 +211,7 @@ def _compare(
     jobs: int | None,
 ) -> Comparison:
     from scenarios import compare as comparison
+    from scenarios.doubts import misfits
     from scenarios.evidence import evidence
     from scenarios.forecast import Forecast
     from scenarios.report import read_item
@@ -238,13 +239,15 @@ def _compare(
         commentary.say(f"replaying {run.name} {replicates} times")
         tables = comparison.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
         behind = evidence(run, calibration, executor, seed)
+    fitted, said = comparison.fitted_rungs(run, calibration)
     return comparison.compare(
         run,
         tables,
-        fitted=comparison.fitted_rungs(run, calibration),
+        fitted=fitted,
         tolerances=tolerances or run.scenario.tolerances,
         repeats=again,
         simulated=calibrated.name,
+        doubts=[*said, *misfits(run, calibration, tables)],
         evidence=behind,
     )
 
@@ -272,6 +275,7 @@ def held_out_comparison(
     """A run against the forecast of a model that was fitted to its other rungs."""
     from calibrate.fit import calibrate_runs
     from scenarios.compare import compare, forecast_run
+    from scenarios.doubts import misfits
     from scenarios.evidence import evidence
 
     fitted = set(range(len(run.rungs))) - held_out
@@ -288,7 +292,7 @@ def held_out_comparison(
         tolerances=tolerances or run.scenario.tolerances,
         repeats=repeats,
         simulated="forecast",
-        doubts=calibration.doubts,
+        doubts=misfits(run, calibration, tables),
         evidence=evidence(run, calibration, executor, seed),
     )
 

@@ -178,10 +178,8 @@ def compared(comparison: Comparison) -> list[Table]:
     repeated = any(row.repeat_error is not None for row in comparison.rows)
     titles = ("load ", "metric", "measured", "simulated", "error", "band", *(["repeat"] if repeated else []))
     each = _table(*titles, left=(1,))
-    each.columns[1].no_wrap, each.columns[1].overflow = (
-        False,
-        "fold",
-    )  # where 80 columns are too few, a name is broken and no number
+    # where 80 columns are too few, a name is broken and no number
+    each.columns[1].no_wrap, each.columns[1].overflow = False, "fold"
     for row in comparison.rows:
         if row.metric in MAIN:
             again = [percent(row.repeat_error, "+")] if repeated else []
