@@ -29,7 +29,7 @@ class Recorded:
     finished inside a window are biased towards short ones)."""
 
     def __init__(self, requests: pd.DataFrame, rng: np.random.Generator):
-        asked = list(_asked(requests))
+        asked = list(asked_of(requests))
         self._of: dict[int, list[Asked]] = {}
         for user, one in zip(requests["user"].tolist(), asked, strict=True):
             self._of.setdefault(user, []).append(one)
@@ -99,7 +99,7 @@ def lanes(sent: Sequence[float], ended: Sequence[float], users: int) -> list[int
     return lane
 
 
-def _asked(requests: pd.DataFrame) -> Iterator[Asked]:
+def asked_of(requests: pd.DataFrame) -> Iterator[Asked]:
     """What each request asked; one that did not end would have got all it asked for."""
     back = np.where(requests["status"] == "ok", requests["output_tokens"], requests["max_new_tokens"])
     columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
@@ -125,7 +125,7 @@ def _busy_until(requests: pd.DataFrame, model: Model) -> float:
 def _ask(bench: Bench, requests: pd.DataFrame, closed: bool) -> None:
     if not closed:
         due = iter(requests["scheduled"].tolist())
-        bench.clients.arrive(zip(requests["sent"].tolist(), _asked(requests), strict=True), due)
+        bench.clients.arrive(zip(requests["sent"].tolist(), asked_of(requests), strict=True), due)
         return
     for user, sent in requests.groupby("user")["sent"].min().items():
         event = bench.clock.at(float(sent), value=int(str(user)))
