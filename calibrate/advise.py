@@ -26,7 +26,7 @@ from sim.ladder import climb
 from sim.model import draw_model
 from sim.scenario import Load, Scenario
 from sim.steps import DECODE, PREFILL
-from sim.workload import Workload
+from sim.workload import Pairs, Workload
 
 Floats = NDArray[np.float64]
 
@@ -39,20 +39,22 @@ FLOOR = 1e-3  # relative: no step time is known better than that
 
 @dataclass(frozen=True)
 class Question:
-    """A metric of a scenario at one number of users."""
+    """A metric of a scenario at one number of users; `pairs` are the requests of its workload's file, if it has one."""
 
     scenario: Scenario
     users: int
     metric: str = "e2e_mean"
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A load that could be measured: a workload, concurrent users, and the length of the window, s."""
+    """A load that could be measured: a workload (and its file's `pairs`), users, and the length of the window, s."""
 
     workload: Workload
     users: int
     seconds: float = SECONDS
+    pairs: Pairs | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _answers(machines: Sequence[Calibration], question: Question, seed: int, exe
 def _answer(question: Question, seed: int, machine: Calibration) -> float:
     """The question's metric on a machine."""
     scenario = _at(question.scenario, question.scenario.workload, question.users, SECONDS)
-    table = metrics.table(climb(scenario, draw_model(machine, scenario.server, None), (seed, 1)))
+    table = metrics.table(climb(scenario, draw_model(machine, scenario.server, None), (seed, 1), question.pairs))
     return float(table[question.metric].iloc[-1])
 
 
@@ -146,7 +148,7 @@ def _shown(calibration: Calibration, scenario: Scenario, candidate: Measurement,
     """
     there = _at(scenario, candidate.workload, candidate.users, candidate.seconds)
     central = msgspec.structs.replace(calibration, draws={}, noise=Noise())
-    steps = climb(there, draw_model(central, there.server, None), (seed, 2)).steps
+    steps = climb(there, draw_model(central, there.server, None), (seed, 2), candidate.pairs).steps
     assert steps is not None
     groups = [steps[steps["kind"] == PREFILL]]
     decode = steps[steps["kind"] == DECODE]
@@ -214,5 +216,8 @@ def candidates(question: Question, seen: Sequence[Workload], seconds: float = SE
             profiles.append(msgspec.structs.replace(asked, prompt_tokens=other))
     top = min(question.users, server.max_concurrent_requests)
     loads = sorted({1, max(1, top // 4), max(1, top // 2), top})
-    different = [w for i, w in enumerate(profiles) if w not in profiles[:i] and w.empirical is None and w.trace is None]
-    return [Measurement(workload, users, seconds) for workload in different for users in loads]
+    different = [w for i, w in enumerate(profiles) if w not in profiles[:i] and w.prompt_tokens is not None]
+    found = [Measurement(workload, users, seconds) for workload in different for users in loads]
+    if question.pairs is not None:
+        found = [Measurement(asked, users, seconds, question.pairs) for users in loads] + found
+    return found

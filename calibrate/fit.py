@@ -191,14 +191,21 @@ def _residual(rows: Rows, regression: Regression, prefill: bool) -> Residual | N
 
 
 def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
+    """What the rungs that were used have shown; others of the same runs are still to be forecast."""
     t = rows.table
     prefill, decode = t[rows.prefill], t[~rows.prefill]
+    used = t[["run", "rung"]].drop_duplicates()
+    rungs = [(runs[i], runs[i].rungs[j]) for i, j in used.itertuples(index=False)]
+    prompts = [
+        run.requests.loc[run.requests["scheduled"].between(rung.start, rung.end), "prompt_tokens"].to_numpy()
+        for run, rung in rungs
+    ]
     seen = {
-        "prompt_tokens": np.concatenate([run.requests["prompt_tokens"].to_numpy() for run in runs]),
-        "prefill_tokens": prefill["tokens"].to_numpy(),
+        "prompt_tokens": np.concatenate(prompts),
+        "batch_prefill_tokens": prefill["tokens"].to_numpy(),
         "sequences": decode["sequences"].to_numpy(),
         "context_tokens": decode["tokens"].to_numpy(),
-        "users": np.array([g.users for run in runs for g in run.rungs if g.users is not None]),
+        "users": np.array([rung.users for _, rung in rungs if rung.users is not None]),
     }
     return {name: _span(x) for name, x in seen.items() if len(x)}
 

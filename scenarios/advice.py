@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 
 import msgspec
+import numpy as np
 
 from calibrate.advise import Advice, Question, advise, candidates
 from sim.calibration import Calibration
 from sim.errors import BadInput
+from sim.pairs import read_pairs
+from sim.replay import asked_of
 from sim.run import Run
 from sim.scenario import Scenario
-from sim.workload import Workload
+from sim.workload import Pairs, Workload
 
 BEYOND = 1.5  # without a question: the load half as high again as the highest that was measured
 SHOWN = 3
@@ -39,12 +42,17 @@ def _question(runs: Sequence[Run], asked: Scenario | None) -> Question:
     if asked is not None:
         if not asked.load.users:
             raise BadInput("expected numbers of users; advice is about closed-loop loads", key="load.users")
-        return Question(asked, max(asked.load.users))
+        return Question(asked, max(asked.load.users), pairs=read_pairs(asked.workload))
     run = runs[-1]
     top = max((rung.users for rung in run.rungs if rung.users is not None), default=0)
     if not top:
         raise BadInput("expected a run with numbers of users, or --question SCENARIO", path=run.path)
-    return Question(msgspec.structs.replace(run.scenario, server=run.server), math.ceil(BEYOND * top))
+    scenario, users = msgspec.structs.replace(run.scenario, server=run.server), math.ceil(BEYOND * top)
+    pairs = None
+    if run.scenario.workload.prompt_tokens is None:  # its file need not be here any more, but what it asked is
+        prompt, back, charged = np.array(list(asked_of(run.requests)), dtype=np.int64).T
+        pairs = Pairs(prompt, back, charged)
+    return Question(scenario, users, pairs=pairs)
 
 
 def _said(advice: Advice, question: Question) -> str:

@@ -6,8 +6,9 @@ so that the 5 % and 95 % quantiles over replicates are a 90 % prediction interva
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -18,27 +19,35 @@ import numpy as np
 import pandas as pd
 
 from scenarios.evidence import Evidence, side_by_side
+from scenarios.forecast import named
+from scenarios.replicate import described
 from sim import metrics
 from sim.calibration import Calibration
 from sim.curve import band
 from sim.errors import NotEnoughData
 from sim.model import draw_model
-from sim.replay import replay
+from sim.replay import replay, with_users
 from sim.run import Run, read_run, write_atomic
 
 FORMAT = 1  # 1: first
+# what another grouping of the users changes; rates and far quantiles of few requests fall apart of themselves
+SWAYED = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
+PATTERNS = 3  # as many metrics of two patterns are named at one load
 REPLICATES = 99  # the least at which 5 % and 95 % quantiles of `weibull` lie within the sample with room to spare
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric at one load. `low`..`high` is the 90 % prediction interval; without one they are None."""
+    """One metric at one load. `low`..`high` is the 90 % prediction interval; without one they are None.
+
+    What was measured but not forecast has no `simulated` and no `relative_error`, and is not `inside`.
+    """
 
     rung: int
     load: float
     users: int | None
     metric: str
     measured: float
-    simulated: float
+    simulated: float | None
     low: float | None
     high: float | None
     relative_error: float | None
@@ -49,11 +58,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric over the scored rungs; `effective` is how many independent rungs their correlation leaves."""
+    """One metric over the scored rungs; `effective` is how many independent rungs their correlation leaves.
 
-    mape: float
-    median: float
-    bias: float
+    No errors, no averages: where nothing was forecast, or nothing but zeros measured, they are None.
+    """
+
+    mape: float | None
+    median: float | None
+    bias: float | None
     coverage: float | None
     rungs: int
     effective: float
@@ -61,7 +73,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass"}):
     """What `compare` says: rows, a summary of those held out of the fit, a verdict if tolerances were stated, and what
-    lies behind it."""
+    lies behind it. `coverage` is the share of all scored rows inside their intervals; nine tenths should be."""
 
     format: int = FORMAT
     measured: str
@@ -72,6 +84,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     passed: bool | None
     doubts: list[str]
     evidence: Evidence | None = None
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +97,9 @@ class Replicate:
     number: int
 
     def __call__(self) -> pd.DataFrame:
-        """Its metrics, one row a rung."""
+        """Its metrics and circumstances, one row a rung."""
         model = draw_model(self.calibration, self.run.server, np.random.default_rng([self.seed, self.number]))
-        return metrics.table(replay(self.run, model, (self.seed, self.number)))
+        return described(replay(self.run, model, (self.seed, self.number)), model.server)
 
 
 def forecast_run(
@@ -94,7 +107,7 @@ def forecast_run(
 ) -> list[pd.DataFrame]:
     """Replays of a measured run under draws of a calibration, as tables of metrics."""
     # the streams themselves are not asked again, and are nearly all of a run's bulk
-    asked = replace(run, token_times=None)
+    asked = replace(with_users(run), token_times=None)
     tasks = [Replicate(asked, calibration, seed, number) for number in range(1, replicates + 1)]
     return list(executor.map(_call, tasks, chunksize=max(1, replicates // 16)))
 
@@ -113,9 +126,10 @@ def compare(
     simulated: str = "simulated",
     doubts: Iterable[str] = (),
     evidence: Evidence | None = None,
+    without: Collection[int] = (),
 ) -> Comparison:
     """A measured run against replicates of its forecast; `fitted` are the rungs the calibration has seen, `repeats` are
-    runs of the same server and workload."""
+    runs of the same server and workload, rungs `without` a counterpart are left out."""
     measured = metrics.table(run)
     if measured.empty:
         raise NotEnoughData(f"{run.name}: no rung has a complete window")
@@ -123,14 +137,19 @@ def compare(
     again, others = _repeat_errors(run, measured, repeats)
     rows = []
     for place, (rung, load) in enumerate(zip(measured["rung"], measured["load"], strict=True)):
+        if int(rung) in without:
+            continue
         here = measured.iloc[place]
         replicates = together[together["rung"] == place]  # a replay has the complete rungs only, in the same order
         for metric in metrics.COMPARED:
             value = float(here[metric])
-            drawn = replicates[metric].to_numpy(dtype=np.float64)
-            if math.isnan(value) or np.isnan(drawn).all():
+            if math.isnan(value):
                 continue
-            middle, low, high = band(drawn)
+            drawn = replicates[metric].to_numpy(dtype=np.float64)
+            nothing = 2 * int(np.isnan(drawn).sum()) >= len(drawn)  # a median replicate has no such value
+            middle, low, high = (None, None, None) if nothing else band(drawn)
+            inside = None if low is None or high is None else low <= value <= high
+            several = len(tables) > 1
             rows.append(
                 Row(
                     rung=int(rung),
@@ -139,16 +158,17 @@ def compare(
                     metric=metric,
                     measured=value,
                     simulated=middle,
-                    low=low if len(tables) > 1 else None,
-                    high=high if len(tables) > 1 else None,
-                    relative_error=_relative(middle, value),
-                    inside=bool(low <= value <= high) if len(tables) > 1 else None,
+                    low=low if several else None,
+                    high=high if several else None,
+                    relative_error=relative(middle, value),
+                    inside=False if nothing else inside if several else None,
                     held_out=int(rung) not in fitted,
                     repeat_error=again.get((int(rung), metric)),
                     humps=humps(drawn),
                 )
             )
-    found = verdict(rows, run.name, simulated, tolerances or {}, [*run.doubts, *doubts, *others])
+    said = [*with_users(run).doubts, *doubts, *others]
+    found = verdict(rows, run.name, simulated, tolerances or {}, said)
     return msgspec.structs.replace(found, evidence=evidence)
 
 
@@ -159,6 +179,7 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
     if other.empty or mine.empty:
         raise NotEnoughData("no rung has a complete window")
     missing = sorted(set(mine["load"]) - set(other["load"]))
+    without = set(mine.loc[mine["load"].isin(missing), "rung"].astype(int))
     doubts = [f"{second.name} has no load {load:g}: left out" for load in missing]
     matched = [
         other[other["load"] == load].iloc[[0]].assign(rung=place)
@@ -169,7 +190,9 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
     tables = [pd.concat(matched, ignore_index=True)]
     beside = side_by_side(first, second)
-    return compare(first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts, evidence=beside)
+    return compare(
+        first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts, evidence=beside, without=without
+    )
 
 
 def verdict(
@@ -181,17 +204,22 @@ def verdict(
     for metric in dict.fromkeys(row.metric for row in scored):
         mine = [row for row in scored if row.metric == metric]
         finite = np.array([row.relative_error for row in mine if row.relative_error is not None])
-        insides = [row.inside for row in mine if row.inside is not None]
         summary[metric] = Summary(
-            mape=float(np.abs(finite).mean()) if len(finite) else float("nan"),
-            median=float(np.median(np.abs(finite))) if len(finite) else float("nan"),
-            bias=float(finite.mean()) if len(finite) else float("nan"),
-            coverage=float(np.mean(insides)) if insides else None,
+            mape=float(np.abs(finite).mean()) if len(finite) else None,
+            median=float(np.median(np.abs(finite))) if len(finite) else None,
+            bias=float(finite.mean()) if len(finite) else None,
+            coverage=_coverage(mine),
             rungs=len(mine),
             effective=_effective(finite),
         )
-    said = list(doubts)
-    held = [metric in summary and summary[metric].mape <= limit for metric, limit in tolerances.items()]
+    said = [*doubts, *_unforecast(rows), *_two_patterns(rows)]
+    held = True
+    for metric, limit in tolerances.items() if scored else ():
+        why = _no_verdict(metric, [row for row in scored if row.metric == metric])
+        if why is not None:
+            said.append(f"{metric} counts as outside its tolerance: {why}")
+        mape = summary[metric].mape if metric in summary else None
+        held &= why is None and mape is not None and mape <= limit
     if tolerances and not scored:
         said.append("every rung was used for the fit: there is nothing to judge")
     return Comparison(
@@ -200,9 +228,54 @@ def verdict(
         rows=rows,
         summary=summary,
         tolerances=dict(tolerances),
-        passed=all(held) if tolerances and scored else None,
+        passed=held if tolerances and scored else None,
         doubts=said,
+        coverage=_coverage(scored),
     )
+
+
+def _coverage(rows: Iterable[Row]) -> float | None:
+    insides = [row.inside for row in rows if row.inside is not None]
+    return float(np.mean(insides)) if insides else None
+
+
+def _no_verdict(metric: str, rows: Sequence[Row]) -> str | None:
+    """Why these rows of a metric cannot be within a tolerance, whatever their mean error; None if they can."""
+    if not rows:
+        return "it was not measured at any load that counts"
+    absent = [_at(row) for row in rows if row.simulated is None]
+    if absent:
+        return f"measured but not forecast at {', '.join(absent)}"
+    # forecast of something where there was nothing: no relative error can say how wrong
+    endless = [_at(row) for row in rows if row.relative_error is None and row.inside is not True]
+    return f"none was measured at {', '.join(endless)}, where some was forecast" if endless else None
+
+
+def _unforecast(rows: Iterable[Row]) -> list[str]:
+    """What was measured but not forecast, load by load."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.simulated is None:
+            found.setdefault(_at(row), []).append(row.metric)
+    return [f"measured but not forecast at {at}: {', '.join(absent)}" for at, absent in found.items()]
+
+
+def _two_patterns(rows: Iterable[Row]) -> list[str]:
+    """Where the forecast has two answers, load by load."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.humps is not None and row.metric in SWAYED:
+            one, other = row.humps
+            found.setdefault(_at(row), []).append(f"{row.metric} about {one:.3g} or {other:.3g}")
+    return [
+        f"at {at} two patterns are stable: {', '.join(two[:PATTERNS])}"
+        + (f", and {len(two) - PATTERNS} metrics more" if len(two) > PATTERNS else "")
+        for at, two in found.items()
+    ]
+
+
+def _at(row: Row) -> str:
+    return named(row.load, "users" if row.users is not None else "requests/s")
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
@@ -210,13 +283,33 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
 
 
-def fitted_rungs(run: Run, calibration: Calibration) -> set[int]:
-    """The rungs of `run` that the calibration was fitted to: all of a run whose requests its source names."""
+def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:
+    """The rungs of `run` that the calibration was fitted to, and a doubt where that is a guess.
+
+    All of a run whose requests its source names, compressed since or not; what was compressed when it was fitted and is
+    not now is known by its name alone.
+    """
     if run.path is None:
-        return set()
+        return set(), []
+    every = set(range(len(run.rungs)))
+    files = [file for file in Path(run.path).glob("requests*.jsonl*") if file.suffix in (".jsonl", ".gz")]
     known = {file.sha256 for file in calibration.source.files}
-    mine = {sha256(file.read_bytes()).hexdigest() for file in Path(run.path).glob("requests*.jsonl*")}
-    return set(range(len(run.rungs))) if known & mine else set()
+    if known & {digest for file in files for digest in _digests(file)}:
+        return every, []
+    folder = Path(run.path).resolve().name
+    names = {file.path for file in calibration.source.files}
+    if {f"{folder}/{file.name}.gz" for file in files} & names:
+        said = f"{run.name} is taken for a run that was fitted, by its name alone: it was compressed then"
+        return every, [said]
+    return set(), []
+
+
+def _digests(file: Path) -> Iterator[str]:
+    """The sha256 of a file's bytes and, of a compressed one, of what is in it."""
+    raw = file.read_bytes()
+    yield sha256(raw).hexdigest()
+    if file.suffix == ".gz":
+        yield sha256(gzip.decompress(raw)).hexdigest()
 
 
 def humps(drawn: np.ndarray) -> list[float] | None:
@@ -238,8 +331,10 @@ def humps(drawn: np.ndarray) -> list[float] | None:
     return None
 
 
-def _relative(simulated: float, measured: float) -> float | None:
-    """simulated / measured − 1; None where nothing was measured and something was forecast."""
+def relative(simulated: float | None, measured: float) -> float | None:
+    """simulated / measured − 1; None where nothing was forecast, or nothing measured and something forecast."""
+    if simulated is None:
+        return None
     if measured:
         return simulated / measured - 1
     return 0.0 if simulated == 0 else None
@@ -282,7 +377,7 @@ def _repeat_errors(
             continue
         for _, here in common.iterrows():
             for metric in metrics.COMPARED:
-                error = _relative(float(again[metric].loc[[here["load"]]].iloc[0]), float(here[metric]))
+                error = relative(float(again[metric].loc[[here["load"]]].iloc[0]), float(here[metric]))
                 key = int(here["rung"]), metric
                 if error is not None and not math.isnan(error) and abs(error) >= abs(found.get(key, 0.0)):
                     found[key] = error

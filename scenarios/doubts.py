@@ -10,7 +10,9 @@ import pandas as pd
 from scenarios.compare import humps
 from scenarios.forecast import named, unit_of
 from sim.calibration import Calibration
+from sim.run import Run
 from sim.scenario import Scenario
+from sim.server import ServerConfig
 
 SLACK = 1.1  # a tenth beyond what was calibrated is no news
 WORDS = {
@@ -32,6 +34,23 @@ def extrapolated(calibration: Calibration, rung: pd.Series) -> list[str]:
     return found
 
 
+def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[str]:
+    """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
+    unit = unit_of(run.scenario)
+    rungs = [rung for _, rung in pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True).iterrows()]
+    found = [*calibration.doubts, *_other_machine(run.scenario, calibration), *_other_padding(run.server, calibration)]
+    found += _from_on(
+        [extrapolated(calibration, rung) for rung in rungs], [float(rung["load"]) for rung in rungs], unit
+    )
+    for name, column in (("users", "load"), ("prompt_tokens", "max_prompt_tokens")):
+        low = calibration.range.get(name, (0.0, 0.0))[0]
+        below = max((x for rung in rungs if SLACK * (x := float(rung[column])) < low), default=None)
+        if below is not None and (name != "users" or unit == "users"):
+            words = named(below, unit) if name == "users" else WORDS[name].format(below)
+            found.append(f"extrapolated: {words} (calibrated from {low:,.0f} on)")
+    return found
+
+
 def unstable(scenario: Scenario, rung: pd.Series) -> bool:
     """Whether an open loop has no steady state here: requests stay behind, or are turned away."""
     open_loop = scenario.load.users is None
@@ -48,12 +67,9 @@ def doubts(
     """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung."""
     unit = unit_of(scenario)
     found = list(scenario.doubts)
-    found += _other_machine(scenario, calibration)
+    found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
     loads = [float(load) for load in rungs["load"]]
-    first = next((i for i, words in enumerate(beyond) if words), None)
-    if first is not None:
-        most = max(beyond, key=len)
-        found.append(f"extrapolated from {named(loads[first], unit)} on: {'; '.join(most)}")
+    found += _from_on(beyond, loads, unit)
     if any(growing):
         first = list(growing).index(True)
         found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")
@@ -81,6 +97,24 @@ def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list
                 found.append(f"at {at} two patterns are stable: {what} about {centres[0]:.2g} or {centres[1]:.2g} s")
                 break
     return found
+
+
+def _from_on(beyond: Sequence[list[str]], loads: Sequence[float], unit: str) -> list[str]:
+    first = next((i for i, words in enumerate(beyond) if words), None)
+    if first is None:
+        return []
+    most = max(beyond, key=len)
+    return [f"extrapolated from {named(loads[first], unit)} on: {'; '.join(most)}"]
+
+
+def _other_padding(server: ServerConfig, calibration: Calibration) -> list[str]:
+    """Padded batches cost more, and their step times have another form; only runs say which they were."""
+    known = {bool(flags["requires_padding"]) for flags in calibration.server if "requires_padding" in flags}
+    if not known or server.requires_padding in known:
+        return []
+    if server.requires_padding:
+        return ["this server pads its batches; the calibrated one did not"]
+    return ["this server does not pad its batches; the calibrated one did"]
 
 
 def _other_machine(scenario: Scenario, calibration: Calibration) -> list[str]:

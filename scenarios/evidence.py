@@ -18,7 +18,7 @@ from sim.curve import band
 from sim.errors import NotEnoughData
 from sim.gaps import gaps
 from sim.model import draw_model
-from sim.replay import replay
+from sim.replay import replay, with_users
 from sim.run import Run, Rung
 
 REPLAYS = 19  # their least and largest are the 5 % and 95 % quantiles of `weibull`
@@ -88,7 +88,7 @@ def itl(run: Run) -> list[Distribution]:
 def _replayed(run: Run, calibration: Calibration, executor: Executor, seed: int) -> list[Distribution]:
     if not itl(run):
         return []
-    asked = replace(run, token_times=None)  # a run's bulk, which no replay looks at
+    asked = replace(with_users(run), token_times=None)  # a run's bulk, which no replay looks at
     tables = executor.map(partial(_replay, asked, calibration, seed), range(1, REPLAYS + 1), chunksize=REPLAYS // 4)
     simulated = np.stack([np.array(table) for table in tables], axis=1)  # window, replay, share
     found = []

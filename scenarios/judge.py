@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from sim.run import Run
 
 here = click.Path(path_type=Path)
+file_here = click.Path(path_type=Path, dir_okay=False)
 
 
 @command("servecast calibrate run-a run-b -o calibration.json")
 @click.argument("sources", metavar="(RUN... | TABLE.csv... | SCENARIO)", nargs=-1, required=True)
-@click.option("-o", "--output", type=here, help="Where to write the calibration.")
+@click.option("-o", "--output", type=file_here, help="Where to write the calibration.")
 @click.option("--where", "wheres", metavar="COLUMN=VALUE", multiple=True, help="Which rows of a table; repeatable.")
 @click.option("--advise", is_flag=True, help="Say what to measure next.")
 @click.option("--question", metavar="SCENARIO", help="What the advice is for: its highest load.")
@@ -55,7 +56,8 @@ def calibrate(
     from scenarios.tables import console, parameters
 
     where = dict(_where(text) for text in wheres)
-    calibration = _fit(sources, where, seed, sets, jobs)
+    runs = _runs(sources)
+    calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
         write_calibration(existing(output), calibration)
     if as_json:
@@ -67,23 +69,33 @@ def calibrate(
             out.print(calibration.source.note, markup=False)
         if output is not None:
             out.print(str(output), markup=False, soft_wrap=True)
-    doubt(calibration.doubts)
+    doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
     if advise or question is not None:
-        for line in _advice(calibration, sources, question, seed, jobs):
+        if question is None and not runs:
+            question = sources[0]
+        for line in _advice(calibration, runs, question, seed, jobs):
             click.echo(line, err=as_json)
 
 
+def _runs(sources: Sequence[str]) -> list[Run]:
+    """The runs, if runs are what is named; what is named twice would count twice."""
+    from sim.run import read_run
+
+    paths = [Path(source) for source in sources]
+    places = [path.resolve() for path in paths]
+    for i, path in enumerate(paths):
+        if places[i] in places[:i]:
+            raise BadInput("named twice; expected every source once", path=path)
+    return [read_run(path) for path in paths] if all(path.is_dir() for path in paths) else []
+
+
 def _advice(
-    calibration: Calibration, sources: tuple[str, ...], question: str | None, seed: int, jobs: int | None
+    calibration: Calibration, runs: Sequence[Run], question: str | None, seed: int, jobs: int | None
 ) -> list[str]:
     from scenarios.advice import next_measurements
     from scenarios.load import load
-    from sim.run import read_run
 
-    runs = [read_run(path) for path in map(Path, sources) if path.is_dir()]
     asked = None if question is None else load(question)
-    if not runs and asked is None:
-        asked = load(sources[0])
     with working(jobs) as (executor, _):
         return next_measurements(calibration, runs, asked, executor, seed)
 
@@ -96,17 +108,21 @@ def _where(text: str) -> tuple[str, str]:
 
 
 def _fit(
-    sources: tuple[str, ...], where: dict[str, str], seed: int, sets: tuple[str, ...], jobs: int | None
+    sources: tuple[str, ...],
+    runs: Sequence[Run],
+    where: dict[str, str],
+    seed: int,
+    sets: tuple[str, ...],
+    jobs: int | None,
 ) -> Calibration:
     paths = [Path(source) for source in sources]
     tables = all(path.suffix == ".csv" for path in paths)
     if where and not tables:
         raise BadInput("expected only with tables, whose rows it chooses", path="--where")
-    if all(path.is_dir() for path in paths):
+    if runs:
         from calibrate.fit import calibrate_runs
-        from sim.run import read_run
 
-        return calibrate_runs([read_run(path) for path in paths], seed)
+        return calibrate_runs(runs, seed)
     if tables:
         import numpy as np
 
@@ -211,6 +227,7 @@ def _compare(
     jobs: int | None,
 ) -> Comparison:
     from scenarios import compare as comparison
+    from scenarios.doubts import misfits
     from scenarios.evidence import evidence
     from scenarios.forecast import Forecast
     from scenarios.report import read_item
@@ -238,13 +255,15 @@ def _compare(
         commentary.say(f"replaying {run.name} {replicates} times")
         tables = comparison.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
         behind = evidence(run, calibration, executor, seed)
+    fitted, said = comparison.fitted_rungs(run, calibration)
     return comparison.compare(
         run,
         tables,
-        fitted=comparison.fitted_rungs(run, calibration),
+        fitted=fitted,
         tolerances=tolerances or run.scenario.tolerances,
         repeats=again,
         simulated=calibrated.name,
+        doubts=[*said, *misfits(run, calibration, tables)],
         evidence=behind,
     )
 
@@ -272,6 +291,7 @@ def held_out_comparison(
     """A run against the forecast of a model that was fitted to its other rungs."""
     from calibrate.fit import calibrate_runs
     from scenarios.compare import compare, forecast_run
+    from scenarios.doubts import misfits
     from scenarios.evidence import evidence
 
     fitted = set(range(len(run.rungs))) - held_out
@@ -288,13 +308,13 @@ def held_out_comparison(
         tolerances=tolerances or run.scenario.tolerances,
         repeats=repeats,
         simulated="forecast",
-        doubts=calibration.doubts,
+        doubts=misfits(run, calibration, tables),
         evidence=evidence(run, calibration, executor, seed),
     )
 
 
 def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, float]) -> Comparison:
-    from scenarios.compare import Row, verdict
+    from scenarios.compare import Row, relative, verdict
     from sim.metrics import COMPARED
 
     rows = []
@@ -302,9 +322,8 @@ def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, 
     other = {(row.metric, row.load): row for row in second.curves}
     for mine in first.curves:
         its = other.get((mine.metric, mine.load))
-        if mine.metric not in COMPARED or its is None or mine.value is None or its.value is None:
+        if mine.metric not in COMPARED or its is None or mine.value is None:
             continue
-        error = its.value / mine.value - 1 if mine.value else None
         inside = None if its.low is None or its.high is None else its.low <= mine.value <= its.high
         rows.append(
             Row(
@@ -316,8 +335,8 @@ def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, 
                 simulated=its.value,
                 low=its.low,
                 high=its.high,
-                relative_error=error,
-                inside=inside,
+                relative_error=relative(its.value, mine.value),
+                inside=False if its.value is None else inside,
                 held_out=True,
             )
         )
@@ -328,7 +347,7 @@ def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, 
 
 @command("servecast report out/llama2-70b-1500-100 run -o report.html")
 @click.argument("sources", metavar="(RUN | FORECAST | COMPARISON)...", nargs=-1, required=True, type=here)
-@click.option("-o", "--output", type=here, default=Path("report.html"), show_default=True)
+@click.option("-o", "--output", type=file_here, default=Path("report.html"), show_default=True)
 @click.option("--title", default="What this LLM server will do under load", show_default=True)
 def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
     """Put it all on one self-contained page.

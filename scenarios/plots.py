@@ -118,11 +118,12 @@ def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft
     with _figure(11.2, 3.4, len(metrics)) as (figure, axes):
         for ax, metric in zip(axes, metrics, strict=True):
             rows = [row for row in comparison.rows if row.metric == metric]
-            load = [row.load for row in rows]
-            if rows and rows[0].low is not None:
-                low, high = ([getattr(row, end) for row in rows] for end in ("low", "high"))
+            forecast = [row for row in rows if row.simulated is not None]
+            load = [row.load for row in forecast]
+            if forecast and forecast[0].low is not None:
+                low, high = ([getattr(row, end) for row in forecast] for end in ("low", "high"))
                 ax.fill_between(load, low, high, color=BLUE, alpha=0.18, lw=0, label="90 % band")
-            ax.plot(load, [row.simulated for row in rows], color=BLUE, label=comparison.simulated)
+            ax.plot(load, [row.simulated or 0.0 for row in forecast], color=BLUE, label=comparison.simulated)
             for held_out, face, name in ((True, RED, "measured"), (False, "white", "measured, seen by the fit")):
                 shown = [row for row in rows if row.held_out is held_out]
                 if shown:
@@ -140,14 +141,14 @@ def parity(comparison: Comparison) -> bytes:
         ("Between tokens, s", {"ITL": "itl_", "TPOT": "tpot_"}),
         ("Rates, 1/s", {"requests": "rps", "output tokens": "output_tokens", "input tokens": "input_tokens"}),
     )
-    known = [row for row in comparison.rows if min(row.measured, row.simulated) > 0]
+    known = [row for row in comparison.rows if min(row.measured, row.simulated or 0.0) > 0]
     with _figure(11.2, 3.9, 3) as (figure, axes):
         for ax, (title, prefixes) in zip(axes, groups, strict=True):
             rows = [row for row in known if row.metric.startswith(tuple(prefixes.values()))]
             for (name, prefix), colour in zip(prefixes.items(), (BLUE, ORANGE, GREEN), strict=False):
                 mine = [row for row in rows if row.metric.startswith(prefix)]
                 faces = [colour if row.held_out else "white" for row in mine]
-                points = [row.measured for row in mine], [row.simulated for row in mine]
+                points = [row.measured for row in mine], [row.simulated or 0.0 for row in mine]
                 ax.scatter(*points, s=16, c=faces, edgecolors=colour, label=name, zorder=3)
             if rows:
                 ends = [min(row.measured for row in rows), max(row.measured for row in rows)]

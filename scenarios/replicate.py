@@ -22,10 +22,13 @@ COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")
 def replicate(task: Task) -> pd.DataFrame:
     """The metrics of one replicate, one row a rung, with the columns of `circumstances`."""
     model = task.model()
-    run = task.run()
-    table = metrics.table(run)
-    extra = [circumstances(run, rung, model.server) for rung in run.rungs if rung.end > rung.settled]
-    return pd.concat([table, pd.DataFrame(extra)], axis=1)
+    return described(task.run(), model.server)
+
+
+def described(run: Run, server: ServerConfig) -> pd.DataFrame:
+    """The metrics of a simulated run with their circumstances, one row a rung."""
+    extra = [circumstances(run, rung, server) for rung in run.rungs if rung.end > rung.settled]
+    return pd.concat([metrics.table(run), pd.DataFrame(extra)], axis=1)
 
 
 def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float]:

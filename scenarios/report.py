@@ -16,11 +16,11 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scenarios import plots, tables
+from scenarios import compare, plots, tables
 from scenarios.compare import Comparison
 from scenarios.evidence import Evidence, itl
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
-from scenarios.tables import parts, unit_of
+from scenarios.tables import parts, percent, unit_of
 from sim import metrics
 from sim.document import Document
 from sim.errors import BadInput
@@ -186,10 +186,12 @@ def _comparison(c: Comparison) -> Section:
         {
             "cells": [
                 name,
-                f"{s.mape:.1%}",
-                f"{s.bias:+.1%}",
-                "–" if s.coverage is None else f"{s.coverage:.0%}",
-                f"{c.tolerances[name]:.0%}" if name in c.tolerances else "–",
+                percent(s.mape),
+                percent(s.bias, "+"),
+                percent(s.coverage, digits=0),
+                str(s.rungs),
+                f"{s.effective:.2g}",
+                percent(c.tolerances.get(name), digits=0),
             ]
         }
         for name, s in c.summary.items()
@@ -200,19 +202,18 @@ def _comparison(c: Comparison) -> Section:
             "cells": [
                 f"{row.load:g}",
                 row.metric,
-                f"{row.measured:.4g}",
-                Markup("{}<i>{}</i>").format(
-                    f"{row.simulated:.4g}", "" if row.low is None else f"{row.low:.4g}–{row.high:.4g}"
-                ),
-                "–" if row.relative_error is None else f"{row.relative_error:+.1%}",
+                tables.significant(row.measured, 4),
+                _simulated(row),
+                percent(row.relative_error, "+"),
                 {None: "", True: _mark("in", "inside"), False: _mark("out", "outside")}[row.inside],
                 "" if row.held_out else "seen by the fit",
-                *([] if not repeated else ["–" if row.repeat_error is None else f"{row.repeat_error:+.1%}"]),
+                *([percent(row.repeat_error, "+")] if repeated else []),
             ]
         }
         for row in c.rows
     ]
     titles = ["load", "metric", "measured", "simulated", "error", "band", "", *(["repeat"] if repeated else [])]
+    overall = "" if c.coverage is None else f"Inside their bands, all together: {c.coverage:.0%}; 90 % should be. "
     caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
     return {
         "name": f"{c.measured} against {c.simulated}",
@@ -227,7 +228,12 @@ def _comparison(c: Comparison) -> Section:
             *_behind(c),
             {
                 "title": "Summary",
-                "table": _table(["metric", "MAPE", "bias", "inside the band", "tolerance"], summary, left=(0,)),
+                "table": _table(
+                    ["metric", "MAPE", "bias", "inside the band", "rungs", "effective", "tolerance"],
+                    summary,
+                    left=(0,),
+                    caption=f"{overall}{tables.EFFECTIVE.capitalize()}.",
+                ),
             },
             {
                 "title": "Every load",
@@ -235,6 +241,13 @@ def _comparison(c: Comparison) -> Section:
             },
         ],
     }
+
+
+def _simulated(row: compare.Row) -> Markup:
+    """A forecast with its band and, where replicates fall into two groups, the centres of both."""
+    value, band = tables.simulated(row, 4)
+    two = "" if row.humps is None else f", about {row.humps[0]:.3g} or {row.humps[1]:.3g}"
+    return Markup("{}<i>{}</i>").format(value, band + two)
 
 
 def _behind(c: Comparison) -> list[dict[str, Any]]:

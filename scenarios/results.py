@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.errors import BadInput
+from sim.replay import lanes
 from sim.request import ABORTED, OK
 from sim.run import REQUEST_COLUMNS, Run, Rung
 from sim.scenario import Load, Scenario
@@ -30,7 +31,6 @@ T = TypeVar("T")
 
 BUNDLED = 0.01  # of the answers: where more come in chunks that are not tokens, chunk times say nothing about tokens
 INSTANT = 2e-6  # s: windows are half open and runs keep microseconds, so one that ends with an answer ends this later
-ROUNDED = 1e-3  # s: where latencies are rounded to it, a user's next request may seem to begin before the last ended
 BUSY = 0.98  # of the users: fewer in flight means that ramp or drain lies in the window (`measuring.md`)
 NOTHING: Floats = np.empty(0)
 
@@ -243,24 +243,7 @@ def _users(group: Sequence[Stretch]) -> list[int]:
     """Who sent each request of some stretches that ran without a break; -1 in open loop."""
     answers = [a for stretch in group for a in stretch.answers]
     most = max(stretch.users or 0 for stretch in group)
-    return lanes(answers, most) if most else [-1] * len(answers)
-
-
-def lanes(answers: Sequence[Answer], users: int) -> list[int]:
-    """Which of `users` sent each answer's request: the one that became free last before, or one that had not begun.
-
-    No tool says; but in a closed loop a request is sent because another has ended.
-    """
-    free: list[float] = []
-    lane = [0] * len(answers)
-    for i in sorted(range(len(answers)), key=lambda i: answers[i].sent):
-        idle = [u for u, t in enumerate(free) if t <= answers[i].sent + ROUNDED]
-        if not idle and len(free) < users:
-            free.append(0.0)
-            idle = [len(free) - 1]
-        lane[i] = max(idle, key=free.__getitem__) if idle else min(range(users), key=free.__getitem__)
-        free[lane[i]] = answers[i].ended
-    return lane
+    return lanes([a.sent for a in answers], [a.ended for a in answers], most) if most else [-1] * len(answers)
 
 
 def _unasked(answers: Sequence[Answer]) -> list[str]:

@@ -18,6 +18,7 @@ from scenarios.forecast import Estimate, Forecast, Row
 from sim.calibration import Calibration
 
 if TYPE_CHECKING:
+    from scenarios import compare
     from scenarios.compare import Comparison
 
 WIDTH = 80
@@ -168,32 +169,58 @@ def parameters(calibration: Calibration) -> Table:
     return table
 
 
+EFFECTIVE = "effective: rungs that are independent, as neighbours share their machine's drift"
 MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per_s")
 
 
 def compared(comparison: Comparison) -> list[Table]:
     """The main metrics at every load, and the errors of all of them together."""
     repeated = any(row.repeat_error is not None for row in comparison.rows)
-    titles = ("load ", "metric", "measured", "simulated", "error", "in band", *(["repeat"] if repeated else []))
+    titles = ("load ", "metric", "measured", "simulated", "error", "band", *(["repeat"] if repeated else []))
     each = _table(*titles, left=(1,))
+    # where 80 columns are too few, a name is broken and no number
+    each.columns[1].no_wrap, each.columns[1].overflow = False, "fold"
     for row in comparison.rows:
         if row.metric in MAIN:
-            band = "" if row.low is None else f" {row.low:.3g}–{row.high:.3g}"
-            error, again = ("–" if e is None else f"{e:+.1%}" for e in (row.relative_error, row.repeat_error))
-            inside = {None: "–", True: "yes", False: "no"}[row.inside]
+            again = [percent(row.repeat_error, "+")] if repeated else []
+            inside = {None: "–", True: "in", False: "out"}[row.inside]
             mark = " " if row.held_out else "*"
-            simulated = f"{row.simulated:.3g}{band}"
-            cells = (f"{row.load:g}{mark}", row.metric, f"{row.measured:.3g}", simulated, error, inside)
-            each.add_row(*cells, *([again] if repeated else []))
+            value, band = simulated(row)
+            cells = (f"{row.load:g}{mark}", row.metric, significant(row.measured), f"{value} {band}".rstrip())
+            each.add_row(*cells, percent(row.relative_error, "+"), inside, *again)
     notes = ["* seen by the fit"] if any(not row.held_out for row in comparison.rows) else []
     notes += ["repeat: how far the real server was from itself"] if repeated else []
     each.caption, each.caption_justify = "; ".join(notes) or None, "left"
-    together = _table("metric", "MAPE", "bias", "in band", "rungs", "tolerance", left=(0,))
+    together = _table("metric", "MAPE", "bias", "in band", "rungs", "effective", "tolerance", left=(0,))
     for metric, s in comparison.summary.items():
-        coverage = "–" if s.coverage is None else f"{s.coverage:.0%}"
-        limit = f"{comparison.tolerances[metric]:.0%}" if metric in comparison.tolerances else "–"
-        together.add_row(metric, f"{s.mape:.1%}", f"{s.bias:+.1%}", coverage, str(s.rungs), limit)
+        limit = percent(comparison.tolerances.get(metric), digits=0)
+        errors = percent(s.mape), percent(s.bias, "+"), percent(s.coverage, digits=0)
+        together.add_row(metric, *errors, str(s.rungs), f"{s.effective:.2g}", limit)
+    together.caption, together.caption_justify = EFFECTIVE, "left"
+    if comparison.coverage is not None:
+        together.caption = f"in band, all together: {comparison.coverage:.0%} (90 % should be); {EFFECTIVE}"
     return [each, together]
+
+
+def percent(share: float | None, sign: str = "", digits: int = 1) -> str:
+    """A share as `1.2%`, with `sign` `+` as `+1.2%`; a dash where there is none."""
+    if share is None or math.isnan(share):
+        return "–"
+    return f"{share:{sign}.{digits if abs(share) < 10 else 0}%}"  # nobody needs the tenth of a thousand
+
+
+def simulated(row: compare.Row, digits: int = 3) -> tuple[str, str]:
+    """A forecast and its band; a dash and nothing where there is none."""
+    if row.simulated is None:
+        return "–", ""
+    if row.low is None or row.high is None:
+        return significant(row.simulated, digits), ""
+    return significant(row.simulated, digits), f"{significant(row.low, digits)}–{significant(row.high, digits)}"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """So many digits that count, but never as a power of ten where plain digits are as short."""
+    return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
 
 
 def show_comparison(comparison: Comparison, out: Console) -> None:

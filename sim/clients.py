@@ -78,22 +78,26 @@ class Clients:
         """A closed-loop user begins now and goes on for ever."""
         self._send(user, self.source.next(user), self.clock.now)
 
-    def ask(self, asked: Asked, due: float) -> None:
-        """One open-loop request, sent when it is due."""
-        self._send(-1, asked, due)
+    def ask(self, asked: Asked, sent: float, scheduled: float | None = None) -> None:
+        """One open-loop request; `scheduled` is when it was due, if it is sent later than that."""
+        self._send(-1, asked, sent, scheduled)
 
-    def arrive(self, arrivals: Iterator[tuple[float, Asked]]) -> None:
-        """A stream of open-loop requests, each with the time at which it is due; times do not decrease."""
+    def arrive(self, arrivals: Iterator[tuple[float, Asked]], scheduled: Iterator[float] | None = None) -> None:
+        """A stream of open-loop requests, each with the time at which it is sent; these do not decrease.
+
+        `scheduled` are the times at which a late client should have sent them.
+        """
         first = next(arrivals, None)
         if first is None:
             return
-        due, asked = first
+        sent, asked = first
+        due = None if scheduled is None else next(scheduled)
 
         def fire(_: object) -> None:
-            self.ask(asked, due)
-            self.arrive(arrivals)
+            self.ask(asked, sent, due)
+            self.arrive(arrivals, scheduled)
 
-        event = self.clock.at(due)
+        event = self.clock.at(sent)
         assert event.callbacks is not None
         event.callbacks.append(fire)
 
@@ -134,12 +138,12 @@ class Clients:
             self.log.append(r, now, first if first <= now else float("nan"), float("nan"))
         self._in_flight.clear()
 
-    def _send(self, user: int, asked: Asked, at: float) -> None:
+    def _send(self, user: int, asked: Asked, at: float, scheduled: float | None = None) -> None:
         prompt, output, new = asked
         if output == new:  # its limit; an answer said to come back shorter has ended early already
             output = max(1, round(output * self.output_attained))
         self._ids += 1
-        r = Request(self._ids, prompt, output, new, user, at)
+        r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r
         event = self.clock.at(at + self.uplink.draw(prompt), value=r)
         assert event.callbacks is not None

@@ -8,6 +8,7 @@ recorded one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from sim.run import Run, Rung
 from sim.workload import Asked
 
 _TOGETHER = 0.005  # s: first tokens no further apart come from one prefill
+ROUNDED = 1e-3  # s: where latencies are rounded to it, a user's next request may seem to begin before the last ended
 _PROMPTLY = 0.05  # s: a server that takes up its first request within this, or within a prefill, was idle
 
 
@@ -27,7 +29,7 @@ class Recorded:
     finished inside a window are biased towards short ones)."""
 
     def __init__(self, requests: pd.DataFrame, rng: np.random.Generator):
-        asked = list(_asked(requests))
+        asked = list(asked_of(requests))
         self._of: dict[int, list[Asked]] = {}
         for user, one in zip(requests["user"].tolist(), asked, strict=True):
             self._of.setdefault(user, []).append(one)
@@ -44,9 +46,11 @@ class Recorded:
 def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
     """Simulate the ladder of a measured run. Rungs without a complete window are left out.
 
-    Users and arrivals come at their recorded instants; the windows are the recorded ones; each segment of a resumed run
+    Users and arrivals come at their recorded instants, and a late client's requests still count from when they were
+    due; the windows are the recorded ones; each segment of a resumed run
     begins anew. Raises `NotEnoughData` if no rung was finished.
     """
+    run = with_users(run)
     parts = []
     for number, (start, rungs, requests) in enumerate(_segments(run)):
         source = Recorded(requests, np.random.default_rng([*seed, number, 3]))
@@ -60,7 +64,42 @@ def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _asked(requests: pd.DataFrame) -> Iterator[Asked]:
+def with_users(run: Run) -> Run:
+    """The run with a user for every request: in a closed loop that does not say who asked, whoever was free.
+
+    Without users, all requests but the first would be those of one user who never asks again.
+    """
+    unknown = run.requests["user"].to_numpy() < 0
+    if not unknown.any() or not any(rung.users for rung in run.rungs):
+        return run
+    sent, ended = (run.requests[name].to_numpy(np.float64) for name in ("sent", "ended"))
+    users = run.requests["user"].to_numpy().copy()
+    for start, end in _stretches(run):
+        most = max((rung.users or 0 for rung in run.rungs if start <= rung.start < end), default=0)
+        here = np.flatnonzero((sent >= start) & (sent < end))
+        users[here] = lanes(sent[here].tolist(), ended[here].tolist(), most) if most else -1
+    said = f"{run.name}: {int(unknown.sum())} requests do not say whose they are: taken for those of whoever was free"
+    return replace(run, requests=run.requests.assign(user=users), doubts=[*run.doubts, said])
+
+
+def lanes(sent: Sequence[float], ended: Sequence[float], users: int) -> list[int]:
+    """Which of `users` sent each request: the one that became free last before, or one that had not begun.
+
+    In a closed loop a request is sent because another has ended. One without an end keeps its user for good.
+    """
+    free: list[float] = []
+    lane = [0] * len(sent)
+    for i in sorted(range(len(sent)), key=sent.__getitem__):
+        idle = [u for u, t in enumerate(free) if t <= sent[i] + ROUNDED]
+        if not idle and len(free) < users:
+            free.append(0.0)
+            idle = [len(free) - 1]
+        lane[i] = max(idle, key=free.__getitem__) if idle else min(range(users), key=free.__getitem__)
+        free[lane[i]] = ended[i] if ended[i] == ended[i] else float("inf")
+    return lane
+
+
+def asked_of(requests: pd.DataFrame) -> Iterator[Asked]:
     """What each request asked; one that did not end would have got all it asked for."""
     back = np.where(requests["status"] == "ok", requests["output_tokens"], requests["max_new_tokens"])
     columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
@@ -85,7 +124,8 @@ def _busy_until(requests: pd.DataFrame, model: Model) -> float:
 
 def _ask(bench: Bench, requests: pd.DataFrame, closed: bool) -> None:
     if not closed:
-        bench.clients.arrive(zip(requests["sent"].tolist(), _asked(requests), strict=True))
+        due = iter(requests["scheduled"].tolist())
+        bench.clients.arrive(zip(requests["sent"].tolist(), asked_of(requests), strict=True), due)
         return
     for user, sent in requests.groupby("user")["sent"].min().items():
         event = bench.clock.at(float(sent), value=int(str(user)))
@@ -96,12 +136,17 @@ def _ask(bench: Bench, requests: pd.DataFrame, closed: bool) -> None:
 def _segments(run: Run) -> Iterator[tuple[float, list[Rung], pd.DataFrame]]:
     """Start, complete rungs and requests of each stretch in which the users ran without a break."""
     whole = [rung for rung in run.rungs if rung.end > rung.settled]
-    edges = sorted(float(segment["start"]) for segment in run.segments) or [0.0]
-    for start, end in zip(edges, [*edges[1:], float("inf")], strict=True):
+    for start, end in _stretches(run):
         rungs = [rung for rung in whole if start <= rung.start < end]
         sent = run.requests["sent"]
         if rungs:
             yield start, rungs, run.requests[(sent >= start) & (sent < min(end, rungs[-1].end))]
+
+
+def _stretches(run: Run) -> Iterator[tuple[float, float]]:
+    """From when to when the users ran without a break, s. The first stretch begins with the run, whatever is listed."""
+    edges = sorted({0.0, *(float(segment["start"]) for segment in run.segments if "start" in segment)})
+    return zip(edges, [*edges[1:], float("inf")], strict=True)
 
 
 def _joined(parts: list[Run]) -> Run:

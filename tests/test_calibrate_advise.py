@@ -3,14 +3,16 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
+import numpy as np
 import pytest
 from streams import SERVER, lengths, observe
 
-from calibrate.advise import Advice, Measurement, Question, advise, known_to
+from calibrate.advise import Advice, Measurement, Question, advise, candidates, known_to
 from calibrate.fit import calibrate_runs
 from sim.calibration import Calibration, Noise
 from sim.run import Run
 from sim.scenario import Scenario
+from sim.workload import Pairs, Workload
 
 NOISE = Noise(prefill=[0.98, 1.0, 1.02], decode=[0.97, 1.0, 1.03], drift=0.005, drift_seconds=6.0)
 LONG, SHORT = lengths(1500, 100), lengths(50, 500)
@@ -79,3 +81,16 @@ def test_a_machine_with_greater_moods_promises_less(before, advice):
     (promise,) = advise(moody, QUESTION, CANDIDATES[:1])
     assert promise.after > 1.7 * advice[0].after  # each of the draws hears it with an error of its own
     assert promise.now == advice[0].now
+
+
+def test_requests_of_a_file_are_asked_about_and_advised():
+    seen = observe([1, 2], lengths(100, 60), noise=NOISE, seconds=12.0).run
+    pairs = Pairs(*(np.array([low, high]) for low, high in ((200, 1200), (20, 60), (20, 60))))
+    mix = Workload(empirical="gone.csv")
+    question = Question(Scenario(name="mix", server=SERVER, workload=mix), 4, pairs=pairs)
+    possible = candidates(question, [lengths(100, 60), mix], 10.0)
+    assert [(m.workload, m.users) for m in possible[:3]] == [(mix, 1), (mix, 2), (mix, 4)]
+    assert {m.workload for m in possible[3:]} == {lengths(100, 60)}
+    best = advise(calibrate_runs([seen]), question, possible[2:4])[0]
+    assert best.measurement.workload == mix
+    assert best.gain > 0.2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,6 +257,32 @@ def test_calibrate_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert "doubt: " in err
     sets = ["--set", f"calibration={tmp_path / 'c.json'}", "--set", "server.max_batch_total_tokens=36000"]
     assert status(["simulate", "llama2-70b", *sets, *QUICK]) == 0
+
+
+def test_a_calibration_needs_the_name_of_a_file_and_every_run_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    run = "data/tgi-0.9.4-cpu/mixed"
+    assert status(["calibrate", run, "-o", str(tmp_path)]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"servecast: Invalid value for '-o' / '--output': File '{tmp_path}' is a directory.")
+    assert status(["calibrate", run, f"{run}/../mixed"]) == 2
+    assert capfd.readouterr().err == f"servecast: {run}/../mixed: named twice; expected every source once\n"
+
+
+def test_a_calibration_says_what_is_wrong_with_its_runs_and_advises_on_recorded_requests(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "mixed"
+    shutil.copytree("data/tgi-0.9.4-cpu/mixed", folder)
+    zipped = folder / "requests.jsonl.gz"
+    (folder / "requests.jsonl").write_bytes(gzip.decompress(zipped.read_bytes()) + b'{"id": 9')
+    zipped.unlink()
+    head = json.loads((folder / "run.json").read_bytes())
+    head["scenario"]["workload"] = {"empirical": "gone.jsonl"}
+    (folder / "run.json").write_text(json.dumps(head))
+    assert status(["calibrate", str(folder), "--advise", "--jobs", "1"]) == 0
+    out, err = capfd.readouterr()
+    assert "doubt: tgi-cpu-mixed: requests.jsonl: the last line was torn and is left out\n" in err
+    assert re.search(r"measure \d+ users of the same mix for 60 s", out)
 
 
 def test_a_closed_pipe_is_silent():

@@ -1,5 +1,7 @@
 """Comparisons: a forecast of a measured run, its bands, what is held out, and the verdict."""
 
+import gzip
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +22,14 @@ from scenarios.compare import (
     read_repeats,
     verdict,
 )
+from scenarios.doubts import misfits
 from scenarios.evidence import evidence
 from sim import metrics
 from sim.calibration import Calibration
 from sim.errors import NotEnoughData
 from sim.gaps import gaps
 from sim.run import Run, read_run
+from sim.scenario import Machine
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -89,9 +93,9 @@ def test_a_wrong_model_fails_and_its_bands_do_not_hold(flash, fitted):
 
 def test_rungs_of_a_run_in_the_source_are_not_held_out(flash):
     whole = calibrate_runs([flash])
-    assert fitted_rungs(flash, whole) == set(range(6))
-    assert fitted_rungs(read_run(DATA / "tgi-0.9.4-router-http" / "short"), whole) == set()
-    found = compare(flash, forecast(flash, whole, 3), fitted=fitted_rungs(flash, whole), tolerances={"rps": 0.01})
+    assert fitted_rungs(flash, whole) == (set(range(6)), [])
+    assert fitted_rungs(read_run(DATA / "tgi-0.9.4-router-http" / "short"), whole) == (set(), [])
+    found = compare(flash, forecast(flash, whole, 3), fitted=range(6), tolerances={"rps": 0.01})
     assert found.passed is None
     assert not found.summary
     assert any("nothing to judge" in d for d in found.doubts)
@@ -216,3 +220,122 @@ def test_of_several_repeats_the_farthest_counts():
         assert [e for e, mine in zip(errors, alone, strict=True) if mine is not None] == [
             e for e in alone if e is not None
         ]
+
+
+@pytest.fixture(scope="module")
+def table(flash) -> pd.DataFrame:
+    return metrics.table(flash)
+
+
+def test_what_was_measured_but_not_forecast_fails(flash, table):
+    hollow = table.assign(e2e_mean=table["e2e_mean"].where(table["rung"] == 0))
+    found = compare(flash, [hollow] * 19, tolerances={"e2e_mean": 0.5})
+    rows = [row for row in found.rows if row.metric == "e2e_mean"]
+    assert len(rows) == 6 and found.passed is False
+    assert [(row.simulated, row.relative_error, row.inside) for row in rows[1:]] == [(None, None, False)] * 5
+    assert found.summary["e2e_mean"].coverage == pytest.approx(1 / 6)
+    loads = [f"{load} users" for load in (2, 4, 8, 16, 32)]
+    assert found.doubts == [
+        *(f"measured but not forecast at {load}: e2e_mean" for load in loads),
+        f"e2e_mean counts as outside its tolerance: measured but not forecast at {', '.join(loads)}",
+    ]
+    assert compare(flash, [hollow] * 19, tolerances={"e2e_p50": 0.5}).passed
+
+
+def test_a_value_that_hardly_any_replay_has_is_not_forecast(flash, table):
+    hollow = table.assign(e2e_mean=float("nan"))
+    found = compare(flash, [table, *[hollow] * 18])
+    assert {row.simulated for row in found.rows if row.metric == "e2e_mean"} == {None}
+    found = compare(flash, [hollow, *[table] * 18])
+    assert all(row.inside for row in found.rows if row.metric == "e2e_mean")
+
+
+def test_a_rung_without_any_forecast_fails(flash, table):
+    found = compare(flash, [table[table["rung"] < 5]] * 19, tolerances={"rps": 0.5})
+    assert found.passed is False
+    assert any(text.startswith("measured but not forecast at 32 users: e2e_mean, e2e_p50,") for text in found.doubts)
+
+
+def test_a_tolerance_says_why_it_does_not_hold(flash, table):
+    blind = replace(flash, token_times=None)  # no gaps
+    found = compare(blind, [metrics.table(blind)] * 19, tolerances={"itl_p95": 0.5})
+    assert found.passed is False
+    assert found.doubts == ["itl_p95 counts as outside its tolerance: it was not measured at any load that counts"]
+    failing = table.assign(error_rate=0.2)
+    found = compare(flash, [failing] * 19, tolerances={"error_rate": 0.5})
+    assert found.passed is False
+    assert found.summary["error_rate"].mape is None
+    assert "outside its tolerance: none was measured at 1 user, 2 users" in found.doubts[-1]
+
+
+@pytest.fixture
+def copy(flash, tmp_path) -> Path:
+    """A copy of the run, whose requests are compressed."""
+    return Path(shutil.copytree(flash.path, tmp_path / "long"))
+
+
+def unzip(folder: Path) -> Run:
+    file = folder / "requests.jsonl.gz"
+    (folder / "requests.jsonl").write_bytes(gzip.decompress(file.read_bytes()))
+    file.unlink()
+    return read_run(folder)
+
+
+def test_a_run_that_was_zipped_since_is_still_the_one_that_was_fitted(copy, flash):
+    assert fitted_rungs(flash, calibrate_runs([unzip(copy)])) == (set(range(6)), [])
+
+
+def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
+    whole = calibrate_runs([flash])
+    rungs, doubts = fitted_rungs(unzip(copy), whole)
+    assert rungs == set(range(6))
+    assert doubts == ["router-http-long is taken for a run that was fitted, by its name alone: it was compressed then"]
+    assert fitted_rungs(read_run(copy.rename(copy.with_name("other"))), whole) == (set(), [])
+
+
+def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
+    assert fitted.range["users"] == (1, 16)
+    assert {"prompt_tokens", "batch_prefill_tokens", "sequences", "context_tokens", "users"} == set(fitted.range)
+    mixed = read_run(DATA / "tgi-0.9.4-cpu" / "mixed")
+    rung, of = mixed.rungs[0], mixed.requests
+    begun = of[of["scheduled"].between(rung.start, rung.end)]["prompt_tokens"]
+    only = calibrate_runs([mixed], rungs=[{0}]).range["prompt_tokens"]
+    assert only == (begun.min(), begun.max()) != (of["prompt_tokens"].min(), of["prompt_tokens"].max())
+
+
+def test_a_calibration_of_something_else_is_doubted(flash, fitted):
+    (said,) = misfits(flash, fitted, forecast(flash, fitted, 1))[len(fitted.doubts) :]
+    assert said.startswith("extrapolated from 32 users on: batches of 22 requests (calibrated up to 16); 34,")
+    assert said.endswith(" tokens of context at once (calibrated up to 25,308); 32 users (calibrated up to 16)")
+    cpu = calibrate_runs([read_run(DATA / "tgi-0.9.4-cpu" / "long")], rungs=[{1, 2}])
+    short = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    every = misfits(short, cpu, forecast(short, cpu, 1))
+    assert every[: len(cpu.doubts)] == cpu.doubts
+    assert "this server does not pad its batches; the calibrated one did" in every
+    assert "extrapolated: 1 user (calibrated from 2 on)" in every
+    assert "extrapolated: prompts of 50 tokens (calibrated from 300 on)" in every
+    elsewhere = msgspec.structs.replace(fitted, machine=Machine(gpu="H100"))
+    here = replace(flash, scenario=msgspec.structs.replace(flash.scenario, machine=Machine(gpu="A100")))
+    every = misfits(here, elsewhere, forecast(flash, fitted, 1))
+    assert "the step times are those of another GPU: H100, not A100" in every
+
+
+def test_two_patterns_are_said(flash, table):
+    other = table.assign(ttft_p50=2 * table["ttft_p50"])
+    found = compare(flash, [*[table] * 20, *[other] * 10])
+    first = float(table["ttft_p50"].iloc[2])
+    assert len(found.doubts) == 6
+    assert found.doubts[2] == f"at 4 users two patterns are stable: ttft_p50 about {first:.3g} or {2 * first:.3g}"
+
+
+def test_the_share_inside_is_that_of_every_scored_row(judged):
+    scored = [row.inside for row in judged.rows if row.held_out]
+    assert judged.coverage == pytest.approx(np.mean(scored))
+    assert len(scored) > 50
+
+
+def test_requests_of_nobody_are_replayed_as_those_of_all_users(flash, fitted):
+    anonymous = replace(flash, requests=flash.requests.assign(user=-1))
+    found = compare(anonymous, forecast(anonymous, fitted, 19), tolerances={"e2e_mean": 0.05, "rps": 0.05})
+    assert found.passed
+    assert any("do not say whose they are" in text for text in found.doubts)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from calibrate.steps import rebuild
 from scenarios.cli import status
 from scenarios.foreign import import_results
-from scenarios.results import Answer, lanes
 from sim.errors import BadInput
 from sim.metrics import table
+from sim.replay import lanes
 from sim.run import Run, read_run, write_run
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -301,22 +301,23 @@ def test_an_imported_run_keeps_the_laws_of_a_run(name: str) -> None:
 @given(st.integers(1, 5), st.lists(st.tuples(st.floats(0.01, 2), st.floats(0, 1)), min_size=1, max_size=60))
 def test_users_are_told_apart_as_far_as_a_closed_loop_can(users: int, draws: list[tuple[float, float]]) -> None:
     free = [0.0] * users
-    answers = []
+    sent, ended = [], []
     for seconds, pause in draws:
         next_user = min(range(users), key=free.__getitem__)
-        sent = free[next_user] + pause
-        free[next_user] = sent + seconds
-        answers.append(Answer(sent, sent + seconds, 1, 1))
-    lane = lanes(answers, users)
+        sent.append(free[next_user] + pause)
+        free[next_user] = sent[-1] + seconds
+        ended.append(free[next_user])
+    lane = lanes(sent, ended, users)
     assert set(lane) <= set(range(users))
     for user in set(lane):
-        mine = sorted((a for a, at in zip(answers, lane, strict=True) if at == user), key=lambda a: a.sent)
-        assert all(b.sent >= a.ended - 0.001 for a, b in pairwise(mine))
+        mine = sorted((a, b) for a, b, at in zip(sent, ended, lane, strict=True) if at == user)
+        assert all(later >= end - 0.001 for (_, end), (later, _) in pairwise(mine))
 
 
 def test_a_request_is_that_of_the_user_who_became_free_last() -> None:
-    assert lanes([Answer(0.0, 2.0, 1, 1), Answer(0.1, 1.0, 1, 1), Answer(2.01, 3.0, 1, 1)], 2) == [0, 1, 0]
-    assert lanes([Answer(0.0, 1.0, 1, 1), Answer(0.1, 2.0, 1, 1), Answer(2.01, 3.0, 1, 1)], 2) == [0, 1, 1]
+    assert lanes([0.0, 0.1, 2.01], [2.0, 1.0, 3.0], 2) == [0, 1, 0]
+    assert lanes([0.0, 0.1, 2.01], [1.0, 2.0, 3.0], 2) == [0, 1, 1]
+    assert lanes([0.0, 0.1, 2.01], [float("nan"), 2.0, 3.0], 2) == [0, 1, 1]  # an end that is not known never came
 
 
 def saved(folder: Path, document: object, name: str = "result.json") -> Path:

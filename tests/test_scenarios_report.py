@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,15 +11,17 @@ from xml.etree import ElementTree
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from scenarios import plots, tables
-from scenarios.compare import compare_runs
+from scenarios.compare import compare, compare_runs, write_comparison
 from scenarios.doors import calibration_of
 from scenarios.evidence import SHARES, Distribution, Error, Evidence
 from scenarios.forecast import Estimate, Forecast, write_forecast
 from scenarios.load import load
 from scenarios.report import page, read_item
 from scenarios.simulation import central_run, simulate
+from sim import metrics
 from sim.errors import BadInput
 from sim.run import Run, write_run
 
@@ -135,6 +138,40 @@ def test_folders_and_files_are_recognised(forecast: Forecast, run: Run, tmp_path
     (tmp_path / "other.json").write_text('{"format": 1}')
     with pytest.raises(BadInput, match=r"other\.json:1: expected a run directory, a forecast or a comparison"):
         read_item(tmp_path / "other.json")
+
+
+def test_a_comparison_without_a_forecast_is_read_back_and_shown(run: Run, tmp_path: Path):
+    hollow = metrics.table(run).assign(ttft_p50=float("nan"))
+    found = compare(run, [hollow] * 19, tolerances={"ttft_p50": 0.1})
+    write_comparison(tmp_path / "comparison.json", found)
+    assert read_item(tmp_path / "comparison.json") == found
+    text = page([found], {})
+    assert "nan" not in text and "measured but not forecast" in text
+    console = Console(width=80, record=True, file=io.StringIO())
+    tables.show_comparison(found, console)
+    assert "nan" not in console.export_text()
+
+
+def test_80_columns_are_enough_for_every_number_of_a_comparison(run: Run):
+    found = compare(run, [metrics.table(run)] * 19)
+    wide = {"measured": 0.0123456, "simulated": 0.00123456, "low": 0.00101234, "high": 0.00198765}
+    wide |= {"relative_error": -9.8765, "repeat_error": 123.4567}
+    rows = [msgspec.structs.replace(row, load=0.125, **wide) for row in found.rows]
+    console = Console(width=80, record=True, file=io.StringIO())
+    tables.show_comparison(msgspec.structs.replace(found, rows=rows), console)
+    text = console.export_text()
+    assert "…" not in text and "0.00123 0.00101–0.00199  -987.6%" in text and "+12346%" in text
+    assert "in band, all together: " in text and "effective" in text
+
+
+def test_two_patterns_stand_on_the_page(run: Run):
+    table = metrics.table(run)
+    other = table.assign(ttft_p50=2 * table["ttft_p50"])
+    text = page([compare(run, [*[table] * 20, *[other] * 10])], {})
+    first = float(table["ttft_p50"].iloc[0])
+    assert f", about {first:.3g} or {2 * first:.3g}</i>" in text
+    assert "two patterns are stable" in text
+    assert "Inside their bands, all together: " in text and "<th>effective</th>" in re.sub(r' class="\w*"', "", text)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from sim.errors import BadInput, CannotFit
 from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
-from sim.replay import replay
+from sim.replay import replay, with_users
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
@@ -204,6 +206,43 @@ def test_a_replay_of_a_run_on_its_own_model_is_the_run() -> None:
         assert again.requests[name].iloc[: len(ended) - 20].to_numpy() == pytest.approx(
             run.requests[name].iloc[: len(ended) - 20].to_numpy()
         )
+
+
+def test_a_closed_loop_that_does_not_say_who_asked_is_replayed_with_all_its_users() -> None:
+    run = climb(closed([3, 8], SPREAD, seconds=30.0), MODEL, (1, 0))
+    anonymous = dataclasses.replace(run, requests=run.requests.assign(user=-1))
+    again = metrics.table(replay(anonymous, MODEL, (5, 0)))
+    ours = metrics.table(run)
+    assert again["rps"].to_numpy() == pytest.approx(ours["rps"].to_numpy(), rel=0.05)
+    assert again["in_flight"].to_numpy() == pytest.approx([3.0, 8.0], rel=0.01)
+    assert with_users(run) is run
+    assert with_users(anonymous).doubts == [
+        f"closed: {len(run.requests)} requests do not say whose they are: taken for those of whoever was free"
+    ]
+
+
+def test_a_stream_has_no_users_to_be_told() -> None:
+    run = climb(Scenario(name="open", workload=FIXED, load=Load(rate=[1.0], seconds=30.0)), MODEL, (1, 0))
+    assert with_users(run) is run
+
+
+def test_what_a_late_client_sent_counts_from_when_it_was_due_in_a_replay_too() -> None:
+    run = climb(Scenario(name="open", workload=FIXED, load=Load(rate=[1.0], seconds=60.0)), MODEL, (1, 0))
+    late = dataclasses.replace(run, requests=run.requests.assign(scheduled=run.requests["sent"] - 0.5))
+    again = replay(late, MODEL, (5, 0))
+    ours, theirs = metrics.table(run).iloc[0], metrics.table(again).iloc[0]
+    for metric in ("ttft_p50", "e2e_p95"):
+        assert theirs[metric] == pytest.approx(ours[metric] + 0.5, abs=0.01)
+    assert again.requests["sent"].to_numpy() == pytest.approx(run.requests["sent"].to_numpy())
+
+
+@pytest.mark.parametrize("listed", [[1], [0, 1], [], [None]])
+def test_what_came_before_the_first_segment_listed_is_replayed_too(listed: list[int | None]) -> None:
+    run = climb(closed([1, 2], seconds=20.0), MODEL, (1, 0))
+    segments = [{} if i is None else {"start": run.rungs[i].start, "first_rung": i} for i in listed]
+    again = replay(dataclasses.replace(run, segments=segments), MODEL, (5, 0))
+    assert [rung.users for rung in again.rungs] == [1, 2]
+    assert len(metrics.table(again)) == 2
 
 
 def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:
