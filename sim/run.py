@@ -262,8 +262,12 @@ def _table(records: list[dict[str, Any]], times: list[NDArray[np.float64]]) -> p
             said = [r["sent"] if at is None else at for at, r in zip(said, records, strict=True)]
         elif name == "first_token":
             said = [t[0] if len(t) else at for at, t in zip(said, times, strict=True)]
-        elif name == "last_token":
-            said = [t[-1] if len(t) else at for at, t in zip(said, times, strict=True)]
+        elif name == "last_token":  # who was not streamed has the last token with the answer
+            whole = [
+                r.get("ended") if at is None and r["status"] == "ok" else at
+                for at, r in zip(said, records, strict=True)
+            ]
+            said = [t[-1] if len(t) else at for at, t in zip(whole, times, strict=True)]
         elif name == "output_tokens":
             said = [len(t) if n is None else n for n, t in zip(said, times, strict=True)]
         default = nan if kind == "float64" else defaults.get(name)

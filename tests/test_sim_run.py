@@ -118,6 +118,25 @@ def test_token_times_give_first_and_last_and_unknown_keys_are_ignored(tmp_path: 
     assert [len(t) for t in run.token_times] == [0, 3]
 
 
+def test_an_answer_that_was_not_streamed_has_its_last_token_with_its_end(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    whole = metrics.table(read_run(path))
+    records = lines(path / "requests.jsonl")
+    for record in records:
+        del record["first_token"], record["last_token"]
+    write(path / "requests.jsonl", records)
+    run = read_run(path)
+    assert run.token_times is None
+    assert run.requests["first_token"].isna().all()
+    ok = run.requests["status"] == "ok"
+    assert (run.requests["last_token"] == run.requests["ended"])[ok].all()
+    assert run.requests["last_token"][~ok].isna().all()
+    blind = metrics.table(run)
+    for name in ("e2e_mean", "e2e_p95", "rps", "goodput"):
+        assert blind[name].to_numpy() == pytest.approx(whole[name].to_numpy(), rel=0.02), name
+    assert blind["ttft_mean"].isna().all()
+
+
 def test_a_run_is_never_overwritten_and_leaves_nothing_behind(tmp_path: Path) -> None:
     run = simulated()
     write_run(run, tmp_path / "run")
