@@ -2,12 +2,14 @@
 
 A flash server ignores the flag and takes what its warm-up found free (`tgi-0.9.4.md` §2.2). Where `/info` was not
 asked, behaviour tells: every batch it admitted fits (a lower bound), and a head of the queue that waited although
-nothing else stood in its way did not (an upper bound).
+nothing else stood in its way did not (an upper bound). Nearly all upper bounds come from prefills that took some of the
+queue and left the rest: a router whose budget binds admits as soon as it may, and so hardly ever looks in vain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,14 +23,37 @@ from sim.server import ServerConfig
 
 _ON_THE_WAY = 0.02  # s: sent so long before a look, a request was in the queue by then
 MEANING = "tokens all running requests may hold"
-_BEYOND = 2.0  # an unseen upper bound is drawn up to so many times the largest batch seen
+BEYOND = 2.0  # an unseen upper bound is drawn up to so many times the largest batch seen
+
+
+@dataclass
+class Bounds:
+    """What each look of the router says: `fitted` tokens were let in, `refused` tokens were not."""
+
+    fitted: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+    def most_agreed(self) -> tuple[int, int | None, int]:
+        """The lowest and the highest budget that the fewest looks speak against, and how many do; None: no highest.
+
+        One look misread (a request held up on its way) must not outvote hundreds that agree.
+        """
+        fitted, refused = np.sort(self.fitted), np.sort(self.refused)
+        # the count changes only at a batch that fits from there on, and at one that would fit and did not
+        budgets = np.unique(np.concatenate([[0], fitted, refused]).astype(np.int64))
+        against = len(fitted) - np.searchsorted(fitted, budgets, side="right")
+        against += np.searchsorted(refused, budgets, side="right")
+        best = np.flatnonzero(against == against.min())
+        high = int(budgets[best[-1] + 1]) - 1 if best[-1] + 1 < len(budgets) else None
+        return int(budgets[best[0]]), high, int(against.min())
 
 
 def fit_budget(
     runs: Sequence[Run], schedules: Sequence[Schedule], rng: np.random.Generator, n: int
 ) -> tuple[Parameter, list[float], list[str]] | None:
     """The parameter, its draws and doubts: what every run's `/info` (or scenario) says, if they agree, else what shows
-    in the behaviour of those that do not say; None when they all say, and differ (then it was set for each of them)."""
+    in the behaviour of those that do not say; None when they all say, and differ (then it was set for each of them), or
+    nothing shows."""
     unknown = [(r, s) for r, s in zip(runs, schedules, strict=True) if known_budget(r) is None]
     if not unknown:
         said = {known_budget(r) for r in runs}
@@ -36,16 +61,25 @@ def fit_budget(
         if said or told is None:
             return None
         return parameter(told, np.full(n, float(told)), "tokens", MEANING), [float(told)] * n, []
-    bounds = [_bounds(run, schedule) for run, schedule in unknown]
-    low = max(b[0] for b in bounds)
-    high = min((b[1] for b in bounds if b[1] is not None and b[1] > low), default=None)
-    top = high if high is not None else _BEYOND * low
+    bounds = Bounds()
+    for run, schedule in unknown:
+        _look(run, schedule, bounds)
+    if not bounds.fitted:
+        return None
+    low, high, against = bounds.most_agreed()
+    top = high if high is not None else BEYOND * low
     drawn = rng.uniform(low, top, n)
-    doubt = f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"
+    doubts = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
     if high is None:
-        doubt = f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen"
+        doubts = [f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen"]
+    if against:
+        looks = len(bounds.fitted) + len(bounds.refused)
+        doubts.append(
+            f"{against} of {looks} admissions speak against that: the server's flags may be others than the scenario's "
+            "(max_batch_prefill_tokens), or requests were long on their way"
+        )
     draws = [float(round(x)) for x in drawn.tolist()]
-    return parameter((low + top) / 2, drawn, "tokens", MEANING), draws, [doubt]
+    return parameter((low + top) / 2, drawn, "tokens", MEANING), draws, doubts
 
 
 def known_budget(run: Run) -> int | None:
@@ -54,38 +88,48 @@ def known_budget(run: Run) -> int | None:
     return told if isinstance(told, int) else None
 
 
-def _bounds(run: Run, schedule: Schedule) -> tuple[int, int | None]:
-    """The largest use that was admitted, and the least that was not though nothing else stood in its way."""
+def _look(run: Run, schedule: Schedule, bounds: Bounds) -> None:
+    """Add what every look of the router within the rungs to be used says."""
     config = run.server
     asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
     requests = [Request(i, p, max(o, 1), new, sent=s) for i, (p, o, new, s) in enumerate(zip(*asked, strict=True))]
-    waiting = sorted(requests, key=lambda r: r.sent)
+    answered = np.unique(schedule.request)  # who never had a token may never have been in the queue
+    waiting = sorted((requests[i] for i in answered.tolist()), key=lambda r: r.sent)
     batch = Batch(padded=config.requires_padding)
-    low, high, since, head = 0, None, 1, 0
+    since, front = 1, 0
     taken: set[int] = set()
     steps = schedule.steps
-    rows = (steps["kind"].tolist(), steps["members"].tolist(), steps["start"].tolist())
-    for kind, members, start in zip(*rows, strict=True):
-        if kind == "prefill":
-            new = [requests[m] for m in members.tolist()]
-            low = max(low, batch.used + _charged(new, config))
+    rows = (steps[c].tolist() for c in ("kind", "members", "start", "seen", "used"))
+    for kind, members, start, seen, used in zip(*rows, strict=True):
+        new = [requests[m] for m in members.tolist()] if kind == "prefill" else []
+        taken.update(r.id for r in new)
+        while front < len(waiting) and waiting[front].id in taken:
+            front += 1
+        head = waiting[front] if front < len(waiting) and waiting[front].sent + _ON_THE_WAY < start else None
+        if used and new:
+            bounds.fitted.append(batch.used + _charged(new, config))
+        # no look lies between a prefill and the decode step after it
+        looked = bool(new) or (since > 1 and since >= config.max_waiting_tokens)
+        if used and seen and looked and head is not None:
+            wanted = [*new, head]
+            if _prompts(wanted, config) <= config.max_batch_prefill_tokens:
+                bounds.refused.append(batch.used + _charged(wanted, config))
+        if new:
             batch.join(new)
-            taken.update(r.id for r in new)
             since = 1
             continue
-        while head < len(waiting) and waiting[head].id in taken:
-            head += 1
-        if head < len(waiting) and since >= config.max_waiting_tokens and waiting[head].sent + _ON_THE_WAY < start:
-            wanted = batch.used + _charged([waiting[head]], config)
-            high = wanted - 1 if high is None else min(high, wanted - 1)
         if len(batch):
             batch.advance(min(1, batch.steps_to_finish))
         since += 1
-    return low, high
+
+
+def _prompts(new: Sequence[Request], config: ServerConfig) -> int:
+    """What a prefill counts against `max_batch_prefill_tokens` (queue.rs:197-230)."""
+    if config.requires_padding:
+        return len(new) * max(r.prompt_tokens for r in new)
+    return sum(r.prompt_blocks for r in new)
 
 
 def _charged(new: Sequence[Request], config: ServerConfig) -> int:
-    """What the router charges a prefill (queue.rs:197-230)."""
-    if config.requires_padding:
-        return len(new) * max(r.prompt_tokens for r in new) + sum(r.max_new_tokens for r in new)
-    return sum(r.prompt_blocks + r.new_blocks for r in new)
+    """What the router charges a prefill: its prompts, and all that may follow them (queue.rs:197-230)."""
+    return _prompts(new, config) + sum(r.max_new_tokens if config.requires_padding else r.new_blocks for r in new)

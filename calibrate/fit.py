@@ -82,7 +82,9 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         draws={name: [float(f"{v:.6g}") for v in x] for name, x in drawn.items()},
         range={
             "prompt_tokens": _span(np.concatenate([run.requests["prompt_tokens"].to_numpy() for run in runs])),
-            "users": _span(np.array([g.load for run in runs for g in run.rungs])),
+            "users": _span(
+                np.array([g.load for run, only in chosen for i, g in enumerate(run.rungs) if only is None or i in only])
+            ),
         },
         server=[_flags(run) for run in runs],
         noise=UNSTREAMED_NOISE,

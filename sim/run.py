@@ -24,7 +24,7 @@ from sim.document import Document
 from sim.errors import BadInput
 from sim.scenario import Scenario, lenient
 from sim.server import ServerConfig
-from sim.shape import Key, check_shape, dotted
+from sim.shape import Fail, Key, check_shape, dotted, found
 from sim.steps import DECODE, STEP_COLUMNS
 
 FORMAT = 1  # 1: first
@@ -127,9 +127,15 @@ def read_run(path: Path) -> Run:
     """Read a run directory; unknown keys are ignored.
 
     A torn last line is dropped with a doubt; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
-    and sorted by `sent`.
+    and sorted by `sent`, and a request that two of them tell of counts once, with a doubt. `BadInput` names file, line
+    and key.
     """
-    head = Document(path / "run.json", "the head of a run", FORMAT).values
+    document = Document(path / "run.json", "the head of a run", FORMAT)
+    head = document.values
+    rungs = [_rung(document, i, raw) for i, raw in enumerate(_listed(document, "rungs"))]
+    segments = _listed(document, "segments") if head.get("segments") is not None else []
+    for i, raw in enumerate(segments):
+        _check_map(document, ("segments", i), raw, _SegmentLine)
     doubts: list[str] = []
     records: list[dict[str, Any]] = []
     files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
@@ -137,10 +143,10 @@ def read_run(path: Path) -> Run:
         raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
     for file in files:
         records += _read_lines(file, doubts, _RequestLine)
+    records = _once(records, doubts)
     records.sort(key=lambda r: (r["sent"], r["id"]))
     steps, ends = _read_steps(path, doubts)
     times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
-    rungs = [_rung(path, i, raw) for i, raw in enumerate(head.get("rungs", []))]
     try:
         scenario = lenient(head.get("scenario") or {"name": head.get("name", path.name)})
     except msgspec.ValidationError as e:
@@ -158,11 +164,30 @@ def read_run(path: Path) -> Run:
         created=head.get("created"),
         software=head.get("software") or {},
         info=head.get("info"),
-        segments=head.get("segments") or [],
+        segments=segments,
         stopped=head.get("stopped") or "",
         doubts=doubts + list(head.get("doubts") or []),
         path=path,
     )
+
+
+class _RungLine(msgspec.Struct):
+    """An entry of `rungs`; the last one of a killed run has not got to its later times."""
+
+    start: float
+    ramped: float | None = None
+    settled: float | None = None
+    end: float | None = None
+    users: int | None = None
+    rate: float | None = None
+    status: str = "aborted"
+    doubts: list[str] = []
+
+
+class _SegmentLine(msgspec.Struct):
+    """An entry of `segments`."""
+
+    start: float
 
 
 class _RequestLine(msgspec.Struct):
@@ -225,30 +250,58 @@ def _complain(record: dict[str, Any], shape: type[msgspec.Struct], file: Path, l
     def fail(key: Key, message: str) -> BadInput:
         return BadInput(message, path=file, line=line, key=dotted(key))
 
-    check_shape({k: v for k, v in record.items() if k in shape.__struct_fields__}, shape, fail)
+    _check_known(record, shape, fail)
 
 
-def _rung(path: Path, number: int, raw: dict[str, Any]) -> Rung:
-    known = {"start", "ramped", "settled", "end", "users", "rate", "status", "doubts"}
-    try:
-        start = float(raw["start"])
-    except (KeyError, TypeError, ValueError) as e:
-        raise BadInput("expected a number of seconds", path=path / "run.json", key=f"rungs[{number}].start") from e
+def _check_known(record: dict[str, Any], shape: type[msgspec.Struct], fail: Fail, key: Key = ()) -> None:
+    """Complain about the keys that `shape` knows; others are ignored."""
+    check_shape({k: v for k, v in record.items() if k in shape.__struct_fields__}, shape, fail, key)
 
-    def time(key: str) -> float:  # the last rung of a killed run has not got so far
-        value = raw.get(key)
-        return float("nan") if value is None else float(value)
+
+def _check_map(document: Document, key: Key, raw: Any, shape: type[msgspec.Struct]) -> None:
+    if not isinstance(raw, dict):
+        raise document.fail(key, f"expected a map, found {found(raw)}")
+    _check_known(raw, shape, document.fail, key)
+
+
+def _listed(document: Document, name: str) -> list[Any]:
+    """The list under a key of the head; empty where the key is absent."""
+    raw = document.values.get(name, [])
+    if not isinstance(raw, list):
+        raise document.fail((name,), f"expected a list, found {found(raw)}")
+    return raw
+
+
+def _once(records: list[dict[str, Any]], doubts: list[str]) -> list[dict[str, Any]]:
+    """Each request once: a file that was compressed and kept tells of all of them again."""
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in records:
+        first.setdefault((record["id"], record.get("user"), record["sent"]), record)
+    if len(first) < len(records):
+        doubts.append(
+            f"{len(records) - len(first)} of {len(records)} requests are there twice (the same id, user and time sent) "
+            "and are counted once"
+        )
+    return list(first.values())
+
+
+def _rung(document: Document, number: int, raw: Any) -> Rung:
+    _check_map(document, ("rungs", number), raw, _RungLine)
+    known = msgspec.convert({k: v for k, v in raw.items() if v is not None}, _RungLine)
+
+    def time(t: float | None) -> float:
+        return float("nan") if t is None else t
 
     return Rung(
-        start=start,
-        ramped=time("ramped"),
-        settled=time("settled"),
-        end=time("end"),
-        users=raw.get("users"),
-        rate=raw.get("rate"),
-        status=raw.get("status", "aborted"),
-        doubts=list(raw.get("doubts") or []),
-        extra={k: v for k, v in raw.items() if k not in known},
+        start=known.start,
+        ramped=time(known.ramped),
+        settled=time(known.settled),
+        end=time(known.end),
+        users=known.users,
+        rate=known.rate,
+        status=known.status,
+        doubts=known.doubts,
+        extra={k: v for k, v in raw.items() if k not in _RungLine.__struct_fields__},
     )
 
 
@@ -262,8 +315,12 @@ def _table(records: list[dict[str, Any]], times: list[NDArray[np.float64]]) -> p
             said = [r["sent"] if at is None else at for at, r in zip(said, records, strict=True)]
         elif name == "first_token":
             said = [t[0] if len(t) else at for at, t in zip(said, times, strict=True)]
-        elif name == "last_token":
-            said = [t[-1] if len(t) else at for at, t in zip(said, times, strict=True)]
+        elif name == "last_token":  # who was not streamed has the last token with the answer
+            whole = [
+                r.get("ended") if at is None and r["status"] == "ok" else at
+                for at, r in zip(said, records, strict=True)
+            ]
+            said = [t[-1] if len(t) else at for at, t in zip(whole, times, strict=True)]
         elif name == "output_tokens":
             said = [len(t) if n is None else n for n, t in zip(said, times, strict=True)]
         default = nan if kind == "float64" else defaults.get(name)

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from streams import TRUTH, lengths, observe
@@ -10,6 +11,7 @@ from streams import TRUTH, lengths, observe
 from calibrate.fit import calibrate_runs
 from scenarios.compare import compare, forecast_run
 from sim.calibration import Calibration
+from sim.errors import NotEnoughData
 from sim.forms import step_time
 from sim.run import Run
 
@@ -39,13 +41,64 @@ def test_latency_and_throughput_of_other_loads_lie_in_the_bands(calibration):
     assert np.mean([abs(r.relative_error or 0.0) for r in judged]) < 0.1
 
 
+def alone(parameters: dict[str, float]) -> float:
+    """How long 800 + 60 tokens take by themselves, s."""
+    form = step_time("affine", parameters)
+    return form.prefill(1, 800, 640000, 800) + sum(form.decode(1, 800 + i, 800 + i)[0] for i in range(1, 60))
+
+
+def alone_in(calibration: Calibration) -> list[float]:
+    """The same of every draw."""
+    draws = calibration.draws
+    return [alone({name: column[i] for name, column in draws.items()}) for i in range(calibration.n_draws)]
+
+
 def test_the_lone_users_latency_is_met_by_every_draw(calibration):
-    true = step_time("affine", TRUTH)
-    latency = true.prefill(1, 800, 640000, 800) + sum(true.decode(1, 800 + i, 800 + i)[0] for i in range(1, 60))
-    for i in range(0, calibration.n_draws, 20):
-        form = step_time("affine", {name: column[i] for name, column in calibration.draws.items()})
-        drawn = form.prefill(1, 800, 640000, 800) + sum(form.decode(1, 800 + i, 800 + i)[0] for i in range(1, 60))
-        assert drawn == pytest.approx(latency, rel=0.03)
+    assert alone_in(calibration) == pytest.approx([alone(TRUTH)] * calibration.n_draws, rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def busy(blind) -> Calibration:
+    """Fitted without the rung of one user, on a server that does not tell its budget."""
+    server = msgspec.structs.replace(blind.scenario.server, max_batch_total_tokens=None)
+    hidden = replace(blind, scenario=msgspec.structs.replace(blind.scenario, server=server))
+    return calibrate_runs([hidden], rungs=[[1, 2, 3]])
+
+
+def test_without_a_lone_user_his_latency_is_left_open_and_said_to_be(busy, streamed):
+    low, high = np.quantile(alone_in(busy), [0.025, 0.975])
+    assert low < alone(TRUTH) < high
+    assert high / low > 1.2
+    assert any("no rung of one user was fitted" in d for d in busy.doubts)
+    with ThreadPoolExecutor(1) as executor:
+        found = compare(streamed, forecast_run(streamed, busy, executor, replicates=39))
+    errors = {row.load: row.relative_error or 0.0 for row in found.rows if row.metric == "e2e_mean"}
+    assert max(abs(errors[load]) for load in (4, 12, 24)) < 0.1  # what was fitted is met
+    assert busy.range["users"] == (4, 24)
+
+
+def test_a_budget_nobody_tells_is_drawn_with_the_rest(busy):
+    budget = busy.parameters["max_batch_total_tokens"]
+    assert 880 <= budget.low < budget.high <= 2 * 24 * 864
+    assert len(busy.draws["max_batch_total_tokens"]) == busy.n_draws
+    assert len(set(busy.draws["max_batch_total_tokens"])) > 20
+    assert any("max_batch_total_tokens is not told, only bounded" in d for d in busy.doubts)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda run: replace(run, requests=run.requests.iloc[:0]), "no rung has a whole window with an answered"),
+        (lambda run: replace(run, requests=run.requests.assign(status="timeout")), "no rung has a whole window"),
+        (lambda run: replace(run, rungs=[replace(g, settled=np.nan) for g in run.rungs]), "no rung has a whole window"),
+        (lambda run: replace(run, requests=run.requests.assign(prompt_tokens=0)), "seen: it does not say how many"),
+        (lambda run: replace(run, requests=run.requests.assign(output_tokens=0)), "seen: it does not say how many"),
+    ],
+    ids=["empty", "all failed", "no window", "no prompts", "no answers"],
+)
+def test_a_run_with_nothing_to_go_by_says_so(blind, spoil, message):
+    with pytest.raises(NotEnoughData, match=message):
+        calibrate_runs([spoil(blind)])
 
 
 def test_bands_are_wider_than_those_of_the_streams(calibration, streamed):

@@ -96,6 +96,22 @@ def test_files_of_several_workers_plain_and_gz_are_merged_in_order(tmp_path: Pat
     assert merged["sent"].is_monotonic_increasing
 
 
+def test_requests_that_two_files_tell_of_count_once_with_a_doubt(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    whole = read_run(path).requests
+    records = lines(path / "requests.jsonl")
+    write(path / "requests.jsonl.gz", records)
+    run = read_run(path)
+    assert run.requests.equals(whole)
+    n = len(records)
+    assert run.doubts == [
+        f"{n} of {2 * n} requests are there twice (the same id, user and time sent) and are counted once"
+    ]
+    write(path / "requests.jsonl.gz", [r | {"user": r["user"] + 10} for r in records])  # another worker's
+    assert len(read_run(path).requests) == 2 * n
+    assert read_run(path).doubts == []
+
+
 def test_token_times_give_first_and_last_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
     path = write_run(simulated(), tmp_path / "run")
     base = {"prompt_tokens": 5, "max_new_tokens": 9, "status": "ok", "rung": None, "user": None, "colour": "blue"}
@@ -118,6 +134,25 @@ def test_token_times_give_first_and_last_and_unknown_keys_are_ignored(tmp_path: 
     assert [len(t) for t in run.token_times] == [0, 3]
 
 
+def test_an_answer_that_was_not_streamed_has_its_last_token_with_its_end(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    whole = metrics.table(read_run(path))
+    records = lines(path / "requests.jsonl")
+    for record in records:
+        del record["first_token"], record["last_token"]
+    write(path / "requests.jsonl", records)
+    run = read_run(path)
+    assert run.token_times is None
+    assert run.requests["first_token"].isna().all()
+    ok = run.requests["status"] == "ok"
+    assert (run.requests["last_token"] == run.requests["ended"])[ok].all()
+    assert run.requests["last_token"][~ok].isna().all()
+    blind = metrics.table(run)
+    for name in ("e2e_mean", "e2e_p95", "rps", "goodput"):
+        assert blind[name].to_numpy() == pytest.approx(whole[name].to_numpy(), rel=0.02), name
+    assert blind["ttft_mean"].isna().all()
+
+
 def test_a_run_is_never_overwritten_and_leaves_nothing_behind(tmp_path: Path) -> None:
     run = simulated()
     write_run(run, tmp_path / "run")
@@ -130,7 +165,30 @@ def test_a_run_is_never_overwritten_and_leaves_nothing_behind(tmp_path: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "run"]
 
 
+def head(**changes: Any) -> Any:
+    """Lay some keys over those of `run.json`."""
+
+    def spoil(path: Path) -> None:
+        values = msgspec.json.decode((path / "run.json").read_bytes())
+        (path / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(values | changes), indent=1))
+
+    return spoil
+
+
+RUNG = {"users": 1, "start": 0.0, "ramped": 0.1, "settled": 1.0, "end": 9.0, "status": "complete", "canary": 3}
+
 BAD = {
+    "no rungs": (head(rungs=None), ": rungs: expected a list, found nothing"),
+    "map of rungs": (head(rungs={"users": 1}), ": rungs: expected a list, found a map of 1"),
+    "rung": (head(rungs=[RUNG, 4]), ": rungs[1]: expected a map, found 4"),
+    "rung begins": (head(rungs=[{"users": 1}]), ": rungs[0].start: missing; expected a number"),
+    "users": (head(rungs=[RUNG | {"users": "one"}]), ": rungs[0].users: expected a whole number, found 'one'"),
+    "end": (head(rungs=[RUNG, RUNG | {"end": "x"}]), ": rungs[1].end: expected a number, found 'x'"),
+    "rate": (head(rungs=[RUNG | {"rate": []}]), ": rungs[0].rate: expected a number, found a list of 0"),
+    "rung's doubts": (head(rungs=[RUNG | {"doubts": "many"}]), ": rungs[0].doubts: expected a list"),
+    "segment begins": (head(segments=[{"first_rung": 0}]), ": segments[0].start: missing; expected a number"),
+    "segment": (head(segments=["a"]), ": segments[0]: expected a map, found 'a'"),
+    "segments": (head(segments="a"), ": segments: expected a list, found 'a'"),
     "nothing": (
         lambda path: (path / "requests.jsonl").unlink(),
         "requests.jsonl: missing; expected the run's requests",

@@ -1,0 +1,84 @@
+"""The token budget is read from what a recorded router let in and what it left in its queue."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from calibrate.budget import Bounds, fit_budget, known_budget
+from calibrate.steps import rebuild
+from sim.run import Run, read_run
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def hidden(name: str) -> Run:
+    """A recorded run whose budget nobody tells."""
+    run = read_run(DATA / name)
+    server = msgspec.structs.replace(run.scenario.server, max_batch_total_tokens=None)
+    return replace(run, info=None, scenario=msgspec.structs.replace(run.scenario, server=server))
+
+
+def found(*runs: Run, rungs=None) -> tuple[float, float, list[str]]:
+    """The least and the largest budget drawn, and the doubts."""
+    schedules = [rebuild(run, rungs) for run in runs]
+    fitted = fit_budget(runs, schedules, np.random.default_rng(0), 400)
+    assert fitted is not None
+    _, draws, doubts = fitted
+    return min(draws), max(draws), doubts
+
+
+@pytest.mark.parametrize(
+    ("name", "truth", "within"), [("tgi-0.9.4-router-http/long", 36000, 0.05), ("tgi-0.9.4-cpu/mixed", 4800, 0.002)]
+)
+def test_a_prefill_that_left_the_head_of_the_queue_bounds_it_from_above(name, truth, within):
+    assert known_budget(hidden(name)) is None
+    low, high, doubts = found(hidden(name))
+    assert low <= truth <= high
+    assert high - low < within * truth
+    assert doubts == [d for d in doubts if "is between" in d]
+
+
+@pytest.mark.parametrize(
+    "name", ["router-http/short", "cpu/long", "cpu/long-between", "cpu/short", "cpu/short-between"]
+)
+def test_where_it_never_bound_nothing_bounds_it_from_above(name):
+    _, _, doubts = found(hidden(f"tgi-0.9.4-{name}"))
+    assert len(doubts) == 1
+    assert "never bound" in doubts[0]
+
+
+def test_rungs_held_out_are_not_looked_at():
+    run = hidden("tgi-0.9.4-router-http/long")
+    low, _, doubts = found(run, rungs=[0, 1, 2])
+    assert low < 8000  # what four users may hold
+    assert "never bound" in doubts[0]
+
+
+def test_requests_that_were_not_yet_there_do_not_outvote_the_rest():
+    run = hidden("tgi-0.9.4-router-http/long")
+    sent = run.requests["sent"].copy()
+    late = run.requests.index[run.requests["rung"] == 3][:40:8]
+    sent[late] -= 0.4  # as if long on their way: the router did not know of them
+    low, high, doubts = found(replace(run, requests=run.requests.assign(sent=sent)))
+    assert (low, high) == pytest.approx(found(run)[:2])
+    assert "speak against" in doubts[1]
+
+
+def test_who_never_came_into_the_queue_did_not_wait_in_it():
+    run = hidden("tgi-0.9.4-router-http/short")
+    requests = run.requests.copy()
+    refused = requests.index[10]
+    times = list(run.token_times or [])
+    times[refused] = np.array([])
+    requests.loc[refused, ["status", "output_tokens"]] = ["overloaded", 0]
+    assert "never bound" in found(replace(run, requests=requests, token_times=times))[2][0]
+
+
+def test_the_bounds_are_those_the_fewest_looks_speak_against():
+    assert Bounds(fitted=[10, 30], refused=[50, 90]).most_agreed() == (30, 49, 0)
+    assert Bounds(fitted=[10, 30]).most_agreed() == (30, None, 0)
+    assert Bounds(fitted=[10, 30, 30, 31], refused=[20, 50, 50]).most_agreed() == (31, 49, 1)
+    assert Bounds(fitted=[10, 30, 60], refused=[50, 50, 52]).most_agreed() == (30, 49, 1)
