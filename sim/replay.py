@@ -21,6 +21,7 @@ from sim.workload import Asked
 
 _TOGETHER = 0.005  # s: first tokens no further apart come from one prefill
 ROUNDED = 1e-3  # s: where latencies are rounded to it, a user's next request may seem to begin before the last ended
+_WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
 _PROMPTLY = 0.05  # s: a server that takes up its first request within this, or within a prefill, was idle
 
 
@@ -145,7 +146,8 @@ def _segments(run: Run) -> Iterator[tuple[float, list[Rung], pd.DataFrame]]:
 
 def _stretches(run: Run) -> Iterator[tuple[float, float]]:
     """From when to when the users ran without a break, s. The first stretch begins with the run, whatever is listed."""
-    edges = sorted({0.0, *(float(segment["start"]) for segment in run.segments if "start" in segment)})
+    starts = (float(segment["start"]) - _WRITTEN for segment in run.segments if "start" in segment)
+    edges = sorted({0.0, *(max(0.0, start) for start in starts)})
     return zip(edges, [*edges[1:], float("inf")], strict=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sim.errors import BadInput
 from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
+from sim.replay import replay
 from sim.run import Run, read_run, write_atomic, write_run
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
@@ -151,6 +153,20 @@ def test_an_answer_that_was_not_streamed_has_its_last_token_with_its_end(tmp_pat
     for name in ("e2e_mean", "e2e_p95", "rps", "goodput"):
         assert blind[name].to_numpy() == pytest.approx(whole[name].to_numpy(), rel=0.02), name
     assert blind["ttft_mean"].isna().all()
+
+
+def test_a_segment_written_a_hair_after_its_rung_keeps_its_users(tmp_path: Path) -> None:
+    run = simulated()
+    start = float(run.requests["sent"][run.requests["rung"] == 1].min())
+    rungs = [run.rungs[0], replace(run.rungs[1], start=start)]
+    exact = [{"start": 0.0, "first_rung": 0}, {"start": start, "first_rung": 1}]
+    path = write_run(replace(run, rungs=rungs, segments=exact), tmp_path / "run")
+    later = [exact[0], {"start": read_run(path).rungs[1].start + 4e-7, "first_rung": 1}]
+    head(segments=later)(path)
+    again = replay(read_run(path), Model(STEP_TIME, ServerConfig(max_batch_total_tokens=2000)), (1,))
+    second = again.requests[again.requests["sent"] >= start - 1e-6]
+    assert second["user"].nunique() == run.requests[run.requests["sent"] >= start]["user"].nunique()
+    assert second["sent"].min() == pytest.approx(start, abs=2e-6)
 
 
 def test_a_run_is_never_overwritten_and_leaves_nothing_behind(tmp_path: Path) -> None:
