@@ -56,6 +56,8 @@ def calibrate(
     from scenarios.tables import console, parameters
 
     where = dict(_where(text) for text in wheres)
+    if where and not all(Path(source).suffix == ".csv" for source in sources):
+        raise BadInput("expected only with tables, whose rows it chooses", path="--where")
     runs = _runs(sources)
     calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
@@ -117,8 +119,6 @@ def _fit(
 ) -> Calibration:
     paths = [Path(source) for source in sources]
     tables = all(path.suffix == ".csv" for path in paths)
-    if where and not tables:
-        raise BadInput("expected only with tables, whose rows it chooses", path="--where")
     if runs:
         from calibrate.fit import calibrate_runs
 
