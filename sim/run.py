@@ -6,10 +6,8 @@ Raw is kept here; every statistic is derived in `metrics`.
 
 from __future__ import annotations
 
-import gzip
 import os
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +20,10 @@ from numpy.typing import NDArray
 
 from sim.document import Document
 from sim.errors import BadInput
+from sim.records import RequestLine, RungLine, SegmentLine, StepLine, check_known, read_lines
 from sim.scenario import Scenario, lenient
 from sim.server import ServerConfig
-from sim.shape import Fail, Key, check_shape, dotted, found
+from sim.shape import Key, found
 from sim.steps import DECODE, STEP_COLUMNS
 
 FORMAT = 1  # 1: first
@@ -135,14 +134,14 @@ def read_run(path: Path) -> Run:
     rungs = [_rung(document, i, raw) for i, raw in enumerate(_listed(document, "rungs"))]
     segments = _listed(document, "segments") if head.get("segments") is not None else []
     for i, raw in enumerate(segments):
-        _check_map(document, ("segments", i), raw, _SegmentLine)
+        _check_map(document, ("segments", i), raw, SegmentLine)
     doubts: list[str] = []
     records: list[dict[str, Any]] = []
     files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
     if not files:
         raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
     for file in files:
-        records += _read_lines(file, doubts, _RequestLine)
+        records += read_lines(file, doubts, RequestLine)
     records = _once(records, doubts)
     records.sort(key=lambda r: (r["sent"], r["id"]))
     steps, ends = _read_steps(path, doubts)
@@ -171,97 +170,10 @@ def read_run(path: Path) -> Run:
     )
 
 
-class _RungLine(msgspec.Struct):
-    """An entry of `rungs`; the last one of a killed run has not got to its later times."""
-
-    start: float
-    ramped: float | None = None
-    settled: float | None = None
-    end: float | None = None
-    users: int | None = None
-    rate: float | None = None
-    status: str = "aborted"
-    doubts: list[str] = []
-
-
-class _SegmentLine(msgspec.Struct):
-    """An entry of `segments`."""
-
-    start: float
-
-
-class _RequestLine(msgspec.Struct):
-    """A line of `requests.jsonl`: what a request must say, and the types of what it may."""
-
-    id: int
-    sent: float
-    prompt_tokens: int
-    status: str
-    rung: int = 0
-    user: int = -1
-    scheduled: float | None = None
-    ended: float | None = None
-    max_new_tokens: int = 0
-    output_tokens: int = 0
-    token_times: list[float] | None = None
-    first_token: float | None = None
-    last_token: float | None = None
-
-
-class _StepLine(msgspec.Struct):
-    """A line of `steps.jsonl`: what the reader itself needs of it."""
-
-    start: float
-    end: float
-    kind: str
-    count: int
-    sequences: int
-    ends: list[float] = []
-
-
-def _read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> list[dict[str, Any]]:
-    try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as e:
-        raise BadInput(f"cannot be read ({e})", path=file) from e
-    records = []
-    lines = raw.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = msgspec.json.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            if number == len(lines):
-                doubts.append(f"{file.name}: the last line was torn and is left out")
-                continue
-            raise BadInput(f"not a JSON object ({e})", path=file, line=number) from e
-        if not isinstance(record, dict):
-            raise BadInput("expected a JSON object a line", path=file, line=number)
-        try:
-            msgspec.convert(record, shape)
-        except msgspec.ValidationError:
-            _complain(record, shape, file, number)
-        records.append(record)
-    return records
-
-
-def _complain(record: dict[str, Any], shape: type[msgspec.Struct], file: Path, line: int) -> None:
-    def fail(key: Key, message: str) -> BadInput:
-        return BadInput(message, path=file, line=line, key=dotted(key))
-
-    _check_known(record, shape, fail)
-
-
-def _check_known(record: dict[str, Any], shape: type[msgspec.Struct], fail: Fail, key: Key = ()) -> None:
-    """Complain about the keys that `shape` knows; others are ignored."""
-    check_shape({k: v for k, v in record.items() if k in shape.__struct_fields__}, shape, fail, key)
-
-
 def _check_map(document: Document, key: Key, raw: Any, shape: type[msgspec.Struct]) -> None:
     if not isinstance(raw, dict):
         raise document.fail(key, f"expected a map, found {found(raw)}")
-    _check_known(raw, shape, document.fail, key)
+    check_known(raw, shape, document.fail, key)
 
 
 def _listed(document: Document, name: str) -> list[Any]:
@@ -286,8 +198,8 @@ def _once(records: list[dict[str, Any]], doubts: list[str]) -> list[dict[str, An
 
 
 def _rung(document: Document, number: int, raw: Any) -> Rung:
-    _check_map(document, ("rungs", number), raw, _RungLine)
-    known = msgspec.convert({k: v for k, v in raw.items() if v is not None}, _RungLine)
+    _check_map(document, ("rungs", number), raw, RungLine)
+    known = msgspec.convert({k: v for k, v in raw.items() if v is not None}, RungLine)
 
     def time(t: float | None) -> float:
         return float("nan") if t is None else t
@@ -301,7 +213,7 @@ def _rung(document: Document, number: int, raw: Any) -> Rung:
         rate=known.rate,
         status=known.status,
         doubts=known.doubts,
-        extra={k: v for k, v in raw.items() if k not in _RungLine.__struct_fields__},
+        extra={k: v for k, v in raw.items() if k not in RungLine.__struct_fields__},
     )
 
 
@@ -425,7 +337,7 @@ def _read_steps(path: Path, doubts: list[str]) -> tuple[pd.DataFrame | None, lis
     file = next((path / n for n in ("steps.jsonl", "steps.jsonl.gz") if (path / n).exists()), None)
     if file is None:
         return None, None
-    records = _read_lines(file, doubts, _StepLine)
+    records = read_lines(file, doubts, StepLine)
     ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
     steps = pd.DataFrame(records)
     steps["kind"] = (steps["kind"] == "decode").astype(np.int64)

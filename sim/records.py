@@ -1,0 +1,104 @@
+"""The records that a run's files are made of: their shapes, and how they are read, line by line."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sim.errors import BadInput
+from sim.shape import Fail, Key, check_shape, dotted
+
+
+class RungLine(msgspec.Struct):
+    """An entry of `rungs`; the last one of a killed run has not got to its later times."""
+
+    start: float
+    ramped: float | None = None
+    settled: float | None = None
+    end: float | None = None
+    users: int | None = None
+    rate: float | None = None
+    status: str = "aborted"
+    doubts: list[str] = []
+
+
+class SegmentLine(msgspec.Struct):
+    """An entry of `segments`."""
+
+    start: float
+
+
+class RequestLine(msgspec.Struct):
+    """A line of `requests.jsonl`: what a request must say, and the types of what it may."""
+
+    id: int
+    sent: float
+    prompt_tokens: int
+    status: str
+    rung: int = 0
+    user: int = -1
+    scheduled: float | None = None
+    ended: float | None = None
+    max_new_tokens: int = 0
+    output_tokens: int = 0
+    token_times: list[float] | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+class StepLine(msgspec.Struct):
+    """A line of `steps.jsonl`: what the reader itself needs of it."""
+
+    start: float
+    end: float
+    kind: str
+    count: int
+    sequences: int
+    ends: list[float] = []
+
+
+def read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    """The records of a file (plain or `.gz`) of JSON lines, each of that shape.
+
+    A torn last line is dropped with a doubt. `BadInput` names file, line and key.
+    """
+    try:
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as e:
+        raise BadInput(f"cannot be read ({e})", path=file) from e
+    records = []
+    lines = raw.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            if number == len(lines):
+                doubts.append(f"{file.name}: the last line was torn and is left out")
+                continue
+            raise BadInput(f"not a JSON object ({e})", path=file, line=number) from e
+        if not isinstance(record, dict):
+            raise BadInput("expected a JSON object a line", path=file, line=number)
+        try:
+            msgspec.convert(record, shape)
+        except msgspec.ValidationError:
+            _complain(record, shape, file, number)
+        records.append(record)
+    return records
+
+
+def _complain(record: dict[str, Any], shape: type[msgspec.Struct], file: Path, line: int) -> None:
+    def fail(key: Key, message: str) -> BadInput:
+        return BadInput(message, path=file, line=line, key=dotted(key))
+
+    check_known(record, shape, fail)
+
+
+def check_known(record: dict[str, Any], shape: type[msgspec.Struct], fail: Fail, key: Key = ()) -> None:
+    """Complain about values under the keys that `shape` knows; others are ignored."""
+    check_shape({k: v for k, v in record.items() if k in shape.__struct_fields__}, shape, fail, key)
