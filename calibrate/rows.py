@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BLOCK_SECONDS = 5.0  # what is resampled as a whole: longer than the machine's moods, short enough for ten a rung
+_CALM = 0.25  # share of the steps that busy rungs must leave, or they are used too
 _NO_STEP = 0.1  # of the usual time of a batch: no step of it is that quick
 _NOTED = 0.002  # share of the steps left out for that which is said
 STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
@@ -66,8 +67,9 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
                 f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
                 "others (a client that was held up, or something on the way that gathers them)"
             )
-        if limited and len(limited) < len(used):
-            dropped = usable & steps["rung"].isin(limited)
+        dropped = usable & steps["rung"].isin(limited)
+        # a fragment of a rung, or one calm rung of many, is no better witness than a busy client
+        if limited and (usable & ~dropped).sum() >= _CALM * usable.sum() > 0:
             usable &= ~dropped
             loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
             doubts.append(
@@ -76,7 +78,7 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
             )
         elif limited:
             doubts.append(
-                f"{run.name}: the client was too busy to time itself at every load used; its steps look longer"
+                f"{run.name}: the client was too busy to time itself at nearly every load used; its steps look longer"
             )
         tables.append(steps[usable].assign(idle=idle[usable], run=number))
     table = pd.concat(tables, ignore_index=True)

@@ -31,8 +31,3 @@ def half_width(
         return float("inf")
     spread = float(counts.std(ddof=1)) / math.sqrt(batches)
     return float(stdtrit(batches - 1, 0.975)) * spread / mean
-
-
-def longest_needed(cycle: float) -> float:
-    """The shortest window over which `half_width` says anything, s."""
-    return FEWEST * CYCLES * cycle

@@ -6,6 +6,7 @@ interrupted or terminated. A closed pipe is silent. What a command needs is impo
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from socket import gaierror
+from threading import Timer
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,6 +24,9 @@ import click
 from sim.errors import UserError
 
 FAILED, MISUSED, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
+GRACE = 60.0  # s: the longest that tidying up after a signal may take; stopping a container takes ten
+_stopped = 0  # what a signal said to exit with
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EADDRINUSE, errno.EADDRNOTAVAIL)  # no file's fault, and not ours
 
 GUIDE = """\
 Forecasts what an LLM server will do under load - latency, requests per second,
@@ -69,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a script put us in its background
         signal.signal(signal.SIGINT, _interrupt)
-    sys.exit(status(arguments))
+    found = status(arguments)
+    sys.exit(_stopped or found)  # a signal may have struck where its exception was lost, in a destructor or a callback
 
 
 def status(arguments: Sequence[str] | None = None) -> int:
@@ -84,9 +91,9 @@ def status(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
             return 0
         except OSError as e:
-            if e.filename is None:
+            if e.filename is None and not isinstance(e, gaierror) and e.errno not in OUTSIDE:
                 raise
-            return _complain(f"{e.filename}: {e.strerror}")
+            return _complain(f"{e.filename}: {e.strerror}" if e.filename is not None else str(e.strerror))
     except click.UsageError as e:
         name = e.ctx.command_path if e.ctx else "servecast"
         return _complain(f"{e.format_message()} (`{name} --help` has an example)")
@@ -110,11 +117,22 @@ def _complain(line: str) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: a second one would stop the tidying up half-way
+    _stop(INTERRUPTED)
     raise KeyboardInterrupt
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
+    _stop(TERMINATED)
     raise SystemExit(TERMINATED)
+
+
+def _stop(exit_status: int) -> None:
+    """Remember what to exit with, and do so in the end even if the tidying up never ends."""
+    global _stopped
+    _stopped = exit_status
+    last = Timer(GRACE, os._exit, [exit_status])
+    last.daemon = True
+    last.start()
 
 
 def existing(path: Path) -> Path:

@@ -173,8 +173,8 @@ def compare(
     """Hold a measured run against its forecast.
 
     With a calibration every rung is forecast; without, the model is fitted to some rungs and scored on the others. Two
-    runs, or two forecasts, are compared with each other. Exit status 1 when an error exceeds its tolerance; those of
-    the run's own scenario count unless some are given here.
+    runs, or two forecasts, are compared with each other. Exit status 1 when an error exceeds its tolerance (those of
+    the run's own scenario count unless some are given here), or one given here cannot be judged.
     """
     from scenarios.tables import console, show_comparison
 
@@ -187,7 +187,8 @@ def compare(
     else:
         show_comparison(found, console())
     doubt(found.doubts)
-    return FAILED if found.passed is False else 0
+    unjudged = bool(limits) and found.passed is None  # what was asked to hold was not looked at
+    return FAILED if found.passed is False or unjudged else 0
 
 
 def _write(folder: Path, comparison: Comparison) -> None:

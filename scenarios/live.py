@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from scenarios.cli import FAILED, command, existing
-from scenarios.options import doubt, jobs_option, replicates_option, say, seed_option, set_option, working
+from scenarios.options import Seconds, doubt, jobs_option, replicates_option, say, seed_option, set_option, working
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ here = click.Path(path_type=Path)
 @click.option(
     "--remote", type=click.IntRange(min=0), default=0, show_default=True, help="How many of them to wait for."
 )
-@click.option("--budget", type=click.FloatRange(min=0, min_open=True), help="The longest the ladder may take, s.")
+@click.option("--budget", type=Seconds(min=0, min_open=True), help="The longest the ladder may take, s.")
 @set_option
 @seed_option
 def measure(

@@ -61,10 +61,18 @@ def unit_of(metric: str) -> float:
     return 1000.0 if metric.startswith(("tpot", "itl")) else 100.0 if metric in PERCENT else 1.0
 
 
+class _Console(Console):
+    """A console that leaves it to `cli` what a closed pipe means: that somebody has seen enough."""
+
+    def on_broken_pipe(self) -> None:
+        """See `Console`."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """stdout as rich sees it; exactly 80 columns and no colour where it is not a terminal."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=WIDTH, no_color=True, highlight=False)
+    terminal = _Console()
+    return terminal if terminal.is_terminal else _Console(width=WIDTH, no_color=True, highlight=False)
 
 
 def show(forecast: Forecast, out: Console) -> None:
@@ -229,7 +237,11 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
         if table.row_count:
             out.print(table)
             out.print()
-    words = {None: "no tolerances, no verdict", True: "within the tolerances", False: "outside the tolerances"}
+    words = {
+        None: "no verdict: every rung was used for the fit" if comparison.tolerances else "no tolerances, no verdict",
+        True: "within the tolerances",
+        False: "outside the tolerances",
+    }
     out.print(words[comparison.passed])
 
 
@@ -250,6 +262,6 @@ def _load_title(forecast: Forecast) -> str:
 
 def _table(*titles: str, left: Sequence[int] = ()) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for i, title in enumerate(titles):
-        table.add_column(title, justify="left" if i in left else "right", no_wrap=True)
+    for i, title in enumerate(titles):  # where 80 columns are too few, a band goes below its value: no number is cut
+        table.add_column(title, justify="left" if i in left else "right", overflow="fold")
     return table

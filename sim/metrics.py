@@ -31,7 +31,6 @@ COMPARED = (
     "error_rate",
     "overloaded_rate",
 )
-PER_REQUEST = ("e2e", "ttft", "tpot")  # what an SLO can be put on, request by request
 
 
 def table(run: Run, slo: Mapping[str, float] | None = None) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.server import ceil_block
 
-OK, OVERLOADED, VALIDATION, ABORTED, GONE = "ok", "overloaded", "validation", "aborted", "gone"
+OK, OVERLOADED, VALIDATION, ABORTED = "ok", "overloaded", "validation", "aborted"
 
 
 class Request:

@@ -63,3 +63,15 @@ def test_rungs_of_a_busy_client_are_left_out_unless_no_other_was_asked_for():
     assert any("too busy to time itself" in doubt for doubt in calibration.doubts)
     assert set(residuals(run, calibration, rungs=[0, 1])["rung"]) == {0, 1}
     assert set(residuals(run, calibration, rungs=[1, 2])["rung"]) == {2}
+
+
+def test_a_fragment_of_a_rung_does_not_stand_in_for_busy_ones():
+    """Resumed after an interrupt, the aborted start of a rung is the only one that nobody called busy."""
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    first, *rest = run.rungs
+    fragment = replace(first, end=first.settled, extra={})
+    rungs = [fragment, *(replace(rung, extra={"client_limited": True}) for rung in rest)]
+    rungs[1] = replace(rungs[1], start=first.start + 8.0)
+    calibration = calibrate_runs([replace(run, rungs=rungs)])
+    assert calibration.residuals["decode"].rows > 0.9 * calibrate_runs([run]).residuals["decode"].rows
+    assert any("nearly every load used" in doubt for doubt in calibration.doubts)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -285,6 +286,44 @@ def test_a_calibration_says_what_is_wrong_with_its_runs_and_advises_on_recorded_
     assert re.search(r"measure \d+ users of the same mix for 60 s", out)
 
 
+def test_a_full_disk_and_a_taken_port_are_nobodys_bug():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*SERVECAST, "scenarios"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "servecast: No space left on device\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = run("standin", "--port", str(taken.getsockname()[1]))
+    assert done.returncode == 2 and "address already in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_tolerance_that_cannot_be_judged_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    run_path, file = "data/tgi-0.9.4-cpu/long-again", str(tmp_path / "c.json")
+    assert status(["calibrate", run_path, "-o", file]) == 0
+    asked = ["compare", run_path, "--calibration", file, "--replicates", "19", "--jobs", "1"]
+    assert status([*asked, "--tolerance", "e2e_mean=0.5"]) == 1
+    assert "no verdict: every rung was used for the fit" in capfd.readouterr().out
+    assert status(asked) == 0
+
+
+@pytest.mark.parametrize("budget", ["nan", "inf", "-1"])
+def test_a_budget_is_a_finite_time(budget: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert status(["measure", "standin", "--url", "http://127.0.0.1:1", "--budget", budget, "-o", str(tmp_path)]) == 2
+    assert "--budget" in capfd.readouterr().err
+
+
+def test_a_table_that_somebody_has_seen_enough_of_is_silent():
+    command = subprocess.Popen(
+        [*SERVECAST, "simulate", "standin", *QUICK], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    assert b"Traceback" not in command.stderr.read()
+    command.stderr.close()
+    assert command.wait(timeout=60) == 0
+
+
 def test_a_closed_pipe_is_silent():
     command = (
         f"{sys.executable} -m scenarios simulate standin {' '.join(QUICK)} --csv | head -1; exit ${{PIPESTATUS[0]}}"
@@ -327,6 +366,29 @@ def test_a_second_interrupt_does_not_stop_the_tidying_up():
         assert process.returncode == 130
         assert out == "" and "Traceback" not in err
         assert not workers_of(process.pid)
+
+
+def test_a_signal_whose_exception_was_lost_still_decides_the_status(monkeypatch: pytest.MonkeyPatch):
+    def lost(arguments: object) -> int:
+        try:
+            cli._terminate(signal.SIGTERM, None)
+        except SystemExit:
+            pass  # as in a destructor, where Python prints it and goes on
+        return 0
+
+    ended: list[object] = []
+    monkeypatch.setattr(cli, "status", lost)
+    monkeypatch.setattr(cli, "_stopped", 0)
+    monkeypatch.setattr(cli, "GRACE", 0.05)
+    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as exit:
+        cli.main([])
+    assert exit.value.code == cli.TERMINATED
+    deadline = time.monotonic() + 10
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ended == [cli.TERMINATED]  # and had the tidying up never ended, this would have
 
 
 def test_killed_it_leaves_no_process():

@@ -237,3 +237,11 @@ def test_what_cannot_be_read_is_one_line_that_names_the_place(tmp_path: Path, na
         read_run(path)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError) as error:
+        write_atomic(tmp_path / "taken", b"x")
+    assert error.value.filename == str(tmp_path / "taken")
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
