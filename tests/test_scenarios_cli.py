@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -370,10 +371,8 @@ def test_a_second_interrupt_does_not_stop_the_tidying_up():
 
 def test_a_signal_whose_exception_was_lost_still_decides_the_status(monkeypatch: pytest.MonkeyPatch):
     def lost(arguments: object) -> int:
-        try:
+        with contextlib.suppress(SystemExit):  # as in a destructor, where Python prints it and goes on
             cli._terminate(signal.SIGTERM, None)
-        except SystemExit:
-            pass  # as in a destructor, where Python prints it and goes on
         return 0
 
     ended: list[object] = []
