@@ -39,7 +39,9 @@ STYLE: Any = {
     "grid.linewidth": 0.7,
     "xtick.color": "#4b5563",
     "ytick.color": "#4b5563",
-    "legend.frameon": False,
+    "legend.frameon": True,  # curves run behind it
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
     "lines.linewidth": 1.7,
 }
 BINS = 120  # points over time, at most; each spans an answer at least, or the RPS of lock-stepped users is a comb
