@@ -17,14 +17,16 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
 from calibrate.regress import Regression, design
-from calibrate.rows import Rows
+from calibrate.rows import BLOCK_SECONDS, Rows
 from sim.run import Run
 
 Floats = NDArray[np.float64]
 
 LEAST = 0.5  # of its drift: with no run repeated, a machine of another day is taken to be no more like itself than that
 BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen in longer ones
-_ENOUGH = 8  # blocks below which nothing is said
+FEWEST = 40  # that it should have: short runs are seen in shorter ones, down to a fifth (1 s)
+UNSEEN = 0.02  # of a day, where nothing can be told
+_ENOUGH = 8  # blocks below which that is so
 _NONE = 1e-5  # what a deviation starts from, and counts as nothing below
 
 
@@ -50,13 +52,13 @@ class Moods(NamedTuple):
 
 
 def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
-    """The moods behind `rows`; all zero where there are too few of them to tell."""
-    block = rows.block // (int(rows.block.max()) // BLOCKS + 1)
+    """The moods behind `rows`; where they are too few to tell, a day of its own that nothing else is known of."""
+    block = _cells(rows)
     predicted = regression.predicted
     total = np.bincount(block, weights=predicted)
     seen = total > 0
     if seen.sum() < _ENOUGH:
-        return Moods()
+        return Moods(run=UNSEEN)
 
     def summed(values: Floats) -> Floats:
         return np.asarray((np.bincount(block, weights=values) / np.maximum(total, 1e-12))[seen])
@@ -109,6 +111,16 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
 
 
 _START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])
+
+
+def _cells(rows: Rows) -> NDArray[np.int64]:
+    """The stretch of time in which every row lies: its block, several of them, or a part of it."""
+    blocks = int(rows.block.max()) + 1
+    if blocks > BLOCKS:
+        return rows.block // (blocks // BLOCKS + 1)
+    parts = min(5, -(-FEWEST // blocks))
+    within = rows.table["end"].to_numpy() / BLOCK_SECONDS % 1.0
+    return rows.block * parts + (within * parts).astype(np.int64)
 
 
 def _filled(values: Floats, at: NDArray[np.bool_]) -> Floats:

@@ -59,8 +59,8 @@ def test_following_the_advice_narrows_the_band_as_promised_and_more_than_another
 def test_the_promise_holds_where_no_straight_line_leads_to_the_answer():
     """Who shares a batch changes with the step times, so the answer jumps among the draws."""
     question = Question(Scenario(name="jumps", server=SERVER, workload=lengths(800, 40)), 6)
-    seen = observe([1, 2], lengths(100, 60), noise=NOISE, seconds=12.0).run
-    same = Measurement(question.scenario.workload, 6, 12.0)
+    seen = observe([1, 2], lengths(100, 60), noise=NOISE, seconds=30.0).run
+    same = Measurement(question.scenario.workload, 6, 30.0)
     (promise,) = advise(calibrate_runs([seen]), question, [same])
     assert promise.low <= promise.after <= promise.high < 0.1 * promise.now
     assert promise.low / 2 < after(seen, same, question) < 2 * promise.high

@@ -9,7 +9,7 @@ import pytest
 from streams import TRUTH, lengths, observe
 
 from calibrate.fit import candidates
-from calibrate.moods import LEAST, Moods, fit_moods
+from calibrate.moods import LEAST, UNSEEN, Moods, fit_moods
 from calibrate.races import races
 from calibrate.regress import Regression, regress
 from calibrate.rows import Rows, rows_of
@@ -76,9 +76,15 @@ def test_a_machine_without_noise_has_no_moods():
     assert max(found.drift, found.rung, found.run) < 0.002
 
 
-def test_too_few_seconds_say_nothing():
-    regression, rows = fitted([observe([1], FIXED, seconds=8.0).run])
-    assert fit_moods(regression, rows, []) == Moods()
+def test_too_few_seconds_say_nothing_and_are_not_taken_for_calm():
+    run = observe([1], FIXED, seconds=5.0).run
+    assert moods([run]) == Moods(run=UNSEEN)
+
+
+def test_a_short_run_is_seen_in_shorter_stretches():
+    found = moods([observe([2, 4], FIXED, noise=Noise(decode=[0.98, 1.02], drift=0.03), seconds=8.0).run])
+    assert 0.01 < found.drift < 0.06
+    assert found.between >= LEAST * found.drift
 
 
 def test_the_mean_of_a_rung_keeps_of_the_drift_what_does_not_average_out():
