@@ -25,6 +25,7 @@ Floats = NDArray[np.float64]
 LEAST = 0.5  # of its drift: with no run repeated, a machine of another day is taken to be no more like itself than that
 BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen in longer ones
 FEWEST = 40  # that it should have: short runs are seen in shorter ones, down to a fifth (1 s)
+MEMORY = (1.0, 600.0)  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
 UNSEEN = 0.02  # of a day, where nothing can be told
 _ENOUGH = 8  # blocks below which that is so
 _NONE = 1e-5  # what a deviation starts from, and counts as nothing below
@@ -79,6 +80,7 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
     def unlikely(some: Floats) -> float:
         logs = at(some)
         drift, seconds, of_rung, of_run, inflation = np.exp(logs)
+        seconds = np.clip(seconds, *MEMORY)
         covariance = drift**2 * np.exp(-apart / seconds) * same_run + of_rung**2 * same_rung + of_run**2 * same_run
         # a machine without noise leaves a matrix of zeros, one of everlasting moods a matrix of ones
         nugget = _NONE**2 + 1e-8 * (drift**2 + of_rung**2 + of_run**2)
@@ -107,7 +109,7 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         options={"maxiter": 300, "xatol": 0.02, "fatol": 0.01},
     )
     drift, seconds, of_rung, of_run, _ = np.exp(at(found.x)).tolist()
-    return Moods(drift, seconds, of_rung, of_run if repeated else LEAST * drift)
+    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run if repeated else LEAST * drift)
 
 
 _START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])

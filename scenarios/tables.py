@@ -187,7 +187,8 @@ def compared(comparison: Comparison) -> list[Table]:
     titles = ("load ", "metric", "measured", "simulated", "error", "band", *(["repeat"] if repeated else []))
     each = _table(*titles, left=(1,))
     # where 80 columns are too few, a name is broken and no number
-    each.columns[1].no_wrap, each.columns[1].overflow = False, "fold"
+    for column in each.columns:
+        column.no_wrap = column.header != "metric"
     for row in comparison.rows:
         if row.metric in MAIN:
             again = [percent(row.repeat_error, "+")] if repeated else []

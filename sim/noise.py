@@ -34,7 +34,7 @@ class Noise:
         rng = np.random.default_rng([seed, 1])
         self._level = math.exp(law.between * rng.standard_normal() - law.between**2 / 2)
         self._rng, self._sd = rng, law.drift * rough
-        self._cell = law.drift_seconds / self.CELLS if law.drift else math.inf
+        self._cell = max(law.drift_seconds, 0.01) / self.CELLS if law.drift else math.inf  # or it would fill the memory
         self._keep = math.exp(-1 / self.CELLS)
         self._log = 0.0  # of the last cell's factor
         self._drifts: list[float] = []

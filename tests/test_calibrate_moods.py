@@ -9,7 +9,7 @@ import pytest
 from streams import TRUTH, lengths, observe
 
 from calibrate.fit import candidates
-from calibrate.moods import LEAST, UNSEEN, Moods, fit_moods
+from calibrate.moods import LEAST, MEMORY, UNSEEN, Moods, fit_moods
 from calibrate.races import races
 from calibrate.regress import Regression, regress
 from calibrate.rows import Rows, rows_of
@@ -74,6 +74,7 @@ def test_one_run_sees_one_day_only():
 def test_a_machine_without_noise_has_no_moods():
     found = moods([observe(LADDER, lengths((50, 200), (10, 30)), seconds=60.0).run])
     assert max(found.drift, found.rung, found.run) < 0.002
+    assert MEMORY[0] <= found.seconds <= MEMORY[1]  # a simulator draws its drift several times within that
 
 
 def test_too_few_seconds_say_nothing_and_are_not_taken_for_calm():
