@@ -305,7 +305,10 @@ def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
 
 def test_a_calibration_of_something_else_is_doubted(flash, fitted):
     (said,) = misfits(flash, fitted, forecast(flash, fitted, 1))[len(fitted.doubts) :]
-    assert said.startswith("extrapolated from ") and "batches of 22 requests (calibrated up to 16); 34," in said
+    assert said.startswith(
+        "extrapolated from 16 users on: prefills of 13,500 tokens (calibrated up to 12,000); "
+        "batches of 22 requests (calibrated up to 16); 34,"
+    )
     assert said.endswith(" tokens of context at once (calibrated up to 25,308); 32 users (calibrated up to 16)")
     cpu = calibrate_runs([read_run(DATA / "tgi-0.9.4-cpu" / "long")], rungs=[{1, 2}])
     short = read_run(DATA / "tgi-0.9.4-router-http" / "short")
