@@ -74,7 +74,7 @@ def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
     table = table[table["user"] >= 0].sort_values(["user", "sent"], kind="stable")
     again = table.groupby("user")[["sent", "prompt"]].shift(-1)
     table["again"], table["next_prompt"] = again["sent"], again["prompt"]
-    for start in [float(s.get("start", 0.0)) for s in run.segments]:
+    for start, _ in run.stretches:
         table = table[~((table["seen"] < start) & (table["again"] >= start))]
     table = table[table["ok"] & table["again"].notna() & (table["step"] >= 0)]
     table = table[schedule.steps["used"].to_numpy()[table["step"].to_numpy()]]

@@ -214,8 +214,8 @@ def _table(
     previous = np.concatenate([[-np.inf], ends[:-1]])
     waited = earliest + _ON_THE_WAY < previous
     seen = (running > 0) | waited
-    for start in [s.get("start", 0.0) for s in run.segments]:
-        seen &= ~((previous < start) & (ends >= start))
+    for break_, _ in run.stretches:
+        seen &= ~((previous < break_) & (ends >= break_))
     start = np.where(seen, previous, np.maximum(earliest, previous))
     edges = [g.start for g in run.rungs] or [0.0]
     prefill_new = np.where(is_decode, joined, sequences)

@@ -2,52 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
+import pandas as pd
 
 from calibrate.steps import Schedule
 from sim.run import Run
 
+Look = tuple[float, Mapping[str, float]]  # at the counters, s since the run began
 AGREE = 0.05  # relative; edges cut a step or two off either side
 _COUNT = 'tgi_batch_inference_duration_count{method="%s"}'
 _SUM = 'tgi_batch_inference_duration_sum{method="%s"}'
 
 
+class Counts(NamedTuple):
+    """What went on between the first look at the server's counters and the last: steps of either kind, their seconds
+    together, and requests prefilled."""
+
+    prefills: float = 0.0
+    decodes: float = 0.0
+    seconds: float = 0.0
+    requests: float = 0.0
+
+
 def witness(run: Run, schedule: Schedule) -> list[str]:
     """Doubts where the number of steps, their total time or the number of requests differ from the server's own."""
-    begun = run.rungs[0].start if run.rungs else 0.0  # before it the server answered warm-ups, which are not recorded
-    scrapes = [s for s in _scrapes(run.path) if s[0] >= begun] if run.path is not None else []
-    if len(scrapes) < 2:
+    scrapes = list(_scrapes(run.path)) if run.path is not None else []
+    pairs = [
+        (_seen(schedule.steps, looks[0][0], looks[-1][0]), _counted(looks[0][1], looks[-1][1]))
+        for looks in _looks(run, scrapes)
+    ]
+    if not pairs:
         return []
-    (start, first), (end, last) = scrapes[0], scrapes[-1]
-    steps = schedule.steps
-    inside = steps[(steps["end"] > start) & (steps["end"] <= end)]
+    ours, theirs = (Counts(*np.sum(counts, axis=0).tolist()) for counts in zip(*pairs, strict=True))
     doubts = []
-
-    def grown(name: str) -> float:
-        return last.get(name, 0.0) - first.get(name, 0.0)
-
-    busy = {kind: grown(_SUM % kind) for kind in ("prefill", "decode")}
-    ours = float(inside["seconds"].sum())
-    for kind in ("prefill", "decode"):
-        count, found = grown(_COUNT % kind), int((inside["kind"] == kind).sum())
+    for kind, found, count in (("prefill", ours.prefills, theirs.prefills), ("decode", ours.decodes, theirs.decodes)):
         if abs(found - count) > max(AGREE * count, 3):
-            doubts.append(f"{run.name}: the streams show {found} {kind} steps, the server counted {count:.0f}")
-    theirs = sum(busy.values())
-    if theirs > 0 and abs(ours - theirs) > AGREE * theirs:
-        doubts.append(f"{run.name}: the steps take {ours:.1f} s together, the server says {theirs:.1f} s")
-    asked, mine = grown("tgi_batch_next_size_sum"), int(inside.loc[inside["kind"] == "prefill", "sequences"].sum())
-    if asked > (1 + AGREE) * mine + 3:
+            doubts.append(f"{run.name}: the streams show {found:.0f} {kind} steps, the server counted {count:.0f}")
+    if theirs.seconds > 0 and abs(ours.seconds - theirs.seconds) > AGREE * theirs.seconds:
         doubts.append(
-            f"{run.name}: the server prefilled {asked:.0f} requests, this client's were {mine}: other traffic runs on "
-            "it, and batch sizes are larger than they look"
+            f"{run.name}: the steps take {ours.seconds:.1f} s together, the server says {theirs.seconds:.1f} s"
+        )
+    if theirs.requests > (1 + AGREE) * ours.requests + 3:
+        doubts.append(
+            f"{run.name}: the server prefilled {theirs.requests:.0f} requests, this client's were "
+            f"{ours.requests:.0f}: other traffic runs on it, and batch sizes are larger than they look"
         )
     return doubts
 
 
-def _scrapes(path: Path) -> Iterator[tuple[float, Mapping[str, float]]]:
+def _looks(run: Run, scrapes: Sequence[Look]) -> Iterator[list[Look]]:
+    """The looks of each stretch from its first rung on. Before it the server answered warm-ups, which are not recorded,
+    and between two stretches it may have been started anew."""
+    for start, end in run.stretches:
+        begun = min((rung.start for rung in run.rungs if start <= rung.start < end), default=start)
+        looks = [look for look in scrapes if begun <= look[0] < end]
+        if len(looks) > 1:
+            yield looks
+
+
+def _seen(steps: pd.DataFrame, start: float, end: float) -> Counts:
+    inside = steps[(steps["end"] > start) & (steps["end"] <= end)]
+    prefills = inside[inside["kind"] == "prefill"]
+    seconds, requests = float(inside["seconds"].sum()), float(prefills["sequences"].sum())
+    return Counts(len(prefills), len(inside) - len(prefills), seconds, requests)
+
+
+def _counted(first: Mapping[str, float], last: Mapping[str, float]) -> Counts:
+    def grown(name: str) -> float:
+        return last.get(name, 0.0) - first.get(name, 0.0)
+
+    seconds = sum(grown(_SUM % kind) for kind in ("prefill", "decode"))
+    return Counts(grown(_COUNT % "prefill"), grown(_COUNT % "decode"), seconds, grown("tgi_batch_next_size_sum"))
+
+
+def _scrapes(path: Path) -> Iterator[Look]:
     file = path / "server.jsonl"
     if not file.exists():
         return

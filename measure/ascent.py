@@ -88,9 +88,7 @@ class Ascent:
 
     def run(self, processes: int) -> None:
         """Climb what is left to climb; closes the run whatever happens."""
-        loads = self.loads()
-        done = [r for r in self.journal.rungs if r["status"] != "aborted"]
-        left = loads[len(done) :]
+        left = self._left()
         if not left:
             self.screen.say("every rung of this run is finished already")
             return
@@ -122,6 +120,10 @@ class Ascent:
         finally:
             self._close(stopped)
 
+    def _left(self) -> list[float]:
+        """The loads that no rung has finished yet."""
+        return self.loads()[sum(r["status"] != "aborted" for r in self.journal.rungs) :]
+
     def _close(self, stopped: str) -> None:
         unfinished = any(r["status"] == "aborted" for r in self.journal.rungs)
         try:
@@ -137,7 +139,7 @@ class Ascent:
         if self.server.api == "tgi" and self.server.metrics:
             self._hear_witness()
         self.screen.say(f"stopped: {stopped}")
-        if unfinished or stopped in ("interrupted", "terminated"):
+        if self._left() and (unfinished or stopped in ("interrupted", "terminated")):
             self.screen.say(f"all that was measured is in {self.journal.path}; --resume goes on from there")
 
     def _hear_witness(self) -> None:

@@ -78,6 +78,8 @@ def simulate(
     from scenarios.tables import as_csv as curves_as_csv
     from scenarios.tables import console, show
 
+    if as_json and as_csv:
+        raise BadInput("expected one of --json and --csv")
     found = forecasts(scenarios, sets, seed, replicates, jobs, output)
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found[0] if len(found) == 1 else found), indent=1).decode())
@@ -148,11 +150,15 @@ def forecasts(
     from scenarios.simulation import simulate as simulate_scenario
 
     asked = [(name, load(name, *sets)) for name in names]  # every complaint before anything runs
-    if output is not None and len({scenario.name for _, scenario in asked}) < len(asked):
-        raise BadInput("expected scenarios of different names, which are the folders' in -o")
-    for _, scenario in asked:
-        if output is not None and (output / scenario.name / "run").exists():
-            raise BadInput("exists already, and a run is never overwritten", path=output / scenario.name / "run")
+    if output is not None:
+        folders = [output / scenario.name for _, scenario in asked]
+        if len(set(folders)) < len(folders):
+            raise BadInput("expected scenarios of different names, which are the folders' in -o")
+        for folder in folders:
+            if (folder / "run").exists():
+                raise BadInput("exists already, and a run is never overwritten", path=folder / "run")
+        for folder in folders:
+            existing(folder / "forecast.json")
     made = []
     known: dict[bytes, Calibration] = {}
     with working(jobs) as (executor, commentary):
@@ -180,7 +186,7 @@ def forecasts(
                 from sim.run import write_run
 
                 folder = output / scenario.name
-                write_forecast(existing(folder / "forecast.json"), forecast)
+                write_forecast(folder / "forecast.json", forecast)
                 write_run(central_run(scenario, calibration, seed), folder / "run")
     return made
 

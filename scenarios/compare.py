@@ -73,7 +73,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass"}):
     """What `compare` says: rows, a summary of those held out of the fit, a verdict if tolerances were stated, and what
-    lies behind it. `coverage` is the share of all scored rows inside their intervals; nine tenths should be."""
+    lies behind it. `coverage` is the share of all scored rows inside their intervals; nine tenths should be. Where none
+    was expected and none came (errors, mostly) there is no interval to be in."""
 
     format: int = FORMAT
     measured: str
@@ -85,6 +86,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     doubts: list[str]
     evidence: Evidence | None = None
     coverage: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """What a load is counted in."""
+        return "requests/s" if all(row.users is None for row in self.rows) else "users"
 
 
 @dataclass(frozen=True)
@@ -230,7 +236,7 @@ def verdict(
         tolerances=dict(tolerances),
         passed=held if tolerances and scored else None,
         doubts=said,
-        coverage=_coverage(scored),
+        coverage=_coverage(row for row in scored if row.measured or row.high),
     )
 
 

@@ -11,6 +11,7 @@ import msgspec
 from scenarios.cli import FAILED, command, existing
 from scenarios.options import doubt, jobs_option, json_option, replicates_option, say, seed_option, set_option, working
 from sim.errors import BadInput
+from sim.shape import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,10 +59,12 @@ def calibrate(
     where = dict(_where(text) for text in wheres)
     if where and not all(Path(source).suffix == ".csv" for source in sources):
         raise BadInput("expected only with tables, whose rows it chooses", path="--where")
+    if output is not None:
+        existing(output)  # what cannot be written is better known now
     runs = _runs(sources)
     calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
-        write_calibration(existing(output), calibration)
+        write_calibration(output, calibration)
     if as_json:
         say(msgspec.json.encode(calibration).decode())
     else:
@@ -129,10 +132,19 @@ def _fit(
         from calibrate.table import calibrate_table
 
         return calibrate_table(paths, np.random.default_rng(seed), where=where)
+    absent = [path for path in paths if not path.exists()]
     if len(sources) > 1:
+        if absent:
+            raise BadInput("no such run directory, nor table", path=absent[0])
         raise BadInput("expected runs, or tables, or one scenario; not a mixture")
     from scenarios.doors import fit
-    from scenarios.load import load
+    from scenarios.load import load, shipped
+
+    if absent and sources[0] not in shipped():
+        hint = nearest(sources[0], shipped())
+        raise BadInput(
+            "no such run directory, table or scenario" + (f"; did you mean {hint}?" if hint else ""), path=sources[0]
+        )
 
     with working(jobs) as (executor, commentary):
         return fit(sources[0], load(sources[0], *sets), sets=sets, seed=seed, executor=executor, progress=commentary)
@@ -179,6 +191,8 @@ def compare(
     from scenarios.tables import console, show_comparison
 
     limits = dict(_tolerance(text) for text in tolerances)
+    if output is not None:
+        existing(output / "comparison.json")
     found = _compare(sources, calibrated, held_out, repeats, limits, replicates, seed, jobs)
     if output is not None:
         _write(output, found)
@@ -196,7 +210,7 @@ def _write(folder: Path, comparison: Comparison) -> None:
     from scenarios.report import page
     from sim.run import write_atomic
 
-    write_comparison(existing(folder / "comparison.json"), comparison)
+    write_comparison(folder / "comparison.json", comparison)
     title = f"{comparison.measured} against {comparison.simulated}"
     write_atomic(folder / "report.html", page([comparison], {}, title).encode())
 
@@ -360,6 +374,7 @@ def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
     from sim.run import read_run, write_atomic
 
     items = [read_item(path) for path in sources]
+    existing(output)
     runs: dict[str, Run] = {}
     for path, item in zip(sources, items, strict=True):
         beside = (path if path.is_dir() else path.parent) / "run"
@@ -367,5 +382,5 @@ def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
             run = read_run(beside)
             if run.kind == "simulated":  # not the measured one that a forecast was fitted to
                 runs[item.name] = run
-    write_atomic(existing(output), page(items, runs, title).encode())
+    write_atomic(output, page(items, runs, title).encode())
     say(str(output))

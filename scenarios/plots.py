@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from scenarios.compare import Comparison
 from scenarios.evidence import Distribution, Error, Evidence
-from scenarios.forecast import Forecast, Row
+from scenarios.forecast import Forecast, Row, named
 from sim.run import Run
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2563a8", "#d9730d", "#2f7d4f", "#6b7280", "#b42318"
@@ -131,7 +131,7 @@ def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft
                 if shown:
                     points = [row.load for row in shown], [row.measured for row in shown]
                     ax.plot(*points, "o", color=RED, mfc=face, ms=5, label=name, zorder=4)
-            ax.set(title=titles.get(metric, metric), xlabel="load", ylim=(0, None))
+            ax.set(title=titles.get(metric, metric), xlabel=comparison.unit, ylim=(0, None))
         axes[0].legend(fontsize=8)
         return _svg(figure)
 
@@ -165,7 +165,7 @@ def parity(comparison: Comparison) -> bytes:
         return _svg(figure)
 
 
-def distributions(evidence: Evidence, names: tuple[str, str] = ("measured", "simulated")) -> bytes:
+def distributions(evidence: Evidence, unit: str, names: tuple[str, str] = ("measured", "simulated")) -> bytes:
     """The distribution of the gaps between tokens, measured and simulated over each other, at six loads at most."""
     shown = [evidence.itl[i] for i in np.unique(np.linspace(0, len(evidence.itl) - 1, 6).round().astype(int))]
     columns = min(3, len(shown))
@@ -173,6 +173,7 @@ def distributions(evidence: Evidence, names: tuple[str, str] = ("measured", "sim
     with _figure(11.2, 0.5 + 2.6 * rows, columns, rows, sharex=False) as (figure, axes):
         for ax, one in zip(axes, shown, strict=False):
             _distribution(ax, one, evidence.shares, names)
+            ax.set_title(named(one.load, unit))
         for ax in axes[len(shown) :]:
             ax.set_visible(False)
         for ax in axes[max(0, len(shown) - columns) : len(shown)]:
@@ -208,7 +209,7 @@ def _distribution(ax: Axes, one: Distribution, shares: Sequence[float], names: t
     if simulated:
         ax.plot(simulated, shares, color=BLUE, label=names[1])
     ax.plot(measured, shares, color=RED, lw=1.2, label=names[0])
-    ax.set(title=f"load {one.load:g}", xscale="log", ylim=(0, 1))
+    ax.set(xscale="log", ylim=(0, 1))
     ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     _round(ax.xaxis)
     _plain(ax.xaxis)

@@ -7,6 +7,7 @@ nothing is computed.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -152,21 +153,22 @@ def _headline(f: Forecast) -> str:
 
 
 def _legend(f: Forecast) -> str:
-    text = "Shaded: 90 % bands, and the knee. Red: what was published."
+    text = "Shaded: 90 % bands" + (", and the knee." if f.knee.reached >= 0.05 else ".")
+    text += " Red: what was published." if f.published else ""
     return text + " Dashed lines: beyond what was calibrated." if any(row.extrapolated for row in f.curves) else text
 
 
 def _run(run: Run) -> Section:
     table = metrics.table(run)
     rows = [
-        {"cells": [f"{row['load']:g}", *(f"{unit_of(name) * row[name]:.4g}" for _, name in OF_A_RUN)]}
+        {"cells": [f"{row['load']:g}", *(_number(unit_of(name) * row[name]) for _, name in OF_A_RUN)]}
         for _, row in table.iterrows()
     ]
     unit = "users" if run.scenario.load.users else "requests/s"
     doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
     pictures = [{"image": _image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
     if found := itl(run):
-        picture = _image(plots.distributions(Evidence(itl=found), (run.kind, "")))
+        picture = _image(plots.distributions(Evidence(itl=found), unit, (run.kind, "")))
         pictures.append({"image": picture, "title": "The gaps between tokens"})
     return {
         "name": f"{run.name}, {run.kind}",
@@ -174,6 +176,10 @@ def _run(run: Run) -> Section:
         "doubts": doubts,
         "parts": [{"table": _table([unit, *(title for title, _ in OF_A_RUN)], rows)}, *pictures],
     }
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4g}"
 
 
 def _comparison(c: Comparison) -> Section:
@@ -254,7 +260,7 @@ def _behind(c: Comparison) -> list[dict[str, Any]]:
     """The pictures of what lies behind a comparison."""
     found: list[dict[str, Any]] = []
     if c.evidence is not None and c.evidence.itl:
-        picture = _image(plots.distributions(c.evidence, (c.measured, c.simulated)))
+        picture = _image(plots.distributions(c.evidence, c.unit, (c.measured, c.simulated)))
         text = "The share of all gaps that are no longer, in each load's window."
         found.append({"image": picture, "title": "The gaps between tokens", "text": text})
     if c.evidence is not None and c.evidence.by_batch:

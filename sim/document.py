@@ -29,7 +29,9 @@ class Document:
         except UnicodeDecodeError as e:
             raise BadInput(f"not UTF-8 text; expected {what}", path=path) from e
         try:
-            self.values: dict[str, Any] = json.loads(self._text, parse_constant=_refuse_constant)
+            self.values: dict[str, Any] = json.loads(
+                self._text, parse_constant=_refuse_constant, object_pairs_hook=_once
+            )
         except RecursionError as e:
             raise BadInput(f"nested too deeply; expected {what}", path=path) from e
         except json.JSONDecodeError as e:
@@ -84,6 +86,14 @@ def _blank(text: str, at: int) -> int:
     while text[at].isspace():
         at += 1
     return at
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return values
 
 
 def _refuse_constant(name: str) -> float:

@@ -21,7 +21,6 @@ from sim.workload import Asked
 
 _TOGETHER = 0.005  # s: first tokens no further apart come from one prefill
 ROUNDED = 1e-3  # s: where latencies are rounded to it, a user's next request may seem to begin before the last ended
-_WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
 _PROMPTLY = 0.05  # s: a server that takes up its first request within this, or within a prefill, was idle
 
 
@@ -75,7 +74,7 @@ def with_users(run: Run) -> Run:
         return run
     sent, ended = (run.requests[name].to_numpy(np.float64) for name in ("sent", "ended"))
     users = run.requests["user"].to_numpy().copy()
-    for start, end in _stretches(run):
+    for start, end in run.stretches:
         most = max((rung.users or 0 for rung in run.rungs if start <= rung.start < end), default=0)
         here = np.flatnonzero((sent >= start) & (sent < end))
         users[here] = lanes(sent[here].tolist(), ended[here].tolist(), most) if most else -1
@@ -137,18 +136,11 @@ def _ask(bench: Bench, requests: pd.DataFrame, closed: bool) -> None:
 def _segments(run: Run) -> Iterator[tuple[float, list[Rung], pd.DataFrame]]:
     """Start, complete rungs and requests of each stretch in which the users ran without a break."""
     whole = [rung for rung in run.rungs if rung.end > rung.settled]
-    for start, end in _stretches(run):
+    for start, end in run.stretches:
         rungs = [rung for rung in whole if start <= rung.start < end]
         sent = run.requests["sent"]
         if rungs:
             yield start, rungs, run.requests[(sent >= start) & (sent < min(end, rungs[-1].end))]
-
-
-def _stretches(run: Run) -> Iterator[tuple[float, float]]:
-    """From when to when the users ran without a break, s. The first stretch begins with the run, whatever is listed."""
-    starts = (float(segment["start"]) - _WRITTEN for segment in run.segments if "start" in segment)
-    edges = sorted({0.0, *(max(0.0, start) for start in starts)})
-    return zip(edges, [*edges[1:], float("inf")], strict=True)
 
 
 def _joined(parts: list[Run]) -> Run:

@@ -7,6 +7,7 @@ Raw is kept here; every statistic is derived in `metrics`.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ from sim.shape import Key, found
 from sim.steps import DECODE, STEP_COLUMNS
 
 FORMAT = 1  # 1: first
+_WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
 
 # what `GET /info` tells of a ServerConfig (tgi-0.9.4.md §1.1); not max_batch_prefill_tokens, not requires_padding
 TOLD = (
@@ -105,6 +107,16 @@ class Run:
     stopped: str = ""
     doubts: list[str] = field(default_factory=list)
     path: Path | None = None
+
+    @property
+    def stretches(self) -> list[tuple[float, float]]:
+        """From when to when the users ran without a break, s; a run that was resumed has several.
+
+        The first begins with the run, whatever `segments` lists, and the last has no end.
+        """
+        starts = (float(segment["start"]) - _WRITTEN for segment in self.segments if "start" in segment)
+        edges = sorted({0.0, *(max(0.0, start) for start in starts)})
+        return list(zip(edges, [*edges[1:], math.inf], strict=True))
 
     @property
     def server(self) -> ServerConfig:

@@ -1,5 +1,7 @@
 """The schedule rebuilt from streams: against the simulator's own, and against the recorded server's counters."""
 
+import json
+import shutil
 from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -162,6 +164,22 @@ def test_counters_that_disagree_are_doubted():
     times = [t for t, m in zip(run.token_times or [], few, strict=True) if m]
     part = replace(run, requests=run.requests[few].reset_index(drop=True), token_times=times)
     assert any("other traffic" in d for d in witness(part, rebuild(part)))
+
+
+def test_counters_of_a_server_started_anew_are_counted_from_there(tmp_path):
+    """A run that was resumed: the warm-ups of either segment are on no record, and counters begin at nothing again."""
+    run = read_run(shutil.copytree(DATA / "tgi-0.9.4-cpu" / "short", tmp_path / "run"))
+    schedule = rebuild(run)
+    again = run.rungs[2].start
+    scrapes = [json.loads(line) for line in (tmp_path / "run" / "server.jsonl").read_text().splitlines()]
+    before = max((s for s in scrapes if s["t"] < again), key=lambda s: s["t"])["metrics"]
+    for scrape in scrapes:
+        if scrape["t"] >= again:
+            scrape["metrics"] = {name: value - before.get(name, 0.0) for name, value in scrape["metrics"].items()}
+    (tmp_path / "run" / "server.jsonl").write_text("".join(json.dumps(s) + "\n" for s in scrapes))
+    assert witness(run, schedule) != []
+    resumed = replace(run, segments=[{"start": 0.0, "first_rung": 0}, {"start": again, "first_rung": 2}])
+    assert witness(resumed, rebuild(resumed)) == []
 
 
 def _run(times: list[np.ndarray], prompt: list[int], sent: list[float]) -> Run:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from scenarios import load
 from scenarios.cli import servecast, status
 
 README = Path("README.md").read_text()
@@ -51,7 +52,9 @@ def test_python_of_the_readme(capsys: pytest.CaptureFixture[str]):
     exec(compile(code, "README.md", "exec"), {})
     title, *rows = capsys.readouterr().out.splitlines()
     assert title.split() == ["users", "value", "low", "high", "extrapolated", "unstable"]
-    assert [float(row.split()[1]) for row in rows] == [1, 2, 3, 4, 6, 8]
+    table = [[float(cell) for cell in row.split()[1:5]] for row in rows]
+    assert [users for users, *_ in table] == load("llama2-70b-1500-100").load.users
+    assert all(low < value < high for _, value, low, high in table)
 
 
 def test_everything_the_readme_links_to_is_there():

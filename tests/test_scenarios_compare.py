@@ -80,6 +80,13 @@ def test_a_row_says_what_it_compares(judged, flash):
     assert row.inside == (row.low <= row.measured <= row.high)
 
 
+def test_errors_that_nobody_expected_and_that_did_not_come_hold_no_bands(judged):
+    rows = [row for row in judged.rows if row.held_out]
+    empty = [row for row in rows if row.metric in ("error_rate", "overloaded_rate")]
+    assert all(row.inside and row.high == row.measured == 0.0 for row in empty)
+    assert judged.coverage == np.mean([row.inside for row in rows if row not in empty])
+
+
 def test_a_wrong_model_fails_and_its_bands_do_not_hold(flash, fitted):
     slow = {k: msgspec.structs.replace(p, value=1.2 * p.value) for k, p in fitted.parameters.items()}
     wrong = msgspec.structs.replace(

@@ -105,8 +105,8 @@ def test_pictures_have_no_date_and_no_chance(picture, forecast: Forecast):
 def test_distributions_of_any_number_of_loads_can_be_drawn(loads: int):
     gaps = [0.02 + 0.001 * i for i in range(len(SHARES))]
     found = Evidence(itl=[Distribution(load=n, measured=gaps, simulated=gaps) for n in range(1, loads + 1)])
-    text = plots.distributions(found).decode()
-    titles = re.findall(r"<!-- load (\d) -->", text)
+    text = plots.distributions(found, "users").decode()
+    titles = re.findall(r"<!-- (\d) users? -->", text)
     assert len(titles) == min(loads, 6)
     assert (titles[0], titles[-1]) == ("1", str(loads))
 

@@ -75,6 +75,12 @@ def test_not_a_number_is_not_json(tmp_path: Path):
         read_calibration(tmp_path / "c.json")
 
 
+def test_a_key_that_is_there_twice_is_not_json(tmp_path: Path):
+    (tmp_path / "c.json").write_text(TEXT.replace("{", '{"model": "affine", "model": "padded", ', 1))
+    with pytest.raises(BadInput, match=r"c\.json: not JSON: key 'model' is there twice"):
+        read_calibration(tmp_path / "c.json")
+
+
 def test_a_missing_calibration():
     with pytest.raises(BadInput, match=r"^nowhere\.json: missing; expected a calibration file$"):
         read_calibration(Path("nowhere.json"))

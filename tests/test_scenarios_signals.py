@@ -1,0 +1,136 @@
+"""What the world does to a command: full disks, taken ports, closed pipes, signals; and that no process is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scenarios import cli
+
+SERVECAST = [sys.executable, "-m", "scenarios"]
+QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
+LONG = ["simulate", "llama2-70b", "--replicates", "5000", "--jobs", "2"]
+
+
+def test_a_full_disk_and_a_taken_port_are_nobodys_bug():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*SERVECAST, "scenarios"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "servecast: No space left on device\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run([*SERVECAST, "standin", "--port", port], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "address already in use" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_table_that_somebody_has_seen_enough_of_is_silent():
+    command = subprocess.Popen(
+        [*SERVECAST, "simulate", "standin", *QUICK], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    assert b"Traceback" not in command.stderr.read()
+    command.stderr.close()
+    assert command.wait(timeout=60) == 0
+
+
+def test_a_closed_pipe_is_silent():
+    command = (
+        f"{sys.executable} -m scenarios simulate standin {' '.join(QUICK)} --csv | head -1; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr and "Broken" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_says_nothing_and_leaves_no_process(number: int, expected: int):
+    process = subprocess.Popen(
+        [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("simulating")  # under way
+    os.killpg(process.pid, number)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == expected
+    assert out == "" and "Traceback" not in err
+    assert time.monotonic() - began < 30
+    assert not workers_of(process.pid)
+
+
+def test_a_second_interrupt_does_not_stop_the_tidying_up():
+    for pause in (0.0, 0.001, 0.01):
+        process = subprocess.Popen(
+            [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        )
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("simulating")
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(pause)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert out == "" and "Traceback" not in err
+        assert not workers_of(process.pid)
+
+
+def test_a_signal_whose_exception_was_lost_still_decides_the_status(monkeypatch: pytest.MonkeyPatch):
+    def lost(arguments: object) -> int:
+        with contextlib.suppress(SystemExit):  # as in a destructor, where Python prints it and goes on
+            cli._terminate(signal.SIGTERM, None)
+        return 0
+
+    ended: list[object] = []
+    monkeypatch.setattr(cli, "status", lost)
+    monkeypatch.setattr(cli, "_stopped", 0)
+    monkeypatch.setattr(cli, "GRACE", 0.05)
+    monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as exit:
+        cli.main([])
+    assert exit.value.code == cli.TERMINATED
+    deadline = time.monotonic() + 10
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ended == [cli.TERMINATED]  # and had the tidying up never ended, this would have
+
+
+def test_killed_it_leaves_no_process():
+    process = subprocess.Popen(
+        [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("simulating")
+    process.kill()
+    process.communicate(timeout=60)
+    assert not workers_of(process.pid)
+
+
+def workers_of(group: int) -> list[int]:
+    """Processes of a group that are still there after a while."""
+    for _ in range(200):
+        left = [p.pid for p in psutil.process_iter() if alive(p) and os.getpgid(p.pid) == group]
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE and bool(os.getpgid(process.pid))
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
