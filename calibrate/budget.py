@@ -4,6 +4,7 @@ A flash server ignores the flag and takes what its warm-up found free (`tgi-0.9.
 asked, behaviour tells: every batch it admitted fits (a lower bound), and a head of the queue that waited although
 nothing else stood in its way did not (an upper bound). Nearly all upper bounds come from prefills that took some of the
 queue and left the rest: a router whose budget binds admits as soon as it may, and so hardly ever looks in vain.
+A budget that never bound is only bounded by what any such server has (`unseen`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from calibrate.draws import parameter
@@ -19,11 +21,10 @@ from sim.batch import Batch
 from sim.calibration import Parameter
 from sim.request import Request
 from sim.run import Run
-from sim.server import ServerConfig
+from sim.server import BLOCK, ServerConfig, ceil_block
 
 _ON_THE_WAY = 0.02  # s: sent so long before a look, a request was in the queue by then
 MEANING = "tokens all running requests may hold"
-BEYOND = 2.0  # an unseen upper bound is drawn up to so many times the largest batch seen
 
 
 @dataclass
@@ -35,12 +36,14 @@ class Bounds:
 
     def most_agreed(self) -> tuple[int, int | None, int]:
         """The lowest and the highest budget that the fewest looks speak against, and how many do; None: no highest.
+        Something must have fitted.
 
         One look misread (a request held up on its way) must not outvote hundreds that agree.
         """
         fitted, refused = np.sort(self.fitted), np.sort(self.refused)
         # the count changes only at a batch that fits from there on, and at one that would fit and did not
-        budgets = np.unique(np.concatenate([[0], fitted, refused]).astype(np.int64))
+        budgets = np.unique(np.concatenate([fitted, refused]).astype(np.int64))
+        budgets = budgets[budgets >= fitted[0]]  # something was let in
         against = len(fitted) - np.searchsorted(fitted, budgets, side="right")
         against += np.searchsorted(refused, budgets, side="right")
         best = np.flatnonzero(against == against.min())
@@ -67,11 +70,17 @@ def fit_budget(
     if not bounds.fitted:
         return None
     low, high, against = bounds.most_agreed()
-    top = high if high is not None else BEYOND * low
-    drawn = rng.uniform(low, top, n)
-    doubts = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
     if high is None:
-        doubts = [f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen"]
+        least, most = unseen([run.server for run, _ in unknown], low)
+        drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
+        between = f"{least}" if least == most else f"{least} to {most}"
+        doubts = [
+            f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen: taken to be "
+            f"{between}, as such servers have"
+        ]
+    else:
+        drawn = rng.uniform(low, high, n)
+        doubts = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
     if against:
         looks = len(bounds.fitted) + len(bounds.refused)
         doubts.append(
@@ -79,7 +88,22 @@ def fit_budget(
             "(max_batch_prefill_tokens), or requests were long on their way"
         )
     draws = [float(round(x)) for x in drawn.tolist()]
-    return parameter((low + top) / 2, drawn, "tokens", MEANING), draws, doubts
+    return parameter(float(np.median(drawn)), drawn, "tokens", MEANING), draws, doubts
+
+
+def unseen(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:
+    """The least and the most that a budget which nobody tells can be, if `low` tokens are known to fit.
+
+    One that pads takes the router's default. A flash server's warm-up has found room for a whole prefill, and one that
+    works for a whole request; beyond what all permits can hold, more makes no difference (`tgi-0.9.4.md` §2.2, 2.3).
+    """
+    if all(server.requires_padding for server in servers):
+        usual = max(msgspec.structs.replace(s, max_batch_total_tokens=None).token_budget for s in servers)
+        return max(low, usual), max(low, usual)
+    whole = [ceil_block(s.max_total_tokens) + BLOCK for s in servers]  # prompt and answer are rounded up apart
+    least = min(max(s.max_batch_prefill_tokens, n) for s, n in zip(servers, whole, strict=True))
+    most = max(s.max_concurrent_requests * n for s, n in zip(servers, whole, strict=True))
+    return max(low, least), max(low, least, most)
 
 
 def known_budget(run: Run) -> int | None:

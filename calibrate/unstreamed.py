@@ -7,6 +7,7 @@ down few parameters, so the draws stay wide, and say so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from calibrate.budget import BEYOND, known_budget
+from calibrate.budget import known_budget, unseen
 from calibrate.laws import HalfNormal, Law, LogNormal, Uniform
 from calibrate.search import Found, search
 from sim import metrics
@@ -202,24 +203,25 @@ def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict
     unknown = [(r, p) for r, p in zip(runs, scored, strict=True) if _is_unknown(r)]
     if not unknown:
         return {}, []
-    low = high = 0.0
+    low = 0.0
     for run, places in unknown:
         ok = pd.concat([_ended_in(run, rung) for rung in places])
-        sent, first, last = (ok[c].to_numpy() for c in ("sent", "first_token", "last_token"))
+        first, last = (ok[c].to_numpy() for c in ("first_token", "last_token"))
         prompt, new = ok["prompt_tokens"].to_numpy(), ok["max_new_tokens"].to_numpy()
         held = np.array([ceil_block(n) for n in (prompt + new - 1).tolist()])
         let_in = [ceil_block(p) + ceil_block(m) for p, m in zip(prompt.tolist(), new.tolist(), strict=True)]
         # a request that is only known to have ended held its tokens in that instant
         low = max(low, _most(np.where(np.isnan(first), last, first), last, held), *let_in)
-        high = max(high, BEYOND * _most(sent, last, held))
     said = [r.server.max_batch_total_tokens for r, _ in unknown]
     bounds = [b for b in said if isinstance(b, Bounds)]
     if bounds:
-        low, high = max(low, *(b.low for b in bounds)), min(b.high for b in bounds)
-    high = max(low, high)
-    return {BUDGET: Uniform(low, high)}, [
-        f"max_batch_total_tokens is not told, only bounded: drawn from {low:.0f}, which surely ran at once, to "
-        f"{high:.0f}, as far as the latencies allow"
+        low = max(low, *(b.low for b in bounds))
+        high = max(low, min(b.high for b in bounds))
+    else:
+        low, high = unseen([run.server for run, _ in unknown], math.ceil(low))
+    return {BUDGET: _LogUniform(low, high)}, [
+        f"max_batch_total_tokens is not told, only bounded: drawn from {low:.0f} to {high:.0f}, as far as the "
+        "latencies allow"
     ]
 
 

@@ -1,5 +1,7 @@
 """The token budget is read from what a recorded router let in and what it left in its queue."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibrate.budget import Bounds, fit_budget, known_budget
+from calibrate.budget import Bounds, fit_budget, known_budget, unseen
+from calibrate.fit import calibrate_runs
 from calibrate.steps import rebuild
+from scenarios.compare import compare, forecast_run
 from sim.run import Run, read_run
+from sim.server import ServerConfig
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -52,9 +57,37 @@ def test_where_it_never_bound_nothing_bounds_it_from_above(name):
 
 def test_rungs_held_out_are_not_looked_at():
     run = hidden("tgi-0.9.4-router-http/long")
-    low, _, doubts = found(run, rungs=[0, 1, 2])
-    assert low < 8000  # what four users may hold
-    assert "never bound" in doubts[0]
+    low, high, doubts = found(run, rungs=[0, 1, 2])
+    said = re.match(r"max_batch_total_tokens is at least (\d+); it never bound", doubts[0])
+    assert said is not None and int(said[1]) < 8000  # what four users may hold
+    assert low >= run.server.max_batch_prefill_tokens  # the warm-up's, which had room
+    assert low <= 36000 <= high
+
+
+def test_a_budget_that_never_bound_does_not_bind_what_was_not_measured():
+    """Fitted on up to four users, with a budget of twice what they held, 32 users got a fifth of their throughput."""
+    run = hidden("tgi-0.9.4-router-http/short")
+    calibration = calibrate_runs([run], rungs=[{0, 1, 2}])
+    budget = calibration.parameters["max_batch_total_tokens"]
+    assert budget.low <= 36000 <= budget.high
+    with ThreadPoolExecutor(1) as executor:
+        rows = compare(run, forecast_run(run, calibration, executor, replicates=19)).rows
+    errors = {row.load: abs(row.relative_error or 0.0) for row in rows if row.metric == "rps"}
+    assert errors[32] < 0.1
+
+
+def test_a_server_that_pads_and_never_bound_has_the_routers_default():
+    low, high, _ = found(hidden("tgi-0.9.4-cpu/short"))
+    assert (low, high) == (16000, 16000)
+
+
+def test_of_several_servers_the_budget_is_what_any_of_them_may_have():
+    small = ServerConfig(max_batch_prefill_tokens=1024, max_input_length=512, max_total_tokens=1000)
+    large = ServerConfig(max_batch_prefill_tokens=8192, max_concurrent_requests=64)
+    assert unseen([small], 300) == (1024, 128 * 1024)  # 1,008 in whole blocks, and one more for the answer's own
+    assert unseen([small, large], 2000) == (2000, 64 * 2064)
+    assert unseen([large], 300) == (8192, 64 * 2064)
+    assert unseen([small], 10**6) == (10**6, 10**6)
 
 
 def test_requests_that_were_not_yet_there_do_not_outvote_the_rest():
@@ -82,3 +115,4 @@ def test_the_bounds_are_those_the_fewest_looks_speak_against():
     assert Bounds(fitted=[10, 30]).most_agreed() == (30, None, 0)
     assert Bounds(fitted=[10, 30, 30, 31], refused=[20, 50, 50]).most_agreed() == (31, 49, 1)
     assert Bounds(fitted=[10, 30, 60], refused=[50, 50, 52]).most_agreed() == (30, 49, 1)
+    assert Bounds(fitted=[100], refused=[50, 60, 70]).most_agreed() == (100, None, 3)  # something was let in
