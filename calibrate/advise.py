@@ -24,7 +24,7 @@ from sim.calibration import Calibration, Noise
 from sim.forms import step_time
 from sim.ladder import climb
 from sim.model import draw_model
-from sim.scenario import Load, Scenario
+from sim.scenario import Scenario
 from sim.steps import DECODE, PREFILL
 from sim.workload import Pairs, Workload
 
@@ -192,7 +192,9 @@ def _mean(machine: Calibration, steps: pd.DataFrame) -> float:
 
 
 def _at(scenario: Scenario, workload: Workload, users: int, seconds: float) -> Scenario:
-    load = Load(users=[users], seconds=seconds, spawn_rate=max(1.0, users / 2))
+    load = msgspec.structs.replace(
+        scenario.load, users=[users], rate=None, trace=False, seconds=seconds, spawn_rate=max(1.0, users / 2)
+    )
     return msgspec.structs.replace(scenario, workload=workload, load=load)
 
 

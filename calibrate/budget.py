@@ -143,7 +143,7 @@ def _look(run: Run, schedule: Schedule, bounds: Bounds) -> None:
             since = 1
             continue
         if len(batch):
-            batch.advance(min(1, batch.steps_to_finish))
+            batch.advance(1)
         since += 1
 
 

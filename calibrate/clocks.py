@@ -152,4 +152,4 @@ def _lognormal(mean: float, sd: float) -> list[float]:
 
     variance = np.log1p((sd / mean) ** 2)
     q = np.exp(np.log(mean) - variance / 2 + np.sqrt(variance) * ndtri(np.clip(TABLE, 0.01, 0.99)))
-    return [round(x, 6) for x in (q * mean / q.mean()).tolist()]
+    return [round(x, 6) for x in (q * mean / Delay(quantiles=q.tolist()).mean).tolist()]

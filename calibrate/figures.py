@@ -84,6 +84,14 @@ def resolve(scenario: Scenario) -> list[Figure]:
                     "expected a number of tokens: the figure's, or the workload's", key=f"published[{i}].{name}"
                 )
             lengths[name] = value
+        permits = scenario.server.max_concurrent_requests
+        if figure.users is not None and figure.users > permits:
+            raise BadInput(
+                f"expected at most server.max_concurrent_requests ({permits}): more are refused",
+                key=f"published[{i}].users",
+            )
+        if is_alone(figure) and lengths["output_tokens"] < 2:
+            raise BadInput("expected 2 or more: one token shows no decode step", key=f"published[{i}].output_tokens")
         figures.append(msgspec.structs.replace(figure, **lengths))
     if not figures:
         raise BadInput("expected at least one figure to fit", key="published")
@@ -100,7 +108,7 @@ def alone_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float
     terms = {"a0": one, "a1": of.prompt_tokens * one, "a2": of.prompt_tokens**2 * one, "a3": one}
     terms |= {"b0": steps, "b1": steps, "b2": contexts, "b3": contexts}
     clocks = CLOCKS.uplink, CLOCKS.downlink
-    return terms, sum(float(np.mean(law.quantiles)) + law.per_token * of.prompt_tokens for law in clocks)
+    return terms, sum(law.mean + law.per_token * of.prompt_tokens for law in clocks)
 
 
 @dataclass(frozen=True)

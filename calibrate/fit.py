@@ -75,6 +75,8 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
     if not told and isinstance(budget, int):
         drawn["max_batch_total_tokens"] = np.full(DRAWS, float(budget))
     meanings = MEANING | {"max_batch_total_tokens": ("tokens", BUDGET)}
+    used = [rung for run, only in chosen for i, rung in enumerate(run.rungs) if only is None or i in only]
+    users = [rung.users for rung in used if rung.users is not None]
     return Calibration(
         source=Source(door="run", files=_files(runs), note="fitted through the simulator: answers were not streamed"),
         model="padded" if padded else "affine",
@@ -82,10 +84,8 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         draws={name: [float(f"{v:.6g}") for v in x] for name, x in drawn.items()},
         range={
             "prompt_tokens": _span(np.concatenate([run.requests["prompt_tokens"].to_numpy() for run in runs])),
-            "users": _span(
-                np.array([g.load for run, only in chosen for i, g in enumerate(run.rungs) if only is None or i in only])
-            ),
-        },
+        }
+        | ({"users": _span(np.array(users))} if users else {}),
         server=[_flags(run) for run in runs],
         noise=UNSTREAMED_NOISE,
         clocks=ASSUMED,
@@ -119,7 +119,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     u0, u1 = (regression.names.index(u) for u in CLIENT)
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
-    there = float(np.mean(clocks.uplink.quantiles))
+    there = clocks.uplink.mean
     ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0)
     parameters["uplink"] = parameter(there, ways, "s", "way to the server")
     draws["uplink"] = [float(f"{x:.6g}") for x in ways]

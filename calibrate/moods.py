@@ -66,7 +66,7 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
 
     off = summed(rows.seconds - predicted)
     alone = rows.seconds - predicted * (1 + _filled(off, seen)[block])  # without the mood of its block
-    own = summed(alone**2) / total[seen]
+    own = summed(_single(alone / predicted, block, rows.prefill) * predicted**2) / total[seen]
     matrix = np.stack([summed(column) for column in design(rows, regression.form, regression.names).T], axis=1)
     first = np.unique(block, return_index=True)[1]
     time, rung, run = rows.table["end"].to_numpy()[first], rows.rung[first], rows.run[first]
@@ -113,6 +113,19 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
 
 
 _START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])
+
+
+def _single(alone: Floats, block: NDArray[np.int64], prefill: NDArray[np.bool_]) -> Floats:
+    """The variance of a single step of each row's kind, relative. All blocks share one: a block of a few steps does not
+    know its own, and one of a single step would count as certain."""
+    count = np.bincount(block)[block]
+    several = count > 1
+    variance = np.zeros(len(alone))
+    for kind in (True, False):
+        of = (prefill == kind) & several
+        if of.any():
+            variance[prefill == kind] = float((alone[of] ** 2 * count[of] / (count[of] - 1)).mean())
+    return variance
 
 
 def _cells(rows: Rows) -> NDArray[np.int64]:

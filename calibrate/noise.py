@@ -33,7 +33,10 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
     if plain.sum() < 100:
         return Noise(prefill=_table(factor[whole]), decode=_table(factor[plain]))
     time, rung = rows.table["end"].to_numpy()[plain], rows.rung[plain]
-    fast = factor[plain] / _slow(factor[plain], time, rung) if moods.drift > NOTHING else factor[plain]
+    fast = factor[plain]
+    if moods.drift > NOTHING:
+        fast, known = _without_slow(fast, time, rung)
+        fast, rung = fast[known], rung[known]
     fast, roughness = _usual(fast, rung)
     memory, steps = _memory(fast, rung)
     return Noise(
@@ -48,11 +51,16 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
     )
 
 
-def _slow(factor: Floats, time: Floats, rung: Ints) -> Floats:
-    """The mean factor of the cell of time in which every row lies."""
+def _without_slow(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+    """The factors without the mean of the cell of time in which each lies, and which of them that leaves something of:
+    a step that is alone in its cell is that mean. The mean took a share of every deviation with it, which is given
+    back."""
     keys = np.stack([rung, (time // CELL_SECONDS).astype(np.int64)])
     cell = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
-    return np.asarray((np.bincount(cell, weights=factor) / np.bincount(cell))[cell])
+    count = np.bincount(cell)
+    mean = np.bincount(cell, weights=factor) / count
+    whole = np.sqrt(count / np.maximum(count - 1, 1))
+    return 1 + (factor / mean[cell] - 1) * whole[cell], count[cell] > 1
 
 
 def _usual(factor: Floats, rung: Ints) -> tuple[Floats, float]:
@@ -69,7 +77,8 @@ def _usual(factor: Floats, rung: Ints) -> tuple[Floats, float]:
         return factor, 0.0
     logs = np.log(spread[known])
     scale = np.where(known, np.exp(logs.mean()) / np.where(known, spread, 1.0), 1.0)
-    return mean[rung] + away * scale[rung], float(logs.std(ddof=1))
+    by_chance = float((0.5 / (count[known] - 1)).mean())  # of the log of a spread that so few steps tell
+    return mean[rung] + away * scale[rung], float(np.sqrt(max(logs.var(ddof=1) - by_chance, 0.0)))
 
 
 def _memory(factor: Floats, rung: Ints) -> tuple[float, float]:
@@ -78,12 +87,14 @@ def _memory(factor: Floats, rung: Ints) -> tuple[float, float]:
     variance = float((spread**2).mean())
     if variance <= 0:
         return 0.0, 1.0
-    resemblance = np.array(
-        [float((spread[k:] * spread[:-k])[rung[k:] == rung[:-k]].mean()) / variance for k in _LAGS.tolist()]
-    )
+    pairs = [(spread[k:] * spread[:-k])[rung[k:] == rung[:-k]] for k in _LAGS.tolist()]
+    lags = _LAGS[[len(products) >= _ROWS for products in pairs]]
+    if not len(lags):
+        return 0.0, 1.0
+    resemblance = np.array([float(pairs[k - 1].mean()) / variance for k in lags.tolist()])
     best, share, steps = np.inf, 0.0, 1.0
     for candidate in np.geomspace(1.0, 60.0, 30).tolist():
-        shape = np.exp(-_LAGS / candidate)
+        shape = np.exp(-lags / candidate)
         level = float(np.clip(shape @ resemblance / (shape @ shape), 0.0, 0.98))
         error = float(((resemblance - level * shape) ** 2).sum())
         if error < best:

@@ -27,7 +27,7 @@ def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None 
     """
     rows = rows_of([run], [rebuild(run, rungs)])
     form, clocks = step_time(calibration.model, calibration.values), calibration.clocks
-    way = float(np.mean(clocks.uplink.quantiles) + np.mean(clocks.downlink.quantiles))
+    way = clocks.uplink.mean + clocks.downlink.mean
     predicted = np.empty(len(rows.table))
     steps: Iterator[Any] = rows.table.itertuples(index=False)
     for i, step in enumerate(steps):

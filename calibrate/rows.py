@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from calibrate.steps import Schedule
 from calibrate.way import way_between
+from sim.errors import NotEnoughData
 from sim.forms import LEVEL
 from sim.run import Run, Rung
 
@@ -50,7 +51,8 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
     """The usable steps of all runs.
 
     Left out: the first step of a run, for which the server may have had to finish what it did before; with a doubt,
-    steps whose tokens came in a lump, and rungs whose client was too busy to time anything.
+    steps whose tokens came in a lump, and rungs whose client was too busy to time anything. `NotEnoughData` where no
+    decode step is left.
     """
     doubts: list[str] = []
     tables = []
@@ -62,7 +64,8 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         usable = (steps["seen"] | idle) & steps["used"]
         lumped = _lumped(steps) & usable
         usable &= ~lumped & (steps["seconds"] > 0)
-        if (share := lumped.sum() / max(1, int(steps["used"].sum()))) > _NOTED:
+        count = max(1, int(steps["used"].sum()))
+        if (share := lumped.sum() / count) > _NOTED:
             doubts.append(
                 f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
                 "others (a client that was held up, or something on the way that gathers them)"
@@ -73,7 +76,7 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
             usable &= ~dropped
             loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
             doubts.append(
-                f"{run.name}: {dropped.sum() / len(steps):.0%} of the steps are left out, those at load {loads}: "
+                f"{run.name}: {dropped.sum() / count:.0%} of the steps are left out, those at load {loads}: "
                 "the client was too busy to time them"
             )
         elif limited:
@@ -82,6 +85,10 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
             )
         tables.append(steps[usable].assign(idle=idle[usable], run=number))
     table = pd.concat(tables, ignore_index=True)
+    if not (table["kind"] == "decode").any():
+        raise NotEnoughData(
+            f"{', '.join(run.name for run in runs)}: no load to be fitted shows a decode step from end to end"
+        )
     rung = _numbered(table["run"].to_numpy(), table["rung"].to_numpy())
     block = _numbered(rung, (table["end"].to_numpy() // BLOCK_SECONDS).astype(np.int64))
     return Rows(

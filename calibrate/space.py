@@ -83,7 +83,8 @@ class Space:
     def latencies(self, scores: Floats) -> Floats:
         """The lone-user latencies that these machines show, s: (figures, n)."""
         places = laws.Uniform(-1.0, 1.0).at(scores[:, len(self.free) :])
-        return np.array([f.value + f.rounding * places[:, i] for i, f in enumerate(self.alone)])
+        shown = [f.value + f.rounding * places[:, i] for i, f in enumerate(self.alone)]
+        return np.array(shown).reshape(len(self.alone), len(scores))
 
     @cached_property
     def _densest(self) -> float:

@@ -143,7 +143,11 @@ class Ascent:
             self.screen.say(f"all that was measured is in {self.journal.path}; --resume goes on from there")
 
     def _hear_witness(self) -> None:
-        for number, doubts in disagreements(read_run(self.journal.path)).items():
+        try:
+            found = disagreements(read_run(self.journal.path))
+        except UserError:  # nothing was recorded: what ended the run has more to say than its files
+            return
+        for number, doubts in found.items():
             fresh = [doubt for doubt in doubts if doubt not in self.journal.rungs[number]["doubts"]]
             self.journal.rungs[number]["doubts"] += fresh
             for doubt in fresh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -58,7 +59,7 @@ class Endpoint:
             return e.code, e.read()
         except urllib.error.URLError as e:
             raise Unreachable(f"{self.url}: no server answers ({e.reason})") from e
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, http.client.HTTPException) as e:
             raise Unreachable(f"{self.url}: no server answers ({e})") from e
 
 

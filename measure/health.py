@@ -28,7 +28,6 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     info: dict[str, Any] | None = None
     metrics: bool = False
     model: str | None = None
-    doubts: list[str] = []
 
 
 def look(endpoint: Endpoint, model: str | None = None) -> Server:
@@ -135,4 +134,4 @@ def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> lis
         )
     if server.api == "tgi" and not str(info.get("version", "")).startswith("0.9.4"):
         doubts.append(f"the server is TGI {info.get('version')}, the simulated one 0.9.4")
-    return doubts + server.doubts
+    return doubts

@@ -13,10 +13,9 @@ from typing import Any
 
 from measure.precision import CYCLES
 from measure.watch import Watch, Window
-from sim.scenario import Load
+from sim.scenario import Load, least_completions
 
 PRECISE = 0.02  # relative half-width of tokens/s, 95 %
-LEAST_COMPLETIONS, LEAST_PER_USER = 30, 4
 ERRORS_LIMIT = 0.01
 ATTAINED = 0.99
 KEPT_UP = 0.95  # answers of arrivals, beyond two standard errors of a Poisson stream
@@ -86,12 +85,13 @@ class Climb:
         assert self.settled is not None
         fixed = self._load.seconds
         if self._span is not None:
-            fixed = self.start + self._span - self.settled if fixed is None else min(fixed, self._span)
+            left = self.start + self._span - self.settled
+            fixed = left if fixed is None else min(fixed, left)
         if fixed is not None:
             if now >= self.settled + fixed:
                 self.end = self.settled + fixed
             return f"measuring for {max(0.0, self.settled + fixed - now):.0f} s more"
-        least = max(LEAST_COMPLETIONS, LEAST_PER_USER * (self.users or 0))
+        least = least_completions(self.users or 0)
         done = window.completions if window is not None else 0
         half = window.half_width if window is not None else float("inf")
         wanting = []

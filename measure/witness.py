@@ -87,7 +87,7 @@ def disagreements(run: Run) -> dict[int, list[str]]:
         doubts = []
         if abs(seen.number / said.number - 1) > AGREE:
             doubts.append(f"the streams show {seen.number:.0f} steps, the server counted {said.number:.0f}")
-        if abs(seen.decode / said.decode - 1) > AGREE:
+        if said.decode > 0 and abs(seen.decode / said.decode - 1) > AGREE:
             ms = f"{1000 * seen.decode:.2f} ms by the streams, {1000 * said.decode:.2f} ms by the server's metrics"
             doubts.append(f"a decode step takes {ms}")
         if doubts:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from scenarios.cli import FAILED, command, existing
+from scenarios.cli import FAILED, command, existing, writable
 from scenarios.load import load, shipped
 from scenarios.options import csv_option, doubt, json_option, say, simulation_options, working
 from sim.errors import BadInput
@@ -61,12 +61,14 @@ def schema() -> None:
 @command("servecast simulate llama2-70b-1500-100 --set server.max_batch_prefill_tokens=4096")
 @scenario_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write DIR/NAME/forecast.json and DIR/NAME/run/.")
+@click.option("--steps", is_flag=True, help="With -o: the steps of the run, too (steps.jsonl).")
 @simulation_options
 @json_option
 @csv_option
 def simulate(
     scenarios: tuple[str, ...],
     output: Path | None,
+    steps: bool,
     sets: tuple[str, ...],
     seed: int,
     replicates: int,
@@ -80,7 +82,9 @@ def simulate(
 
     if as_json and as_csv:
         raise BadInput("expected one of --json and --csv")
-    found = forecasts(scenarios, sets, seed, replicates, jobs, output)
+    if steps and output is None:
+        raise BadInput("expected -o DIR with it, where the run is written", path="--steps")
+    found = forecasts(scenarios, sets, seed, replicates, jobs, output, steps=steps)
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found[0] if len(found) == 1 else found), indent=1).decode())
     elif as_csv:
@@ -143,7 +147,14 @@ def largest_load(forecast: Forecast) -> float | None:
 
 
 def forecasts(
-    names: tuple[str, ...], sets: tuple[str, ...], seed: int, replicates: int, jobs: int | None, output: Path | None
+    names: tuple[str, ...],
+    sets: tuple[str, ...],
+    seed: int,
+    replicates: int,
+    jobs: int | None,
+    output: Path | None,
+    *,
+    steps: bool = False,
 ) -> list[Forecast]:
     """Forecast scenarios one after another; what one of them is fitted to is fitted once."""
     from scenarios.doors import calibration_of
@@ -157,8 +168,7 @@ def forecasts(
         for folder in folders:
             if (folder / "run").exists():
                 raise BadInput("exists already, and a run is never overwritten", path=folder / "run")
-        for folder in folders:
-            existing(folder / "forecast.json")
+            writable(folder / "forecast.json")
     made = []
     known: dict[bytes, Calibration] = {}
     with working(jobs) as (executor, commentary):
@@ -186,8 +196,8 @@ def forecasts(
                 from sim.run import write_run
 
                 folder = output / scenario.name
-                write_forecast(folder / "forecast.json", forecast)
-                write_run(central_run(scenario, calibration, seed), folder / "run")
+                write_forecast(existing(folder / "forecast.json"), forecast)
+                write_run(central_run(scenario, calibration, seed), folder / "run", steps=steps)
     return made
 
 

@@ -6,6 +6,7 @@ A complaint says what was expected and what was found; the caller knows the file
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,10 @@ def _load(load: Load, workload: Workload, fail: Fail) -> None:
         raise fail((*at, ways[0]), "expected at least one rung, found an empty list")
     for i, rung in enumerate(ladder or []):
         _above_zero(rung, (*at, ways[0], i), fail)
-    for i, (before, after) in enumerate(zip(load.users or [], (load.users or [])[1:], strict=False), 1):
-        if after <= before:  # users are added to those already running
-            raise fail((*at, "users", i), f"expected more users than the rung before ({before}), found {after}")
+    for i, (before, after) in enumerate(pairwise(ladder or []), 1):
+        if after <= before:  # users are added to those already running, and corners are read off rising loads
+            what = "users" if ways[0] == "users" else "requests/s"
+            raise fail((*at, ways[0], i), f"expected more {what} than the rung before ({before:g}), found {after:g}")
     if load.trace and workload.trace is None:
         raise fail((*at, "trace"), "expected a workload.trace to take the arrivals from")
     if isinstance(load.arrivals, Gamma):
@@ -172,8 +174,9 @@ def _load(load: Load, workload: Workload, fail: Fail) -> None:
         known(load.arrivals, ("poisson", "constant", "gamma"), "arrivals", (*at, "arrivals"), fail)
         if load.arrivals == "gamma":
             raise fail((*at, "arrivals"), "expected its burstiness with it: {gamma: {cv: 2}}")
-    _positive(load, at, ("spawn_rate", "seconds", "max_seconds"), fail)
-    _not_negative(load, at, ("think", "retry", "settle"), fail)
+    # who is refused and asks again at once would ask for ever in no time
+    _positive(load, at, ("spawn_rate", "seconds", "max_seconds", "retry"), fail)
+    _not_negative(load, at, ("think", "settle"), fail)
 
 
 def _fits(s: Scenario, fail: Fail) -> None:

@@ -25,7 +25,7 @@ from sim import metrics
 from sim.calibration import Calibration
 from sim.curve import band
 from sim.errors import NotEnoughData
-from sim.model import draw_model
+from sim.model import draw_model, drawing
 from sim.replay import replay, with_users
 from sim.run import Run, read_run, write_atomic
 
@@ -104,7 +104,7 @@ class Replicate:
 
     def __call__(self) -> pd.DataFrame:
         """Its metrics and circumstances, one row a rung."""
-        model = draw_model(self.calibration, self.run.server, np.random.default_rng([self.seed, self.number]))
+        model = draw_model(self.calibration, self.run.server, drawing(self.seed, self.number))
         return described(replay(self.run, model, (self.seed, self.number)), model.server)
 
 
@@ -353,7 +353,7 @@ def _effective(errors: np.ndarray) -> float:
         return float(n)
     x = errors - errors.mean()
     rho = float(np.clip((x[1:] * x[:-1]).sum() / (x * x).sum(), 0.0, 0.99))
-    return n * (1 - rho) / (1 + rho)
+    return max(1.0, n * (1 - rho) / (1 + rho))
 
 
 def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:
@@ -375,7 +375,11 @@ def _repeat_errors(
     found: dict[tuple[int, str], float] = {}
     doubts = []
     for other in repeats:
-        again = metrics.table(other).set_index("load")
+        again = metrics.table(other)
+        if again.empty:
+            doubts.append(f"{other.name} does not repeat {run.name}: it has no whole window")
+            continue
+        again = again.set_index("load")
         common = measured[measured["load"].isin(again.index)]
         if other.scenario.workload != run.scenario.workload or common.empty:
             why = "has no load in common with it" if common.empty else "asked for other lengths"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,30 +24,52 @@ WORDS = {
 }
 
 
-def extrapolated(calibration: Calibration, rung: pd.Series) -> list[str]:
-    """What a rung does beyond the calibrated range, in words; `rung` holds medians of the columns of `replicate`."""
+def above(calibration: Calibration, rung: pd.Series, unit: str) -> list[str]:
+    """What a rung does beyond the upper end of the calibrated range, in words; `rung` holds medians of the columns of
+    `replicate`, `unit` is its load's."""
     found = []
-    for name, words in WORDS.items():
-        value = float(rung["load"] if name == "users" else rung[f"max_{name}"])
-        if name in calibration.range and value > SLACK * calibration.range[name][1]:
-            found.append(f"{words.format(value)} (calibrated up to {calibration.range[name][1]:,.0f})")
+    for name, value in _asked(rung, unit, WORDS).items():
+        most = calibration.range.get(name, (0.0, np.inf))[1]
+        if value > SLACK * most:
+            found.append(f"{_words(name, value)} (calibrated up to {most:,.0f})")
     return found
+
+
+def below(calibration: Calibration, rung: pd.Series, unit: str) -> dict[str, float]:
+    """What lies under the lower end of the calibrated range, of what a ladder does not pass on its way up: its users,
+    and its prompts."""
+    asked = _asked(rung, unit, ("users", "prompt_tokens"))
+    return {name: x for name, x in asked.items() if SLACK * x < calibration.range.get(name, (0.0, 0.0))[0]}
+
+
+def _asked(rung: pd.Series, unit: str, names: Iterable[str]) -> dict[str, float]:
+    users = {"users": float(rung["load"])} if unit == "users" else {}  # a rate is no number of users
+    return {name: float(rung[f"max_{name}"]) for name in names if name != "users"} | users
+
+
+def _words(name: str, value: float) -> str:
+    return named(value, "users") if name == "users" else WORDS[name].format(value)
 
 
 def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[str]:
     """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
-    unit = unit_of(run.scenario)
-    rungs = [rung for _, rung in pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True).iterrows()]
+    rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
     found = [*calibration.doubts, *_other_machine(run.scenario, calibration), *_other_padding(run.server, calibration)]
-    found += _from_on(
-        [extrapolated(calibration, rung) for rung in rungs], [float(rung["load"]) for rung in rungs], unit
-    )
-    for name, column in (("users", "load"), ("prompt_tokens", "max_prompt_tokens")):
-        low = calibration.range.get(name, (0.0, 0.0))[0]
-        below = max((x for rung in rungs if SLACK * (x := float(rung[column])) < low), default=None)
-        if below is not None and (name != "users" or unit == "users"):
-            words = named(below, unit) if name == "users" else WORDS[name].format(below)
-            found.append(f"extrapolated: {words} (calibrated from {low:,.0f} on)")
+    return found + beyond(calibration, rungs, unit_of(run.scenario))
+
+
+def beyond(calibration: Calibration, rungs: pd.DataFrame, unit: str) -> list[str]:
+    """From which load on, and up to which, the calibrated range is left; `rungs` are medians over replicates."""
+    found = []
+    rows = [rung for _, rung in rungs.iterrows()]
+    over, under = [above(calibration, rung, unit) for rung in rows], [below(calibration, rung, unit) for rung in rows]
+    if any(over):
+        first = next(rung for rung, words in zip(rows, over, strict=True) if words)
+        most = max(over, key=lambda words: len(words))
+        found.append(f"extrapolated from {named(float(first['load']), unit)} on: {'; '.join(most)}")
+    for name in dict.fromkeys(name for values in under for name in values):
+        value = max(values[name] for values in under if name in values)
+        found.append(f"extrapolated: {_words(name, value)} (calibrated from {calibration.range[name][0]:,.0f} on)")
     return found
 
 
@@ -61,7 +83,6 @@ def doubts(
     scenario: Scenario,
     calibration: Calibration,
     rungs: pd.DataFrame,
-    beyond: Sequence[list[str]],
     growing: Sequence[bool],
 ) -> list[str]:
     """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung."""
@@ -69,7 +90,7 @@ def doubts(
     found = list(scenario.doubts)
     found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
     loads = [float(load) for load in rungs["load"]]
-    found += _from_on(beyond, loads, unit)
+    found += beyond(calibration, rungs, unit)
     if any(growing):
         first = list(growing).index(True)
         found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")
@@ -99,17 +120,11 @@ def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list
     return found
 
 
-def _from_on(beyond: Sequence[list[str]], loads: Sequence[float], unit: str) -> list[str]:
-    first = next((i for i, words in enumerate(beyond) if words), None)
-    if first is None:
-        return []
-    most = max(beyond, key=len)
-    return [f"extrapolated from {named(loads[first], unit)} on: {'; '.join(most)}"]
-
-
 def _other_padding(server: ServerConfig, calibration: Calibration) -> list[str]:
     """Padded batches cost more, and their step times have another form; only runs say which they were."""
     known = {bool(flags["requires_padding"]) for flags in calibration.server if "requires_padding" in flags}
+    if not known and server.requires_padding and calibration.model.startswith("affine"):
+        return ["this server pads its batches; nothing says that the calibrated one did"]
     if not known or server.requires_padding in known:
         return []
     if server.requires_padding:

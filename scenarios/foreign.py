@@ -7,6 +7,7 @@ A run keeps what the tool's data allow, and its doubts say what they do not.
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _text(path: Path) -> str:
         raise BadInput(f"missing; {KNOWN}", path=path) from e
     except UnicodeDecodeError as e:
         raise BadInput(f"not UTF-8 text; {KNOWN}", path=path) from e
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise BadInput(f"cannot be read ({e}); {KNOWN}", path=path) from e
 
 

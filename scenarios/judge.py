@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from scenarios.cli import FAILED, command, existing
+from scenarios.cli import FAILED, command, existing, writable
 from scenarios.options import doubt, jobs_option, json_option, replicates_option, say, seed_option, set_option, working
 from sim.errors import BadInput
 from sim.shape import nearest
@@ -60,11 +60,11 @@ def calibrate(
     if where and not all(Path(source).suffix == ".csv" for source in sources):
         raise BadInput("expected only with tables, whose rows it chooses", path="--where")
     if output is not None:
-        existing(output)  # what cannot be written is better known now
+        writable(output)
     runs = _runs(sources)
     calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
-        write_calibration(output, calibration)
+        write_calibration(existing(output), calibration)
     if as_json:
         say(msgspec.json.encode(calibration).decode())
     else:
@@ -192,7 +192,7 @@ def compare(
 
     limits = dict(_tolerance(text) for text in tolerances)
     if output is not None:
-        existing(output / "comparison.json")
+        writable(output / "comparison.json")
     found = _compare(sources, calibrated, held_out, repeats, limits, replicates, seed, jobs)
     if output is not None:
         _write(output, found)
@@ -210,7 +210,7 @@ def _write(folder: Path, comparison: Comparison) -> None:
     from scenarios.report import page
     from sim.run import write_atomic
 
-    write_comparison(folder / "comparison.json", comparison)
+    write_comparison(existing(folder / "comparison.json"), comparison)
     title = f"{comparison.measured} against {comparison.simulated}"
     write_atomic(folder / "report.html", page([comparison], {}, title).encode())
 
@@ -373,8 +373,8 @@ def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
     from scenarios.report import page, read_item
     from sim.run import read_run, write_atomic
 
+    writable(output)
     items = [read_item(path) for path in sources]
-    existing(output)
     runs: dict[str, Run] = {}
     for path, item in zip(sources, items, strict=True):
         beside = (path if path.is_dir() else path.parent) / "run"
@@ -382,5 +382,5 @@ def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
             run = read_run(beside)
             if run.kind == "simulated":  # not the measured one that a forecast was fitted to
                 runs[item.name] = run
-    write_atomic(output, page(items, runs, title).encode())
+    write_atomic(existing(output), page(items, runs, title).encode())
     say(str(output))

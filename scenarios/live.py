@@ -154,6 +154,9 @@ def run(
     from sim.run import read_run, write_atomic
 
     asked = load(scenario, *sets)
+    listed = asked.load.users or asked.load.rate or ([0] if asked.load.trace else None)
+    if listed is not None and len(listed) < 2:
+        raise BadInput("expected at least two loads: some to fit and some to score", path=scenario, key="load")
     measured = read_run(climb(asked, url, output / "run", resume=resume, seed=seed))
     out = console()
     with working(jobs) as (executor, commentary):

@@ -76,7 +76,7 @@ def first_tokens(forecast: Forecast) -> bytes:
 def over_time(run: Run) -> bytes:
     """RPS, response times and users over a run's time, as load generators plot them."""
     requests = run.requests[run.requests["status"] == "ok"]
-    end = float(max(rung.end for rung in run.rungs))
+    end = float(np.nanmax([rung.end for rung in run.rungs]))  # a rung that was broken off has none
     e2e = requests["last_token"] - requests["scheduled"]
     width = max(end / BINS, float(e2e.median()) if len(e2e) else 0.0)
     edges = np.arange(0.0, end, width)
@@ -288,11 +288,10 @@ def _curve(ax: Axes, rows: Sequence[Row], colour: str, label: str, scale: float 
     load = [row.load for row in known]
     low, value, high = ([scale * getattr(row, part) for row in known] for part in ("low", "value", "high"))
     ax.fill_between(load, low, high, color=colour, alpha=0.16, lw=0)
-    inside = sum(not row.extrapolated for row in known)
-    ax.plot(load[:inside], value[:inside], color=colour, label=label)
-    if inside < len(known):
-        start = max(0, inside - 1)
-        ax.plot(load[start:], value[start:], color=colour, ls=(0, (4, 2)), label=None if inside else label)
+    if any(row.extrapolated for row in known):
+        ax.plot(load, value, color=colour, ls=(0, (4, 2)))
+    inside = [np.nan if row.extrapolated else at for row, at in zip(known, value, strict=True)]
+    ax.plot(load, inside, color=colour, label=label)
 
 
 def _corner(ax: Axes, forecast: Forecast, what: str) -> None:

@@ -115,7 +115,7 @@ def assemble(
     if not any(a.status == OK for s in stretches for a in s.answers):
         raise BadInput(f"no request of it succeeded; expected results of {tool} with at least one answer", path=path)
     for before, after in pairwise(stretches):
-        if anew and after.began < max(a.ended for a in before.answers):
+        if anew and after.began < max((a.ended for a in before.answers), default=before.began):
             raise BadInput("two of its benchmarks overlap in time; expected one after the other", path=path)
     zero = stretches[0].began
     answers = [a for s in stretches for a in s.answers]
@@ -177,7 +177,7 @@ def _rung(stretch: Stretch, zero: float) -> Rung:
 def _doubts_of(stretch: Stretch) -> list[str]:
     answers, seconds = stretch.answers, stretch.end - stretch.settled
     doubts = []
-    if stretch.users is not None:
+    if stretch.users is not None and seconds > 0:
         inside = (min(a.ended, stretch.end) - max(a.sent, stretch.settled) for a in answers)
         busy = sum(max(0.0, overlap) for overlap in inside) / seconds
         if busy < BUSY * stretch.users:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from scenarios.binding import binding
 from scenarios.cost import costs
-from scenarios.doubts import doubts, extrapolated, several_patterns, unstable
+from scenarios.doubts import above, below, doubts, several_patterns, unstable
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
 from sim import curve
@@ -82,19 +82,19 @@ def summarise(
 ) -> Forecast:
     """What the replicates (`tables` of `replicate`, one for each of `tasks`) say together."""
     rungs = pd.concat(tables, ignore_index=True).groupby("rung", sort=True).median(numeric_only=True)
-    beyond = [extrapolated(calibration, rung) for _, rung in rungs.iterrows()]
+    unit = unit_of(scenario)
+    outside = [bool(above(calibration, rung, unit) or below(calibration, rung, unit)) for _, rung in rungs.iterrows()]
     growing = [unstable(scenario, rung) for _, rung in rungs.iterrows()]
     limit = scenario.slo.get("e2e_p95")
     plateaus = [curve.plateau(table) for table in tables]
     knees = [curve.knee(table, limit) for table in tables]
     takeoffs = [curve.takeoff(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
     takeoff = _corner(takeoffs, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
-    unit = unit_of(scenario)
     return Forecast(
         name=scenario.name,
         scenario=scenario,
         provenance=_provenance(calibration, tasks, changes),
-        curves=list(_rows(scenario, tables, [bool(b) for b in beyond], growing)),
+        curves=list(_rows(scenario, tables, outside, growing)),
         plateau=_corner(plateaus, "the largest RPS over the rungs"),
         knee=_corner(knees, f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"),
         takeoff=takeoff,
@@ -102,7 +102,7 @@ def summarise(
         binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
         slo=list(_promises(scenario, tables, growing)),
         published=list(_published(scenario, tables, takeoff.rps)),
-        doubts=[*several_patterns(scenario, tables), *doubts(scenario, calibration, rungs, beyond, growing)],
+        doubts=[*several_patterns(scenario, tables), *doubts(scenario, calibration, rungs, growing)],
     )
 
 

@@ -56,9 +56,15 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     quantiles: list[float] = msgspec.field(default_factory=lambda: [0.0])
     per_token: float = 0.0
 
+    @property
+    def mean(self) -> float:
+        """The mean of what `quantiles` stand for, s: straight lines lie between them."""
+        q = self.quantiles
+        return q[0] if len(q) == 1 else (sum(q) - (q[0] + q[-1]) / 2) / (len(q) - 1)
+
     def shifted(self, mean: float) -> Delay:
         """The same delay with another mean, s, no part of it below zero."""
-        by = mean - sum(self.quantiles) / len(self.quantiles)
+        by = mean - self.mean
         return Delay(quantiles=[max(0.0, q + by) for q in self.quantiles], per_token=self.per_token)
 
 
@@ -154,6 +160,36 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.values | {name: column[at] for name, column in self.draws.items()}
 
 
+def _check_form(calibration: Calibration, document: Document) -> None:
+    """A step-time form takes these parameters, and no decode step takes no time."""
+    from sim.forms import step_time  # which a calibration that is only written does not need
+
+    rows = [calibration.values]
+    rows += [{name: column[i] for name, column in calibration.draws.items()} for i in range(calibration.n_draws)]
+    for values in rows:
+        try:
+            first, _ = step_time(calibration.model, calibration.values | values).decode(1, 1, 1)
+        except (TypeError, ValueError, KeyError) as e:
+            raise document.fail(("parameters",), f"not those of the form {calibration.model} ({e})") from e
+        if not first > 0:
+            raise document.fail(("parameters",), "expected a decode step to take some time; it takes none")
+
+
+def _check_noise(noise: Noise, document: Document) -> None:
+    for name in ("drift", "between", "roughness"):
+        if getattr(noise, name) < 0:
+            raise document.fail(("noise", name), f"expected 0 or more, found {getattr(noise, name)}")
+    for name in ("memory_steps", "drift_seconds"):
+        if not getattr(noise, name) > 0:
+            raise document.fail(("noise", name), f"expected more than 0, found {getattr(noise, name)}")
+    if not 0 <= noise.memory <= 1:
+        raise document.fail(("noise", "memory"), f"expected a share from 0 to 1, found {noise.memory}")
+    for name in ("prefill", "decode"):
+        law = getattr(noise, name)
+        if law and min(law) <= 0:
+            raise document.fail(("noise", name), f"expected factors of more than 0, found {min(law)}")
+
+
 def read_calibration(path: str | Path) -> Calibration:
     """Read `calibration.json`; `BadInput` names the file, the line and the key."""
     document = Document(Path(path), "a calibration file", FORMAT)
@@ -170,6 +206,12 @@ def read_calibration(path: str | Path) -> Calibration:
             raise document.fail(("draws", name), f"expected {calibration.n_draws} draws, found {len(column)}")
         if column and min(column) < 0:
             raise document.fail(("draws", name, column.index(min(column))), f"expected 0 or more, found {min(column)}")
+    _check_form(calibration, document)
+    _check_noise(calibration.noise, document)
+    for name in ("uplink", "downlink", "turnaround", "spacing"):
+        delay = getattr(calibration.clocks, name)
+        if not delay.quantiles or min(delay.quantiles) < 0 or delay.per_token < 0:
+            raise document.fail(("clocks", name), "expected at least one quantile, none of them below 0")
     for name, (low, high) in calibration.range.items():
         if low > high:
             raise document.fail(("range", name), f"expected low up to high, found {low} to {high}")

@@ -6,7 +6,6 @@ mean of many hockey sticks has no corner.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,16 +40,6 @@ def band(values: ArrayLike) -> Band:
         return Band(float("nan"), float("nan"), float("nan"))
     low, value, high = np.quantile(x, [LOW, 0.5, HIGH], method="weibull")
     return Band(float(value), float(low), float(high))
-
-
-def curve(tables: Sequence[pd.DataFrame], metric: str) -> pd.DataFrame:
-    """`metric` against load, columns load, value, low, high; one row a rung, over replicates (`metrics.table`)."""
-    together = pd.concat(tables, ignore_index=True)
-    rows = [
-        {"rung": rung, "load": group["load"].iloc[0], **band(group[metric])._asdict()}
-        for rung, group in together.groupby("rung", sort=True)
-    ]
-    return pd.DataFrame(rows)
 
 
 def plateau(table: pd.DataFrame) -> Corner:

@@ -25,8 +25,4 @@ class CannotFit(UserError):
 
 
 class NotEnoughData(UserError):
-    """The data do not determine what was asked; `estimate` is the best that can be said all the same."""
-
-    def __init__(self, message: str, estimate: object = None):
-        super().__init__(message)
-        self.estimate = estimate
+    """The data do not determine what was asked."""

@@ -15,12 +15,10 @@ from simpy import Event
 from sim.bench import Bench
 from sim.errors import BadInput
 from sim.model import Model
-from sim.request import Request
+from sim.request import OK, Request
 from sim.run import Run, Rung
-from sim.scenario import Load, Scenario
+from sim.scenario import Load, Scenario, least_completions
 from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
-
-LEAST_COMPLETIONS = 30  # of a window whose length is not given, and at least four a user (measuring.md, The ladder)
 
 
 def climb(scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None = None) -> Run:
@@ -101,12 +99,12 @@ def _window(bench: Bench, load: Load, users: int) -> Generator[Event, Any, None]
         yield clock.at(clock.now + load.seconds)
         return
     enough = clock.event()
-    wanted = max(LEAST_COMPLETIONS, 4 * users)
+    wanted = least_completions(users)
     count = 0
 
     def ended(r: Request, at: float) -> None:
         nonlocal count
-        count += 1
+        count += r.status == OK  # a user who is refused asks five times a second
         if count == wanted:
             bench.clients.on_ended = _ignore
             _happen(enough, clock.at(max(at, clock.now)))
@@ -146,9 +144,11 @@ def _trace(bench: Bench, load: Load, pairs: Pairs | None) -> Generator[Event, An
     if pairs is None or pairs.times is None:
         raise BadInput("expected a workload.trace with arrival times", key="load.trace")
     end = float(pairs.times[-1])
-    if load.seconds is not None:
-        end = min(end, load.settle + load.seconds)
+    if not end > 0:
+        raise BadInput("expected requests at several times", path=bench.scenario.workload.trace)
     settled = min(load.settle, end / 2)
+    if load.seconds is not None:
+        end = min(end, settled + load.seconds)
     times = pairs.times[pairs.times < end].tolist()
     bench.clients.arrive((due, bench.clients.source.next(-1)) for due in times)
     yield clock.at(end)

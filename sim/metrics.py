@@ -46,7 +46,8 @@ def table(run: Run, slo: Mapping[str, float] | None = None) -> pd.DataFrame:
 def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -> dict[str, float]:
     """The metrics of one steady window; seconds, per second, shares of 1. NaN where nothing happened.
 
-    `slo` (by metric, s) decides `goodput`; the run's own scenario's if absent.
+    `slo` (by metric, s) decides `goodput`; the run's own scenario's if absent. Whether one request keeps an ITL is
+    decided by its mean.
     """
     low, high = rung.settled, rung.end
     seconds = high - low
@@ -79,7 +80,8 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     found["rps"] = float(done.sum()) / seconds
     found["output_tokens_per_s"] = between.tokens / seconds
     found["input_tokens_per_s"] = float(requests["prompt_tokens"].to_numpy()[began].sum()) / seconds
-    per_request = {"e2e": last - sent, "ttft": first - sent, "tpot": (last - first) / np.maximum(output - 1, 1)}
+    each = (last - first) / np.maximum(output - 1, 1)
+    per_request = {"e2e": last - sent, "ttft": first - sent, "tpot": each, "itl": each}
     good = done.copy()
     for metric, limit in (run.scenario.slo if slo is None else slo).items():
         what = metric.partition("_")[0]

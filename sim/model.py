@@ -28,6 +28,12 @@ class Model:
     output_attained: float = 1.0
 
 
+def drawing(seed: int, number: int) -> np.random.Generator:
+    """What the draw of replicate `number` is made with: independent of everything else that is drawn in it."""
+    # zeros at the end of a seed do not count, and no stream of a ladder or a replay is a ninth
+    return np.random.default_rng([seed, number, 0, 9])
+
+
 def draw_model(calibration: Calibration, server: ServerConfig, rng: np.random.Generator | None) -> Model:
     """The model of one joint draw; with no `rng`, of the central values.
 

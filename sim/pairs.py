@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 
 from sim.errors import BadInput
+from sim.records import RequestLine, read_lines
 from sim.workload import Pairs, Workload
 
 COLUMNS = {
@@ -37,14 +37,8 @@ def read_pairs(workload: Workload) -> Pairs | None:
     if name is None:
         return None
     path = Path(name)
-    if path.is_dir():
-        path = next(iter(sorted(path.glob("requests*.jsonl*"))), path / "requests.jsonl")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as e:
-        raise BadInput(f"cannot be read ({e}); expected a CSV of lengths, or a run", path=path) from e
-    text = raw.decode("utf-8", errors="replace")
-    rows = list(_run(text, path) if ".jsonl" in path.suffixes else _table(text, path))
+    files = sorted(path.glob("requests*.jsonl*")) or [path / "requests.jsonl"] if path.is_dir() else [path]
+    rows = [row for file in files for row in (_run(file) if ".jsonl" in file.suffixes else _table(file))]
     if not rows:
         raise BadInput("expected at least one request, found none", path=path)
     prompt, output, charged, times = (np.array(column) for column in zip(*rows, strict=True))
@@ -59,7 +53,12 @@ def read_pairs(workload: Workload) -> Pairs | None:
     return Pairs(prompt, np.minimum(output, charged), charged, times - times[0] if timed else None)
 
 
-def _table(text: str, path: Path) -> Iterator[tuple[int, int, int, float]]:
+def _table(path: Path) -> Iterator[tuple[int, int, int, float]]:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as e:
+        raise BadInput(f"cannot be read ({e}); expected a CSV of lengths, or a run", path=path) from e
+    text = raw.decode("utf-8", errors="replace")
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line and not line.startswith("#")]
     reader = csv.DictReader(line for _, line in lines)
     header = reader.fieldnames or []
@@ -69,7 +68,9 @@ def _table(text: str, path: Path) -> Iterator[tuple[int, int, int, float]]:
             raise BadInput(
                 f"expected a column {' or '.join(COLUMNS[what])}", path=path, line=lines[0][0] if lines else 1
             )
-    for (line, _), row in zip(lines[1:], reader, strict=True):
+    for at, ((line, _), row) in enumerate(zip(lines[1:], reader, strict=False), 2):
+        if reader.line_num != at:
+            raise BadInput("expected a row to end with its line", path=path, line=line)
         output = _tokens(row, names["output_tokens"], path, line)
         charged = _tokens(row, names["max_new_tokens"], path, line) if names["max_new_tokens"] else output
         yield _tokens(row, names["prompt_tokens"], path, line), output, charged, _time(row, names["time"], path, line)
@@ -77,7 +78,7 @@ def _table(text: str, path: Path) -> Iterator[tuple[int, int, int, float]]:
 
 def _tokens(row: dict[str, str], name: str | None, path: Path, line: int) -> int:
     text = row[name or ""] or ""
-    if not text.strip().isdigit() or int(text) < 1:
+    if not text.strip().isdecimal() or int(text) < 1:
         raise BadInput(f"expected a whole number of tokens, at least 1, found {text!r}", path=path, line=line, key=name)
     return int(text)
 
@@ -93,15 +94,11 @@ def _time(row: dict[str, str], name: str | None, path: Path, line: int) -> float
         raise BadInput(f"expected a time, found {row[name]!r}", path=path, line=line, key=name) from e
 
 
-def _run(text: str, path: Path) -> Iterator[tuple[int, int, int, float]]:
-    lines = text.splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            request: dict[str, Any] = msgspec.json.decode(line)
-            charged = int(request.get("max_new_tokens") or request["output_tokens"])
-            got = int(request["output_tokens"]) if request["status"] == "ok" else charged
-            yield int(request["prompt_tokens"]), max(1, got), charged, float(request.get("scheduled", request["sent"]))
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as e:
-            if number == len(lines):  # torn when the run was killed
-                return
-            raise BadInput("expected a request of a run", path=path, line=number) from e
+def _run(path: Path) -> Iterator[tuple[int, int, int, float]]:
+    for request in read_lines(path, [], RequestLine):
+        charged = request.get("max_new_tokens") or request.get("output_tokens") or 0
+        got = request.get("output_tokens") or 0 if request["status"] == "ok" else charged
+        if charged < 1:
+            raise BadInput(f"request {request['id']} does not say how many tokens it asked for", path=path)
+        due = request.get("scheduled")
+        yield request["prompt_tokens"], max(1, got), charged, float(request["sent"] if due is None else due)

@@ -13,6 +13,19 @@ from sim.errors import BadInput
 from sim.shape import Fail, Key, check_shape, dotted
 
 
+class HeadLine(msgspec.Struct):
+    """The head of a run, but for `rungs` and `segments`."""
+
+    kind: str = "measured"
+    name: str = ""
+    created: str | None = None
+    scenario: dict[str, Any] | None = None
+    software: dict[str, Any] | None = None
+    info: dict[str, Any] | None = None
+    stopped: str | None = None
+    doubts: list[str] | None = None
+
+
 class RungLine(msgspec.Struct):
     """An entry of `rungs`; the last one of a killed run has not got to its later times."""
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sim.document import Document
 from sim.errors import BadInput
-from sim.records import RequestLine, RungLine, SegmentLine, StepLine, check_known, read_lines
+from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, StepLine, check_known, read_lines
 from sim.scenario import Scenario, lenient
 from sim.server import ServerConfig
 from sim.shape import Key, found
@@ -153,6 +153,7 @@ def read_run(path: Path) -> Run:
     segments = _listed(document, "segments") if head.get("segments") is not None else []
     for i, raw in enumerate(segments):
         _check_map(document, ("segments", i), raw, SegmentLine)
+    _check_map(document, (), head, HeadLine)
     doubts: list[str] = []
     records: list[dict[str, Any]] = []
     files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
@@ -169,12 +170,16 @@ def read_run(path: Path) -> Run:
     except msgspec.ValidationError as e:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
+    try:
+        requests = _table(records, times)
+    except OverflowError as e:
+        raise BadInput("a whole number of a request is too large for 64 bits", path=path) from e
     return Run(
         kind=head.get("kind", "measured"),
         name=head.get("name", path.name),
         scenario=scenario,
         rungs=rungs,
-        requests=_table(records, times),
+        requests=requests,
         token_times=times if any(len(t) for t in times) else None,
         steps=steps,
         step_ends=ends,
@@ -357,6 +362,8 @@ def _read_steps(path: Path, doubts: list[str]) -> tuple[pd.DataFrame | None, lis
         return None, None
     records = read_lines(file, doubts, StepLine)
     ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
+    if not records:
+        return None, None
     steps = pd.DataFrame(records)
     steps["kind"] = (steps["kind"] == "decode").astype(np.int64)
     steps = steps.rename(columns={"max_prompt": "longest"})

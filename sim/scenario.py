@@ -15,6 +15,11 @@ from sim.workload import Gamma, Workload
 FORMAT = 1  # 1: first
 
 
+def least_completions(users: int) -> int:
+    """How many answers end a window whose length is not given: 30, and at least four a user (measuring.md)."""
+    return max(30, 4 * users)
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The ladder: concurrent `users` (closed loop), or `rate` in requests/s (open loop), or the workload's own trace.
 

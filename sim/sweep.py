@@ -9,20 +9,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 
 import numpy as np
-import pandas as pd
 
-from sim import metrics
 from sim.calibration import Calibration
 from sim.curve import TAKEOFF_FACTOR
 from sim.ladder import climb
-from sim.model import Model, draw_model
+from sim.model import Model, draw_model, drawing
 from sim.run import Run
 from sim.scenario import Scenario
 from sim.workload import Pairs
@@ -55,21 +53,11 @@ class Task:
         return float(np.random.default_rng([self.seed, self.number, 4]).uniform(*TAKEOFF_FACTOR))
 
     def _rng(self) -> np.random.Generator | None:
-        return None if self.number == 0 else np.random.default_rng([self.seed, self.number, 3])
+        return None if self.number == 0 else drawing(self.seed, self.number)
 
     def run(self) -> Run:
         """Simulate it."""
         return climb(self.scenario, self.model(), (self.seed, self.number), self.pairs)
-
-
-def simulate(task: Task) -> pd.DataFrame:
-    """One replicate's metrics, one row a rung."""
-    return metrics.table(task.run())
-
-
-def sweep(tasks: Sequence[Task], executor: Executor) -> Iterator[pd.DataFrame]:
-    """Every task's metrics, in the order of the tasks, as they come."""
-    return executor.map(simulate, tasks, chunksize=1)
 
 
 @contextmanager

@@ -23,7 +23,8 @@ class MeanCv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Exponential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An exponential of mean `mean` (before clipping), clipped to `low`..`high` tokens."""
+    """An exponential of mean `mean`, rounded up to whole tokens (which adds half a token) and clipped to
+    `low`..`high`."""
 
     mean: float
     low: int = 1

@@ -84,7 +84,9 @@ def test_errors_that_nobody_expected_and_that_did_not_come_hold_no_bands(judged)
     rows = [row for row in judged.rows if row.held_out]
     empty = [row for row in rows if row.metric in ("error_rate", "overloaded_rate")]
     assert all(row.inside and row.high == row.measured == 0.0 for row in empty)
-    assert judged.coverage == np.mean([row.inside for row in rows if row not in empty])
+    scored = [row.inside for row in rows if row not in empty]
+    assert judged.coverage == np.mean(scored)
+    assert len(scored) > 50
 
 
 def test_a_wrong_model_fails_and_its_bands_do_not_hold(flash, fitted):
@@ -312,10 +314,7 @@ def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
 
 def test_a_calibration_of_something_else_is_doubted(flash, fitted):
     (said,) = misfits(flash, fitted, forecast(flash, fitted, 1))[len(fitted.doubts) :]
-    assert said.startswith(
-        "extrapolated from 16 users on: prefills of 13,500 tokens (calibrated up to 12,000); "
-        "batches of 22 requests (calibrated up to 16); 34,"
-    )
+    assert said.startswith("extrapolated from 32 users on: batches of 22 requests (calibrated up to 16); 34,")
     assert said.endswith(" tokens of context at once (calibrated up to 25,308); 32 users (calibrated up to 16)")
     cpu = calibrate_runs([read_run(DATA / "tgi-0.9.4-cpu" / "long")], rungs=[{1, 2}])
     short = read_run(DATA / "tgi-0.9.4-router-http" / "short")
@@ -336,12 +335,6 @@ def test_two_patterns_are_said(flash, table):
     first = float(table["ttft_p50"].iloc[2])
     assert len(found.doubts) == 6
     assert found.doubts[2] == f"at 4 users two patterns are stable: ttft_p50 about {first:.3g} or {2 * first:.3g}"
-
-
-def test_the_share_inside_is_that_of_every_scored_row(judged):
-    scored = [row.inside for row in judged.rows if row.held_out]
-    assert judged.coverage == pytest.approx(np.mean(scored))
-    assert len(scored) > 50
 
 
 def test_requests_of_nobody_are_replayed_as_those_of_all_users(flash, fitted):

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scenarios.replicate import replicate
 from sim.calibration import Calibration, Noise, Parameter, Source
-from sim.curve import Corner, band, curve, knee, plateau, takeoff
+from sim.curve import Corner, band, knee, plateau, takeoff
 from sim.scenario import Load, Scenario
 from sim.server import Bounds, ServerConfig
-from sim.sweep import Task, processes, simulate, sweep
+from sim.sweep import Task, processes
 from sim.workload import Lengths, Workload
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
@@ -34,13 +35,13 @@ TASKS = [Task(SCENARIO, CALIBRATION, 7, number) for number in range(5)]
 
 def swept(executor: Executor, tasks: list[Task]) -> list[pd.DataFrame]:
     with executor:
-        return list(sweep(tasks, executor))
+        return list(executor.map(replicate, tasks))
 
 
 def test_results_do_not_depend_on_the_executor_the_jobs_or_the_order() -> None:
-    here = [simulate(task) for task in TASKS]
+    here = [replicate(task) for task in TASKS]
     with processes(2) as pool:
-        spread = list(sweep(TASKS, pool))
+        spread = list(pool.map(replicate, TASKS))
     threads = swept(ThreadPoolExecutor(3), TASKS)
     backwards = swept(ThreadPoolExecutor(1), TASKS[::-1])[::-1]
     for tables in (spread, threads, backwards):
@@ -65,7 +66,7 @@ def test_replicate_0_has_the_central_values_and_the_others_draws() -> None:
 
 def give_up() -> None:
     with processes(1) as pool:
-        for _ in sweep(TASKS, pool):
+        for _ in pool.map(replicate, TASKS):
             raise KeyError
 
 
@@ -102,12 +103,3 @@ def test_corners_are_interpolated_between_rungs_and_say_whether_they_were_reache
     assert knee(TABLE, 9.0) == Corner(1.0, 0.1, True)
     assert knee(TABLE, 99.0) == Corner(8.0, 0.3, False)
     assert takeoff(TABLE, 1.25)[:2] == pytest.approx((2 + 2 / 3 * 1.5, 0.2 + 0.15 * 1.5 / 3))
-
-
-def test_a_curve_has_a_band_at_every_load() -> None:
-    tables = [rungs([1, 2], [k, 2 * k], [1, 1], [1, 1]) for k in range(1, 100)]
-    made = curve(tables, "rps")
-    assert made["load"].tolist() == [1, 2]
-    assert made["value"].tolist() == [50.0, 100.0]
-    assert made["low"].tolist() == pytest.approx([5.0, 10.0])
-    assert made["high"].tolist() == pytest.approx([95.0, 190.0])
