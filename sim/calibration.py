@@ -169,7 +169,7 @@ def _check_form(calibration: Calibration, document: Document) -> None:
     for values in rows:
         try:
             first, _ = step_time(calibration.model, calibration.values | values).decode(1, 1, 1)
-        except (TypeError, ValueError, KeyError) as e:
+        except (TypeError, ValueError, LookupError) as e:
             raise document.fail(("parameters",), f"not those of the form {calibration.model} ({e})") from e
         if not first > 0:
             raise document.fail(("parameters",), "expected a decode step to take some time; it takes none")

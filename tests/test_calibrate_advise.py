@@ -11,7 +11,7 @@ from calibrate.advise import Advice, Measurement, Question, advise, candidates, 
 from calibrate.fit import calibrate_runs
 from sim.calibration import Calibration, Noise
 from sim.run import Run
-from sim.scenario import Scenario
+from sim.scenario import Load, Scenario
 from sim.workload import Pairs, Workload
 
 NOISE = Noise(prefill=[0.98, 1.0, 1.02], decode=[0.97, 1.0, 1.03], drift=0.005, drift_seconds=6.0)
@@ -94,3 +94,11 @@ def test_requests_of_a_file_are_asked_about_and_advised():
     best = advise(calibrate_runs([seen]), question, possible[2:4])[0]
     assert best.measurement.workload == mix
     assert best.gain > 0.2
+
+
+def test_a_what_if_is_asked_with_the_pauses_of_the_question(before):
+    """Users who pause hardly meet: how steps grow with the batch matters less to them."""
+    eager = Question(Scenario(name="eager", server=SERVER, workload=LONG, load=Load(users=[16])), 16)
+    load = Load(users=[16], think=120.0)
+    calm = Question(msgspec.structs.replace(eager.scenario, load=load), 16)
+    assert known_to(before, calm) != known_to(before, eager)

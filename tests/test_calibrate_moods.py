@@ -117,3 +117,14 @@ def test_a_minute_out_of_the_ordinary_does_not_pull_the_fit_along():
 
     assert pull(1.01) > 0.1  # what is nothing unusual counts like any other rung
     assert pull(1.3) < 0.3 * pull(1.01)
+
+
+SLOW = {name: 10 * value for name, value in TRUTH.items()}  # half a second a step: cells hold a handful
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_of_single_steps_is_no_mood_where_steps_are_few(seed: int):
+    """A cell of one step knows nothing of its own variance, and counted as certain."""
+    noise = Noise(decode=[0.85, 1.15], prefill=[0.85, 1.15])
+    found = moods([observe([1, 2, 4], lengths(200, 30), noise=noise, seconds=60.0, truth=SLOW, seed=seed).run])
+    assert max(found.drift, found.rung) < 0.02

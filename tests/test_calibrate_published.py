@@ -236,6 +236,14 @@ def test_the_search_finds_a_posterior_known_in_closed_form():
             made_up(ALONE[0], figure("e2e_mean", 60.0, 0.5, LONG_ANSWERS, users=1)),
             "published: no machine like .* shows e2e_mean of 1500/100 at 1 user of 7.4 s and .* of 60 s",
         ),
+        (
+            made_up(figure("e2e_p95", 90.0, 1.0, users=200)),
+            r"published\[0\].users: expected at most server.max_concurrent_requests \(128\): more are refused",
+        ),
+        (
+            made_up(figure("e2e_mean", 0.4, 0.05, (1500, 1), users=1)),
+            r"published\[0\].output_tokens: expected 2 or more: one token shows no decode step",
+        ),
     ],
 )
 def test_figures_that_cannot_be_meant_are_refused(scenario, message):
@@ -254,3 +262,10 @@ def test_made_up_articles_are_recovered():
     trials = [trial(number, seed=9, simulations=30, forecasts=25) for number in range(3)]
     assert sum(one.inside for one in trials) >= 2
     assert np.median([one.width for one in trials]) < 1.5
+
+
+@pytest.mark.parametrize("only", [figure("rps_plateau", 1.2, 0.05), figure("e2e_mean", 9.0, 0.1, users=4)])
+def test_an_article_need_not_say_how_long_a_lone_user_waits(only):
+    calibration = calibrate_published(made_up(only), 1, simulations=40, draws=20)
+    assert calibration.n_draws == 20
+    assert set(calibration.residuals) == {title(only)}

@@ -179,6 +179,10 @@ def test_open_loop_settles_by_the_clock_and_a_trace_lasts_as_long_as_it_is() -> 
     trace.step(Watch(), 15.0, None)
     trace.step(Watch(), 20.5, window())
     assert (trace.settled, trace.end) == (10.0, 20.0)
+    long = Climb(Load(trace=True, settle=30.0, seconds=90.0), 0.0, None, 5.0, span=100.0)
+    for now in (30.0, 100.0):
+        long.step(Watch(), now, window())
+    assert (long.settled, long.end) == (30.0, 100.0)  # nobody comes after the last
 
 
 def test_the_default_ladder() -> None:

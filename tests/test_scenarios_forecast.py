@@ -293,3 +293,30 @@ def test_an_estimate_of_nothing_is_nothing(small):
 def test_the_shipped_calibration_is_readable_and_of_the_article():
     calibration = read_calibration(Path("scenarios/data/llama2-70b.calibration.json"))
     assert calibration.source.door == "published" and calibration.n_draws >= 100
+
+
+def test_below_the_calibrated_range_it_says_so_too(small):
+    calibration = msgspec.structs.replace(machine(), range={"users": (4, 32), "prompt_tokens": (1000, 2000)})
+    forecast = simulate(small(), calibration, replicates=19)
+    assert all(row.extrapolated for row in forecast.rows("rps"))
+    assert any(text.startswith("extrapolated: prompts of ") and "from 1,000 on" in text for text in forecast.doubts)
+    assert "extrapolated: 1 user (calibrated from 4 on)" in forecast.doubts
+    users_only = msgspec.structs.replace(calibration, range={"users": (4, 32)})
+    assert [row.extrapolated for row in simulate(small(), users_only, replicates=19).rows("rps")] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_requests_per_second_are_no_users(small):
+    calibration = msgspec.structs.replace(machine(), range={"users": (1, 2)})
+    forecast = simulate(small("load.rate=[3, 4]", "load.settle=2"), calibration, replicates=19)
+    assert not any(row.extrapolated for row in forecast.curves)
+
+
+def test_a_server_that_pads_is_not_taken_for_one_of_a_table(small):
+    padded = small("server.requires_padding=true")
+    said = "this server pads its batches; nothing says that the calibrated one did"
+    assert said in simulate(padded, machine(), replicates=19).doubts
+    assert said not in simulate(small(), machine(), replicates=19).doubts

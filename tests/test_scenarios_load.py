@@ -244,6 +244,12 @@ BAD = {
         "  users: [1, 4, 2]",
         ":10: load.users[2]: expected more users than the rung before (4), found 2",
     ),
+    "falling-rate": (
+        "users",
+        "  rate: [1, 2.5, 2.5]",
+        ":10: load.rate[2]: expected more requests/s than the rung before (2.5), found 2.5",
+    ),
+    "no-retry": ("users", "  users: [1]\n  retry: 0", ":11: load.retry: expected more than 0, found 0"),
     "zero-rate": ("users", "  rate: [0.0]", ":10: load.rate[0]: expected more than 0, found 0"),
     "nan-rate": ("users", "  rate: [.nan]", ":10: load.rate[0]: expected a finite number, found nan"),
     "arrivals": (

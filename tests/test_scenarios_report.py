@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -192,3 +194,32 @@ def test_numbers_have_the_digits_their_band_leaves(
     low: float | None, value: float | None, high: float | None, text: str
 ):
     assert tables.banded(Estimate(value=value, low=low, high=high)) == text
+
+
+def test_a_run_that_was_broken_off_and_resumed_can_be_drawn(run: Run):
+    first, *others = run.rungs
+    broken = replace(first, settled=math.nan, end=math.nan, status="aborted")
+    assert plots.over_time(replace(run, rungs=[broken, *others])).startswith(b"<?xml")
+
+
+def test_what_a_run_did_not_show_is_a_dash_on_its_page(run: Run):
+    unstreamed = replace(run, requests=run.requests.assign(first_token=math.nan), steps=None, step_ends=None)
+    text = page([unstreamed], {})
+    assert "<td>–</td>" in text and "nan" not in text
+
+
+def test_lines_are_dashed_beyond_what_was_calibrated_on_either_side(forecast: Forecast):
+    def drawn(beyond: list[bool]) -> str:
+        marks = dict(zip([row.load for row in forecast.rows("rps")], beyond, strict=True))
+        rows = [msgspec.structs.replace(row, extrapolated=marks[row.load]) for row in forecast.curves]
+        return plots.overview(msgspec.structs.replace(forecast, curves=rows)).decode()
+
+    dashes = {
+        name: drawn(list(of)).count("stroke-dasharray: 6.8,3.4")
+        for name, of in {
+            "none": [False] * 4,
+            "below": [True, False, False, False],
+            "above": [False, False, False, True],
+        }.items()
+    }
+    assert dashes["none"] < dashes["below"] == dashes["above"]

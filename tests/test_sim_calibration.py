@@ -35,6 +35,8 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert read_calibration(tmp_path / "c.json") == GOOD
 
 
+UPLINK = '"uplink": {\n   "quantiles": [\n    0.0'
+
 # What replaces what, how many lines before the difference the key stands, and the complaint.
 BAD = [
     ('"format": 1', '"format": 7', 0, "format: expected 1, found 7"),
@@ -52,6 +54,20 @@ BAD = [
     ("1500", "0", 2, "range.prompt_tokens: expected low up to high, found 1.0 to 0.0"),
     ('"affine"', '"affine', 0, "not JSON: Invalid control character at"),
     ('"model": ', '"model" ', 0, "not JSON: Expecting ':' delimiter"),
+    ('"affine"', '"levels"', -7, "parameters: not those of the form levels"),
+    ("0.059", "0.0", 24, "parameters: expected a decode step to take some time; it takes none"),
+    ('"drift": 0.0', '"drift": -1', 0, "noise.drift: expected 0 or more, found -1"),
+    ('"memory": 0.0', '"memory": 2', 0, "noise.memory: expected a share from 0 to 1, found 2"),
+    ('"memory_steps": 1.0', '"memory_steps": 0', 0, "noise.memory_steps: expected more than 0, found 0"),
+    ('"decode": []', '"decode": [0.0, 2.0]', 0, "noise.decode: expected factors of more than 0, found 0"),
+    (
+        '"uplink": {\n   "quantiles": [\n    0.0',
+        '"uplink": {\n   "quantiles": [\n    -1',
+        2,
+        "clocks.uplink: expected at",
+    ),
+    (UPLINK, UPLINK.replace("0.0", "-1"), 2, "clocks.uplink: expected at least one quantile, none of them below 0"),
+    (UPLINK, UPLINK.replace("\n    0.0", ""), 2, "clocks.uplink: expected at least one quantile"),
     (TEXT[len(TEXT) // 2 :], "", 0, "not JSON: it ends too early"),
     (TEXT, "[]", 0, "expected a calibration file"),
     (TEXT, "", 0, "not JSON: it ends too early"),

@@ -260,3 +260,28 @@ def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:
         first = each.steps.iloc[0]
         assert (first["start"], first["sequences"]) == (pytest.approx(1.0), 3)
         assert each.steps.loc[each.steps["kind"] == 1, "sequences"].min() == 3  # together ever after
+
+
+def test_a_window_ends_with_so_many_answers_and_refusals_are_none() -> None:
+    """Who is refused asks again at once: counted, they ended a window above the permits in two seconds."""
+    few = replace(SERVER, max_concurrent_requests=4)
+    run = climb(replace(closed([4, 12], retry=0.2), server=few), Model(STEP_TIME, few), (1, 0))
+    table = metrics.table(run)
+    assert table["completions"].tolist() == pytest.approx([30, 48], abs=3)  # a batch ends at once
+    assert table["overloaded_rate"].iloc[1] > 0.5
+    assert table["rps"].iloc[1] == pytest.approx(table["rps"].iloc[0], rel=0.1)  # permits are all it has
+
+
+def test_a_trace_is_measured_for_as_long_as_was_asked_after_it_has_settled() -> None:
+    pairs = Pairs(*(np.full(36, n) for n in (100, 5, 5)), np.arange(36.0))
+    for seconds, window in ((5.0, (17.5, 22.5)), (None, (17.5, 35.0)), (99.0, (17.5, 35.0))):
+        load = Load(trace=True, settle=30.0, seconds=seconds)
+        run = climb(Scenario(name="trace", workload=Workload(trace="t.csv"), load=load), MODEL, (1, 0), pairs)
+        assert (run.rungs[0].settled, run.rungs[0].end) == window
+
+
+def test_a_trace_of_one_instant_has_no_rate() -> None:
+    pairs = Pairs(*(np.full(2, n) for n in (100, 5, 5)), np.zeros(2))
+    scenario = Scenario(name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True))
+    with pytest.raises(BadInput, match=r"t\.csv: expected requests at several times"):
+        climb(scenario, MODEL, (1, 0), pairs)

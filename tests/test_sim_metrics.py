@@ -81,7 +81,13 @@ def test_who_counts_in_a_window() -> None:
 
 
 def test_goodput_counts_the_requests_that_met_every_slo() -> None:
-    for slo, good in (({"e2e_p95": 5.0}, 1), ({"e2e_p95": 7.0}, 2), ({"e2e_p95": 7.0, "tpot_mean": 2.0}, 1), ({}, 2)):
+    for slo, good in (
+        ({"e2e_p95": 5.0}, 1),
+        ({"e2e_p95": 7.0}, 2),
+        ({"e2e_p95": 7.0, "tpot_mean": 2.0}, 1),
+        ({"itl_p95": 2.0}, 1),
+        ({}, 2),
+    ):
         run = by_hand(ROWS, slo)
         assert metrics.rung_metrics(run, run.rungs[0])["goodput"] == good / 10
         assert metrics.rung_metrics(by_hand(ROWS), run.rungs[0], slo)["goodput"] == good / 10

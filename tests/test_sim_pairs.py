@@ -67,6 +67,8 @@ def test_requests_begun_in_a_run(tmp_path: Path):
         ("# c\nprompt_tokens,output_tokens\n1,2\n3,x\n", "a.csv:4: output_tokens: expected a whole number of tokens"),
         ("prompt_tokens,output_tokens\n1,0\n", "a.csv:2: output_tokens: expected a whole number of tokens, at least 1"),
         ("prompt_tokens,output_tokens\n1\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
+        ("prompt_tokens,output_tokens\n1,²\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
+        ('prompt_tokens,output_tokens\n"1\n2",3\n', "a.csv:2: expected a row to end with its line"),
         ("prompt_tokens,output_tokens,time\n1,2,now\n", "a.csv:2: time: expected a time, found 'now'"),
     ],
 )
@@ -79,3 +81,18 @@ def test_a_bad_file_names_its_line(text: str, message: str, tmp_path: Path):
 def test_a_missing_file():
     with pytest.raises(BadInput, match=r"nowhere\.csv: cannot be read"):
         read_pairs(Workload(trace="nowhere.csv"))
+
+
+def test_a_run_of_several_workers_is_read_whole(tmp_path: Path):
+    for worker in range(2):
+        one = {"id": worker, "sent": float(worker), "prompt_tokens": 10 + worker, "output_tokens": 3, "status": "ok"}
+        (tmp_path / f"requests-{worker}.jsonl").write_text(json.dumps(one) + "\n")
+    pairs = read_pairs(Workload(empirical=str(tmp_path)))
+    assert pairs is not None
+    assert sorted(pairs.prompt_tokens.tolist()) == [10, 11]
+
+
+def test_a_request_that_says_nothing_of_its_length_is_refused(tmp_path: Path):
+    (tmp_path / "requests.jsonl").write_text('{"id": 4, "sent": 0.0, "prompt_tokens": 10, "status": "aborted"}\n')
+    with pytest.raises(BadInput, match="request 4 does not say how many tokens it asked for"):
+        read_pairs(Workload(empirical=str(tmp_path)))

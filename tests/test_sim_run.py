@@ -205,6 +205,15 @@ BAD = {
     "segment begins": (head(segments=[{"first_rung": 0}]), ": segments[0].start: missing; expected a number"),
     "segment": (head(segments=["a"]), ": segments[0]: expected a map, found 'a'"),
     "segments": (head(segments="a"), ": segments: expected a list, found 'a'"),
+    "scenario": (head(scenario="x"), ": scenario: expected a map, found 'x'"),
+    "info": (head(info=[1]), ": info: expected a map, found a list of 1"),
+    "doubts": (head(doubts=5), ": doubts: expected a list, each text, found 5"),
+    "large": (
+        lambda path: (path / "requests.jsonl").write_bytes(
+            b'{"id": 99999999999999999999, "sent": 0, "prompt_tokens": 1, "status": "ok"}\n'
+        ),
+        "too large for 64 bits",
+    ),
     "nothing": (
         lambda path: (path / "requests.jsonl").unlink(),
         "requests.jsonl: missing; expected the run's requests",
@@ -245,3 +254,9 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_pa
         write_atomic(tmp_path / "taken", b"x")
     assert error.value.filename == str(tmp_path / "taken")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_steps_that_were_never_written_are_none(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    (path / "steps.jsonl").touch()
+    assert read_run(path).steps is None

@@ -11,6 +11,7 @@ import pytest
 from scenarios.replicate import replicate
 from sim.calibration import Calibration, Noise, Parameter, Source
 from sim.curve import Corner, band, knee, plateau, takeoff
+from sim.model import drawing
 from sim.scenario import Load, Scenario
 from sim.server import Bounds, ServerConfig
 from sim.sweep import Task, processes
@@ -62,6 +63,13 @@ def test_replicate_0_has_the_central_values_and_the_others_draws() -> None:
         assert m.step_time.prefill(0, 0, 0, 0) / 0.02 == pytest.approx(m.step_time.decode(0, 0, 0)[0] / 0.03)
     factors = [Task(SCENARIO, CALIBRATION, 7, number).takeoff_factor for number in range(200)]
     assert 1.15 <= min(factors) < 1.2 < 2.4 < max(factors) <= 2.5
+
+
+def test_what_a_replicate_draws_does_not_depend_on_what_it_asks() -> None:
+    draws = [drawing(7, number).random() for number in range(300)]
+    for stream in ((), (0,), (1,), (2,), (3,), (0, 0), (0, 3)):  # of ladders and replays
+        others = [np.random.default_rng([7, number, *stream]).random() for number in range(300)]
+        assert abs(np.corrcoef(draws, others)[0, 1]) < 0.2
 
 
 def give_up() -> None:
