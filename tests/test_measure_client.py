@@ -13,6 +13,7 @@ from servers import END, HEAD, Scripted, chunk, reset, say, tgi_event
 
 from measure.client import Client, Record, Stopwatch
 from measure.dialect import DIALECTS
+from measure.endpoint import Endpoint, Unreachable
 
 OPEN: list[Scripted | Client] = []
 
@@ -240,3 +241,15 @@ def test_a_prefix_of_the_url_is_kept_and_a_token_goes_only_into_the_header() -> 
     assert server.heads[0].startswith(b"POST /llm/generate_stream ")
     assert b"Authorization: Bearer s3cret" in server.heads[0]
     assert "s3cret" not in repr(record) and b"s3cret" not in server.bodies[0]
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"])
+def test_what_does_not_speak_http_or_dies_in_the_middle_of_a_word_is_no_server(answer: bytes) -> None:
+    def play(connection: socket.socket) -> None:
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    scripted = Scripted(play)
+    with pytest.raises(Unreachable, match="no server answers"):
+        Endpoint(scripted.url).get("/info")
+    scripted.close()

@@ -176,6 +176,13 @@ def test_the_second_witness_must_agree(tmp_path: Path, seconds: float, decodes: 
     assert found.get(0, []) == doubts
 
 
+def test_counters_without_durations_witness_the_number_of_steps_alone(tmp_path: Path) -> None:
+    out = run_with(tmp_path, 0.02, 250)
+    text = (out / "server.jsonl").read_text()
+    (out / "server.jsonl").write_text(text.replace("duration_sum", "something_else"))
+    assert disagreements(read_run(out)) == {}
+
+
 def test_a_window_that_was_not_scraped_has_no_second_witness(tmp_path: Path) -> None:
     assert by_metrics([], 0.0, 1.0) is None
     assert by_metrics([(0.0, {}), (5.0, {})], 1.0, 9.0) is None

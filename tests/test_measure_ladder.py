@@ -420,3 +420,19 @@ def test_a_dead_load_generator_is_told_apart_from_a_dead_server(server: tuple[St
     run = read_run(out)
     assert [r.status for r in run.rungs] == ["complete", "aborted"]
     assert "load generator died" in run.stopped
+
+
+def test_a_load_generator_that_dies_before_its_first_record_is_what_is_told(
+    server: tuple[Standin, Path], tmp_path: Path
+) -> None:
+    class Killing(Console):
+        def print(self, *objects: Any, **more: Any) -> None:
+            if "warming up" in str(objects[0]):
+                for path in (tmp_path / "run").glob("requests*"):
+                    path.unlink()
+                for process in psutil.Process().children(recursive=True):
+                    if "measure.locustfile" in process.cmdline():
+                        process.kill()
+
+    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorDied):
+        measure(scenario(users=[1, 2]), server[0].url, tmp_path / "run", console=Killing(file=null))

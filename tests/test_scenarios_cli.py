@@ -15,6 +15,7 @@ import pytest
 
 from scenarios import ask, cli
 from scenarios.cli import servecast, status
+from sim.run import read_run
 
 SERVECAST = [sys.executable, "-m", "scenarios"]
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
@@ -70,6 +71,13 @@ def test_the_commands_are_those_promised():
             "servecast: --set load.users=[0]: load.users[0]: expected",
         ),
         (["simulate", "standin", "standin", "-o", "x"], "servecast: expected scenarios of different names"),
+        (["simulate", "standin", "--steps"], "servecast: --steps: expected -o DIR with it"),
+        (
+            ["run", "standin", "--url", "http://127.0.0.1:1", "-o", "x", "--set", "load.users=[4]"],
+            "servecast: standin: load: expected at least two loads: some to fit and some to score",
+        ),
+        (["calibrate", "nosuch", "-o", "new/c.json"], "servecast: nosuch: no such run directory, table or scenario"),
+        (["report", "nosuch", "-o", "new/r.html"], "servecast: nosuch: missing; expected a run directory"),
         (["simulate", "standin", "--json", "--csv"], "servecast: expected one of --json and --csv"),
         (["simulate", "standin", "-o", "/dev/null/x"], "servecast: /dev/null: expected a folder to write into"),
         (["calibrate", "llama2-70b", "-o", "/dev/null/x"], "servecast: /dev/null: expected a folder to write into"),
@@ -145,10 +153,12 @@ def test_the_same_seed_writes_the_same_bytes_and_a_run_is_never_overwritten(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     for folder, jobs in (("a", "1"), ("b", "2")):
-        options = [*QUICK[:2], *QUICK[4:], "--jobs", jobs]
+        options = [*QUICK[:2], *QUICK[4:], "--jobs", jobs, "--steps"]
         assert status(["simulate", "standin", *options, "-o", str(tmp_path / folder)]) == 0
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
-    assert {str(f) for f in files} >= {"standin/forecast.json", "standin/run/run.json", "standin/run/requests.jsonl"}
+    assert {str(f) for f in files} >= {"standin/forecast.json", "standin/run/run.json", "standin/run/steps.jsonl"}
+    ran = read_run(tmp_path / "a" / "standin" / "run")
+    assert ran.steps is not None and ran.steps["count"].sum() > 1000
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     capfd.readouterr()

@@ -247,6 +247,28 @@ def test_rows_of_locust_agree_with_its_own_sums() -> None:
     assert any("no tokens" in doubt for doubt in run.doubts)
 
 
+def test_a_level_of_locust_that_not_every_user_finished_has_no_window(tmp_path: Path) -> None:
+    title, *rows = (SAMPLES / "locust-rows.csv").read_text().splitlines()
+    at = title.split(",").index("allThreads")
+    kept, fours = [], 0
+    for row in rows:
+        fours += row.split(",")[at] == "4"
+        if row.split(",")[at] != "4" or fours <= 3:
+            kept.append(row)
+    run = import_results(saved(tmp_path, "\n".join([title, *kept]), "rows.csv"))
+    assert table(run)["load"].tolist() == [1, 2]
+    assert any("not every one of 4 users finished a request here" in doubt for doubt in run.rungs[-1].doubts)
+
+
+def test_a_benchmark_that_sent_nothing_overlaps_with_none(tmp_path: Path) -> None:
+    (guidellm,) = documents("guidellm.json.gz")
+    empty = json.loads(json.dumps(guidellm["benchmarks"][0]))
+    empty["requests"] = {kind: [] for kind in empty["requests"]}
+    run = import_results(saved(tmp_path, guidellm | {"benchmarks": [empty, *guidellm["benchmarks"][1:]]}))
+    assert table(run)["completions"].tolist()[0] == 0
+    assert (table(run)["completions"].iloc[1:] > 0).all()
+
+
 def test_a_history_of_locust_is_figures_and_no_requests() -> None:
     run = import_results(SAMPLES / "locust_stats_history.csv")
     assert len(run.requests) == 0
@@ -378,11 +400,13 @@ def test_files_that_are_not_there_are_named(tmp_path: Path, aiperf: Path) -> Non
     summary.write_bytes((aiperf / "rate" / "profile_export_aiperf.json").read_bytes())
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
     (tmp_path / "torn.gz").write_bytes((SAMPLES / "vllm.json.gz").read_bytes()[:100])
+    (tmp_path / "bent.gz").write_bytes((SAMPLES / "vllm.json.gz").read_bytes()[:20] + b"\xff" * 99)
     (tmp_path / "empty").mkdir()
     for name, message in {
         "nowhere.json": "missing; expected guidellm's",
         "picture.png": "not UTF-8 text",
         "torn.gz": "cannot be read",
+        "bent.gz": "cannot be read",
         "empty": "no profile_export.jsonl in it",
         summary.name: "profile_export.jsonl: missing; expected the requests, which aiperf --export-level records",
     }.items():
