@@ -353,7 +353,7 @@ def _effective(errors: np.ndarray) -> float:
         return float(n)
     x = errors - errors.mean()
     rho = float(np.clip((x[1:] * x[:-1]).sum() / (x * x).sum(), 0.0, 0.99))
-    return max(1.0, n * (1 - rho) / (1 + rho))
+    return n * (1 - rho) / (1 + rho)
 
 
 def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:

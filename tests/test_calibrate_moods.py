@@ -119,12 +119,12 @@ def test_a_minute_out_of_the_ordinary_does_not_pull_the_fit_along():
     assert pull(1.3) < 0.3 * pull(1.01)
 
 
-SLOW = {name: 10 * value for name, value in TRUTH.items()}  # half a second a step: cells hold a handful
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_noise_of_single_steps_is_no_mood_where_steps_are_few(seed: int):
-    """A cell of one step knows nothing of its own variance, and counted as certain."""
-    noise = Noise(decode=[0.85, 1.15], prefill=[0.85, 1.15])
-    found = moods([observe([1, 2, 4], lengths(200, 30), noise=noise, seconds=60.0, truth=SLOW, seed=seed).run])
-    assert max(found.drift, found.rung) < 0.02
+def test_noise_of_single_steps_is_no_mood_where_steps_are_few():
+    """A cell of a few steps knows little of its own variance, and one of a single step counted as certain."""
+    slow = {name: 10 * value for name, value in TRUTH.items()}
+    noise = Noise(decode=[0.8, 1.2], prefill=[0.8, 1.2])
+    found = [
+        moods([observe([1, 2, 4, 8], lengths(200, 30), noise=noise, seconds=31.0, truth=slow, seed=seed).run])
+        for seed in range(4)
+    ]
+    assert np.median([max(each.drift, each.rung) for each in found]) < 0.025

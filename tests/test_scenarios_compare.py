@@ -349,8 +349,3 @@ def test_a_repeat_without_a_whole_window_repeats_nothing(flash, table):
     found = compare(flash, [table], repeats=[broken])
     assert f"again does not repeat {flash.name}: it has no whole window" in found.doubts
     assert all(row.repeat_error is None for row in found.rows)
-
-
-def test_there_is_at_least_one_independent_rung(flash, table):
-    drifting = table.assign(rps=table["rps"] * np.array([1.5, 1.4, 1.3, 1.0, 0.9, 0.8]))
-    assert compare(flash, [drifting]).summary["rps"].effective >= 1.0
