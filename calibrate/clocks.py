@@ -59,14 +59,12 @@ def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
     answers ended in its step, its rank among them by when they came back, the next prompt's length, and how many
     requests ran on (`live`)."""
     requests = run.requests
-    last = np.full(len(requests), -1)
-    last[schedule.request] = schedule.step  # tokens are in order, so the last one's step stays
     table = pd.DataFrame(
         {
             "user": requests["user"],
             "sent": requests["sent"],
             "seen": requests["last_token"],
-            "step": last,
+            "step": schedule.last,
             "ok": requests["status"] == "ok",
             "prompt": requests["prompt_tokens"],
         }

@@ -52,55 +52,36 @@ class Moods(NamedTuple):
         return float(np.sqrt(self.rung**2 + self.drift**2 * max(mean - 1 / blocks, 0.0)))
 
 
+class _Stretches(NamedTuple):
+    """Stretches of time, one element each: how far the fit is `off`, relative; the variance of that which is noise of
+    single steps (`noise`); what the fit's coefficients can do about it (`matrix`, (stretches, coefficients)); and when
+    (s), in which rung and in which run each was."""
+
+    off: Floats
+    noise: Floats
+    matrix: Floats
+    time: Floats
+    rung: NDArray[np.int64]
+    run: NDArray[np.int64]
+
+
 def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
     """The moods behind `rows`; where they are too few to tell, a day of its own that nothing else is known of."""
-    block = _cells(rows)
-    predicted = regression.predicted
-    total = np.bincount(block, weights=predicted)
-    seen = total > 0
-    if seen.sum() < _ENOUGH:
+    stretches = _stretches(regression, rows)
+    if len(stretches.off) < _ENOUGH:
         return Moods(run=UNSEEN)
-
-    def summed(values: Floats) -> Floats:
-        return np.asarray((np.bincount(block, weights=values) / np.maximum(total, 1e-12))[seen])
-
-    off = summed(rows.seconds - predicted)
-    alone = rows.seconds - predicted * (1 + _filled(off, seen)[block])  # without the mood of its block
-    own = summed(_single(alone / predicted, block, rows.prefill) * predicted**2) / total[seen]
-    matrix = np.stack([summed(column) for column in design(rows, regression.form, regression.names).T], axis=1)
-    first = np.unique(block, return_index=True)[1]
-    time, rung, run = rows.table["end"].to_numpy()[first], rows.rung[first], rows.run[first]
-    apart = np.abs(np.subtract.outer(time, time))
-    same_run, same_rung = np.equal.outer(run, run), np.equal.outer(rung, rung)
-    days = [runs[i].scenario.workload for i in np.unique(run).tolist()]
+    days = [runs[i].scenario.workload for i in np.unique(stretches.run).tolist()]
     repeated = len(set(days)) < len(days)
     beliefs = regression.prior.rows.T @ regression.prior.rows
-    both = np.column_stack([matrix, off])
+    free = np.array([True, True, len(set(stretches.rung.tolist())) > 2, repeated, True])
 
-    def unlikely(some: Floats) -> float:
-        logs = at(some)
-        drift, seconds, of_rung, of_run, inflation = np.exp(logs)
-        seconds = np.clip(seconds, *MEMORY)
-        covariance = drift**2 * np.exp(-apart / seconds) * same_run + of_rung**2 * same_rung + of_run**2 * same_run
-        # a machine without noise leaves a matrix of zeros, one of everlasting moods a matrix of ones
-        nugget = _NONE**2 + 1e-8 * (drift**2 + of_rung**2 + of_run**2)
-        covariance[np.diag_indices_from(covariance)] += inflation * own + nugget
-        lower = np.linalg.cholesky(covariance)
-        whitened = solve_triangular(lower, both, lower=True, check_finite=False)
-        x, y = whitened[:, :-1], whitened[:, -1]
-        gram = x.T @ x + beliefs
-        gram[np.diag_indices_from(gram)] *= 1 + 1e-9
-        explained = x.T @ y
-        misfit = float(y @ y - explained @ np.linalg.solve(gram, explained))
-        far = 1e-3 * float(((logs - _START) ** 2).sum())  # a flat direction is not followed to its end
-        return float(np.log(np.diag(lower)).sum()) + 0.5 * float(np.linalg.slogdet(gram)[1]) + 0.5 * misfit + far
-
-    free = np.array([True, True, len(set(rung.tolist())) > 2, repeated, True])
-
-    def at(some: Floats) -> Floats:
+    def all_of(some: Floats) -> Floats:
         logs = np.where(free, _START, np.log(_NONE))
         logs[free] = some
         return logs
+
+    def unlikely(some: Floats) -> float:
+        return -_log_likelihood(all_of(some), stretches, beliefs)
 
     found = minimize(
         unlikely,
@@ -108,16 +89,63 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         method="Nelder-Mead",
         options={"maxiter": 300, "xatol": 0.02, "fatol": 0.01},
     )
-    drift, seconds, of_rung, of_run, _ = np.exp(at(found.x)).tolist()
+    drift, seconds, of_rung, of_run, _ = np.exp(all_of(found.x)).tolist()
     return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run if repeated else LEAST * drift)
 
 
+def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> float:
+    """The restricted log-likelihood of moods, the logarithms of what `_START` has; `beliefs` is the precision of the
+    coefficients before anything was measured."""
+    drift, seconds, of_rung, of_run, inflation = np.exp(logs)
+    apart = np.abs(np.subtract.outer(stretches.time, stretches.time)) / np.clip(seconds, *MEMORY)
+    same_run, same_rung = (np.equal.outer(x, x) for x in (stretches.run, stretches.rung))
+    covariance = drift**2 * np.exp(-apart) * same_run + of_rung**2 * same_rung + of_run**2 * same_run
+    # a machine without noise leaves a matrix of zeros, one of everlasting moods a matrix of ones
+    nugget = _NONE**2 + 1e-8 * (drift**2 + of_rung**2 + of_run**2)
+    covariance[np.diag_indices_from(covariance)] += inflation * stretches.noise + nugget
+    lower = np.linalg.cholesky(covariance)
+    both = np.column_stack([stretches.matrix, stretches.off])
+    whitened = solve_triangular(lower, both, lower=True, check_finite=False)
+    x, y = whitened[:, :-1], whitened[:, -1]
+    gram = x.T @ x + beliefs
+    gram[np.diag_indices_from(gram)] *= 1 + 1e-9
+    explained = x.T @ y
+    misfit = float(y @ y - explained @ np.linalg.solve(gram, explained))
+    far = 1e-3 * float(((logs - _START) ** 2).sum())  # a flat direction is not followed to its end
+    determinants = float(np.log(np.diag(lower)).sum()) + 0.5 * float(np.linalg.slogdet(gram)[1])
+    return -(determinants + 0.5 * misfit + far)
+
+
+# drift, its seconds, rung, run, and by how much the noise of steps exceeds that of independent ones
 _START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])
 
 
+def _stretches(regression: Regression, rows: Rows) -> _Stretches:
+    cell, predicted = _cells(rows), regression.predicted
+    total = np.bincount(cell, weights=predicted)
+    seen = total > 0
+
+    def summed(values: Floats) -> Floats:
+        return np.asarray((np.bincount(cell, weights=values) / np.maximum(total, 1e-12))[seen])
+
+    off = summed(rows.seconds - predicted)
+    alone = rows.seconds - predicted * (1 + _filled(off, seen)[cell])  # without the mood of its stretch
+    noise = summed(_single(alone / predicted, cell, rows.prefill) * predicted**2) / total[seen]
+    columns = design(rows, regression.form, regression.names).T
+    first = np.unique(cell, return_index=True)[1]
+    return _Stretches(
+        off=off,
+        noise=noise,
+        matrix=np.stack([summed(column) for column in columns], axis=1),
+        time=rows.table["end"].to_numpy()[first],
+        rung=rows.rung[first],
+        run=rows.run[first],
+    )
+
+
 def _single(alone: Floats, block: NDArray[np.int64], prefill: NDArray[np.bool_]) -> Floats:
-    """The variance of a single step of each row's kind, relative. All blocks share one: a block of a few steps does not
-    know its own, and one of a single step would count as certain."""
+    """The variance of a single step of each row's kind, relative. All
+    stretches share one: one of a few steps does not know its own, and one of a single step would count as certain."""
     count = np.bincount(block)[block]
     several = count > 1
     variance = np.zeros(len(alone))

@@ -31,11 +31,8 @@ def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
 
 
 def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
-    steps, requests = schedule.steps, run.requests
-    first = np.full(len(requests), -1)
-    at = schedule.token == 0
-    first[schedule.request[at]] = schedule.step[at]
-    table = pd.DataFrame({"written": schedule.written, "first": first, "from": schedule.after})
+    steps = schedule.steps
+    table = pd.DataFrame({"written": schedule.written, "first": schedule.first, "from": schedule.after})
     table = table[(table["from"] >= 0) & (table["first"] >= 0)]
     table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
     source = table["from"].to_numpy()

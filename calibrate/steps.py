@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,9 +42,10 @@ class Schedule:
     that join), `kept`, `kept_longest` and `finished` (what the filter after the step before kept, its longest context,
     and what it dropped), `live` (running after the step), `ended` (with it), `since` (decode steps since the last
     prefill, this one included).
-    `request`, `token`, `step`, `time` are parallel arrays, one element per token received. Per request: `after`, the
-    step that ended the same user's answer before it (-1: none), and `written`, when the client had dealt with all the
-    answers that ended in that step and wrote its requests (`sent` for all others).
+    `request`, `token`, `step`, `time` are parallel arrays, one element per token received. Per request: `first` and
+    `last`, the steps of its first and last tokens (-1: none came), `after`, the step that ended the same user's answer
+    before it (-1: none), and `written`, when the client had dealt with all the answers that ended in that step and
+    wrote its requests (`sent` for all others).
     """
 
     steps: pd.DataFrame
@@ -51,6 +53,8 @@ class Schedule:
     token: Ints
     step: Ints
     time: Floats
+    first: Ints
+    last: Ints
     after: Ints
     written: Floats
     jitter: float
@@ -91,11 +95,14 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     number = np.empty(len(order), dtype=np.int64)
     number[order] = np.arange(len(order))
     step = np.where(token > 0, number[groups + np.maximum(decode, 0)], number[prefill_of[request]])
-    after, written = _bursts(run, request, step)
+    first_step, last_step = (np.full(len(counts), -1) for _ in range(2))
+    first_step[request[token == 0]] = step[token == 0]
+    last_step[request] = step  # tokens are in order, so the last one's stays
+    after, written = _bursts(run, last_step)
     steps = _table(run, request, token, step, time, written, is_decode[order])
     steps["used"] = True if rungs is None else steps["rung"].isin(list(rungs))
     doubts += _coalesced(run.token_times) + _hidden(steps) + _absent(run)
-    return Schedule(steps, request, token, step, time, after, written, jitter, doubts)
+    return Schedule(steps, request, token, step, time, first_step, last_step, after, written, jitter, doubts)
 
 
 def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:
@@ -167,11 +174,9 @@ def _prefills(times: list[Floats], streams: list[int], first: Ints, ends: Floats
     return of, before[new]
 
 
-def _bursts(run: Run, request: Ints, step: Ints) -> tuple[Ints, Floats]:
+def _bursts(run: Run, last: Ints) -> tuple[Ints, Floats]:
     """`Schedule.after` and `Schedule.written`."""
     requests = run.requests
-    last = np.full(len(requests), -1)
-    last[request] = step  # tokens are in order, so the last one's step stays
     sent = requests["sent"].to_numpy()
     table = pd.DataFrame({"user": requests["user"], "sent": sent, "last": last})
     table = table[table["user"] >= 0].sort_values(["user", "sent"], kind="stable")
@@ -186,76 +191,113 @@ def _bursts(run: Run, request: Ints, step: Ints) -> tuple[Ints, Floats]:
     return after, written
 
 
+class _ByStep:
+    """The tokens of every step, to be summed up: arrays go in with one value per token, and come out with one per step.
+    Every step has some."""
+
+    def __init__(self, step: Ints):
+        self._step, self._order = step, np.argsort(step, kind="stable")
+        self.size = np.bincount(step)
+        self._first = np.cumsum(self.size) - self.size
+
+    def count(self, which: NDArray[np.bool_]) -> Ints:
+        return np.bincount(self._step[which], minlength=len(self.size))
+
+    def sum(self, values: NDArray[Any]) -> Floats:
+        return np.asarray(np.bincount(self._step, weights=values), dtype=np.float64)
+
+    def most(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.maximum.reduceat(values[self._order], self._first)
+
+    def least(self, values: NDArray[Any]) -> NDArray[Any]:
+        return np.minimum.reduceat(values[self._order], self._first)
+
+    def each(self, values: Ints) -> list[Ints]:
+        return np.split(values[self._order], self._first[1:])
+
+
 def _table(
     run: Run, request: Ints, token: Ints, step: Ints, time: Floats, written: Floats, is_decode: NDArray[np.bool_]
 ) -> pd.DataFrame:
     """One row per step, from the step of every token."""
-    n = len(is_decode)
+    by_step = _ByStep(step)
     prompt = run.requests["prompt_tokens"].to_numpy()
     length = np.bincount(request, minlength=len(prompt))
     size = prompt[request] + token  # context before the step
     ends = np.maximum.accumulate(_medians(time, step))
-    sequences = np.bincount(step, minlength=n)
-    finished = np.bincount(step[token == length[request] - 1], minlength=n)
-    joined = np.bincount(step[token == 1], minlength=n)
-    order = np.argsort(step, kind="stable")
-    bounds = np.cumsum(sequences) - sequences
-    longest = np.maximum.reduceat(size[order], bounds)
-    earliest = np.minimum.reduceat(written[request[order]], bounds)
-    goes_on = token < length[request] - 1
-    grown = np.maximum.reduceat(np.where(goes_on, size + 1, 0)[order], bounds)
-    number = np.arange(n)
-    last_prefill = np.maximum.accumulate(np.where(is_decode, -1, number))
-    kept = sequences - finished
-    live = kept.copy()
-    for s in np.flatnonzero(~is_decode).tolist():  # a prefill adds to what ran before it
-        live[s] += live[s - 1] if s else 0
-    running = np.concatenate([[0], live[:-1]])
-    previous = np.concatenate([[-np.inf], ends[:-1]])
-    waited = earliest + _ON_THE_WAY < previous
-    seen = (running > 0) | waited
-    for break_, _ in run.stretches:
-        seen &= ~((previous < break_) & (ends >= break_))
-    start = np.where(seen, previous, np.maximum(earliest, previous))
+    finished = by_step.count(token == length[request] - 1)
+    kept = by_step.size - finished
+    running = _running(kept, is_decode)
+    live = np.where(is_decode, kept, running + kept)
+    old, new = _joins(by_step.count(token == 1), by_step.size, kept, running, is_decode)
+    start, seen = _starts(run, ends, running, by_step.least(written[request]))
+    filtered = (_before(finished) > 0) & (_before(kept) > 0)
+    grown = by_step.most(np.where(token < length[request] - 1, size + 1, 0))
     edges = [g.start for g in run.rungs] or [0.0]
-    prefill_new = np.where(is_decode, joined, sequences)
-    old = np.where(is_decode, sequences - joined, running)
-    # Two prefills in a row on an idle server: the second one's requests join the first one's.
-    twice = is_decode & (np.concatenate([[0, 0], (~is_decode[:-2] & ~is_decode[1:-1]).astype(int)])[:n] > 0)
-    last_new = np.concatenate([[0], kept[:-1]])
-    old = np.where(twice & (old == 0), joined - last_new, old)
-    new = np.where(twice, last_new, prefill_new)
-    earlier_finished = np.concatenate([[0], finished[:-1]])
-    earlier_kept = np.concatenate([[0], kept[:-1]])
-    filtered = (earlier_finished > 0) & (earlier_kept > 0)
-    members = np.split(request[order], bounds[1:])
+    number = np.arange(len(is_decode))
     return pd.DataFrame(
         {
             "start": start,
             "end": ends,
             "kind": np.where(is_decode, "decode", "prefill"),
             "count": 1,
-            "sequences": sequences,
-            "tokens": np.bincount(step, weights=size, minlength=n).astype(np.int64),
-            "prompt_sq": np.bincount(step, weights=np.where(token == 0, size.astype(float) ** 2, 0.0), minlength=n),
-            "max_prompt": np.maximum.reduceat(prompt[request[order]], bounds),
+            "sequences": by_step.size,
+            "tokens": by_step.sum(size).astype(np.int64),
+            "prompt_sq": by_step.sum(np.where(token == 0, size.astype(float) ** 2, 0.0)),
+            "max_prompt": by_step.most(prompt[request]),
             "concat": is_decode & (old > 0) & (new > 0),
             "filtered": filtered,
-            "members": members,
+            "members": by_step.each(request),
             "seconds": ends - start,
             "seen": seen,
             "rung": np.maximum(np.searchsorted(edges, ends, side="right") - 1, 0),
-            "longest": longest,
+            "longest": by_step.most(size),
             "old": old,
             "new": new,
-            "kept": np.where(filtered, earlier_kept, 0),
-            "kept_longest": np.where(filtered, np.concatenate([[0], grown[:-1]]), 0),
-            "finished": np.where(filtered, earlier_finished, 0),
+            "kept": np.where(filtered, _before(kept), 0),
+            "kept_longest": np.where(filtered, _before(grown), 0),
+            "finished": np.where(filtered, _before(finished), 0),
             "live": live,
             "ended": finished,
-            "since": number - last_prefill,
+            "since": number - np.maximum.accumulate(np.where(is_decode, -1, number)),
         }
     )
+
+
+def _before(values: Ints) -> Ints:
+    """What the step before had; nothing before the first."""
+    return np.concatenate([[0], values[:-1]])
+
+
+def _running(kept: Ints, is_decode: NDArray[np.bool_]) -> Ints:
+    """How many requests ran when each step began: all that the last decode step kept, and the prefills since."""
+    running, live = np.zeros(len(kept), dtype=np.int64), 0
+    for s, (k, decode) in enumerate(zip(kept.tolist(), is_decode.tolist(), strict=True)):
+        running[s] = live
+        live = k if decode else live + k
+    return running
+
+
+def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+    """How many ran before each step and how many joined them; of a prefill, how many are about to."""
+    new = np.where(is_decode, joined, sequences)
+    old = np.where(is_decode, sequences - joined, running)
+    # Two prefills in a row on an idle server: the second one's requests join the first one's.
+    twice = is_decode.copy()
+    twice[:2] = False
+    twice[2:] &= ~is_decode[:-2] & ~is_decode[1:-1]
+    last = _before(kept)
+    old = np.where(twice & (old == 0), joined - last, old)
+    return old, np.where(twice, last, new)
+
+
+def _starts(run: Run, ends: Floats, running: Ints, earliest: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """When each step began, as far as streams show it, and whether they do: the server was busy, or somebody waited."""
+    previous = np.concatenate([[-np.inf], ends[:-1]])
+    seen = (running > 0) | (earliest + _ON_THE_WAY < previous)
+    for begun, _ in run.stretches:
+        seen &= ~((previous < begun) & (ends >= begun))
+    return np.where(seen, previous, np.maximum(earliest, previous)), seen
 
 
 def _coalesced(times: list[Floats]) -> list[str]:

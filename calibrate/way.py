@@ -35,13 +35,17 @@ def way_between(runs: Sequence[Run], schedules: Sequence[Schedule]) -> tuple[flo
 def _between(run: Run, schedule: Schedule) -> tuple[Floats, Floats]:
     """For every request that says so: how long it was under way at the look before it came in, and at the one then."""
     steps = schedule.steps
-    first = np.full(len(run.requests), -1)
-    at = schedule.token == 0
-    first[schedule.request[at]] = schedule.step[at]
-    step = np.maximum(first, 2)
+    step = np.maximum(schedule.first, 2)
     decode, ended = (steps["kind"] == "decode").to_numpy(), steps["ended"].to_numpy()
     end, known = steps["end"].to_numpy(), (steps["seen"] & steps["used"]).to_numpy()
     open_to_all = steps["since"].to_numpy() >= run.server.max_waiting_tokens - 1
-    says = (first >= 2) & known[step] & known[step - 1] & decode[step - 1] & decode[step - 2] & open_to_all[step - 2]
+    says = (
+        (schedule.first >= 2)
+        & known[step]
+        & known[step - 1]
+        & decode[step - 1]
+        & decode[step - 2]
+        & open_to_all[step - 2]
+    )
     says &= ended[step - 1] == 0  # nobody made room in between
     return (end[step - 2] - schedule.written)[says], (end[step - 1] - schedule.written)[says]

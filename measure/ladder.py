@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -76,24 +76,15 @@ def measure(
         stack.callback(journal.close)
         seed = journal.head.get("seed", seed)
         if found is None:
-            assert scenario.launch is not None
             try:
-                # answers are to be as long as asked, unless the scenario charges for more than comes back
-                covers = endless(scenario.launch, out) if scenario.workload.max_new_tokens is None else {}
-                running = stack.enter_context(launched(scenario.launch, scenario.server, out, console, covers))
-                journal.head["container"] = running.described
-                found = attach(running.url, scenario, pairs, model, seed)
+                url = _launch(scenario, out, journal, console, stack)
+                found = attach(url, scenario, pairs, model, seed)
             except UserError as e:
                 journal.head["stopped"] = f"the server did not start: {e}"
                 journal.save()
                 raise
         endpoint, server, recipe, doubts = found
-        for sentence in doubts:
-            journal.doubt(sentence)
-            console.print(f"doubt: {sentence}", highlight=False, markup=False, soft_wrap=True)
-        journal.head |= {"info": server.info, "api": server.api}
-        journal.head["software"]["server"] = (server.info or {}).get("version")
-        journal.save()
+        _note(server, doubts, journal, console)
         setup = Setup(
             url=endpoint.url,
             api=server.api,
@@ -118,6 +109,26 @@ def measure(
         ascent = Ascent(scenario, setup, journal, endpoint, server, pairs, Screen(console), budget)
         ascent.run(processes)
     return out
+
+
+def _launch(scenario: Scenario, out: Path, journal: Journal, console: Console, stack: ExitStack) -> str:
+    """Start the scenario's container, which ends with `stack`; its URL."""
+    assert scenario.launch is not None
+    # answers are to be as long as asked, unless the scenario charges for more than comes back
+    covers = endless(scenario.launch, out) if scenario.workload.max_new_tokens is None else {}
+    running = stack.enter_context(launched(scenario.launch, scenario.server, out, console, covers))
+    journal.head["container"] = running.described
+    return running.url
+
+
+def _note(server: health.Server, doubts: Iterable[str], journal: Journal, console: Console) -> None:
+    """Write down what answers, and say what is doubtful about it."""
+    for sentence in doubts:
+        journal.doubt(sentence)
+        console.print(f"doubt: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    journal.head |= {"info": server.info, "api": server.api}
+    journal.head["software"]["server"] = (server.info or {}).get("version")
+    journal.save()
 
 
 def listening(bind: str) -> tuple[str, int]:
