@@ -20,6 +20,8 @@ from sim.run import Run, Rung
 from sim.scenario import Load, Scenario, least_completions
 from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
 
+MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it waited for, and ends after its last
+
 
 def climb(scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None = None) -> Run:
     """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one.
@@ -86,7 +88,7 @@ def _settle(bench: Bench, ramped: float, users: int) -> Event:
             latest = max(latest, at)
             if not missing:
                 clients.on_ended = _ignore
-                _happen(settled, clock.at(max(latest, clock.now)))
+                _happen(settled, clock.at(max(latest, clock.now) + MOMENT))
 
     clients.on_ended = ended
     return settled
@@ -107,7 +109,7 @@ def _window(bench: Bench, load: Load, users: int) -> Generator[Event, Any, None]
         count += r.status == OK  # a user who is refused asks five times a second
         if count == wanted:
             bench.clients.on_ended = _ignore
-            _happen(enough, clock.at(max(at, clock.now)))
+            _happen(enough, clock.at(max(at, clock.now) + MOMENT))
 
     bench.clients.on_ended = ended
     yield enough | clock.at(clock.now + load.max_seconds)

@@ -285,3 +285,24 @@ def test_a_trace_of_one_instant_has_no_rate() -> None:
     scenario = Scenario(name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True))
     with pytest.raises(BadInput, match=r"t\.csv: expected requests at several times"):
         climb(scenario, MODEL, (1, 0), pairs)
+
+
+def test_the_answer_that_a_window_waited_for_came_before_it() -> None:
+    """A lone user ends seven answers in a little less than the time of eight, and not eight."""
+    answer = float(metrics.table(climb(closed([1], seconds=5.0), MODEL, (1, 0)))["e2e_mean"].iloc[0])
+    for answers in (7.05, 7.9):
+        table = metrics.table(climb(closed([1], seconds=answers * answer), MODEL, (1, 0)))
+        assert table["completions"].tolist() == [7]
+
+
+def test_a_replays_window_begins_as_the_recorded_one_did() -> None:
+    run = climb(closed([1], seconds=60.0), MODEL, (1, 0))
+    cycle = float(metrics.table(run)["e2e_mean"].iloc[0])
+    for slower in (1.01, 1.02, 1.03, 1.05):
+        values = {name: slower * getattr(STEP_TIME, name) for name in ("a0", "a1", "b0", "b1", "b2")}
+        again = replay(run, Model(Affine(**values), SERVER), (5, 0))
+        (rung,) = again.rungs
+        last = again.requests["last_token"]
+        assert last[last < rung.settled].max() == pytest.approx(rung.settled, abs=2e-6)
+        assert rung.seconds == pytest.approx(60.0)
+        assert metrics.table(again)["completions"].tolist() == [int(60.0 / (slower * cycle))]
