@@ -9,6 +9,7 @@ import msgspec
 from measure.endpoint import Endpoint, Unreachable, decoded
 from measure.prompts import tokenizer_file
 from sim.errors import UserError
+from sim.run import TOLD
 from sim.scenario import Scenario
 from sim.server import ServerConfig
 from sim.workload import Lengths, Pairs
@@ -119,7 +120,7 @@ def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> lis
             doubts.append(f"{what} may exceed the server's {name} {limit}; such requests end as validation")
     if str(info.get("version", "")).startswith(("0.9.", "1.")):
         _check_fits(info, scenario.server, prompt[1], asked[1])
-    for name in ("max_concurrent_requests", "waiting_served_ratio", "max_waiting_tokens", "max_batch_total_tokens"):
+    for name in TOLD:
         said, wanted = info.get(name), getattr(scenario.server, name)
         if (
             isinstance(said, int | float)

@@ -37,6 +37,8 @@ def scenarios(as_json: bool) -> None:
 @click.argument("name")
 def new(name: str) -> None:
     """Write a commented scenario to start from."""
+    if not Path(name).stem.strip():
+        raise BadInput("expected a name, such as chat", path=f"new {name!r}")
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     if path.exists():
         raise BadInput("exists already, and is not overwritten", path=path)
@@ -109,6 +111,7 @@ def plan(
     For every load the cost and the probability, over all that is not known for sure, that each SLO is met.
     Exit status 1 when no load of the ladder keeps every SLO with a probability of 90 %.
     """
+    from scenarios.forecast import named
     from scenarios.tables import console, cost, promises
 
     for name in scenarios:
@@ -130,7 +133,7 @@ def plan(
                 out.print()
                 out.print(cost(forecast))
             largest = largest_load(forecast)
-            kept = f"every SLO is kept up to {largest:g} {forecast.unit}" if largest else "no load keeps every SLO"
+            kept = f"every SLO is kept up to {named(largest, forecast.unit)}" if largest else "no load keeps every SLO"
             out.print(f"{kept} with a probability of {KEPT:.0%}")
     doubt(_doubts(found))
     return 0 if all(largest_load(forecast) is not None for forecast in found) else FAILED

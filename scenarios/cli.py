@@ -50,7 +50,13 @@ class Commands(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=Commands, help=GUIDE, invoke_without_command=True, no_args_is_help=False)
+@click.group(
+    cls=Commands,
+    help=GUIDE,
+    invoke_without_command=True,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="servecast")
 @click.pass_context
 def servecast(ctx: click.Context) -> None:
@@ -72,6 +78,8 @@ def command(example: str, name: str | None = None) -> Callable[[Callable[..., An
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
+    if sys.stdout is None:  # closed by whoever started us: there is nobody to tell
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we live
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a script put us in its background
         signal.signal(signal.SIGINT, _interrupt)
@@ -116,7 +124,6 @@ def _complain(line: str) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: a second one would stop the tidying up half-way
     _stop(INTERRUPTED)
     raise KeyboardInterrupt
 
@@ -129,6 +136,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _stop(exit_status: int) -> None:
     """Remember what to exit with, and do so in the end even if the tidying up never ends."""
     global _stopped
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)  # once is enough: a second one would stop the tidying up half-way
     _stopped = exit_status
     last = Timer(GRACE, os._exit, [exit_status])
     last.daemon = True

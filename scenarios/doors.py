@@ -53,11 +53,11 @@ def fit(
         from calibrate.table import calibrate_table
 
         return calibrate_table([Path(scenario.table)], np.random.default_rng(seed), machine=scenario.machine)
-    if not scenario.published:
+    measured = origin(source, "published", *sets)
+    if not measured.published:
         if scenario.calibration is not None:
             raise BadInput("has a calibration and nothing to fit; expected table or published", path=source)
         raise BadInput("expected calibration, table or published: nothing says how fast the machine is", path=source)
-    measured = origin(source, "published", *sets)
     key = msgspec.json.encode((measured.published, measured.server, measured.machine, seed))
     known = {} if known is None else known
     if key not in known:

@@ -63,12 +63,19 @@ class Corner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A point on the curves: its load (users, or requests/s offered), the RPS there, and what makes it one.
 
     `reached` is the share of replicates in which the ladder came that far; the others count with its top rung.
+    `passed` is the share in which its lowest rung lies beyond already; where that is most of them there is no value.
     """
 
     load: Estimate
     rps: Estimate
     reached: float
     meaning: str
+    passed: float = 0.0
+
+    @property
+    def below(self) -> bool:
+        """Whether the ladder begins beyond it."""
+        return self.passed > 0.5
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -62,6 +62,8 @@ def calibrate(
     if output is not None:
         writable(output)
     runs = _runs(sources)
+    if sets and (runs or all(Path(source).suffix == ".csv" for source in sources)):
+        raise BadInput("expected only with a scenario, whose keys it changes", path="--set")
     calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
         write_calibration(existing(output), calibration)
@@ -140,6 +142,8 @@ def _fit(
     from scenarios.doors import fit
     from scenarios.load import load, shipped
 
+    if paths[0].suffix == ".json" and not absent:
+        raise BadInput("expected a run directory, a table (.csv) or a scenario (.yaml)", path=paths[0])
     if absent and sources[0] not in shipped():
         hint = nearest(sources[0], shipped())
         raise BadInput(

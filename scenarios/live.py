@@ -45,14 +45,19 @@ def measure(
     budget: float | None,
     sets: tuple[str, ...],
     seed: int,
-) -> None:
+) -> int:
     """Climb the users ladder on a live server.
 
     Leaves a run directory, which can be calibrated from, compared and reported. A token for the server comes from
-    SERVECAST_API_KEY. Ctrl-C keeps what was measured; --resume goes on from there.
+    SERVECAST_API_KEY. Ctrl-C keeps what was measured; --resume goes on from there. Exit status 1 when no load was
+    measured with a single answer.
     """
+    import pandas as pd
+
     from measure.ladder import measure as climb
     from scenarios.load import load
+    from sim import metrics
+    from sim.run import read_run
 
     if remote and not bind:
         raise BadInput("expected HOST:PORT for the workers of --remote to join", path="--bind")
@@ -69,6 +74,7 @@ def measure(
         remote=remote,
     )
     say(str(found))
+    return 0 if metrics.table(read_run(found)).get("completions", pd.Series()).any() else FAILED
 
 
 @command("servecast import guidellm.json -o run", name="import")

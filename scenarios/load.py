@@ -23,6 +23,9 @@ from sim.shape import Key, check_shape, dotted, nearest
 
 SHIPPED = Path(__file__).parent
 
+# What a figure was taken from is not what another one, laid over it, was taken from.
+SOURCED: dict[Key, str] = {("price",): "usd_per_hour"}
+
 # Keys that say the same thing in different ways: laying one over a file drops the others that file had.
 INSTEAD = {
     (): ({"calibration"}, {"table"}),
@@ -52,20 +55,37 @@ class Tree:
 def load(source: str | Path, *sets: str) -> Scenario:
     """The scenario in a file, or shipped under a name; each of `sets` is `a.b=value`, as given to `--set`.
 
-    Raises `BadInput` for whatever the user can mend. File names in the result are relative to the working directory.
+    Published figures are of the server and the machine of the file they stand in: a what-if that changes those has
+    none. Raises `BadInput` for whatever the user can mend. File names in the result are relative to the working
+    directory.
     """
     tree = _resolved(source, sets)
-    check_shape(tree.values, Scenario, tree.fail)
-    scenario = msgspec.convert(without_nothing(tree.values), Scenario)
-    check(scenario, tree.fail)
-    return scenario
+    scenario = _checked(tree)
+    home = _written_in(tree, "published")
+    if home is None or (not sets and Path(home) == find(str(source))):
+        return scenario
+    measured = _checked(read_tree(Path(home)))
+    same = (measured.server, measured.machine) == (scenario.server, scenario.machine)
+    return scenario if same else msgspec.structs.replace(scenario, published=[])
 
 
 def origin(source: str | Path, key: str, *sets: str) -> Scenario:
     """The scenario of the file in which `key` is written: whose server `published` figures were measured on, say."""
-    place = _resolved(source, sets).places.get((key,))
-    path = None if place is None or place[1] is None else place[0]
-    return load(source, *sets) if path is None else load(path)
+    home = _written_in(_resolved(source, sets), key)
+    return load(source, *sets) if home is None else load(home)
+
+
+def _written_in(tree: Tree, key: str) -> str | None:
+    """The file in which a key was written; None for one that is absent, or given by `--set`."""
+    path, line = tree.places.get((key,), ("", None))
+    return None if line is None else path
+
+
+def _checked(tree: Tree) -> Scenario:
+    check_shape(tree.values, Scenario, tree.fail)
+    scenario = msgspec.convert(without_nothing(tree.values), Scenario)
+    check(scenario, tree.fail)
+    return scenario
 
 
 def _resolved(source: str | Path, sets: Sequence[str]) -> Tree:
@@ -198,6 +218,8 @@ def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]
     if chosen:
         for name in set().union(*groups) - set().union(*chosen):
             merged.pop(name, None)
+    if (figure := SOURCED.get(key)) is not None and figure in top:
+        merged.pop("source", None)
     for name, value in top.items():
         if isinstance(value, dict) and isinstance(merged.get(name), dict):
             merged[name] = merge(merged[name], value, (*key, name))
@@ -218,7 +240,8 @@ def option(text: str, onto: Tree) -> Tree:
     tree = Tree({}, {(): (where, None)})
     value_set = plain(parse_yaml(value, where), tuple(parts), tree, where, ())
     tree.values = nest(onto.values, parts, value_set, tree)
-    tree.places = {tuple(parts[:i]): (where, None) for i in range(len(parts) + 1)}
+    inside = [key for key in tree.places if len(key) > len(parts)]
+    tree.places = dict.fromkeys((*(tuple(parts[:i]) for i in range(len(parts) + 1)), *inside), (where, None))
     return tree
 
 

@@ -67,9 +67,15 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
 
 
 def read_item(path: Path) -> Forecast | Run | Comparison:
-    """A forecast, a run or a comparison; of a folder that `simulate -o` wrote, the forecast."""
+    """A forecast, a run or a comparison; of a folder that `simulate -o` or `compare -o` wrote, what is in it."""
     if path.is_dir():
-        return read_forecast(path / "forecast.json") if (path / "forecast.json").exists() else read_run(path)
+        for name in ("forecast.json", "comparison.json"):
+            if (path / name).exists() and not (path / "run.json").exists():
+                return read_item(path / name)
+        inside = sorted(each.parent.name for each in path.glob("*/forecast.json"))
+        if inside and not (path / "run.json").exists():
+            raise BadInput(f"holds the forecasts of several scenarios; name {path / inside[0]}", path=path)
+        return read_run(path)
     document = Document(path, "a run directory, a forecast or a comparison", 1)
     if "curves" in document.values:
         return read_forecast(path)
@@ -107,8 +113,11 @@ def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
 
 def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
     end = "knee" if f.knee.reached > 0.05 else "top of the ladder"
+    knee = _card(f"{f.unit} at the {end}", f.knee.load)
+    if f.knee.below:
+        knee["value"] = f"< {f.curves[0].load:g}"
     cards = [
-        _card(f"{f.unit} at the {end}", f.knee.load),
+        knee,
         _card(f"requests/s at the {end}", f.knee.rps),
         _card("requests/s at the plateau", f.plateau.rps),
     ]
@@ -143,11 +152,14 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
 
 def _headline(f: Forecast) -> str:
     (load, loads), (rps, rates), top = parts(f.knee.load), parts(f.knee.rps), f.binding[-1]
+    loads, rates = (f" ({band})" if band else "" for band in (loads, rates))
+    if f.knee.below:
+        return f"At {named(f.curves[0].load, f.unit)} {f.knee.meaning} already: the ladder begins beyond the knee."
     if f.knee.reached < 0.05:
         return f"{named(f.curves[-1].load, f.unit)} and more before {f.knee.meaning}: the ladder ends before the knee."
     cost = f" at ${parts(f.cost[0].per_1000_requests)[0]} per 1,000 requests" if f.cost else ""
     return (
-        f"{load} {f.unit} ({loads}) before {f.knee.meaning}: {rps} requests/s ({rates}){cost}. "
+        f"{load} {f.unit}{loads} before {f.knee.meaning}: {rps} requests/s{rates}{cost}. "
         f"At {named(top.load, f.unit)} the limit is: {top.binds}."
     )
 
@@ -323,9 +335,10 @@ def _plan(f: Forecast) -> dict[str, Any]:
     )
     if f.cost and price is not None:
         titles += ["$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
+        source = f" ({price.source})" if price.source else ""
         caption += (
-            f" At ${price.usd_per_hour:g} an hour ({price.source}). Input alone and output alone each charge the whole "
-            "machine; the last column counts both."
+            f" At ${price.usd_per_hour:g} an hour{source}. Input alone and output alone each charge the whole machine; "
+            "the last column counts both."
         )
     return _table(titles, rows, left=(0,), caption=caption)
 

@@ -6,12 +6,14 @@ the mean knee. At least 99 replicates make the 5 % and 95 % quantiles lie within
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
 from itertools import islice
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -88,6 +90,10 @@ def summarise(
     limit = scenario.slo.get("e2e_p95")
     plateaus = [curve.plateau(table) for table in tables]
     knees = [curve.knee(table, limit) for table in tables]
+    first = float(rungs["load"].iloc[0])
+    passed = float(np.mean([corner.reached and corner.load == first for corner in knees]))
+    if passed > 0.5:  # it lies below the ladder, nobody knows where
+        knees = [curve.Corner(math.nan, math.nan, True)] * len(knees)
     takeoffs = [curve.takeoff(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
     takeoff = _corner(takeoffs, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
     return Forecast(
@@ -96,7 +102,10 @@ def summarise(
         provenance=_provenance(calibration, tasks, changes),
         curves=list(_rows(scenario, tables, outside, growing)),
         plateau=_corner(plateaus, "the largest RPS over the rungs"),
-        knee=_corner(knees, f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"),
+        knee=msgspec.structs.replace(
+            _corner(knees, f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"),
+            passed=passed,
+        ),
         takeoff=takeoff,
         cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
         binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],

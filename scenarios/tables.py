@@ -118,6 +118,8 @@ def corners(forecast: Forecast) -> Table:
         where = corner.meaning if corner.reached > 0.95 else f"{corner.meaning} ({corner.reached:.0%} get there)"
         if corner.reached < 0.05:
             load, where = f"> {forecast.curves[-1].load:g}", f"{corner.meaning}: beyond this ladder"
+        elif corner.below:
+            load, where = f"< {forecast.curves[0].load:g}", f"{corner.meaning}: at the first rung already"
         table.add_row(name, load, banded(corner.rps), where)
     table.columns[3].no_wrap = False
     return table

@@ -25,6 +25,8 @@ from sim.run import Run
 from sim.scenario import Scenario
 from sim.workload import Pairs
 
+MOST = 4  # processes a core: more of them only fill the memory
+
 
 @dataclass(frozen=True)
 class Task:
@@ -62,11 +64,13 @@ class Task:
 
 @contextmanager
 def processes(jobs: int | None = None) -> Iterator[Executor]:
-    """A pool of `jobs` processes (all cores if absent); tasks not begun are dropped when the caller stops early."""
+    """A pool of `jobs` processes (all cores if absent, and never many times as many); tasks not begun are dropped when
+    the caller stops early."""
     # spawn: a fork would copy locks that the parent's threads (progress bars) hold, and a fork server dies of a SIGTERM
     # to the process group, after which CPython's pool never ends
     context = get_context("spawn")
-    jobs = jobs or os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    jobs = min(jobs or cores, MOST * cores)
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_follow_parent)
     try:
         with _held():  # each of these starts a worker

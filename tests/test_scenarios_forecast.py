@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from scenarios.binding import binding
 from scenarios.cost import costs
@@ -17,8 +20,9 @@ from scenarios.doubts import several_patterns
 from scenarios.forecast import Estimate, read_forecast, write_forecast
 from scenarios.load import load, origin, shipped
 from scenarios.replicate import circumstances, replicate
+from scenarios.report import page
 from scenarios.simulation import central_run, simulate
-from scenarios.tables import corners
+from scenarios.tables import corners, show
 from sim.calibration import Calibration, Parameter, Source, read_calibration
 from sim.curve import Corner
 from sim.errors import BadInput, CannotFit
@@ -129,11 +133,9 @@ def test_beyond_the_calibrated_range_it_says_so(small):
 
 
 def test_doubts_of_machine_window_and_refusals(small):
-    said = simulate(
-        small("machine.gpu=A100-80GB", "load.seconds=0.5", "server.max_input_length=99", "doubts=[mine]"),
-        machine(),
-        replicates=19,
-    ).doubts
+    some = ("server.max_input_length=99", "workload.prompt_tokens={uniform: [90, 120]}")
+    asked = small("machine.gpu=A100-80GB", "load.seconds=0.5", *some, "doubts=[mine]")
+    said = simulate(asked, machine(), replicates=19).doubts
     assert said[0] == "mine"
     assert "the step times are those of another GPU: A100-40GB, not A100-80GB" in said
     assert any("refuses requests longer than its limits (422)" in text for text in said)
@@ -285,7 +287,8 @@ def test_replicate_0_is_the_central_run(small):
 
 
 def test_an_estimate_of_nothing_is_nothing(small):
-    forecast = simulate(small("server.max_input_length=50"), machine(), replicates=19)
+    refusing = msgspec.structs.replace(small().server, max_input_length=50)
+    forecast = simulate(msgspec.structs.replace(small(), server=refusing), machine(), replicates=19)
     assert forecast.rows("e2e_mean")[0].value is None
     assert forecast.cost[0].per_1000_requests == Estimate(value=None, low=None, high=None)
 
@@ -320,3 +323,20 @@ def test_a_server_that_pads_is_not_taken_for_one_of_a_table(small):
     said = "this server pads its batches; nothing says that the calibrated one did"
     assert said in simulate(padded, machine(), replicates=19).doubts
     assert said not in simulate(small(), machine(), replicates=19).doubts
+
+
+def test_a_knee_below_the_ladder_is_not_taken_for_its_first_rung(small):
+    asked = small("load.users=[16, 32]", "slo.e2e_p95=0.3", "price.usd_per_hour=3")
+    forecast = simulate(asked, machine(), replicates=19)
+    assert forecast.knee.passed == 1 and forecast.knee.below
+    assert forecast.knee.load.value is None and forecast.knee.rps.value is None
+    assert forecast.cost[0].at == "knee" and forecast.cost[0].per_1000_requests.value is None
+    assert forecast.cost[1].per_1000_requests.value > 0
+    console = Console(width=80, record=True, file=io.StringIO())
+    show(forecast, console)
+    assert re.search(r"knee +< 16 +– +p95 E2E exceeds 0.3 s: at the first rung", console.export_text())
+    text = page([forecast], {})
+    assert "At 16 users p95 E2E exceeds 0.3 s already: the ladder begins beyond the knee." in text
+    assert "()" not in text
+    calm = simulate(small(), machine(), replicates=19)
+    assert calm.knee.passed == 0 and calm.knee.load.value is not None

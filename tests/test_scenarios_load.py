@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.checks import RATES, TIMES
-from scenarios.load import load, shipped
+from scenarios.load import load, origin, shipped
 from sim.errors import BadInput
 from sim.metrics import COMPARED
 from sim.server import Bounds
@@ -480,3 +480,30 @@ def test_shipped_prices_and_figures_are_those_of_the_sources():
     for figure in load("llama2-70b").published:
         latency, rps = article[figure.prompt_tokens, figure.output_tokens]
         assert figure.value == (latency if figure.metric == "e2e_mean" else rps)
+
+
+def test_figures_are_of_the_server_and_the_machine_they_stand_beside():
+    assert len(load("llama2-70b-spot").published) == len(load("llama2-70b").published) > 0  # another price alone
+    assert load("llama2-70b-80gb").published == []
+    assert load("llama2-70b-1500-100", "server.max_batch_prefill_tokens=4096").published == []
+    assert load("llama2-70b-1500-100", "machine.gpu=H100").published == []
+    assert len(load("llama2-70b-1500-100", "load.users=[1]").published) > 0
+    assert len(origin("llama2-70b-80gb", "published").published) > 0
+
+
+def test_a_price_that_is_set_is_not_from_where_the_other_one_was():
+    assert "GCP" in load("llama2-70b-spot").price.source
+    assert load("llama2-70b-spot", "price.usd_per_hour=1").price.source == ""
+    assert load("llama2-70b-spot", "price.usd_per_hour=1", "price.source=me").price.source == "me"
+
+
+def test_what_stands_wrong_in_a_map_that_was_set_is_blamed_on_the_option():
+    with pytest.raises(BadInput) as raised:
+        load("standin", "slo={e2e_p95: 15000ms}")
+    message = "--set slo={e2e_p95: 15000ms}: slo.e2e_p95: expected a number, found '15000ms'"
+    assert str(raised.value) == message
+
+
+def test_a_profile_that_would_be_refused_throughout_is_refused_at_once():
+    with pytest.raises(BadInput, match=r"workload: every request of 3001 \+ 40 tokens would be refused \(422\)"):
+        load("standin", "workload.prompt_tokens=3001")
