@@ -10,7 +10,7 @@ import msgspec
 
 from scenarios.cli import FAILED, command, existing, writable
 from scenarios.load import load, shipped
-from scenarios.options import csv_option, doubt, json_option, say, simulation_options, working
+from scenarios.options import csv_option, doubt, json_option, one_of, say, simulation_options, working
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def simulate(
     from scenarios.tables import as_csv as curves_as_csv
     from scenarios.tables import console, show
 
-    if as_json and as_csv:
-        raise BadInput("expected one of --json and --csv")
+    one_of(as_json, as_csv)
     if steps and output is None:
         raise BadInput("expected -o DIR with it, where the run is written", path="--steps")
     found = forecasts(scenarios, sets, seed, replicates, jobs, output, steps=steps)
@@ -103,8 +102,15 @@ def simulate(
 @scenario_argument
 @simulation_options
 @json_option
+@csv_option
 def plan(
-    scenarios: tuple[str, ...], sets: tuple[str, ...], seed: int, replicates: int, jobs: int | None, as_json: bool
+    scenarios: tuple[str, ...],
+    sets: tuple[str, ...],
+    seed: int,
+    replicates: int,
+    jobs: int | None,
+    as_json: bool,
+    as_csv: bool,
 ) -> int:
     """Say what each load costs, and which SLO it keeps.
 
@@ -112,8 +118,9 @@ def plan(
     Exit status 1 when no load of the ladder keeps every SLO with a probability of 90 %.
     """
     from scenarios.forecast import named
-    from scenarios.tables import console, cost, promises
+    from scenarios.tables import console, cost, plan_as_csv, promises
 
+    one_of(as_json, as_csv)
     for name in scenarios:
         if not load(name, *sets).slo:
             raise BadInput(
@@ -121,8 +128,22 @@ def plan(
             )
     found = forecasts(scenarios, sets, seed, replicates, jobs, None)
     if as_json:
-        rows = [{"name": f.name, "slo": f.slo, "cost": f.cost, "largest_load": largest_load(f)} for f in found]
+        rows = [
+            {
+                "format": 1,
+                "name": f.name,
+                "unit": f.unit,
+                "slo": f.slo,
+                "cost": f.cost,
+                "price": f.scenario.price,
+                "largest_load": largest_load(f),
+                "doubts": f.doubts,
+            }
+            for f in found
+        ]
         say(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
+    elif as_csv:
+        say(plan_as_csv(found))
     else:
         out = console()
         for i, forecast in enumerate(found):

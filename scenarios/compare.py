@@ -74,7 +74,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass"}):
     """What `compare` says: rows, a summary of those held out of the fit, a verdict if tolerances were stated, and what
     lies behind it. `coverage` is the share of all scored rows inside their intervals; nine tenths should be. Where none
-    was expected and none came (errors, mostly) there is no interval to be in."""
+    was expected and none came (errors, mostly) there is no interval to be in. `of` says what `simulated` is: `a
+    forecast` of the run `measured`, or one of two `runs` or `forecasts`."""
 
     format: int = FORMAT
     measured: str
@@ -86,6 +87,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     doubts: list[str]
     evidence: Evidence | None = None
     coverage: float | None = None
+    of: str = "a forecast"
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """What the two are to each other: only a forecast is held against a measurement."""
+        return ("measured", "simulated") if self.of == "a forecast" else ("first", "second")
 
     @property
     def unit(self) -> str:
@@ -196,9 +203,10 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
     tables = [pd.concat(matched, ignore_index=True)]
     beside = side_by_side(first, second)
-    return compare(
+    found = compare(
         first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts, evidence=beside, without=without
     )
+    return msgspec.structs.replace(found, of="runs")
 
 
 def verdict(

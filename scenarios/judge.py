@@ -9,7 +9,18 @@ import click
 import msgspec
 
 from scenarios.cli import FAILED, command, existing, writable
-from scenarios.options import doubt, jobs_option, json_option, replicates_option, say, seed_option, set_option, working
+from scenarios.options import (
+    csv_option,
+    doubt,
+    jobs_option,
+    json_option,
+    one_of,
+    replicates_option,
+    say,
+    seed_option,
+    set_option,
+    working,
+)
 from sim.errors import BadInput
 from sim.shape import nearest
 
@@ -17,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
 
-    from scenarios.compare import Comparison
+    from scenarios.compare import Comparison, Row
     from scenarios.forecast import Forecast
+    from scenarios.forecast import Row as ForecastRow
     from scenarios.progress import Commentary
     from sim.calibration import Calibration
     from sim.run import Run
@@ -155,7 +167,7 @@ def _fit(
 
 
 @command("servecast compare run --calibration calibration.json --tolerance e2e_mean=0.05")
-@click.argument("sources", metavar="RUN [RUN]", nargs=-1, required=True, type=here)
+@click.argument("sources", metavar="RUN [RUN | FORECAST]", nargs=-1, required=True, type=here)
 @click.option("--calibration", "calibrated", type=here, help="Forecast the run with this calibration.")
 @click.option(
     "--held-out", metavar="1,3", help="Rungs to score, from 0, when the others are fitted; else every second."
@@ -174,6 +186,7 @@ def _fit(
 @seed_option
 @jobs_option
 @json_option
+@csv_option
 def compare(
     sources: tuple[Path, ...],
     calibrated: Path | None,
@@ -185,15 +198,18 @@ def compare(
     seed: int,
     jobs: int | None,
     as_json: bool,
+    as_csv: bool,
 ) -> int:
     """Hold a measured run against its forecast.
 
     With a calibration every rung is forecast; without, the model is fitted to some rungs and scored on the others. Two
-    runs, or two forecasts, are compared with each other. Exit status 1 when an error exceeds its tolerance (those of
-    the run's own scenario count unless some are given here), or one given here cannot be judged.
+    runs, two forecasts, or a run and what `simulate -o` wrote, are compared with each other. Exit status 1 when an
+    error exceeds its tolerance (those of the run's own scenario count unless some are given here), or one given here
+    cannot be judged.
     """
-    from scenarios.tables import console, show_comparison
+    from scenarios.tables import console, rows_as_csv, show_comparison
 
+    one_of(as_json, as_csv)
     limits = dict(_tolerance(text) for text in tolerances)
     if output is not None:
         writable(output / "comparison.json")
@@ -202,6 +218,8 @@ def compare(
         _write(output, found)
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
+    elif as_csv:
+        say(rows_as_csv(found.rows))
     else:
         show_comparison(found, console())
     doubt(found.doubts)
@@ -261,9 +279,13 @@ def _compare(
             return comparison.compare_runs(first, second, tolerances or first.scenario.tolerances)
         if isinstance(first, Forecast) and isinstance(second, Forecast):
             return _compare_forecasts(first, second, tolerances)
-        raise BadInput("expected two runs or two forecasts")
+        if isinstance(first, Run) and isinstance(second, Forecast):
+            return _compare_with_forecast(first, second, tolerances)
+        raise BadInput("expected a run and a forecast, two runs, or two forecasts")
     if len(sources) != 1 or (calibrated is not None and held_out is not None):
-        raise BadInput("expected a run (with --calibration FILE, or --held-out, or neither), or two runs or forecasts")
+        raise BadInput(
+            "expected a run (with --calibration FILE, or --held-out, or neither), or two of runs and forecasts"
+        )
     run = read_run(sources[0])
     again = comparison.read_repeats(run, repeated)
     with working(jobs) as (executor, commentary):
@@ -333,35 +355,67 @@ def held_out_comparison(
 
 
 def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, float]) -> Comparison:
-    from scenarios.compare import Row, relative, verdict
-    from sim.metrics import COMPARED
+    rungs = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
+    rows = [
+        _beside(mine.metric, rungs[mine.load], mine.load, mine.users, mine.value, its)
+        for mine, its in ((mine, _same(second, mine.metric, mine.load)) for mine in first.curves)
+        if its is not None and mine.value is not None
+    ]
+    return _verdict(rows, first.name, second.name, tolerances, [], of="forecasts")
+
+
+def _compare_with_forecast(run: Run, forecast: Forecast, tolerances: dict[str, float]) -> Comparison:
+    """A measured run against a forecast that was made beforehand, at the loads they have in common."""
+    from sim import metrics
 
     rows = []
-    loads = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
-    other = {(row.metric, row.load): row for row in second.curves}
-    for mine in first.curves:
-        its = other.get((mine.metric, mine.load))
-        if mine.metric not in COMPARED or its is None or mine.value is None:
-            continue
-        inside = None if its.low is None or its.high is None else its.low <= mine.value <= its.high
-        rows.append(
-            Row(
-                rung=loads[mine.load],
-                load=mine.load,
-                users=mine.users,
-                metric=mine.metric,
-                measured=mine.value,
-                simulated=its.value,
-                low=its.low,
-                high=its.high,
-                relative_error=relative(its.value, mine.value),
-                inside=False if its.value is None else inside,
-                held_out=True,
-            )
-        )
+    for _, measured in metrics.table(run).iterrows():
+        load, rung = float(measured["load"]), int(measured["rung"])
+        for metric in metrics.COMPARED:
+            its = _same(forecast, metric, load)
+            if its is not None and measured[metric] == measured[metric]:
+                rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
+    doubts = [
+        "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
+        "asked again, which is closer"
+    ]
+    return _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *doubts])
+
+
+def _same(forecast: Forecast, metric: str, load: float) -> ForecastRow | None:
+    from sim.metrics import COMPARED
+
+    of = (row for row in forecast.curves if row.metric == metric and row.load == load)
+    return next(of, None) if metric in COMPARED else None
+
+
+def _beside(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:
+    from scenarios.compare import Row, relative
+
+    inside = None if its.low is None or its.high is None else its.low <= value <= its.high
+    return Row(
+        rung=rung,
+        load=load,
+        users=users,
+        metric=metric,
+        measured=value,
+        simulated=its.value,
+        low=its.low,
+        high=its.high,
+        relative_error=relative(its.value, value),
+        inside=False if its.value is None else inside,
+        held_out=True,
+    )
+
+
+def _verdict(
+    rows: list[Row], first: str, second: str, tolerances: dict[str, float], doubts: list[str], of: str = "a forecast"
+) -> Comparison:
+    from scenarios.compare import verdict
+
     if not rows:
-        raise BadInput(f"{first.name} and {second.name} have no load in common")
-    return verdict(rows, first.name, second.name, tolerances, [])
+        raise BadInput(f"{first} and {second} have no load in common")
+    return msgspec.structs.replace(verdict(rows, first, second, tolerances, doubts), of=of)
 
 
 @command("servecast report out/llama2-70b-1500-100 run -o report.html")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sim.errors import BadInput
+
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
@@ -52,6 +54,12 @@ def simulation_options(function: F) -> F:
     for option in (jobs_option, replicates_option, seed_option, set_option):
         function = option(function)
     return function
+
+
+def one_of(as_json: bool, as_csv: bool) -> None:
+    """Complain about two ways of printing at once."""
+    if as_json and as_csv:
+        raise BadInput("expected one of --json and --csv")
 
 
 def say(text: str) -> None:

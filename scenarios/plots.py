@@ -126,7 +126,8 @@ def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft
                 low, high = ([getattr(row, end) for row in forecast] for end in ("low", "high"))
                 ax.fill_between(load, low, high, color=BLUE, alpha=0.18, lw=0, label="90 % band")
             ax.plot(load, [row.simulated or 0.0 for row in forecast], color=BLUE, label=comparison.simulated)
-            for held_out, face, name in ((True, RED, "measured"), (False, "white", "measured, seen by the fit")):
+            first = "measured" if comparison.of == "a forecast" else comparison.measured
+            for held_out, face, name in ((True, RED, first), (False, "white", f"{first}, seen by the fit")):
                 shown = [row for row in rows if row.held_out is held_out]
                 if shown:
                     points = [row.load for row in shown], [row.measured for row in shown]
@@ -160,7 +161,7 @@ def parity(comparison: Comparison) -> bytes:
                 _round(ax.xaxis)
                 _plain(ax.xaxis)
                 _plain(ax.yaxis)
-            ax.set(title=title, xlabel="measured", ylabel="simulated")
+            ax.set(title=title, xlabel=comparison.titles[0], ylabel=comparison.titles[1])
             ax.legend(fontsize=8, loc="upper left")
         return _svg(figure)
 

@@ -230,7 +230,9 @@ def _comparison(c: Comparison) -> Section:
         }
         for row in c.rows
     ]
-    titles = ["load", "metric", "measured", "simulated", "error", "band", "", *(["repeat"] if repeated else [])]
+    against = c.of == "a forecast"
+    error = "error" if against else "apart"
+    titles = ["load", "metric", *c.titles, error, "band", "", *(["repeat"] if repeated else [])]
     overall = "" if c.coverage is None else f"Inside their bands, all together: {c.coverage:.0%}; 90 % should be. "
     caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
     return {
@@ -238,7 +240,10 @@ def _comparison(c: Comparison) -> Section:
         "headline": verdict[c.passed],
         "doubts": c.doubts,
         "parts": [
-            {"image": _image(plots.compared(c)), "title": "Measured over simulated"},
+            {
+                "image": _image(plots.compared(c)),
+                "title": "Measured over simulated" if against else "One over the other",
+            },
             {
                 "image": _image(plots.parity(c)),
                 "text": "Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",

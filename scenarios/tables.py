@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scenarios.forecast import Estimate, Forecast, Row
+from scenarios.forecast import Estimate, Forecast, Row, named
 from sim.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -186,8 +187,11 @@ MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per
 def compared(comparison: Comparison) -> list[Table]:
     """The main metrics at every load, and the errors of all of them together."""
     repeated = any(row.repeat_error is not None for row in comparison.rows)
-    titles = ("load ", "metric", "measured", "simulated", "error", "band", *(["repeat"] if repeated else []))
+    error = "error" if comparison.of == "a forecast" else "apart"
+    titles = ("load ", "metric", *comparison.titles, error, "band", *(["repeat"] if repeated else []))
     each = _table(*titles, left=(1,))
+    if comparison.of != "a forecast":
+        each.title, each.title_justify = f"first: {comparison.measured}; second: {comparison.simulated}", "left"
     # where 80 columns are too few, a name is broken and no number
     for column in each.columns:
         column.no_wrap = column.header != "metric"
@@ -250,12 +254,35 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
 
 def as_csv(forecasts: Iterable[Forecast]) -> str:
     """The curves as CSV, one line per scenario, load and metric."""
+    fields = Row.__struct_fields__
+    return _csv(fields, ([getattr(row, name) for name in fields] for f in forecasts for row in f.curves))
+
+
+def rows_as_csv(rows: Sequence[compare.Row]) -> str:
+    """A comparison as CSV, one line per load and metric; of two patterns the centres are joined by a space."""
+    fields = rows[0].__struct_fields__ if rows else ()
+    lines = (msgspec.structs.astuple(msgspec.structs.replace(row, humps=None)) for row in rows)
+    humps = (" ".join(f"{centre:.6g}" for centre in row.humps or ()) for row in rows)
+    return _csv(fields, ([*line[:-1], two] for line, two in zip(lines, humps, strict=True)))
+
+
+def plan_as_csv(forecasts: Iterable[Forecast]) -> str:
+    """What each load costs and which SLO it keeps, as CSV: one line per scenario, load and SLO."""
+    fields = ("scenario", "load", "metric", "limit", "probability", "usd_per_1000_requests", "low", "high")
+    lines = []
+    for f in forecasts:
+        costs = {row.at: row.per_1000_requests for row in f.cost}
+        for p in f.slo:
+            price = costs.get(named(p.load, f.unit), Estimate(value=None, low=None, high=None))
+            lines.append([f.name, p.load, p.metric, p.limit, p.probability, price.value, price.low, price.high])
+    return _csv(fields, lines)
+
+
+def _csv(fields: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    fields = Row.__struct_fields__
     writer.writerow(fields)
-    for forecast in forecasts:
-        writer.writerows([getattr(row, name) for name in fields] for row in forecast.curves)
+    writer.writerows(lines)
     return text.getvalue()
 
 
