@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 
 from scenarios.compare import humps
-from scenarios.forecast import named, unit_of
+from scenarios.forecast import Promise, named, unit_of
 from sim.calibration import Calibration
 from sim.run import Run
 from sim.scenario import Scenario
 from sim.server import ServerConfig
+from sim.workload import Pairs
 
+FEW = 200  # answers in a window, of which ten lie beyond its p95
 SLACK = 1.1  # a tenth beyond what was calibrated is no news
 WORDS = {
     "prompt_tokens": "prompts of {:,.0f} tokens",
@@ -84,8 +86,10 @@ def doubts(
     calibration: Calibration,
     rungs: pd.DataFrame,
     growing: Sequence[bool],
+    pairs: Pairs | None = None,
 ) -> list[str]:
-    """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung."""
+    """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung, `pairs` the requests of
+    the workload's file."""
     unit = unit_of(scenario)
     found = list(scenario.doubts)
     found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
@@ -95,6 +99,13 @@ def doubts(
         first = list(growing).index(True)
         found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")
     seconds = scenario.load.seconds
+    if scenario.load.trace and pairs is not None and pairs.times is not None:
+        lasts = float(pairs.times[-1])
+        end = min(scenario.load.settle, lasts / 2) + (seconds or lasts)
+        if end < lasts:
+            found.append(
+                f"the trace lasts {lasts:.0f} s, of which {end:.0f} s are replayed (load.settle, load.seconds)"
+            )
     long = [load for load, e2e in zip(loads, rungs["e2e_mean"], strict=True) if seconds and seconds < 3 * e2e]
     if long:
         found.append(f"from {named(long[0], unit)} on the window of {seconds:g} s is shorter than three answers")
@@ -104,6 +115,19 @@ def doubts(
     if refused:
         found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits (422)")
     return found + calibration.doubts
+
+
+def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[Promise]) -> list[str]:
+    """Where few answers decide whether an SLO on a far quantile is kept, its probability is one of windows."""
+    answers = dict(zip(rungs["load"].tolist(), rungs["completions"].tolist(), strict=True))
+    for p in promises:
+        if p.metric.endswith(("_p95", "_p99")) and 0.02 < p.probability < 0.98 and 0 < answers[p.load] < FEW:
+            return [
+                f"P({p.metric}) is the chance that one window looks well; that at {named(p.load, unit_of(scenario))} "
+                f"holds {answers[p.load]:.0f} answers, whose luck decides: longer ones (load.seconds) come nearer to "
+                "the long run"
+            ]
+    return []
 
 
 def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list[str]:

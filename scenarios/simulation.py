@@ -19,7 +19,7 @@ import pandas as pd
 
 from scenarios.binding import binding
 from scenarios.cost import costs
-from scenarios.doubts import above, below, doubts, several_patterns, unstable
+from scenarios.doubts import above, below, doubts, luck, several_patterns, unstable
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
 from sim import curve
@@ -87,6 +87,8 @@ def summarise(
     unit = unit_of(scenario)
     outside = [bool(above(calibration, rung, unit) or below(calibration, rung, unit)) for _, rung in rungs.iterrows()]
     growing = [unstable(scenario, rung) for _, rung in rungs.iterrows()]
+    promises = list(_promises(scenario, tables, growing))
+    reasons = doubts(scenario, calibration, rungs, growing, tasks[0].pairs)
     limit = scenario.slo.get("e2e_p95")
     plateaus = [curve.plateau(table) for table in tables]
     knees = [curve.knee(table, limit) for table in tables]
@@ -109,9 +111,9 @@ def summarise(
         takeoff=takeoff,
         cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
         binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
-        slo=list(_promises(scenario, tables, growing)),
+        slo=promises,
         published=list(_published(scenario, tables, takeoff.rps)),
-        doubts=[*several_patterns(scenario, tables), *doubts(scenario, calibration, rungs, growing)],
+        doubts=[*reasons, *several_patterns(scenario, tables), *luck(scenario, rungs, promises)],
     )
 
 

@@ -197,6 +197,10 @@ def read_calibration(path: str | Path) -> Calibration:
     calibration = msgspec.convert(document.values, Calibration)
     known(calibration.model, FORMS, "step-time form", ("model",), document.fail)
     for name, parameter in calibration.parameters.items():
+        if not parameter.low <= parameter.high:
+            raise document.fail(
+                ("parameters", name, "low"), f"expected at most high ({parameter.high}), found {parameter.low}"
+            )
         if parameter.value < 0:
             raise document.fail(("parameters", name, "value"), f"expected 0 or more, found {parameter.value}")
     for name, column in calibration.draws.items():

@@ -12,6 +12,9 @@ import msgspec
 from sim.errors import BadInput
 from sim.shape import Fail, Key, check_shape, dotted
 
+STATUSES = ("ok", "overloaded", "validation", "generation", "incomplete", "timeout", "connect", "reset", "aborted")
+CLOCKS = 0.01  # s: other tools round times, each by itself
+
 
 class HeadLine(msgspec.Struct):
     """The head of a run, but for `rungs` and `segments`."""
@@ -62,6 +65,17 @@ class RequestLine(msgspec.Struct):
     first_token: float | None = None
     last_token: float | None = None
 
+    def impossible(self) -> tuple[str, str] | None:
+        """What cannot be: the key, and what was expected of it."""
+        for name in ("prompt_tokens", "max_new_tokens", "output_tokens", "sent"):
+            if getattr(self, name) < 0:
+                return name, f"expected 0 or more, found {getattr(self, name)}"
+        if self.status not in STATUSES:
+            return "status", f"expected one of {', '.join(STATUSES)}, found {self.status!r}"
+        if self.ended is not None and self.ended < self.sent - CLOCKS:
+            return "ended", f"expected no time before it was sent ({self.sent}), found {self.ended}"
+        return None
+
 
 class StepLine(msgspec.Struct):
     """A line of `steps.jsonl`: what the reader itself needs of it."""
@@ -98,9 +112,12 @@ def read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> li
         if not isinstance(record, dict):
             raise BadInput("expected a JSON object a line", path=file, line=number)
         try:
-            msgspec.convert(record, shape)
+            known = msgspec.convert(record, shape)
         except msgspec.ValidationError:
             _complain(record, shape, file, number)
+        else:
+            if isinstance(known, RequestLine) and (wrong := known.impossible()):
+                raise BadInput(wrong[1], path=file, line=number, key=wrong[0])
         records.append(record)
     return records
 

@@ -211,7 +211,12 @@ def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.Captur
     forecasts = [str(tmp_path / name / "standin" / "forecast.json") for name in "ab"]
     assert status(["compare", *forecasts]) == 0
     assert "MAPE" in capfd.readouterr().out
-    assert status(["compare", runs[0], forecasts[0]]) == 2
+    assert status(["compare", forecasts[0], runs[0]]) == 2
+    capfd.readouterr()
+    assert status(["compare", runs[0], forecasts[0], "--json"]) == 0  # made beforehand
+    made = json.loads(capfd.readouterr().out)
+    assert made["of"] == "a forecast" and made["coverage"] > 0.8
+    assert any("draws its own requests" in text for text in made["doubts"])
 
 
 def test_compare_writes_a_page_that_shows_what_lies_behind_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
