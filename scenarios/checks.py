@@ -180,18 +180,11 @@ def _load(load: Load, workload: Workload, fail: Fail) -> None:
 
 
 def _fits(s: Scenario, fail: Fail) -> None:
-    """A request of fixed lengths that the real server would refuse, or that would hang it (`ServerConfig`)."""
+    """A request of fixed lengths that would hang the real server (`ServerConfig.check_fits`)."""
     w, budget = s.workload, s.server.max_batch_total_tokens
     asked = w.max_new_tokens if w.max_new_tokens is not None else w.output_tokens
     if not isinstance(w.prompt_tokens, int) or not isinstance(asked, int):
         return
-    if s.server.refuses(w.prompt_tokens, asked):
-        longest, total = s.server.max_input_length, s.server.max_total_tokens
-        raise fail(
-            ("workload",),
-            f"every request of {w.prompt_tokens} + {asked} tokens would be refused (422): the server takes prompts of "
-            f"{longest} (server.max_input_length), and {total} with the answer (server.max_total_tokens)",
-        )
     if not isinstance(budget, int):  # not known yet: only the prefill budget can be told now
         budget = budget.high if isinstance(budget, Bounds) else 2**62
     try:

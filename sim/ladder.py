@@ -26,11 +26,21 @@ MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it 
 def climb(scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None = None) -> Run:
     """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one.
 
-    The same scenario, model and seed give the same run. Raises `CannotFit` before the clock starts.
+    The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
+    refused, before the clock starts.
     """
     bench = Bench(scenario, model, seed, _source(scenario, pairs, seed))
+    refused = True
     for asked in _askable(scenario, pairs):
         model.server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
+        refused &= model.server.refuses(asked.prompt_tokens, asked.max_new_tokens)
+    if refused:
+        longest, total = model.server.max_input_length, model.server.max_total_tokens
+        raise BadInput(
+            f"every request would be refused (422): the server takes prompts of {longest} tokens "
+            f"(server.max_input_length), and {total} with the answer (server.max_total_tokens)",
+            key="workload",
+        )
     load = scenario.load
     if load.trace:
         rungs = _trace(bench, load, pairs)

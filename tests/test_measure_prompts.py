@@ -169,6 +169,8 @@ def test_a_scenario_is_held_against_info() -> None:
     tgi = Server(api="tgi", info=info)
     assert check(tgi, scenario()) == []
     assert check(tgi, scenario(1024)) == []  # as much as it takes
+    wider = Scenario(name="x", server=ServerConfig(max_total_tokens=5000), workload=scenario().workload)
+    assert "the server's max_total_tokens is 2048, the scenario says 5000; the server's holds" in check(tgi, wider)
     assert check(Server(api="completions"), scenario(5000)) == []  # nothing is known of its limits
     for prompt, flag in ((1025, "--max-input-length 1025"), (Lengths(uniform=(2000, 2001)), "--max-input-length 2000")):
         with pytest.raises(Unfit, match=flag):

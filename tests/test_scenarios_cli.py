@@ -71,6 +71,13 @@ def test_the_commands_are_those_promised():
             "servecast: --set load.users=[0]: load.users[0]: expected",
         ),
         (["simulate", "standin", "standin", "-o", "x"], "servecast: expected scenarios of different names"),
+        (
+            ["simulate", "standin", "--set", "workload.prompt_tokens=3001"],
+            "servecast: workload: every request would be",
+        ),
+        (["plan", "standin", "--json", "--csv"], "servecast: expected one of --json and --csv"),
+        (["compare", "a", "b", "--json", "--csv"], "servecast: expected one of --json and --csv"),
+        (["new", ""], "servecast: new '': expected a name, such as chat"),
         (["simulate", "standin", "--steps"], "servecast: --steps: expected -o DIR with it"),
         (
             ["run", "standin", "--url", "http://127.0.0.1:1", "-o", "x", "--set", "load.users=[4]"],
@@ -313,3 +320,54 @@ def test_a_tolerance_that_cannot_be_judged_fails(tmp_path: Path, capfd: pytest.C
 def test_a_budget_is_a_finite_time(budget: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert status(["measure", "standin", "--url", "http://127.0.0.1:1", "--budget", budget, "-o", str(tmp_path)]) == 2
     assert "--budget" in capfd.readouterr().err
+
+
+def test_what_is_set_changes_a_scenario_and_neither_runs_nor_tables(capfd: pytest.CaptureFixture[str]):
+    for source in ("data/tgi-0.9.4-cpu/mixed", "data/splitwise_llama2_70b_a100_tp4_tp8_median.csv"):
+        assert status(["calibrate", source, "--set", "server.max_total_tokens=3"]) == 2
+        assert capfd.readouterr().err == "servecast: --set: expected only with a scenario, whose keys it changes\n"
+
+
+def test_folders_that_commands_write_are_read_by_report(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert status(["simulate", "standin", *QUICK, "-o", str(tmp_path / "out")]) == 0
+    run_path = str(tmp_path / "out" / "standin" / "run")
+    assert status(["compare", run_path, run_path, "-o", str(tmp_path / "compared")]) == 0
+    page = str(tmp_path / "page.html")
+    assert status(["report", str(tmp_path / "compared"), str(tmp_path / "out" / "standin"), "-o", page]) == 0
+    capfd.readouterr()
+    assert status(["report", str(tmp_path / "out"), "-o", page]) == 2
+    assert capfd.readouterr().err.endswith(f"name {tmp_path / 'out' / 'standin'}\n")
+    assert status(["calibrate", str(tmp_path / "out" / "standin" / "forecast.json")]) == 2
+    assert "expected a run directory, a table (.csv) or a scenario (.yaml)" in capfd.readouterr().err
+
+
+def test_spreadsheets_read_plans_and_comparisons(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert status(["plan", "standin", *QUICK, "--set", "price.usd_per_hour=3", "--csv"]) == 0
+    title, *rows = capfd.readouterr().out.splitlines()
+    assert title == "scenario,load,metric,limit,probability,usd_per_1000_requests,low,high"
+    assert [row.split(",")[:2] for row in rows] == [["standin", f"{n}.0"] for n in (1, 2, 3, 4, 6, 8)]
+    assert all(float(row.split(",")[5]) > 0 for row in rows)
+    cpu = "data/tgi-0.9.4-cpu"
+    assert status(["compare", f"{cpu}/short", f"{cpu}/short-again", "--csv"]) == 0
+    title, *rows = capfd.readouterr().out.splitlines()
+    assert title.startswith("rung,load,users,metric,measured,simulated,low,high,relative_error")
+    assert len(rows) == 3 * 20
+    assert status(["compare", f"{cpu}/short", f"{cpu}/short-again"]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("first: tgi-cpu-short; second: tgi-cpu-short-again") and "measured" not in out
+
+
+def test_a_first_scenario_keeps_its_own_slo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert status(["new", "chat"]) == 0
+    assert status(["plan", "chat.yaml", "--replicates", "19", "--set", "load.users=[1, 8]"]) == 0
+    said = capfd.readouterr()
+    assert "every SLO is kept up to 8 users" in said.out
+    assert "422" not in said.err
+
+
+def test_short_and_long_options_ask_for_help(capfd: pytest.CaptureFixture[str]):
+    assert status(["-h"]) == status(["plan", "-h"]) == 0
+    assert "Say what each load costs" in capfd.readouterr().out

@@ -287,8 +287,7 @@ def test_replicate_0_is_the_central_run(small):
 
 
 def test_an_estimate_of_nothing_is_nothing(small):
-    refusing = msgspec.structs.replace(small().server, max_input_length=50)
-    forecast = simulate(msgspec.structs.replace(small(), server=refusing), machine(), replicates=19)
+    forecast = simulate(small("load.seconds=0.001"), machine(), replicates=19)
     assert forecast.rows("e2e_mean")[0].value is None
     assert forecast.cost[0].per_1000_requests == Estimate(value=None, low=None, high=None)
 
@@ -340,3 +339,18 @@ def test_a_knee_below_the_ladder_is_not_taken_for_its_first_rung(small):
     assert "()" not in text
     calm = simulate(small(), machine(), replicates=19)
     assert calm.knee.passed == 0 and calm.knee.load.value is not None
+
+
+def test_a_trace_that_is_cut_and_windows_that_decide_by_luck_say_so(small, tmp_path: Path):
+    rows = "".join(f"{t},{50 + 7 * (t % 13)},{5 + t % 30}\n" for t in range(60))
+    (tmp_path / "trace.csv").write_text(f"time,prompt_tokens,output_tokens\n{rows}")
+    none = ("workload.output_tokens=", "workload.max_new_tokens=")
+    sets = (*none, f"workload.trace={tmp_path / 'trace.csv'}", "load={trace: true, settle: 10}")
+    whole = simulate(small(*sets, "load.seconds="), machine(), replicates=19)
+    assert not any("are replayed" in text for text in whole.doubts)
+    cut = simulate(small(*sets, "load.seconds=20"), machine(), replicates=19)
+    assert "the trace lasts 59 s, of which 30 s are replayed (load.settle, load.seconds)" in cut.doubts
+    limit = whole.rows("e2e_p95")[0].value
+    luck = simulate(small(*sets, "load.seconds=20", f"slo={{e2e_p95: {limit}}}"), machine(), replicates=19)
+    assert 0 < luck.slo[0].probability < 1
+    assert any(text.startswith("P(e2e_p95) is the chance that one window looks well") for text in luck.doubts)

@@ -502,8 +502,3 @@ def test_what_stands_wrong_in_a_map_that_was_set_is_blamed_on_the_option():
         load("standin", "slo={e2e_p95: 15000ms}")
     message = "--set slo={e2e_p95: 15000ms}: slo.e2e_p95: expected a number, found '15000ms'"
     assert str(raised.value) == message
-
-
-def test_a_profile_that_would_be_refused_throughout_is_refused_at_once():
-    with pytest.raises(BadInput, match=r"workload: every request of 3001 \+ 40 tokens would be refused \(422\)"):
-        load("standin", "workload.prompt_tokens=3001")

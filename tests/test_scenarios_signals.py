@@ -34,6 +34,27 @@ def test_a_full_disk_and_a_taken_port_are_nobodys_bug():
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_without_a_stdout_there_is_nobody_to_tell():
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m scenarios scenarios >&-"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_second_signal_of_another_kind_does_not_stop_the_tidying_up_either():
+    process = subprocess.Popen(
+        [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("simulating")
+    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (130, 143)
+    assert out == "" and "Traceback" not in err and "Exception" not in err
+
+
 def test_a_table_that_somebody_has_seen_enough_of_is_silent():
     command = subprocess.Popen(
         [*SERVECAST, "simulate", "standin", *QUICK], stdout=subprocess.PIPE, stderr=subprocess.PIPE

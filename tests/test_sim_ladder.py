@@ -306,3 +306,14 @@ def test_a_replays_window_begins_as_the_recorded_one_did() -> None:
         assert last[last < rung.settled].max() == pytest.approx(rung.settled, abs=2e-6)
         assert rung.seconds == pytest.approx(60.0)
         assert metrics.table(again)["completions"].tolist() == [int(60.0 / (slower * cycle))]
+
+
+def test_a_ladder_whose_every_request_is_refused_is_none() -> None:
+    few = replace(SERVER, max_input_length=99, max_total_tokens=400)
+    for workload in (FIXED, Workload(prompt_tokens=Lengths(uniform=(100, 900)), output_tokens=5)):
+        with pytest.raises(
+            BadInput, match=r"workload: every request would be refused \(422\): .* prompts of 99 tokens"
+        ):
+            climb(closed([1], workload), Model(STEP_TIME, few), (1, 0))
+    some = climb(closed([1], SPREAD, seconds=20.0), Model(STEP_TIME, few), (1, 0))
+    assert 0 < metrics.table(some)["error_rate"].iloc[0] < 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,12 @@ def head(**changes: Any) -> Any:
     return spoil
 
 
+def line(**changes: object) -> Callable[[Path], None]:
+    """A single request, some of whose values are these."""
+    good = {"id": 1, "sent": 1.0, "ended": 2.0, "prompt_tokens": 1, "status": "ok"}
+    return lambda path: write(path / "requests.jsonl", [good | changes])
+
+
 RUNG = {"users": 1, "start": 0.0, "ramped": 0.1, "settled": 1.0, "end": 9.0, "status": "complete", "canary": 3}
 
 BAD = {
@@ -225,6 +232,10 @@ BAD = {
         lambda path: write(path / "requests.jsonl", [{"id": 1, "sent": "now", "prompt_tokens": 1, "status": "ok"}]),
         ":1: sent: expected a number",
     ),
+    "before": (line(sent=-5.0), ":1: sent: expected 0 or more, found -5.0"),
+    "negative": (line(output_tokens=-3), ":1: output_tokens: expected 0 or more, found -3"),
+    "status": (line(status="okay"), ":1: status: expected one of ok, overloaded, "),
+    "backwards": (line(sent=9.0, ended=2.0), ":1: ended: expected no time before it was sent (9.0), found 2.0"),
     "latin": (lambda path: (path / "requests.jsonl").write_bytes(b'{"id": "\xff"}\n\n'), ":1: not a JSON object"),
     "cut": (
         lambda path: (path / "requests.jsonl.gz").write_bytes(gzip.compress(b"{}" * 999)[:-12]),
