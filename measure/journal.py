@@ -16,7 +16,7 @@ from measure.lines import Lines
 from measure.orders import Report, boot_id
 from sim.errors import BadInput
 from sim.run import FORMAT, write_atomic
-from sim.scenario import Scenario
+from sim.scenario import Scenario, relocated
 
 LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
 
@@ -40,7 +40,7 @@ class Journal:
             "kind": "measured",
             "name": scenario.name,
             "created": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
-            "scenario": _plain(scenario),
+            "scenario": _plain(scenario, path),
             "software": {name: _version(name) for name in LIBRARIES},
             "host": {"platform": platform.platform(), "python": platform.python_version()},
             "units": {"times": "s", "lengths": "tokens", "canary_p99_ms": "ms", "client_cpu": "cores"},
@@ -68,7 +68,7 @@ class Journal:
             raise BadInput(f"not JSON ({e}); expected a measured run to resume", path=file) from e
         if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("kind") != "measured":
             raise BadInput(f"expected a measured run of format {FORMAT} to resume", path=file)
-        before, now = head.get("scenario"), _plain(scenario)
+        before, now = head.get("scenario"), _plain(scenario, path)
         if before != now:
             keys = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
             raise BadInput(
@@ -134,8 +134,9 @@ def refuse_existing(path: Path) -> None:
         )
 
 
-def _plain(scenario: Scenario) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(scenario))
+def _plain(scenario: Scenario, path: Path) -> dict[str, Any]:
+    """The scenario as `run.json` in the folder `path` has it."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(relocated(scenario, Path(), path)))
     return plain
 
 

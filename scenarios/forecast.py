@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from sim.curve import band
 from sim.document import Document
 from sim.run import write_atomic
-from sim.scenario import Figure, Scenario
+from sim.scenario import Figure, Scenario, relocated
 from sim.shape import check_shape
 
 FORMAT = 1  # 1: first
@@ -181,11 +181,13 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def write_forecast(path: Path, forecast: Forecast) -> None:
     """Replace `forecast.json`; the same forecast gives the same bytes."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(forecast), indent=1) + b"\n")
+    here = msgspec.structs.replace(forecast, scenario=relocated(forecast.scenario, Path(), path.parent))
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(here), indent=1) + b"\n")
 
 
 def read_forecast(path: Path) -> Forecast:
     """Read `forecast.json`; `BadInput` names file, line and key."""
     document = Document(path, "a forecast", FORMAT)
     check_shape(document.values, Forecast, document.fail)
-    return msgspec.convert(document.values, Forecast)
+    found = msgspec.convert(document.values, Forecast)
+    return msgspec.structs.replace(found, scenario=relocated(found.scenario, path.parent, Path()))

@@ -6,6 +6,7 @@ value inherited from another file is still complained about where it was written
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +107,7 @@ def find(source: str, beside: Path = Path()) -> Path:
     if path.is_file():
         return path
     if (SHIPPED / f"{source}.yaml").is_file():
-        return SHIPPED / f"{source}.yaml"
+        return Path(os.path.relpath(SHIPPED / f"{source}.yaml"))  # no place of this machine goes into what is written
     hint = nearest(Path(source).stem, shipped())
     expected = f"did you mean {hint}?" if hint else "`servecast scenarios` lists the shipped ones"
     raise BadInput(f"no such scenario file, nor a shipped scenario of that name; {expected}", path=source)

@@ -133,6 +133,7 @@ def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft
                     points = [row.load for row in shown], [row.measured for row in shown]
                     ax.plot(*points, "o", color=RED, mfc=face, ms=5, label=name, zorder=4)
             ax.set(title=titles.get(metric, metric), xlabel=comparison.unit, ylim=(0, None))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=comparison.unit == "users"))
         axes[0].legend(fontsize=8)
         return _svg(figure)
 
@@ -236,7 +237,7 @@ def _throughput(ax: Axes, forecast: Forecast) -> None:
     _corner(ax, forecast, "rps")
     ax.set(title="Requests per second", ylim=(0, None))
     _load_axis(ax, forecast)
-    ax.legend(fontsize=8, loc="lower right")
+    ax.legend(fontsize=8)
 
 
 def _latency(ax: Axes, forecast: Forecast) -> None:

@@ -87,7 +87,15 @@ def read_item(path: Path) -> Forecast | Run | Comparison:
         raise BadInput(f"not a comparison: {e}", path=path) from e
 
 
-_EMPTY: Section = {"description": "", "headline": "", "cards": [], "doubts": [], "parts": [], "provenance": ""}
+_EMPTY: Section = {
+    "description": "",
+    "headline": "",
+    "cards": [],
+    "doubts": [],
+    "parts": [],
+    "parameters": {},
+    "provenance": "",
+}
 
 
 def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
@@ -172,12 +180,16 @@ def _legend(f: Forecast) -> str:
 
 def _run(run: Run) -> Section:
     table = metrics.table(run)
+    counted = int(run.requests["output_tokens"].sum()) > 0
+    shown = [(title, name) for title, name in OF_A_RUN if counted or not name.endswith("tokens_per_s")]
     rows = [
-        {"cells": [f"{row['load']:g}", *(_number(unit_of(name) * row[name]) for _, name in OF_A_RUN)]}
+        {"cells": [f"{row['load']:g}", *(_number(unit_of(name) * row[name]) for _, name in shown)]}
         for _, row in table.iterrows()
     ]
     unit = "users" if run.scenario.load.users else "requests/s"
     doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
+    if run.requests.empty:
+        doubts.append("no request of it is on record")
     pictures = [{"image": _image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
     if found := itl(run):
         picture = _image(plots.distributions(Evidence(itl=found), unit, (run.kind, "")))
@@ -186,7 +198,29 @@ def _run(run: Run) -> Section:
         "name": f"{run.name}, {run.kind}",
         "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
         "doubts": doubts,
-        "parts": [{"table": _table([unit, *(title for title, _ in OF_A_RUN)], rows)}, *pictures],
+        "parts": [{"table": _table([unit, *(title for title, _ in shown)], rows)}, *pictures],
+        "parameters": _asked(run),
+        "provenance": ", ".join(f"{name} {number}" for name, number in run.software.items() if number),
+    }
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """What was measured: the server as it says it is, its flags, and what it was asked."""
+    info = run.info or {}
+    said = {name: info[name] for name in ("model_id", "model_dtype", "version") if info.get(name) is not None}
+    asked = {f"workload.{name}": value for name, value in _given(run.scenario.workload).items()}
+    asked |= {f"load.{name}": value for name, value in _given(run.scenario.load).items()}
+    facts = said | {f"server.{name}": value for name, value in msgspec.to_builtins(run.server).items()} | asked
+    rows = [{"cells": [name, str(value)]} for name, value in facts.items() if value is not None]
+    return _table(["what", "value"], rows, left=(0, 1), wide=(1,))
+
+
+def _given(values: msgspec.Struct) -> dict[str, Any]:
+    """What differs from the default."""
+    return {
+        field.name: msgspec.to_builtins(getattr(values, field.name))
+        for field in msgspec.structs.fields(values)
+        if getattr(values, field.name) != field.default
     }
 
 

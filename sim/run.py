@@ -11,7 +11,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sim.document import Document
 from sim.errors import BadInput
 from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, StepLine, check_known, read_lines
-from sim.scenario import Scenario, lenient
+from sim.scenario import Scenario, lenient, relocated
 from sim.server import ServerConfig
 from sim.shape import Key, found
 from sim.steps import DECODE, STEP_COLUMNS
@@ -166,7 +166,7 @@ def read_run(path: Path) -> Run:
     steps, ends = _read_steps(path, doubts)
     times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
     try:
-        scenario = lenient(head.get("scenario") or {"name": head.get("name", path.name)})
+        scenario = relocated(lenient(head.get("scenario") or {"name": head.get("name", path.name)}), path, Path())
     except msgspec.ValidationError as e:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
@@ -274,7 +274,8 @@ def write_run(run: Run, path: Path, *, steps: bool = False) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
         inside = Path(temporary) / "run"
         inside.mkdir()
-        (inside / "run.json").write_bytes(msgspec.json.format(_encode(_head(run)), indent=1) + b"\n")
+        here = replace(run, scenario=relocated(run.scenario, Path(), path))
+        (inside / "run.json").write_bytes(msgspec.json.format(_encode(_head(here)), indent=1) + b"\n")
         (inside / "requests.jsonl").write_bytes(_lines(_request_records(run)))
         if steps and run.steps is not None:
             (inside / "steps.jsonl").write_bytes(_lines(_step_records(run)))

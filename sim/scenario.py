@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -102,6 +104,22 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     price: Price | None = None
     launch: Launch | None = None
     doubts: list[str] = []
+
+
+def relocated(scenario: Scenario, old: Path, new: Path) -> Scenario:
+    """The scenario with its file names, which were relative to the folder `old`, relative to `new`: inside a file they
+    are relative to that file, and once read to the working directory. Absolute ones stay."""
+
+    def moved(name: str | None) -> str | None:
+        return name if name is None or Path(name).is_absolute() else os.path.relpath(old / name, new)
+
+    work = scenario.workload
+    return msgspec.structs.replace(
+        scenario,
+        calibration=moved(scenario.calibration),
+        table=moved(scenario.table),
+        workload=msgspec.structs.replace(work, empirical=moved(work.empirical), trace=moved(work.trace)),
+    )
 
 
 def lenient(raw: dict[str, Any]) -> Scenario:

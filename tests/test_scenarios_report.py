@@ -223,3 +223,19 @@ def test_lines_are_dashed_beyond_what_was_calibrated_on_either_side(forecast: Fo
         }.items()
     }
     assert dashes["none"] < dashes["below"] == dashes["above"]
+
+
+def test_a_measured_run_says_what_was_asked_of_what(run: Run):
+    text = page([replace(run, info={"model_id": "llama", "version": "0.9.4", "max_batch_total_tokens": 12345})], {})
+    for words in (
+        "model_id",
+        "llama",
+        "server.max_batch_total_tokens",
+        "12345",
+        "workload.prompt_tokens",
+        "load.users",
+    ):
+        assert f">{words}<" in text
+    uncounted = page([replace(run, requests=run.requests.assign(output_tokens=0), steps=None, step_ends=None)], {})
+    assert "out tok/s" in text and "out tok/s" not in uncounted
+    assert "no request of it is on record" in page([replace(run, requests=run.requests.iloc[:0])], {})

@@ -271,3 +271,15 @@ def test_steps_that_were_never_written_are_none(tmp_path: Path) -> None:
     path = write_run(simulated(), tmp_path / "run")
     (path / "steps.jsonl").touch()
     assert read_run(path).steps is None
+
+
+def test_file_names_in_a_run_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = simulated()
+    asked = msgspec.structs.replace(run.scenario, calibration="machines/a.json", table="/tables/b.csv")
+    path = write_run(replace(run, scenario=asked), Path("out") / "run")
+    written = msgspec.json.decode((path / "run.json").read_bytes())["scenario"]
+    assert (written["calibration"], written["table"]) == ("../../machines/a.json", "/tables/b.csv")
+    assert read_run(path).scenario == asked
+    monkeypatch.chdir(tmp_path / "out")
+    assert read_run(Path("run")).scenario.calibration == "../machines/a.json"
