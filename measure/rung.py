@@ -158,7 +158,10 @@ def doubts(w: Window, users: int | None, rate: float | None = None) -> list[str]
     found = []
     lag = f"the client woke up {1000 * w.canary_p99:.1f} ms late at p99"
     if client_limited(w):
-        found.append(f"client-limited: {lag} (gaps between tokens are {1000 * w.itl:.1f} ms); not for calibration")
+        found.append(
+            f"client-limited: {lag} (gaps between tokens are {1000 * w.itl:.1f} ms); calibrations leave it out where "
+            "calmer loads are enough"
+        )
     elif w.canary_p99 > CANARY_SUSPECT:
         found.append(f"suspect: {lag}")
     if w.error_rate > ERRORS_LIMIT:

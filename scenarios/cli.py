@@ -133,11 +133,17 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(TERMINATED)
 
 
+def _deaf(number: int, frame: FrameType | None) -> None:
+    pass
+
+
 def _stop(exit_status: int) -> None:
     """Remember what to exit with, and do so in the end even if the tidying up never ends."""
     global _stopped
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)  # once is enough: a second one would stop the tidying up half-way
+        # once is enough: a second one would stop the tidying up half-way. (Not SIG_IGN: Python then complains about a
+        # signal that has struck and was not yet heard of.)
+        signal.signal(each, _deaf)
     _stopped = exit_status
     last = Timer(GRACE, os._exit, [exit_status])
     last.daemon = True

@@ -99,6 +99,6 @@ def test_requests_of_a_file_are_asked_about_and_advised():
 def test_a_what_if_is_asked_with_the_pauses_of_the_question(before):
     """Users who pause hardly meet: how steps grow with the batch matters less to them."""
     eager = Question(Scenario(name="eager", server=SERVER, workload=LONG, load=Load(users=[16])), 16)
-    load = Load(users=[16], think=120.0)
+    load = Load(users=[16], think=4.0)
     calm = Question(msgspec.structs.replace(eager.scenario, load=load), 16)
     assert known_to(before, calm) != known_to(before, eager)
