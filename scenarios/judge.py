@@ -88,6 +88,8 @@ def calibrate(
             out.print(calibration.source.note, markup=False)
         if output is not None:
             out.print(str(output), markup=False, soft_wrap=True)
+        else:
+            click.echo("nothing is written: -o FILE keeps it", err=True)
     doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
     if advise or question is not None:
         if question is None and not runs:

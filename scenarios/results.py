@@ -155,7 +155,7 @@ def software(tool: str) -> dict[str, str]:
 
 
 _UNKNOWN_SERVER = (
-    "the tool says nothing about the server: TGI 0.9.4's default flags stand in for its own, "
+    "the tool says nothing about the server: TGI 0.9.4's scheduler and default flags stand in for its own, "
     "widened to what it was seen to accept"
 )
 

@@ -116,7 +116,7 @@ def corners(forecast: Forecast) -> Table:
     for name in ("plateau", "knee", "takeoff"):
         corner = getattr(forecast, name)
         load = banded(corner.load)
-        where = corner.meaning if corner.reached > 0.95 else f"{corner.meaning} ({corner.reached:.0%} get there)"
+        where = corner.meaning if corner.reached > 0.95 else f"{corner.meaning} (in {corner.reached:.0%} of replicates)"
         if corner.reached < 0.05:
             load, where = f"> {forecast.curves[-1].load:g}", f"{corner.meaning}: beyond this ladder"
         elif corner.below:
@@ -161,11 +161,13 @@ def promises(forecast: Forecast) -> Table:
 def cost(forecast: Forecast) -> Table:
     """What every load costs."""
     table = _table("", "$/1000 requests", "$/M tokens in", "$/M tokens out", "$/M tokens")
+    growing = {named(row.load, forecast.unit) for row in forecast.rows("rps") if row.unstable}
     for row in forecast.cost:
         cells = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
-        table.add_row(row.at, *map(banded, cells))
+        table.add_row(f"{row.at} !" if row.at in growing else row.at, *map(banded, cells))
     hour = forecast.cost[0].usd_per_hour
     table.caption = f"at ${hour:g} an hour; in and out each charge the whole machine, the last column counts both"
+    table.caption += "; ! no steady state: of what it gets done" if growing else ""
     table.caption_justify = "left"
     return table
 

@@ -22,7 +22,7 @@ from scenarios.load import load, origin, shipped
 from scenarios.replicate import circumstances, replicate
 from scenarios.report import page
 from scenarios.simulation import central_run, simulate
-from scenarios.tables import corners, show
+from scenarios.tables import corners, cost, show
 from sim.calibration import Calibration, Parameter, Source, read_calibration
 from sim.curve import Corner
 from sim.errors import BadInput, CannotFit
@@ -123,6 +123,11 @@ def test_above_capacity_an_open_loop_has_no_latency(small):
     assert forecast.rows("rps")[1].value > 5  # what it does get done is still said
     assert any("no steady state from 100 requests/s on" in text for text in forecast.doubts)
     assert [p.probability for p in forecast.slo][1] == 0
+    priced = simulate(small("load.rate=[1, 100]", "load.settle=5", "price.usd_per_hour=3"), machine(), replicates=19)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(cost(priced))
+    text = console.export_text()
+    assert "100 requests/s !" in text and "1 requests/s !" not in text.replace("100 requests/s !", "")
 
 
 def test_beyond_the_calibrated_range_it_says_so(small):
