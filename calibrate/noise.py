@@ -20,6 +20,7 @@ CELL_SECONDS = 3.0  # shorter than a drift, longer than steps resemble each othe
 NOTHING = 1e-4  # of drift: no more than that is none
 TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
+_RETURNED = 0.2  # a smaller share that the next step gives back is none
 _ROWS, _RUNGS = 20, 4  # how many steps tell how rough a rung is, and how many rungs how much they differ
 
 
@@ -38,12 +39,13 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
         fast, known = _without_slow(fast, time, rung)
         fast, rung = fast[known], rung[known]
     fast, roughness = _usual(fast, rung)
-    memory, steps = _memory(fast, rung)
+    memory, steps, returned = _memory(fast, rung)
     return Noise(
         prefill=_table(_shrunk(_usual(factor[whole], rows.rung[whole])[0], moods.drift)),
         decode=_table(fast),
         memory=memory,
         memory_steps=steps,
+        returned=returned,
         roughness=roughness,
         drift=moods.drift * float(np.exp(-(roughness**2))),  # the median of what has this for its mean square
         drift_seconds=moods.seconds,
@@ -81,17 +83,27 @@ def _usual(factor: Floats, rung: Ints) -> tuple[Floats, float]:
     return mean[rung] + away * scale[rung], float(np.sqrt(max(logs.var(ddof=1) - by_chance, 0.0)))
 
 
-def _memory(factor: Floats, rung: Ints) -> tuple[float, float]:
-    """The share of the variance of single steps that is remembered, and for how many steps."""
+def _memory(factor: Floats, rung: Ints) -> tuple[float, float, float]:
+    """The share of the variance of single steps that is remembered, for how many steps, and the share that the next
+    step gives back."""
     spread = factor - 1
     variance = float((spread**2).mean())
     if variance <= 0:
-        return 0.0, 1.0
+        return 0.0, 1.0, 0.0
     pairs = [(spread[k:] * spread[:-k])[rung[k:] == rung[:-k]] for k in _LAGS.tolist()]
     lags = _LAGS[[len(products) >= _ROWS for products in pairs]]
-    if not len(lags):
-        return 0.0, 1.0
+    if len(lags) < 2:
+        return 0.0, 1.0, 0.0
     resemblance = np.array([float(pairs[k - 1].mean()) / variance for k in lags.tolist()])
+    share, steps = _forgetting(lags[1:], resemblance[1:])
+    returned = min(2 * (share * float(np.exp(-1 / steps)) - float(resemblance[0])), 1 - share)
+    if returned > _RETURNED:
+        return share, steps, returned
+    return *_forgetting(lags, resemblance), 0.0
+
+
+def _forgetting(lags: Ints, resemblance: Floats) -> tuple[float, float]:
+    """The share and the steps of an exponential through how much steps some `lags` apart resemble each other."""
     best, share, steps = np.inf, 0.0, 1.0
     for candidate in np.geomspace(1.0, 60.0, 30).tolist():
         shape = np.exp(-lags / candidate)

@@ -298,7 +298,7 @@ def _curve(ax: Axes, rows: Sequence[Row], colour: str, label: str, scale: float 
 
 def _corner(ax: Axes, forecast: Forecast, what: str) -> None:
     knee = forecast.knee.load
-    if knee.low is not None and knee.high is not None:
+    if knee.low is not None and knee.high is not None and forecast.knee.reached >= 0.05:
         ax.axvspan(knee.low, knee.high, color=GREY, alpha=0.14, lw=0, label="knee" if what == "rps" else None)
 
 

@@ -94,8 +94,9 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     `prefill` and `decode` are quantiles, at evenly spaced probabilities from 0 to 1, of a single step's factor (empty:
     none). Successive decode steps resemble each other: the normal score of a step's rank is `sqrt(memory)` times an
-    autoregressive part, which forgets itself over `memory_steps` steps, plus `sqrt(1 - memory)` times a fresh one. The
-    slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
+    autoregressive part, which forgets itself over `memory_steps` steps, plus a fresh one. Of its variance the next step
+    gives back the share `returned`: a token seen late makes one step long and the next one short, and no answer longer.
+    The slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
     `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps.
 
     Some minutes are rougher than others: in one run all these deviations but `between` are multiplied by a common
@@ -106,6 +107,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     decode: list[float] = []
     memory: float = 0.0
     memory_steps: float = 1.0
+    returned: float = 0.0
     drift: float = 0.0
     drift_seconds: float = 20.0
     between: float = 0.0
@@ -182,8 +184,11 @@ def _check_noise(noise: Noise, document: Document) -> None:
     for name in ("memory_steps", "drift_seconds"):
         if not getattr(noise, name) > 0:
             raise document.fail(("noise", name), f"expected more than 0, found {getattr(noise, name)}")
-    if not 0 <= noise.memory <= 1:
-        raise document.fail(("noise", "memory"), f"expected a share from 0 to 1, found {noise.memory}")
+    for name in ("memory", "returned"):
+        if not 0 <= getattr(noise, name) <= 1:
+            raise document.fail(("noise", name), f"expected a share from 0 to 1, found {getattr(noise, name)}")
+    if noise.memory + noise.returned > 1:
+        raise document.fail(("noise", "returned"), f"expected at most 1 with memory, found {noise.returned}")
     for name in ("prefill", "decode"):
         law = getattr(noise, name)
         if law and min(law) <= 0:

@@ -27,7 +27,7 @@ class Noise:
     def __init__(self, law: calibration.Noise, seed: int):
         self._key = seed
         self._blocks: dict[tuple[str, int], Floats] = {}
-        self._memory = law.memory
+        self._memory, self._returned = law.memory, law.returned
         self._forget = math.exp(-1 / law.memory_steps)
         rough = math.exp(law.roughness * np.random.default_rng([seed, 2]).standard_normal())
         self._laws = {"prefill": _widened(law.prefill, rough), "decode": _widened(law.decode, rough)}
@@ -68,11 +68,11 @@ class Noise:
         return self._drifts[cell], (cell + 1) * self._cell
 
     def _factors(self, kind: str, block: int) -> Floats:
-        """The factors of a block of steps; decode steps remember their predecessors in the block."""
+        """The factors of a block of steps; decode steps remember their predecessors in the block, and give back."""
         if (kind, block) not in self._blocks:
             if len(self._blocks) > 8:
                 self._blocks.pop(next(iter(self._blocks)))
-            remember = self._memory > 0.0 and kind == "decode"
+            remember = self._memory + self._returned > 0.0 and kind == "decode"
             rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, 2 * block + remember]))
             ranks = self._remembering(rng) if remember else rng.random(self.BLOCK)
             law = self._laws[kind]
@@ -86,7 +86,10 @@ class Noise:
         fresh, kept = rng.standard_normal((2, self.BLOCK))
         kept[1:] *= math.sqrt(1 - self._forget**2)
         slow = lfilter([1.0], [1.0, -self._forget], kept)
-        ranks: Floats = ndtr(math.sqrt(1 - self._memory) * fresh + math.sqrt(self._memory) * slow)
+        score = math.sqrt(max(1 - self._memory - self._returned, 0.0)) * fresh + math.sqrt(self._memory) * slow
+        if self._returned:
+            score += math.sqrt(self._returned / 2) * np.diff(rng.standard_normal(self.BLOCK + 1))
+        ranks: Floats = ndtr(score)
         return ranks
 
 

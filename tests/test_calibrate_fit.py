@@ -315,3 +315,14 @@ def test_rungs_that_show_no_steps_are_refused():
     ]
     with pytest.raises(NotEnoughData, match="seen: no load to be fitted shows a decode step"):
         calibrate_runs([replace(run, rungs=nothing)], rungs=[{1}])
+
+
+def test_a_clients_jitter_is_not_taken_for_noise_of_the_machine():
+    """It makes one step long and the next one short, and answers no longer: their spread must not grow with it."""
+    still = Noise(decode=[0.999, 1.001])
+    run = observe([1, 4], lengths(200, 100), noise=still, jitter=2e-3, seconds=20.0).run
+    noise = calibrate_runs([run]).noise
+    assert noise.returned > 0.8
+    assert noise.memory < 0.1
+    rough = calibrate_runs([observe([1, 4], lengths(200, 100), noise=NOISE, seconds=20.0).run]).noise
+    assert rough.returned == 0.0

@@ -59,6 +59,7 @@ BAD = [
     ("0.059", "0.0", 24, "parameters: expected a decode step to take some time; it takes none"),
     ('"drift": 0.0', '"drift": -1', 0, "noise.drift: expected 0 or more, found -1"),
     ('"memory": 0.0', '"memory": 2', 0, "noise.memory: expected a share from 0 to 1, found 2"),
+    ('"returned": 0.0', '"returned": 2', 0, "noise.returned: expected a share from 0 to 1, found 2"),
     ('"memory_steps": 1.0', '"memory_steps": 0', 0, "noise.memory_steps: expected more than 0, found 0"),
     ('"decode": []', '"decode": [0.0, 2.0]', 0, "noise.decode: expected factors of more than 0, found 0"),
     (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.calibration import Noise as Law
-from sim.noise import Noise, NoisyDecodeRun
+from sim.noise import Floats, Noise, NoisyDecodeRun
 
 LAW = Law(prefill=[0.5, 1.0, 1.5], decode=[0.8, 0.9, 1.0, 1.1, 1.2])
 REMEMBERING = msgspec.structs.replace(LAW, memory=0.6, memory_steps=30.0)
@@ -127,3 +127,19 @@ def test_a_noisy_run_is_the_sum_of_its_steps_and_its_inverse_is_exact(
         assert run.steps_by(math.nextafter(end, 0.0)) == k
         assert run.steps_by(math.nextafter(end, math.inf)) == k + 1
     assert run.steps_by(start) == 0
+
+
+def test_what_the_next_step_gives_back_makes_no_answer_longer() -> None:
+    law = msgspec.structs.replace(LAW, returned=0.9)
+    single = Noise(law, 3).factors("decode", 0, 400_000) - 1
+    assert single.std() == pytest.approx((Noise(LAW, 3).factors("decode", 0, 400_000) - 1).std(), rel=0.02)
+    assert np.corrcoef(single[:-1], single[1:])[0, 1] == pytest.approx(-0.45, abs=0.02)
+
+    def of_answers(factors: Floats) -> float:
+        return float(factors[:399_000].reshape(-1, 100).sum(axis=1).var()) / 100
+
+    plain = Noise(LAW, 3).factors("decode", 0, 400_000) - 1
+    assert of_answers(plain) == pytest.approx(plain.var(), rel=0.1)
+    assert (
+        0.1 * plain.var() < of_answers(single) < 0.2 * plain.var()
+    )  # what is not given back, and some more by the law
