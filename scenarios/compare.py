@@ -18,8 +18,10 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from scenarios.evidence import Evidence, side_by_side
+from scenarios.evidence import Evidence
 from scenarios.forecast import named
+from scenarios.patterns import humps, two_patterns
+from scenarios.repeats import relative, repeat_errors
 from scenarios.replicate import described
 from sim import metrics
 from sim.calibration import Calibration
@@ -27,12 +29,9 @@ from sim.curve import band
 from sim.errors import NotEnoughData
 from sim.model import draw_model, drawing
 from sim.replay import replay, with_users
-from sim.run import Run, read_run, write_atomic
+from sim.run import Run, write_atomic
 
 FORMAT = 1  # 1: first
-# what another grouping of the users changes; rates and far quantiles of few requests fall apart of themselves
-SWAYED = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
-PATTERNS = 3  # as many metrics of two patterns are named at one load
 REPLICATES = 99  # the least at which 5 % and 95 % quantiles of `weibull` lie within the sample with room to spare
 
 
@@ -55,6 +54,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     held_out: bool
     repeat_error: float | None = None
     humps: list[float] | None = None
+
+    @property
+    def at(self) -> str:
+        """Its load in words."""
+        return named(self.load, "users" if self.users is not None else "requests/s")
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,7 +151,7 @@ def compare(
     if measured.empty:
         raise NotEnoughData(f"{run.name}: no rung has a complete window")
     together = pd.concat(tables, keys=range(len(tables)), names=["replicate", None]).reset_index("replicate")
-    again, others = _repeat_errors(run, measured, repeats)
+    again, others = repeat_errors(run, measured, repeats)
     rows = []
     for place, (rung, load) in enumerate(zip(measured["rung"], measured["load"], strict=True)):
         if int(rung) in without:
@@ -185,30 +189,6 @@ def compare(
     return msgspec.structs.replace(found, evidence=evidence)
 
 
-def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:
-    """Two runs, rung by rung of equal load; the second is to the first what a forecast is to a measurement."""
-    other = metrics.table(second)
-    mine = metrics.table(first)
-    if other.empty or mine.empty:
-        raise NotEnoughData("no rung has a complete window")
-    missing = sorted(set(mine["load"]) - set(other["load"]))
-    without = set(mine.loc[mine["load"].isin(missing), "rung"].astype(int))
-    doubts = [f"{second.name} has no load {load:g}: left out" for load in missing]
-    matched = [
-        other[other["load"] == load].iloc[[0]].assign(rung=place)
-        for place, load in enumerate(mine["load"])
-        if load not in missing
-    ]
-    if not matched:
-        raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
-    tables = [pd.concat(matched, ignore_index=True)]
-    beside = side_by_side(first, second)
-    found = compare(
-        first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts, evidence=beside, without=without
-    )
-    return msgspec.structs.replace(found, of="runs")
-
-
 def verdict(
     rows: list[Row], measured: str, simulated: str, tolerances: Mapping[str, float], doubts: Iterable[str]
 ) -> Comparison:
@@ -226,7 +206,7 @@ def verdict(
             rungs=len(mine),
             effective=_effective(finite),
         )
-    said = [*doubts, *_unforecast(rows), *_two_patterns(rows)]
+    said = [*doubts, *_unforecast(rows), *two_patterns(rows)]
     held = True
     for metric, limit in tolerances.items() if scored else ():
         why = _no_verdict(metric, [row for row in scored if row.metric == metric])
@@ -257,11 +237,11 @@ def _no_verdict(metric: str, rows: Sequence[Row]) -> str | None:
     """Why these rows of a metric cannot be within a tolerance, whatever their mean error; None if they can."""
     if not rows:
         return "it was not measured at any load that counts"
-    absent = [_at(row) for row in rows if row.simulated is None]
+    absent = [row.at for row in rows if row.simulated is None]
     if absent:
         return f"measured but not forecast at {', '.join(absent)}"
     # forecast of something where there was nothing: no relative error can say how wrong
-    endless = [_at(row) for row in rows if row.relative_error is None and row.inside is not True]
+    endless = [row.at for row in rows if row.relative_error is None and row.inside is not True]
     return f"none was measured at {', '.join(endless)}, where some was forecast" if endless else None
 
 
@@ -270,26 +250,8 @@ def _unforecast(rows: Iterable[Row]) -> list[str]:
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.simulated is None:
-            found.setdefault(_at(row), []).append(row.metric)
+            found.setdefault(row.at, []).append(row.metric)
     return [f"measured but not forecast at {at}: {', '.join(absent)}" for at, absent in found.items()]
-
-
-def _two_patterns(rows: Iterable[Row]) -> list[str]:
-    """Where the forecast has two answers, load by load."""
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        if row.humps is not None and row.metric in SWAYED:
-            one, other = row.humps
-            found.setdefault(_at(row), []).append(f"{row.metric} about {one:.3g} or {other:.3g}")
-    return [
-        f"at {at} two patterns are stable: {', '.join(two[:PATTERNS])}"
-        + (f", and {len(two) - PATTERNS} metrics more" if len(two) > PATTERNS else "")
-        for at, two in found.items()
-    ]
-
-
-def _at(row: Row) -> str:
-    return named(row.load, "users" if row.users is not None else "requests/s")
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
@@ -326,34 +288,6 @@ def _digests(file: Path) -> Iterator[str]:
         yield sha256(gzip.decompress(raw)).hexdigest()
 
 
-def humps(drawn: np.ndarray) -> list[float] | None:
-    """Centres of two separate patterns among replicates, if there are two; None for a single one.
-
-    Lock-stepped users settle into one of several groupings, and a forecast then has several answers. Two groups count
-    as separate if the widest gap splits off at least a tenth and is wider than either group's own spread.
-    """
-    x = np.sort(drawn[~np.isnan(drawn)])
-    least = max(2, len(x) // 10)
-    if len(x) < 20 or x[-1] <= 0:
-        return None
-    gaps = np.diff(x)[least - 1 : len(x) - least]
-    at = least + int(gaps.argmax())
-    left, right = x[:at], x[at:]
-    gap = float(x[at] - x[at - 1])
-    if gap > 2 * max(left.std(), right.std()) and gap > 0.05 * float(np.median(x)):
-        return [float(np.median(left)), float(np.median(right))]
-    return None
-
-
-def relative(simulated: float | None, measured: float) -> float | None:
-    """simulated / measured − 1; None where nothing was forecast, or nothing measured and something forecast."""
-    if simulated is None:
-        return None
-    if measured:
-        return simulated / measured - 1
-    return 0.0 if simulated == 0 else None
-
-
 def _effective(errors: np.ndarray) -> float:
     """How many independent rungs there are: neighbours share their machine's drift (first-order autocorrelation)."""
     n = len(errors)
@@ -362,41 +296,3 @@ def _effective(errors: np.ndarray) -> float:
     x = errors - errors.mean()
     rho = float(np.clip((x[1:] * x[:-1]).sum() / (x * x).sum(), 0.0, 0.99))
     return n * (1 - rho) / (1 + rho)
-
-
-def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:
-    """The runs that measured the same again: those named, and the run's sibling `<run>-again` if there is one."""
-    paths = list(named)
-    if run.path is not None:
-        own = run.path.resolve()
-        sibling = own.with_name(f"{own.name}-again")
-        if (sibling / "run.json").exists() and sibling not in {path.resolve() for path in paths}:
-            paths.append(sibling)
-    return [read_run(path) for path in paths]
-
-
-def _repeat_errors(
-    run: Run, measured: pd.DataFrame, repeats: Iterable[Run]
-) -> tuple[dict[tuple[int, str], float], list[str]]:
-    """How far the real server is from itself: the same load measured again, relative to the first time (of several
-    repeats, the farthest); and which repeats are none."""
-    found: dict[tuple[int, str], float] = {}
-    doubts = []
-    for other in repeats:
-        again = metrics.table(other)
-        if again.empty:
-            doubts.append(f"{other.name} does not repeat {run.name}: it has no whole window")
-            continue
-        again = again.set_index("load")
-        common = measured[measured["load"].isin(again.index)]
-        if other.scenario.workload != run.scenario.workload or common.empty:
-            why = "has no load in common with it" if common.empty else "asked for other lengths"
-            doubts.append(f"{other.name} does not repeat {run.name}: it {why}")
-            continue
-        for _, here in common.iterrows():
-            for metric in metrics.COMPARED:
-                error = relative(float(again[metric].loc[[here["load"]]].iloc[0]), float(here[metric]))
-                key = int(here["rung"]), metric
-                if error is not None and not math.isnan(error) and abs(error) >= abs(found.get(key, 0.0)):
-                    found[key] = error
-    return found, doubts

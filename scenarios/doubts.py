@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from scenarios.compare import humps
 from scenarios.forecast import Promise, named, unit_of
+from scenarios.patterns import humps
 from sim.calibration import Calibration
 from sim.run import Run
 from sim.scenario import Scenario

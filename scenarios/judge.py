@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
 
-    from scenarios.compare import Comparison, Row
-    from scenarios.forecast import Forecast
-    from scenarios.forecast import Row as ForecastRow
+    from scenarios.compare import Comparison
     from scenarios.progress import Commentary
     from sim.calibration import Calibration
     from sim.run import Run
@@ -265,10 +263,12 @@ def _compare(
     seed: int,
     jobs: int | None,
 ) -> Comparison:
+    from scenarios import beside
     from scenarios import compare as comparison
     from scenarios.doubts import misfits
     from scenarios.evidence import evidence
     from scenarios.forecast import Forecast
+    from scenarios.repeats import read_repeats
     from scenarios.report import read_item
     from sim.calibration import read_calibration
     from sim.run import Run, read_run
@@ -278,18 +278,18 @@ def _compare(
     if len(sources) == 2 and calibrated is None:
         first, second = (read_item(path) for path in sources)
         if isinstance(first, Run) and isinstance(second, Run):
-            return comparison.compare_runs(first, second, tolerances or first.scenario.tolerances)
+            return beside.compare_runs(first, second, tolerances or first.scenario.tolerances)
         if isinstance(first, Forecast) and isinstance(second, Forecast):
-            return _compare_forecasts(first, second, tolerances)
+            return beside.compare_forecasts(first, second, tolerances)
         if isinstance(first, Run) and isinstance(second, Forecast):
-            return _compare_with_forecast(first, second, tolerances)
+            return beside.compare_with_forecast(first, second, tolerances)
         raise BadInput("expected a run and a forecast, two runs, or two forecasts")
     if len(sources) != 1 or (calibrated is not None and held_out is not None):
         raise BadInput(
             "expected a run (with --calibration FILE, or --held-out, or neither), or two of runs and forecasts"
         )
     run = read_run(sources[0])
-    again = comparison.read_repeats(run, repeated)
+    again = read_repeats(run, repeated)
     with working(jobs) as (executor, commentary):
         if calibrated is None:
             scored = _rungs(held_out, run)
@@ -354,70 +354,6 @@ def held_out_comparison(
         doubts=misfits(run, calibration, tables),
         evidence=evidence(run, calibration, executor, seed),
     )
-
-
-def _compare_forecasts(first: Forecast, second: Forecast, tolerances: dict[str, float]) -> Comparison:
-    rungs = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
-    rows = [
-        _beside(mine.metric, rungs[mine.load], mine.load, mine.users, mine.value, its)
-        for mine, its in ((mine, _same(second, mine.metric, mine.load)) for mine in first.curves)
-        if its is not None and mine.value is not None
-    ]
-    return _verdict(rows, first.name, second.name, tolerances, [], of="forecasts")
-
-
-def _compare_with_forecast(run: Run, forecast: Forecast, tolerances: dict[str, float]) -> Comparison:
-    """A measured run against a forecast that was made beforehand, at the loads they have in common."""
-    from sim import metrics
-
-    rows = []
-    for _, measured in metrics.table(run).iterrows():
-        load, rung = float(measured["load"]), int(measured["rung"])
-        for metric in metrics.COMPARED:
-            its = _same(forecast, metric, load)
-            if its is not None and measured[metric] == measured[metric]:
-                rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
-    doubts = [
-        "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
-        "asked again, which is closer"
-    ]
-    return _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *doubts])
-
-
-def _same(forecast: Forecast, metric: str, load: float) -> ForecastRow | None:
-    from sim.metrics import COMPARED
-
-    of = (row for row in forecast.curves if row.metric == metric and row.load == load)
-    return next(of, None) if metric in COMPARED else None
-
-
-def _beside(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:
-    from scenarios.compare import Row, relative
-
-    inside = None if its.low is None or its.high is None else its.low <= value <= its.high
-    return Row(
-        rung=rung,
-        load=load,
-        users=users,
-        metric=metric,
-        measured=value,
-        simulated=its.value,
-        low=its.low,
-        high=its.high,
-        relative_error=relative(its.value, value),
-        inside=False if its.value is None else inside,
-        held_out=True,
-    )
-
-
-def _verdict(
-    rows: list[Row], first: str, second: str, tolerances: dict[str, float], doubts: list[str], of: str = "a forecast"
-) -> Comparison:
-    from scenarios.compare import verdict
-
-    if not rows:
-        raise BadInput(f"{first} and {second} have no load in common")
-    return msgspec.structs.replace(verdict(rows, first, second, tolerances, doubts), of=of)
 
 
 @command("servecast report out/llama2-70b-1500-100 run -o report.html")

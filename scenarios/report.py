@@ -6,9 +6,7 @@ nothing is computed.
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,30 +15,16 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scenarios import compare, plots, tables
+from scenarios import plots, tables
 from scenarios.compare import Comparison
-from scenarios.evidence import Evidence, itl
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
-from scenarios.tables import parts, percent, unit_of
-from sim import metrics
+from scenarios.sections import Section, grid, image, mark, of_comparison, of_run
+from scenarios.tables import parts, unit_of
 from sim.document import Document
 from sim.errors import BadInput
 from sim.run import Run, read_run
 
-Section = dict[str, Any]
 CURVES = tables.LATENCY + tables.RATES + tables.STEPS
-OF_A_RUN = (
-    ("E2E mean s", "e2e_mean"),
-    ("E2E p50 s", "e2e_p50"),
-    ("E2E p95 s", "e2e_p95"),
-    ("TTFT p50 s", "ttft_p50"),
-    ("TTFT p95 s", "ttft_p95"),
-    ("ITL p50 ms", "itl_p50"),
-    ("RPS", "rps"),
-    ("in tok/s", "input_tokens_per_s"),
-    ("out tok/s", "output_tokens_per_s"),
-    ("errors %", "error_rate"),
-)
 
 
 def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], title: str = "Servecast report") -> str:
@@ -54,9 +38,9 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
         if isinstance(item, Forecast):
             sections.append(_forecast(item, runs.get(item.name), shared if len(forecasts) > 1 else []))
         elif isinstance(item, Run):
-            sections.append(_run(item))
+            sections.append(of_run(item))
         else:
-            sections.append(_comparison(item))
+            sections.append(of_comparison(item))
     for i, section in enumerate(sections):
         section["id"] = f"s{i}"
     folder = FileSystemLoader(Path(__file__).parent)
@@ -115,7 +99,7 @@ def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
     return {
         "name": "Side by side",
         "doubts": shared,
-        "parts": [{"image": _image(plots.several(forecasts))}, {"table": _table(titles, rows, left=(0, 5))}],
+        "parts": [{"image": image(plots.several(forecasts))}, {"table": grid(titles, rows, left=(0, 5))}],
     }
 
 
@@ -132,8 +116,8 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
     if f.cost:
         cards.append(_card(f"$ per 1,000 requests at the {end}", f.cost[0].per_1000_requests))
     sections = [
-        {"image": _image(plots.overview(f)), "title": "Throughput and latency", "text": _legend(f)},
-        {"image": _image(plots.first_tokens(f))},
+        {"image": image(plots.overview(f)), "title": "Throughput and latency", "text": _legend(f)},
+        {"image": image(plots.first_tokens(f))},
         {"table": _curves(f)},
         {"title": "What limits it", "table": _binding(f)},
     ]
@@ -144,7 +128,7 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
     if run is not None:
         text = "One simulated climb, with central parameters; the steady windows are shaded."
         sections.append(
-            {"title": "As a load generator would show it", "text": text, "image": _image(plots.over_time(run))}
+            {"title": "As a load generator would show it", "text": text, "image": image(plots.over_time(run))}
         )
     return {
         "name": f.name,
@@ -178,152 +162,6 @@ def _legend(f: Forecast) -> str:
     return text + " Dashed lines: beyond what was calibrated." if any(row.extrapolated for row in f.curves) else text
 
 
-def _run(run: Run) -> Section:
-    table = metrics.table(run)
-    counted = int(run.requests["output_tokens"].sum()) > 0
-    shown = [(title, name) for title, name in OF_A_RUN if counted or not name.endswith("tokens_per_s")]
-    rows = [
-        {"cells": [f"{row['load']:g}", *(_number(unit_of(name) * row[name]) for _, name in shown)]}
-        for _, row in table.iterrows()
-    ]
-    unit = "users" if run.scenario.load.users else "requests/s"
-    doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
-    if run.requests.empty:
-        doubts.append("no request of it is on record")
-    pictures = [{"image": _image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
-    if found := itl(run):
-        picture = _image(plots.distributions(Evidence(itl=found), unit, (run.kind, "")))
-        pictures.append({"image": picture, "title": "The gaps between tokens"})
-    return {
-        "name": f"{run.name}, {run.kind}",
-        "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
-        "doubts": doubts,
-        "parts": [{"table": _table([unit, *(title for title, _ in shown)], rows)}, *pictures],
-        "parameters": _asked(run),
-        "provenance": ", ".join(f"{name} {number}" for name, number in run.software.items() if number),
-    }
-
-
-def _asked(run: Run) -> dict[str, Any]:
-    """What was measured: the server as it says it is, its flags, and what it was asked."""
-    info = run.info or {}
-    said = {name: info[name] for name in ("model_id", "model_dtype", "version") if info.get(name) is not None}
-    asked = {f"workload.{name}": value for name, value in _given(run.scenario.workload).items()}
-    asked |= {f"load.{name}": value for name, value in _given(run.scenario.load).items()}
-    facts = said | {f"server.{name}": value for name, value in msgspec.to_builtins(run.server).items()} | asked
-    rows = [{"cells": [name, str(value)]} for name, value in facts.items() if value is not None]
-    return _table(["what", "value"], rows, left=(0, 1), wide=(1,))
-
-
-def _given(values: msgspec.Struct) -> dict[str, Any]:
-    """What differs from the default."""
-    return {
-        field.name: msgspec.to_builtins(getattr(values, field.name))
-        for field in msgspec.structs.fields(values)
-        if getattr(values, field.name) != field.default
-    }
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.4g}"
-
-
-def _comparison(c: Comparison) -> Section:
-    verdict = {
-        None: "No tolerances were stated, so there is no verdict.",
-        True: "Within the tolerances.",
-        False: "Outside the tolerances.",
-    }
-    summary = [
-        {
-            "cells": [
-                name,
-                percent(s.mape),
-                percent(s.bias, "+"),
-                percent(s.coverage, digits=0),
-                str(s.rungs),
-                f"{s.effective:.2g}",
-                percent(c.tolerances.get(name), digits=0),
-            ]
-        }
-        for name, s in c.summary.items()
-    ]
-    repeated = any(row.repeat_error is not None for row in c.rows)
-    rows = [
-        {
-            "cells": [
-                f"{row.load:g}",
-                row.metric,
-                tables.significant(row.measured, 4),
-                _simulated(row),
-                percent(row.relative_error, "+"),
-                {None: "", True: _mark("in", "inside"), False: _mark("out", "outside")}[row.inside],
-                "" if row.held_out else "seen by the fit",
-                *([percent(row.repeat_error, "+")] if repeated else []),
-            ]
-        }
-        for row in c.rows
-    ]
-    against = c.of == "a forecast"
-    error = "error" if against else "apart"
-    titles = ["load", "metric", *c.titles, error, "band", "", *(["repeat"] if repeated else [])]
-    overall = "" if c.coverage is None else f"Inside their bands, all together: {c.coverage:.0%}; 90 % should be. "
-    caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
-    return {
-        "name": f"{c.measured} against {c.simulated}",
-        "headline": verdict[c.passed],
-        "doubts": c.doubts,
-        "parts": [
-            {
-                "image": _image(plots.compared(c)),
-                "title": "Measured over simulated" if against else "One over the other",
-            },
-            {
-                "image": _image(plots.parity(c)),
-                "text": "Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",
-            },
-            *_behind(c),
-            {
-                "title": "Summary",
-                "table": _table(
-                    ["metric", "MAPE", "bias", "inside the band", "rungs", "effective", "tolerance"],
-                    summary,
-                    left=(0,),
-                    caption=f"{overall}{tables.EFFECTIVE.capitalize()}.",
-                ),
-            },
-            {
-                "title": "Every load",
-                "table": _table(titles, rows, left=(1, 5, 6), caption=caption),
-            },
-        ],
-    }
-
-
-def _simulated(row: compare.Row) -> Markup:
-    """A forecast with its band and, where replicates fall into two groups, the centres of both."""
-    value, band = tables.simulated(row, 4)
-    two = "" if row.humps is None else f", about {row.humps[0]:.3g} or {row.humps[1]:.3g}"
-    return Markup("{}<i>{}</i>").format(value, band + two)
-
-
-def _behind(c: Comparison) -> list[dict[str, Any]]:
-    """The pictures of what lies behind a comparison."""
-    found: list[dict[str, Any]] = []
-    if c.evidence is not None and c.evidence.itl:
-        picture = _image(plots.distributions(c.evidence, c.unit, (c.measured, c.simulated)))
-        text = "The share of all gaps that are no longer, in each load's window."
-        found.append({"image": picture, "title": "The gaps between tokens", "text": text})
-    if c.evidence is not None and c.evidence.by_batch:
-        text = (
-            "Steps as rebuilt from the streams against the model's step time: points are means, lines hold 90 % of the "
-            "steps. Where means leave zero with the batch size, the form is wrong; where they do over time, the "
-            "machine drifts."
-        )
-        found.append({"image": _image(plots.residuals(c.evidence)), "title": "What the step times miss", "text": text})
-    return found
-
-
 def _curves(f: Forecast) -> dict[str, Any]:
     by_metric = [f.rows(metric) for _, metric in CURVES]
     rows = [
@@ -334,24 +172,24 @@ def _curves(f: Forecast) -> dict[str, Any]:
         for each in zip(*by_metric, strict=True)
     ]
     caption = "Shaded rows lie beyond what was calibrated." if any(row["beyond"] for row in rows) else ""
-    return _table([f.unit, *(title for title, _ in CURVES)], rows, caption=caption)
+    return grid([f.unit, *(title for title, _ in CURVES)], rows, caption=caption)
 
 
 def _binding(f: Forecast) -> dict[str, Any]:
     rows = [{"cells": [f"{rung.load:g}", rung.binds, rung.words]} for rung in f.binding]
-    return _table([f.unit, "binds", "why"], rows, left=(1, 2), wide=(2,))
+    return grid([f.unit, "binds", "why"], rows, left=(1, 2), wide=(2,))
 
 
 def _published(f: Forecast) -> dict[str, Any]:
     rows = []
     for row in f.published:
         figure = row.figure
-        inside = _mark("in", "in the band") if row.inside else _mark("out", "outside the band")
+        inside = mark("in", "in the band") if row.inside else mark("out", "outside the band")
         printed = f"{figure.value:g} ± {figure.rounding:g}"
         rows.append(
             {"cells": [figure.metric, figure.users or "–", printed, _cell(row.simulated), inside, figure.source]}
         )
-    return _table(["metric", "users", "printed", "simulated", "", "source"], rows, left=(0, 4, 5))
+    return grid(["metric", "users", "printed", "simulated", "", "source"], rows, left=(0, 4, 5))
 
 
 def _plan(f: Forecast) -> dict[str, Any]:
@@ -379,7 +217,7 @@ def _plan(f: Forecast) -> dict[str, Any]:
             f" At ${price.usd_per_hour:g} an hour{source}. Input alone and output alone each charge the whole machine; "
             "the last column counts both."
         )
-    return _table(titles, rows, left=(0,), caption=caption)
+    return grid(titles, rows, left=(0,), caption=caption)
 
 
 def _parameters(f: Forecast) -> dict[str, Any]:
@@ -387,7 +225,7 @@ def _parameters(f: Forecast) -> dict[str, Any]:
         {"cells": [name, f"{p['value']:.4g}", f"{p['low']:.3g} – {p['high']:.3g}", p["unit"], p["meaning"]]}
         for name, p in f.provenance.parameters.items()
     ]
-    return _table(["parameter", "value", "95 % interval", "unit", "meaning"], rows, left=(0, 3, 4))
+    return grid(["parameter", "value", "95 % interval", "unit", "meaning"], rows, left=(0, 3, 4))
 
 
 def _provenance(f: Forecast) -> str:
@@ -399,17 +237,6 @@ def _provenance(f: Forecast) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _table(
-    titles: list[str],
-    rows: list[dict[str, Any]],
-    left: Iterable[int] = (),
-    wide: Iterable[int] = (),
-    caption: str = "",
-) -> dict[str, Any]:
-    rows = [{"beyond": False} | row for row in rows]
-    return {"titles": titles, "rows": rows, "left": tuple(left), "wide": tuple(wide), "caption": caption}
-
-
 def _card(what: str, estimate: Estimate) -> dict[str, str]:
     value, band = parts(estimate)
     return {"what": what, "value": value, "band": band}
@@ -418,11 +245,3 @@ def _card(what: str, estimate: Estimate) -> dict[str, str]:
 def _cell(estimate: Estimate | Row, scale: float = 1.0) -> Markup:
     value, band = parts(estimate, scale)
     return Markup("{}<i>{}</i>").format(value, band)
-
-
-def _mark(kind: str, text: str) -> Markup:
-    return Markup('<span class="{}">{}</span>').format(kind, text)
-
-
-def _image(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()

@@ -12,18 +12,12 @@ import pandas as pd
 import pytest
 
 from calibrate.fit import calibrate_runs
-from scenarios.compare import (
-    Comparison,
-    compare,
-    compare_runs,
-    fitted_rungs,
-    forecast_run,
-    humps,
-    read_repeats,
-    verdict,
-)
+from scenarios.beside import compare_runs
+from scenarios.compare import Comparison, compare, fitted_rungs, forecast_run, verdict
 from scenarios.doubts import misfits
 from scenarios.evidence import evidence
+from scenarios.patterns import humps
+from scenarios.repeats import read_repeats
 from sim import metrics
 from sim.calibration import Calibration
 from sim.errors import NotEnoughData

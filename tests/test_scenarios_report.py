@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from scenarios import plots, tables
-from scenarios.compare import compare, compare_runs, write_comparison
+from scenarios.beside import compare_runs
+from scenarios.compare import compare, write_comparison
 from scenarios.doors import calibration_of
 from scenarios.evidence import SHARES, Distribution, Error, Evidence
 from scenarios.forecast import Estimate, Forecast, write_forecast

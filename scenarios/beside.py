@@ -1,0 +1,98 @@
+"""Two things that are there already, load by load: two runs, two forecasts, a run and a forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import pandas as pd
+
+from scenarios.compare import Comparison, Row, compare, verdict
+from scenarios.evidence import side_by_side
+from scenarios.forecast import Forecast
+from scenarios.forecast import Row as ForecastRow
+from scenarios.repeats import relative
+from sim import metrics
+from sim.errors import BadInput, NotEnoughData
+from sim.run import Run
+
+
+def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:
+    """Two runs, rung by rung of equal load; the second is to the first what a forecast is to a measurement."""
+    other = metrics.table(second)
+    mine = metrics.table(first)
+    if other.empty or mine.empty:
+        raise NotEnoughData("no rung has a complete window")
+    missing = sorted(set(mine["load"]) - set(other["load"]))
+    without = set(mine.loc[mine["load"].isin(missing), "rung"].astype(int))
+    doubts = [f"{second.name} has no load {load:g}: left out" for load in missing]
+    matched = [
+        other[other["load"] == load].iloc[[0]].assign(rung=place)
+        for place, load in enumerate(mine["load"])
+        if load not in missing
+    ]
+    if not matched:
+        raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
+    tables = [pd.concat(matched, ignore_index=True)]
+    beside = side_by_side(first, second)
+    found = compare(
+        first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts, evidence=beside, without=without
+    )
+    return msgspec.structs.replace(found, of="runs")
+
+
+def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str, float]) -> Comparison:
+    """Two forecasts at the loads they have in common; the second stands for the forecast of the first."""
+    rungs = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
+    rows = [
+        _beside(mine.metric, rungs[mine.load], mine.load, mine.users, mine.value, its)
+        for mine, its in ((mine, _same(second, mine.metric, mine.load)) for mine in first.curves)
+        if its is not None and mine.value is not None
+    ]
+    return _verdict(rows, first.name, second.name, tolerances, [], of="forecasts")
+
+
+def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str, float]) -> Comparison:
+    """A measured run against a forecast that was made beforehand, at the loads they have in common."""
+    rows = []
+    for _, measured in metrics.table(run).iterrows():
+        load, rung = float(measured["load"]), int(measured["rung"])
+        for metric in metrics.COMPARED:
+            its = _same(forecast, metric, load)
+            if its is not None and measured[metric] == measured[metric]:
+                rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
+    doubts = [
+        "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
+        "asked again, which is closer"
+    ]
+    return _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *doubts])
+
+
+def _same(forecast: Forecast, metric: str, load: float) -> ForecastRow | None:
+    of = (row for row in forecast.curves if row.metric == metric and row.load == load)
+    return next(of, None) if metric in metrics.COMPARED else None
+
+
+def _beside(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:
+    inside = None if its.low is None or its.high is None else its.low <= value <= its.high
+    return Row(
+        rung=rung,
+        load=load,
+        users=users,
+        metric=metric,
+        measured=value,
+        simulated=its.value,
+        low=its.low,
+        high=its.high,
+        relative_error=relative(its.value, value),
+        inside=False if its.value is None else inside,
+        held_out=True,
+    )
+
+
+def _verdict(
+    rows: list[Row], first: str, second: str, tolerances: Mapping[str, float], doubts: list[str], of: str = "a forecast"
+) -> Comparison:
+    if not rows:
+        raise BadInput(f"{first} and {second} have no load in common")
+    return msgspec.structs.replace(verdict(rows, first, second, tolerances, doubts), of=of)

@@ -1,0 +1,203 @@
+"""Sections of a report: dictionaries its template knows. Here of what was measured, and of what it is held against."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from markupsafe import Markup
+
+from scenarios import compare, plots, tables
+from scenarios.compare import Comparison
+from scenarios.evidence import Evidence, itl
+from scenarios.forecast import named
+from scenarios.tables import percent, unit_of
+from sim import metrics
+from sim.run import Run
+
+Section = dict[str, Any]
+OF_A_RUN = (
+    ("E2E mean s", "e2e_mean"),
+    ("E2E p50 s", "e2e_p50"),
+    ("E2E p95 s", "e2e_p95"),
+    ("TTFT p50 s", "ttft_p50"),
+    ("TTFT p95 s", "ttft_p95"),
+    ("ITL p50 ms", "itl_p50"),
+    ("RPS", "rps"),
+    ("in tok/s", "input_tokens_per_s"),
+    ("out tok/s", "output_tokens_per_s"),
+    ("errors %", "error_rate"),
+)
+
+
+def of_run(run: Run) -> Section:
+    """A run as it was measured, or simulated."""
+    table = metrics.table(run)
+    counted = int(run.requests["output_tokens"].sum()) > 0
+    shown = [(title, name) for title, name in OF_A_RUN if counted or not name.endswith("tokens_per_s")]
+    rows = [
+        {"cells": [f"{row['load']:g}", *(_number(unit_of(name) * row[name]) for _, name in shown)]}
+        for _, row in table.iterrows()
+    ]
+    unit = "users" if run.scenario.load.users else "requests/s"
+    doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
+    if run.requests.empty:
+        doubts.append("no request of it is on record")
+    pictures = [{"image": image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
+    if found := itl(run):
+        picture = image(plots.distributions(Evidence(itl=found), unit, (run.kind, "")))
+        pictures.append({"image": picture, "title": "The gaps between tokens"})
+    return {
+        "name": f"{run.name}, {run.kind}",
+        "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
+        "doubts": doubts,
+        "parts": [{"table": grid([unit, *(title for title, _ in shown)], rows)}, *pictures],
+        "parameters": _asked(run),
+        "provenance": ", ".join(f"{name} {number}" for name, number in run.software.items() if number),
+    }
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """What was measured: the server as it says it is, its flags, and what it was asked."""
+    info = run.info or {}
+    said = {name: info[name] for name in ("model_id", "model_dtype", "version") if info.get(name) is not None}
+    asked = {f"workload.{name}": value for name, value in _given(run.scenario.workload).items()}
+    asked |= {f"load.{name}": value for name, value in _given(run.scenario.load).items()}
+    facts = said | {f"server.{name}": value for name, value in msgspec.to_builtins(run.server).items()} | asked
+    rows = [{"cells": [name, str(value)]} for name, value in facts.items() if value is not None]
+    return grid(["what", "value"], rows, left=(0, 1), wide=(1,))
+
+
+def _given(values: msgspec.Struct) -> dict[str, Any]:
+    """What differs from the default."""
+    return {
+        field.name: msgspec.to_builtins(getattr(values, field.name))
+        for field in msgspec.structs.fields(values)
+        if getattr(values, field.name) != field.default
+    }
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def of_comparison(c: Comparison) -> Section:
+    """A comparison with its pictures, its summary and every load."""
+    verdict = {
+        None: "No tolerances were stated, so there is no verdict.",
+        True: "Within the tolerances.",
+        False: "Outside the tolerances.",
+    }
+    summary = [
+        {
+            "cells": [
+                name,
+                percent(s.mape),
+                percent(s.bias, "+"),
+                percent(s.coverage, digits=0),
+                str(s.rungs),
+                f"{s.effective:.2g}",
+                percent(c.tolerances.get(name), digits=0),
+            ]
+        }
+        for name, s in c.summary.items()
+    ]
+    repeated = any(row.repeat_error is not None for row in c.rows)
+    rows = [
+        {
+            "cells": [
+                f"{row.load:g}",
+                row.metric,
+                tables.significant(row.measured, 4),
+                _simulated(row),
+                percent(row.relative_error, "+"),
+                {None: "", True: mark("in", "inside"), False: mark("out", "outside")}[row.inside],
+                "" if row.held_out else "seen by the fit",
+                *([percent(row.repeat_error, "+")] if repeated else []),
+            ]
+        }
+        for row in c.rows
+    ]
+    against = c.of == "a forecast"
+    error = "error" if against else "apart"
+    titles = ["load", "metric", *c.titles, error, "band", "", *(["repeat"] if repeated else [])]
+    overall = "" if c.coverage is None else f"Inside their bands, all together: {c.coverage:.0%}; 90 % should be. "
+    caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
+    return {
+        "name": f"{c.measured} against {c.simulated}",
+        "headline": verdict[c.passed],
+        "doubts": c.doubts,
+        "parts": [
+            {
+                "image": image(plots.compared(c)),
+                "title": "Measured over simulated" if against else "One over the other",
+            },
+            {
+                "image": image(plots.parity(c)),
+                "text": "Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",
+            },
+            *_behind(c),
+            {
+                "title": "Summary",
+                "table": grid(
+                    ["metric", "MAPE", "bias", "inside the band", "rungs", "effective", "tolerance"],
+                    summary,
+                    left=(0,),
+                    caption=f"{overall}{tables.EFFECTIVE.capitalize()}.",
+                ),
+            },
+            {
+                "title": "Every load",
+                "table": grid(titles, rows, left=(1, 5, 6), caption=caption),
+            },
+        ],
+    }
+
+
+def _simulated(row: compare.Row) -> Markup:
+    """A forecast with its band and, where replicates fall into two groups, the centres of both."""
+    value, band = tables.simulated(row, 4)
+    two = "" if row.humps is None else f", about {row.humps[0]:.3g} or {row.humps[1]:.3g}"
+    return Markup("{}<i>{}</i>").format(value, band + two)
+
+
+def _behind(c: Comparison) -> list[dict[str, Any]]:
+    """The pictures of what lies behind a comparison."""
+    found: list[dict[str, Any]] = []
+    if c.evidence is not None and c.evidence.itl:
+        picture = image(plots.distributions(c.evidence, c.unit, (c.measured, c.simulated)))
+        text = "The share of all gaps that are no longer, in each load's window."
+        found.append({"image": picture, "title": "The gaps between tokens", "text": text})
+    if c.evidence is not None and c.evidence.by_batch:
+        text = (
+            "Steps as rebuilt from the streams against the model's step time: points are means, lines hold 90 % of the "
+            "steps. Where means leave zero with the batch size, the form is wrong; where they do over time, the "
+            "machine drifts."
+        )
+        found.append({"image": image(plots.residuals(c.evidence)), "title": "What the step times miss", "text": text})
+    return found
+
+
+def grid(
+    titles: list[str],
+    rows: list[dict[str, Any]],
+    left: Iterable[int] = (),
+    wide: Iterable[int] = (),
+    caption: str = "",
+) -> dict[str, Any]:
+    """A table as the template knows it; `left` and `wide` are numbers of columns."""
+    rows = [{"beyond": False} | row for row in rows]
+    return {"titles": titles, "rows": rows, "left": tuple(left), "wide": tuple(wide), "caption": caption}
+
+
+def mark(kind: str, text: str) -> Markup:
+    """Words in the colour of a `kind`: in, out."""
+    return Markup('<span class="{}">{}</span>').format(kind, text)
+
+
+def image(svg: bytes) -> str:
+    """A picture inside the page."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
