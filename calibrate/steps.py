@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calibrate.strangers import absent, coalesced, hidden
+from calibrate.tally import medians, tally
 from sim.errors import NotEnoughData
 from sim.run import Run
 
@@ -29,7 +30,6 @@ Ints = NDArray[np.int64]
 _PROBE = 24  # tokens compared when a stream is placed: more do not change the median
 _APART = 0.45  # of a step: a token nearer than this to a step's end belongs to it
 _BURST = 0.005  # s: users whose answers ended together and who come back no further apart than this are one burst
-_ON_THE_WAY = 0.02  # s: a request sent less than this before a step's end may or may not have been in the queue by then
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     token = np.concatenate([np.arange(n) for n in counts])
     time = np.concatenate(run.token_times)
     decode = np.where(token > 0, first[request] + token - 1, -1)
-    ends = _medians(time[token > 0], decode[token > 0])
+    ends = medians(time[token > 0], decode[token > 0])
     jitter = _spread(time[token > 0], decode[token > 0], ends)
     prefill_of, prefill_before = _prefills(run.token_times, streams, first, ends, jitter)
 
@@ -99,9 +99,9 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     first_step[request[token == 0]] = step[token == 0]
     last_step[request] = step  # tokens are in order, so the last one's stays
     after, written = _bursts(run, last_step)
-    steps = _table(run, request, token, step, time, written, is_decode[order])
+    steps = tally(run, request, token, step, time, written, is_decode[order])
     steps["used"] = True if rungs is None else steps["rung"].isin(list(rungs))
-    doubts += _coalesced(run.token_times) + _hidden(steps) + _absent(run)
+    doubts += coalesced(run.token_times) + hidden(steps) + absent(run)
     return Schedule(steps, request, token, step, time, first_step, last_step, after, written, jitter, doubts)
 
 
@@ -132,15 +132,6 @@ def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:
         clock[known : known + len(new)] = new
         known += len(new)
     return first, misfits
-
-
-def _medians(values: Floats, group: Ints) -> Floats:
-    """The (lower) median of the values of every group 0, 1, …; every group has some."""
-    order = np.lexsort((values, group))
-    counts = np.bincount(group)
-    starts = np.cumsum(counts) - counts
-    middle: Floats = values[order][starts + (counts - 1) // 2]
-    return middle
 
 
 def _spread(time: Floats, decode: Ints, ends: Floats) -> float:
@@ -189,156 +180,3 @@ def _bursts(run: Run, last: Ints) -> tuple[Ints, Floats]:
     apart = (back["after"].diff() != 0) | (back["sent"].diff() > _BURST)
     written[back.index] = back.groupby(apart.cumsum())["sent"].transform("max")
     return after, written
-
-
-class _ByStep:
-    """The tokens of every step, to be summed up: arrays go in with one value per token, and come out with one per step.
-    Every step has some."""
-
-    def __init__(self, step: Ints):
-        self._step, self._order = step, np.argsort(step, kind="stable")
-        self.size = np.bincount(step)
-        self._first = np.cumsum(self.size) - self.size
-
-    def count(self, which: NDArray[np.bool_]) -> Ints:
-        return np.bincount(self._step[which], minlength=len(self.size))
-
-    def sum(self, values: NDArray[Any]) -> Floats:
-        return np.asarray(np.bincount(self._step, weights=values), dtype=np.float64)
-
-    def most(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.maximum.reduceat(values[self._order], self._first)
-
-    def least(self, values: NDArray[Any]) -> NDArray[Any]:
-        return np.minimum.reduceat(values[self._order], self._first)
-
-    def each(self, values: Ints) -> list[Ints]:
-        return np.split(values[self._order], self._first[1:])
-
-
-def _table(
-    run: Run, request: Ints, token: Ints, step: Ints, time: Floats, written: Floats, is_decode: NDArray[np.bool_]
-) -> pd.DataFrame:
-    """One row per step, from the step of every token."""
-    by_step = _ByStep(step)
-    prompt = run.requests["prompt_tokens"].to_numpy()
-    length = np.bincount(request, minlength=len(prompt))
-    size = prompt[request] + token  # context before the step
-    ends = np.maximum.accumulate(_medians(time, step))
-    finished = by_step.count(token == length[request] - 1)
-    kept = by_step.size - finished
-    running = _running(kept, is_decode)
-    live = np.where(is_decode, kept, running + kept)
-    old, new = _joins(by_step.count(token == 1), by_step.size, kept, running, is_decode)
-    start, seen = _starts(run, ends, running, by_step.least(written[request]))
-    filtered = (_before(finished) > 0) & (_before(kept) > 0)
-    grown = by_step.most(np.where(token < length[request] - 1, size + 1, 0))
-    edges = [g.start for g in run.rungs] or [0.0]
-    number = np.arange(len(is_decode))
-    return pd.DataFrame(
-        {
-            "start": start,
-            "end": ends,
-            "kind": np.where(is_decode, "decode", "prefill"),
-            "count": 1,
-            "sequences": by_step.size,
-            "tokens": by_step.sum(size).astype(np.int64),
-            "prompt_sq": by_step.sum(np.where(token == 0, size.astype(float) ** 2, 0.0)),
-            "max_prompt": by_step.most(prompt[request]),
-            "concat": is_decode & (old > 0) & (new > 0),
-            "filtered": filtered,
-            "members": by_step.each(request),
-            "seconds": ends - start,
-            "seen": seen,
-            "rung": np.maximum(np.searchsorted(edges, ends, side="right") - 1, 0),
-            "longest": by_step.most(size),
-            "old": old,
-            "new": new,
-            "kept": np.where(filtered, _before(kept), 0),
-            "kept_longest": np.where(filtered, _before(grown), 0),
-            "finished": np.where(filtered, _before(finished), 0),
-            "live": live,
-            "ended": finished,
-            "since": number - np.maximum.accumulate(np.where(is_decode, -1, number)),
-        }
-    )
-
-
-def _before(values: Ints) -> Ints:
-    """What the step before had; nothing before the first."""
-    return np.concatenate([[0], values[:-1]])
-
-
-def _running(kept: Ints, is_decode: NDArray[np.bool_]) -> Ints:
-    """How many requests ran when each step began: all that the last decode step kept, and the prefills since."""
-    running, live = np.zeros(len(kept), dtype=np.int64), 0
-    for s, (k, decode) in enumerate(zip(kept.tolist(), is_decode.tolist(), strict=True)):
-        running[s] = live
-        live = k if decode else live + k
-    return running
-
-
-def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """How many ran before each step and how many joined them; of a prefill, how many are about to."""
-    new = np.where(is_decode, joined, sequences)
-    old = np.where(is_decode, sequences - joined, running)
-    # Two prefills in a row on an idle server: the second one's requests join the first one's.
-    twice = is_decode.copy()
-    twice[:2] = False
-    twice[2:] &= ~is_decode[:-2] & ~is_decode[1:-1]
-    last = _before(kept)
-    old = np.where(twice & (old == 0), joined - last, old)
-    return old, np.where(twice, last, new)
-
-
-def _starts(run: Run, ends: Floats, running: Ints, earliest: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """When each step began, as far as streams show it, and whether they do: the server was busy, or somebody waited."""
-    previous = np.concatenate([[-np.inf], ends[:-1]])
-    seen = (running > 0) | (earliest + _ON_THE_WAY < previous)
-    for begun, _ in run.stretches:
-        seen &= ~((previous < begun) & (ends >= begun))
-    return np.where(seen, previous, np.maximum(earliest, previous)), seen
-
-
-def _coalesced(times: list[Floats]) -> list[str]:
-    """A doubt when streams arrive in lumps: then single steps were not seen, only their sums."""
-    gaps = [np.diff(t) for t in times if len(t) > 8]
-    if not gaps:
-        return []
-    lumps = float(np.mean(np.concatenate([g < 0.1 * np.median(g[g > 0]) if (g > 0).any() else g >= 0 for g in gaps])))
-    if lumps <= 0.02:
-        return []
-    return [f"{lumps:.0%} of the tokens came together with the one before: something on the way gathers them"]
-
-
-def _hidden(steps: pd.DataFrame) -> list[str]:
-    """A doubt when decode steps look as if other people's prefills lay between them."""
-    plain = steps[(steps["kind"] == "decode") & steps["seen"] & ~steps["concat"]]
-    prefills = int((steps["kind"] == "prefill").sum())
-    if len(plain) < 50:
-        return []
-    typical = plain.groupby("sequences")["seconds"].transform("median")
-    # a long step with nothing after it is two or more that were seen at once
-    followed = steps["seconds"].shift(-1, fill_value=np.inf)[plain.index] > 0.1 * typical
-    long = int(((plain["seconds"] > 3.0 * typical) & followed).sum())
-    if long <= max(2, 0.01 * prefills):  # on the recorded runs, which hide nobody, it was one at the most
-        return []
-    return [
-        f"{long} of {len(plain)} decode steps took over three times the usual time with no prefill of this client's: "
-        "other clients' requests run on this server, and batch sizes are larger than they look"
-    ]
-
-
-def _absent(run: Run) -> list[str]:
-    """A doubt when some of a load's users are not in the run: their requests lengthened the batches all the same."""
-    requests, missing = run.requests, []
-    for rung in run.rungs:
-        if rung.users is None or rung.end <= rung.settled:
-            continue
-        here = (requests["sent"] < rung.end) & (requests["ended"].fillna(np.inf) > rung.settled)
-        there = int(requests.loc[here & (requests["user"] >= 0), "user"].nunique())
-        if 0 < there < rung.users:
-            missing.append(f"{there} of {rung.users}")
-    if not missing:
-        return []
-    return [f"{run.name} shows only {', '.join(missing)} users: batches were larger than they look"]

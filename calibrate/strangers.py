@@ -1,0 +1,56 @@
+"""What a run does not show of the server's work: others' requests, absent users, tokens that something on the way
+gathered. Each is a doubt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sim.run import Run
+
+Floats = NDArray[np.float64]
+
+
+def coalesced(times: list[Floats]) -> list[str]:
+    """A doubt when streams arrive in lumps: then single steps were not seen, only their sums."""
+    gaps = [np.diff(t) for t in times if len(t) > 8]
+    if not gaps:
+        return []
+    lumps = float(np.mean(np.concatenate([g < 0.1 * np.median(g[g > 0]) if (g > 0).any() else g >= 0 for g in gaps])))
+    if lumps <= 0.02:
+        return []
+    return [f"{lumps:.0%} of the tokens came together with the one before: something on the way gathers them"]
+
+
+def hidden(steps: pd.DataFrame) -> list[str]:
+    """A doubt when decode steps look as if other people's prefills lay between them."""
+    plain = steps[(steps["kind"] == "decode") & steps["seen"] & ~steps["concat"]]
+    prefills = int((steps["kind"] == "prefill").sum())
+    if len(plain) < 50:
+        return []
+    typical = plain.groupby("sequences")["seconds"].transform("median")
+    # a long step with nothing after it is two or more that were seen at once
+    followed = steps["seconds"].shift(-1, fill_value=np.inf)[plain.index] > 0.1 * typical
+    long = int(((plain["seconds"] > 3.0 * typical) & followed).sum())
+    if long <= max(2, 0.01 * prefills):  # on the recorded runs, which hide nobody, it was one at the most
+        return []
+    return [
+        f"{long} of {len(plain)} decode steps took over three times the usual time with no prefill of this client's: "
+        "other clients' requests run on this server, and batch sizes are larger than they look"
+    ]
+
+
+def absent(run: Run) -> list[str]:
+    """A doubt when some of a load's users are not in the run: their requests lengthened the batches all the same."""
+    requests, missing = run.requests, []
+    for rung in run.rungs:
+        if rung.users is None or rung.end <= rung.settled:
+            continue
+        here = (requests["sent"] < rung.end) & (requests["ended"].fillna(np.inf) > rung.settled)
+        there = int(requests.loc[here & (requests["user"] >= 0), "user"].nunique())
+        if 0 < there < rung.users:
+            missing.append(f"{there} of {rung.users}")
+    if not missing:
+        return []
+    return [f"{run.name} shows only {', '.join(missing)} users: batches were larger than they look"]
