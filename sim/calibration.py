@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 
 from sim.document import Document
-from sim.forms import FORMS
+from sim.forms import FORMS, LEVEL, MEANING
 from sim.scenario import Machine
 from sim.shape import check_shape, known
 
 FORMAT = 1  # 1: first
+BESIDES = ("max_batch_total_tokens", "uplink", "output_attained", "takeoff_factor")  # the coefficients of a form
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,6 +203,8 @@ def read_calibration(path: str | Path) -> Calibration:
     calibration = msgspec.convert(document.values, Calibration)
     known(calibration.model, FORMS, "step-time form", ("model",), document.fail)
     for name, parameter in calibration.parameters.items():
+        if not (name.startswith(LEVEL) and name.removeprefix(LEVEL).isdecimal()):
+            known(name, (*MEANING, *BESIDES), "parameter", ("parameters", name), document.fail)
         if not parameter.low <= parameter.high:
             raise document.fail(
                 ("parameters", name, "low"), f"expected at most high ({parameter.high}), found {parameter.low}"

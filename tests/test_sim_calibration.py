@@ -46,6 +46,7 @@ BAD = [
     ('"draws"', '"drawz"', 0, "drawz: unknown key; did you mean draws?"),
     ('"stderr": 0.001', '"sterr": 0.001', 0, "parameters.b0.sterr: unknown key; did you mean stderr?"),
     ('"low": 0.058', '"low": "58 ms"', 0, "parameters.b0.low: expected a number, found '58 ms'"),
+    ('"b0": {', '"uplnik": {', 0, "parameters.uplnik: unknown parameter; did you mean uplink?"),
     ('"low": 0.058', '"low": 0.6', 0, "parameters.b0.low: expected at most high (0.062), found 0.6"),
     ('"value": 0.06', '"value": -0.06', 0, "parameters.b0.value: expected 0 or more, found -0.06"),
     ("0.061", "-0.061", 0, "draws.b0[1]: expected 0 or more, found -0.061"),
