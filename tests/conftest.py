@@ -1,13 +1,16 @@
-"""`pytest --schedules FILE`: the recorded schedules to replay. `--hypothesis-profile hunt`: many more random worlds."""
+"""`pytest --schedules FILE`: the recorded schedules to replay. `--hypothesis-profile hunt`: many more random worlds.
+And a stand-in for whoever climbs a ladder."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
 from schedule import BadSchedules, Witness, read_witnesses
+from servers import Standin, quick_calibration, standin
 
 SHIPPED = Path(__file__).parent.parent / "data" / "router-0.9.4-traces.jsonl"
 settings.register_profile("suite", deadline=None, max_examples=250, derandomize=True)
@@ -31,3 +34,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "witness" in metafunc.fixturenames:
         witnesses = metafunc.config.stash[WITNESSES]
         metafunc.parametrize("witness", witnesses, ids=[w.name for w in witnesses])
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quick_calibration(tmp_path_factory.mktemp("standin"))
+
+
+@pytest.fixture(scope="module")
+def server(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, Path]]:
+    """A stand-in without faults, and the folder of its log."""
+    log = tmp_path_factory.mktemp("log")
+    with standin("--calibration", str(calibration), log=log) as process:
+        yield process, log

@@ -1,82 +1,28 @@
-"""The ladder climbed on the stand-in over real HTTP, and everything that can end it."""
+"""The ladder climbed on the stand-in over real HTTP."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import psutil
 import pytest
+from ladders import climb, head, lines, scenario, wait_for_requests
 from rich.console import Console
-from servers import Standin, quick_calibration, standin
+from servers import Standin, standin
 
-from measure.ascent import ServerGone
 from measure.endpoint import Endpoint
-from measure.exposition import parse
-from measure.generator import GeneratorDied, free_port
+from measure.generator import free_port
 from measure.ladder import measure
-from sim.errors import BadInput, UserError
-from sim.run import Run, read_run
+from sim.run import read_run
 from sim.scenario import Load, Scenario
 from sim.workload import Lengths, Workload, arrival_gaps
-
-CHILD = """
-import json, sys
-from pathlib import Path
-import msgspec
-from measure.ladder import measure
-from sim.scenario import Scenario
-text, url, out, resume = sys.argv[1:]
-measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume == "resume", processes=2)
-"""
-
-
-@pytest.fixture(scope="session")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return quick_calibration(tmp_path_factory.mktemp("standin"))
-
-
-@pytest.fixture(scope="module")
-def server(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Standin, Path]]:
-    """A stand-in without faults, and the folder of its log."""
-    log = tmp_path_factory.mktemp("log")
-    with standin("--calibration", str(calibration), log=log) as process:
-        yield process, log
-
-
-def scenario(name: str = "small", prompt: int = 60, output: int = 20, **load: Any) -> Scenario:
-    return Scenario(
-        name=name,
-        workload=Workload(prompt_tokens=prompt, output_tokens=output),
-        load=Load(**{"users": [1, 3], "spawn_rate": 20.0, "seconds": 1.0} | load),
-    )
-
-
-def climb(s: Scenario, url: str, out: Path, **more: Any) -> tuple[Run, str]:
-    """Measure; returns the run and what was said."""
-    with Path(os.devnull).open("w") as null:
-        console = Console(file=null, record=True, width=300)
-        measure(s, url, out, console=console, **{"patience": 5.0} | more)
-    return read_run(out), console.export_text()
-
-
-def head(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "run.json").read_text())
-    return found
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_ladder_is_a_run_that_agrees_with_the_server(
@@ -271,168 +217,3 @@ def test_lengths_from_any_workload(server: tuple[Standin, Path], tmp_path: Path)
     assert run.requests["prompt_tokens"].between(10, 60).all() and run.requests["prompt_tokens"].nunique() > 5
     ok = run.requests[run.requests["status"] == "ok"]
     assert (ok["output_tokens"] == ok["max_new_tokens"]).all()  # what came back, not what was hoped for
-
-
-def child(s: Scenario, url: str, out: Path, resume: bool = False) -> subprocess.Popen[bytes]:
-    arguments = [msgspec.json.encode(s).decode(), url, str(out), "resume" if resume else ""]
-    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.DEVNULL)
-
-
-def wait_for_requests(out: Path, number: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if sum(file.read_bytes().count(b"\n") for file in out.glob("requests*.jsonl")) >= number:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"fewer than {number} requests within 30 s")
-
-
-def wait_for_three_running(url: str) -> None:
-    deadline = time.monotonic() + 30
-    while parse(Endpoint(url).get("/metrics")[1].decode()).get("tgi_batch_current_size") != 3:
-        assert time.monotonic() < deadline, "three requests never ran together"
-        time.sleep(0.05)
-
-
-def test_kill_9_loses_only_what_was_in_flight_and_the_run_resumes(server: tuple[Standin, Path], tmp_path: Path) -> None:
-    process, log = server
-    out, long = tmp_path / "run", scenario(users=[1, 2], seconds=2.0)
-    began = len(lines(log / "tokens.jsonl")) if (log / "tokens.jsonl").exists() else 0
-    with child(long, process.url, out) as measuring:
-        wait_for_requests(out, 10)
-        generators = psutil.Process(measuring.pid).children(recursive=True)
-        assert generators
-        measuring.kill()
-    _, alive = psutil.wait_procs(generators, timeout=5)
-    assert not alive
-    run = read_run(out)
-    assert run.rungs[-1].status == "aborted"
-    ended = [t for t in lines(log / "tokens.jsonl")[began:] if len(t["sent"]) == 20 and str(t["id"]).isdigit()]
-    answered = {int(t["id"]) for t in ended}
-    kept = set(run.requests["id"])
-    assert len(answered - kept) <= 1 + 1  # one user: the request in flight when the kill came
-
-    with (out / "requests.jsonl").open("ab") as file:
-        file.write(b'{"id": 99, "torn')  # as a full disk would leave it
-    resumed, said = climb(long, process.url, out, resume=True)
-    assert [(r.users, r.status) for r in resumed.rungs] == [(1, "aborted"), (1, "complete"), (2, "complete")]
-    assert not resumed.doubts
-    assert [s["first_rung"] for s in resumed.segments] == [0, 1]
-    assert resumed.requests["id"].is_unique
-    assert kept < set(resumed.requests["id"])
-    assert resumed.segments[1]["start"] > run.requests["ended"].max()
-    assert "users 1, 2" in said
-
-    again, said = climb(long, process.url, out, resume=True)
-    assert "finished already" in said
-    assert len(again.rungs) == 3
-    with pytest.raises(BadInput, match="begun with another load"):
-        climb(scenario(users=[1, 2, 4], seconds=2.0), process.url, out, resume=True)
-    with pytest.raises(BadInput, match="never overwritten"):
-        climb(long, process.url, out)
-
-
-@pytest.mark.parametrize(
-    ("number", "status", "stopped"),
-    [(signal.SIGINT, -signal.SIGINT, "interrupted"), (signal.SIGTERM, 143, "terminated")],
-)
-def test_ctrl_c_and_sigterm_close_the_run(
-    server: tuple[Standin, Path], tmp_path: Path, number: signal.Signals, status: int, stopped: str
-) -> None:
-    out = tmp_path / "run"
-    with child(scenario(users=[3], output=400, seconds=60.0), server[0].url, out) as measuring:
-        wait_for_three_running(server[0].url)
-        children = psutil.Process(measuring.pid).children(recursive=True)
-        measuring.send_signal(number)
-        assert measuring.wait(20) == status
-    assert not psutil.wait_procs(children, timeout=5)[1]
-    run = read_run(out)
-    assert run.stopped == stopped
-    assert run.rungs[-1].status == "aborted"
-    assert (run.requests["status"] == "aborted").sum() == 3  # one a user, with the tokens so far
-    assert not run.doubts
-
-
-def test_a_server_that_dies_ends_the_ladder_and_the_run_says_so(calibration: Path, tmp_path: Path) -> None:
-    def die(process: Standin) -> None:
-        wait_for_requests(tmp_path / "run", 5)
-        process.kill()
-
-    with standin("--calibration", str(calibration)) as process:
-        threading.Thread(target=die, args=(process,), daemon=True).start()
-        with pytest.raises(ServerGone):
-            climb(scenario(users=[2], seconds=60.0), process.url, tmp_path / "run")
-    run = read_run(tmp_path / "run")
-    assert run.rungs[-1].status == "aborted"
-    assert "stopped answering" in run.rungs[-1].doubts[-1]
-    assert "stopped answering" in run.stopped
-    assert "connect" in set(run.requests["status"])
-
-
-def test_what_goes_wrong_is_classified_counted_and_shown(calibration: Path, tmp_path: Path) -> None:
-    faults = ("reset=0.08", "stall=0.04", "overloaded=0.1", "error=0.08", "eos=0.1", "incomplete=0.08", "after=3")
-    more = [word for fault in faults for word in ("--fault", fault)]
-    with standin("--calibration", str(calibration), "--seed", "3", *more) as process:
-        s = scenario(users=[8, 9], seconds=4.0, retry=0.01)
-        run, said = climb(s, process.url, tmp_path / "run", patience=0.5)
-    seen = set(run.requests["status"])
-    assert {"ok", "reset", "timeout", "overloaded", "generation", "incomplete"} <= seen
-    assert len(run.rungs) == 1
-    assert "of the requests failed" in run.stopped  # unhealthy: the next rung would tell nothing
-    rung = run.rungs[0]
-    assert any("unhealthy" in doubt for doubt in rung.doubts)
-    assert any("of the length asked" in doubt for doubt in rung.doubts)
-    assert set(rung.extra["errors"]) <= seen
-    ended_early = run.requests[run.requests["finish_reason"] == "eos_token"]
-    assert len(ended_early) and (ended_early["output_tokens"] < 20).all()
-    assert "unhealthy" in said
-
-
-def test_a_profile_the_server_cannot_take_is_refused_with_the_flag_and_nothing_is_written(
-    calibration: Path, tmp_path: Path
-) -> None:
-    with standin("--calibration", str(calibration)) as process:
-        with pytest.raises(
-            UserError, match=r"max_input_length is 1024, .* take 1500: start it with --max-input-length"
-        ):
-            climb(scenario(prompt=1500, output=20), process.url, tmp_path / "run")
-        with pytest.raises(UserError, match="--max-total-tokens 2100"):
-            climb(scenario(prompt=1000, output=1100), process.url, tmp_path / "run")
-    with pytest.raises(UserError, match="no server answers"):
-        climb(scenario(), process.url, tmp_path / "run")
-    with pytest.raises(UserError, match="give --url"):
-        measure(scenario(), None, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_dead_load_generator_is_told_apart_from_a_dead_server(server: tuple[Standin, Path], tmp_path: Path) -> None:
-    out = tmp_path / "run"
-
-    class Killing(Console):
-        def print(self, *objects: Any, **more: Any) -> None:
-            if "1 user: complete" in str(objects[0]):
-                for process in psutil.Process().children(recursive=True):
-                    if "measure.locustfile" in process.cmdline():
-                        process.kill()
-
-    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorDied):
-        measure(scenario(users=[1, 2]), server[0].url, out, console=Killing(file=null))
-    run = read_run(out)
-    assert [r.status for r in run.rungs] == ["complete", "aborted"]
-    assert "load generator died" in run.stopped
-
-
-def test_a_load_generator_that_dies_before_its_first_record_is_what_is_told(
-    server: tuple[Standin, Path], tmp_path: Path
-) -> None:
-    class Killing(Console):
-        def print(self, *objects: Any, **more: Any) -> None:
-            if "warming up" in str(objects[0]):
-                for path in (tmp_path / "run").glob("requests*"):
-                    path.unlink()
-                for process in psutil.Process().children(recursive=True):
-                    if "measure.locustfile" in process.cmdline():
-                        process.kill()
-
-    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorDied):
-        measure(scenario(users=[1, 2]), server[0].url, tmp_path / "run", console=Killing(file=null))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import re
@@ -22,7 +21,7 @@ from scenarios.foreign import import_results
 from sim.errors import BadInput
 from sim.metrics import table
 from sim.replay import lanes
-from sim.run import Run, read_run, write_run
+from sim.run import read_run, write_run
 
 SAMPLES = Path(__file__).parent / "samples"
 NUMBER = r"([\d.,]+)"
@@ -226,40 +225,6 @@ def test_aiperf_without_its_summary_counts_the_users(aiperf: Path, tmp_path: Pat
     assert any("is not there to say the load" in doubt for doubt in rung.doubts)
 
 
-def test_rows_of_locust_agree_with_its_own_sums() -> None:
-    run = import_results(SAMPLES / "locust-rows.csv")
-    with (SAMPLES / "locust_stats.csv").open() as f:
-        stated = next(row for row in csv.DictReader(f) if row["Name"] == "Aggregated")
-    latency = (run.requests["ended"] - run.requests["sent"]) * 1e3
-    assert len(run.requests) == int(stated["Request Count"])
-    assert (run.requests["status"] == "validation").sum() == int(stated["Failure Count"]) > 0
-    assert latency.mean() == pytest.approx(float(stated["Average Response Time"]), abs=0.5)  # whole milliseconds
-    assert latency.max() == pytest.approx(float(stated["Max Response Time"]), abs=0.5)
-    found = table(run)
-    assert found["load"].tolist() == [1, 2, 4]
-    assert found["in_flight"].tolist() == pytest.approx([1, 2, 4], rel=0.06)  # those alive at the end left no row
-    assert sorted(set(run.requests.loc[run.requests["rung"] == 0, "user"])) == [0]
-    for i, rung in enumerate(run.rungs):  # settled once every user has finished a request begun here
-        mine = run.requests[run.requests["rung"] == i]
-        assert (mine["ended"] <= rung.settled + 1e-6).sum() == rung.users
-    assert found["completions"].iloc[-1] == (run.requests["ended"] >= run.rungs[-1].settled).sum()
-    assert run.segments == [{"start": 0.0, "first_rung": 0}]  # users were added to those already running
-    assert any("no tokens" in doubt for doubt in run.doubts)
-
-
-def test_a_level_of_locust_that_not_every_user_finished_has_no_window(tmp_path: Path) -> None:
-    title, *rows = (SAMPLES / "locust-rows.csv").read_text().splitlines()
-    at = title.split(",").index("allThreads")
-    kept, fours = [], 0
-    for row in rows:
-        fours += row.split(",")[at] == "4"
-        if row.split(",")[at] != "4" or fours <= 3:
-            kept.append(row)
-    run = import_results(saved(tmp_path, "\n".join([title, *kept]), "rows.csv"))
-    assert table(run)["load"].tolist() == [1, 2]
-    assert any("not every one of 4 users finished a request here" in doubt for doubt in run.rungs[-1].doubts)
-
-
 def test_a_benchmark_that_sent_nothing_overlaps_with_none(tmp_path: Path) -> None:
     (guidellm,) = documents("guidellm.json.gz")
     empty = json.loads(json.dumps(guidellm["benchmarks"][0]))
@@ -267,21 +232,6 @@ def test_a_benchmark_that_sent_nothing_overlaps_with_none(tmp_path: Path) -> Non
     run = import_results(saved(tmp_path, guidellm | {"benchmarks": [empty, *guidellm["benchmarks"][1:]]}))
     assert table(run)["completions"].tolist()[0] == 0
     assert (table(run)["completions"].iloc[1:] > 0).all()
-
-
-def test_a_history_of_locust_is_figures_and_no_requests() -> None:
-    run = import_results(SAMPLES / "locust_stats_history.csv")
-    assert len(run.requests) == 0
-    assert table(run).empty
-    assert any("no requests" in doubt for doubt in run.doubts)
-    figures = {(figure.metric, figure.users): figure for figure in run.scenario.published}
-    rows = table(import_results(SAMPLES / "locust-rows.csv"))
-    assert run.scenario.load.users == rows["load"].tolist()
-    for row in rows.to_dict("records"):
-        users = int(row["load"])
-        rps = figures["rps", users]
-        assert abs(rps.value - row["rps"]) <= rps.rounding
-        assert figures["e2e_mean", users].value == pytest.approx(row["e2e_mean"], rel=0.1)
 
 
 EVERY = ["guidellm.json.gz", "guidellm-rate.json.gz", "vllm.json.gz", "vllm-failures.json.gz", "locust-rows.csv"]
@@ -412,15 +362,6 @@ def test_files_that_are_not_there_are_named(tmp_path: Path, aiperf: Path) -> Non
     }.items():
         with pytest.raises(BadInput, match=re.escape(message)):
             import_results(tmp_path / name)
-
-
-def test_commas_in_a_failure_of_locust_move_nothing(tmp_path: Path) -> None:
-    rows = (SAMPLES / "locust-rows.csv").read_text()
-    path = saved(tmp_path, rows.replace(": code=400", ": code=400, because, well"), "rows.csv")
-    run: Run = import_results(path)
-    (failed,) = run.requests[run.requests["status"] != "ok"].to_dict("records")
-    assert failed["error"].endswith("code=400, because, well")
-    assert table(run)["load"].tolist() == [1, 2, 4]
 
 
 def test_the_command_leaves_a_run_and_says_its_doubts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
