@@ -144,8 +144,10 @@ def _stretches(regression: Regression, rows: Rows) -> _Stretches:
 
 
 def _single(alone: Floats, block: NDArray[np.int64], prefill: NDArray[np.bool_]) -> Floats:
-    """The variance of a single step of each row's kind, relative. All
-    stretches share one: one of a few steps does not know its own, and one of a single step would count as certain."""
+    """The variance of a single step of each row's kind, relative, from how far rows are from the rest of their stretch.
+
+    All stretches share one: one of a few steps does not know its own, and one of a single step would count as certain.
+    """
     count = np.bincount(block)[block]
     several = count > 1
     variance = np.zeros(len(alone))

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import pandas as pd
 
 from calibrate.steps import Schedule
+from sim.records import Look, read_looks
 from sim.run import Run
 
-Look = tuple[float, Mapping[str, float]]  # at the counters, s since the run began
 AGREE = 0.05  # relative; edges cut a step or two off either side
 _COUNT = 'tgi_batch_inference_duration_count{method="%s"}'
 _SUM = 'tgi_batch_inference_duration_sum{method="%s"}'
@@ -31,7 +29,7 @@ class Counts(NamedTuple):
 
 def witness(run: Run, schedule: Schedule) -> list[str]:
     """Doubts where the number of steps, their total time or the number of requests differ from the server's own."""
-    scrapes = list(_scrapes(run.path)) if run.path is not None else []
+    scrapes = read_looks(run.path / "server.jsonl") if run.path is not None else []
     pairs = [
         (_seen(schedule.steps, looks[0][0], looks[-1][0]), _counted(looks[0][1], looks[-1][1]))
         for looks in _looks(run, scrapes)
@@ -78,16 +76,3 @@ def _counted(first: Mapping[str, float], last: Mapping[str, float]) -> Counts:
 
     seconds = sum(grown(_SUM % kind) for kind in ("prefill", "decode"))
     return Counts(grown(_COUNT % "prefill"), grown(_COUNT % "decode"), seconds, grown("tgi_batch_next_size_sum"))
-
-
-def _scrapes(path: Path) -> Iterator[Look]:
-    file = path / "server.jsonl"
-    if not file.exists():
-        return
-    for line in file.read_bytes().splitlines():
-        try:
-            record = msgspec.json.decode(line)
-        except msgspec.DecodeError:
-            continue  # torn by a crash; what came before it still counts
-        if isinstance(record, dict) and isinstance(record.get("metrics"), dict) and "t" in record:
-            yield float(record["t"]), record["metrics"]

@@ -7,13 +7,12 @@ the mean time of a decode step are compared per window; the two witnesses share 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.records import read_looks
 from sim.run import Run
 
 AGREE = 0.05  # relative
@@ -74,7 +73,7 @@ def by_metrics(scrapes: Sequence[tuple[float, dict[str, float]]], start: float, 
 
 def disagreements(run: Run) -> dict[int, list[str]]:
     """By number of the rung: where the server's metrics and the streams tell different stories."""
-    scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
+    scrapes = read_looks(run.path / "server.jsonl") if run.path is not None else []
     found: dict[int, list[str]] = {}
     for i, rung in enumerate(run.rungs):
         if not rung.end > rung.settled or run.token_times is None:
@@ -93,15 +92,3 @@ def disagreements(run: Run) -> dict[int, list[str]]:
         if doubts:
             found[i] = doubts
     return found
-
-
-def read_scrapes(path: Path) -> list[tuple[float, dict[str, float]]]:
-    """`server.jsonl`, in order of time; torn lines are left out."""
-    scrapes = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            said = msgspec.json.decode(line)
-        except msgspec.DecodeError:
-            continue
-        scrapes.append((float(said["t"]), said["metrics"]))
-    return sorted(scrapes, key=lambda scrape: scrape[0])

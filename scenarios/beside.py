@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -44,22 +45,24 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
 def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str, float]) -> Comparison:
     """Two forecasts at the loads they have in common; the second stands for the forecast of the first."""
     rungs = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
+    others = _by_metric_and_load(second)
     rows = [
-        _beside(mine.metric, rungs[mine.load], mine.load, mine.users, mine.value, its)
-        for mine, its in ((mine, _same(second, mine.metric, mine.load)) for mine in first.curves)
-        if its is not None and mine.value is not None
+        _beside(row.metric, rungs[row.load], row.load, row.users, row.value, others[row.metric, row.load])
+        for row in first.curves
+        if row.value is not None and (row.metric, row.load) in others
     ]
     return _verdict(rows, first.name, second.name, tolerances, [], of="forecasts")
 
 
 def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str, float]) -> Comparison:
     """A measured run against a forecast that was made beforehand, at the loads they have in common."""
+    forecasts = _by_metric_and_load(forecast)
     rows = []
     for _, measured in metrics.table(run).iterrows():
         load, rung = float(measured["load"]), int(measured["rung"])
         for metric in metrics.COMPARED:
-            its = _same(forecast, metric, load)
-            if its is not None and measured[metric] == measured[metric]:
+            if (metric, load) in forecasts and not math.isnan(measured[metric]):
+                its = forecasts[metric, load]
                 rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
     doubts = [
         "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
@@ -68,9 +71,8 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
     return _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *doubts])
 
 
-def _same(forecast: Forecast, metric: str, load: float) -> ForecastRow | None:
-    of = (row for row in forecast.curves if row.metric == metric and row.load == load)
-    return next(of, None) if metric in metrics.COMPARED else None
+def _by_metric_and_load(forecast: Forecast) -> dict[tuple[str, float], ForecastRow]:
+    return {(row.metric, row.load): row for row in forecast.curves if row.metric in metrics.COMPARED}
 
 
 def _beside(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:

@@ -52,8 +52,6 @@ def measure(
     SERVECAST_API_KEY. Ctrl-C keeps what was measured; --resume goes on from there. Exit status 1 when no load was
     measured with a single answer.
     """
-    import pandas as pd
-
     from measure.ladder import measure as climb
     from scenarios.load import load
     from sim import metrics
@@ -74,7 +72,8 @@ def measure(
         remote=remote,
     )
     say(str(found))
-    return 0 if metrics.table(read_run(found)).get("completions", pd.Series()).any() else FAILED
+    table = metrics.table(read_run(found))
+    return 0 if len(table) and table["completions"].any() else FAILED
 
 
 @command("servecast import guidellm.json -o run", name="import")

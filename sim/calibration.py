@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from sim.document import Document
-from sim.forms import FORMS, LEVEL, MEANING
+from sim.forms import FORMS, LEVEL, MEANING, step_time
 from sim.scenario import Machine
 from sim.shape import check_shape, known
 
@@ -165,8 +165,6 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def _check_form(calibration: Calibration, document: Document) -> None:
     """A step-time form takes these parameters, and no decode step takes no time."""
-    from sim.forms import step_time  # which a calibration that is only written does not need
-
     rows = [calibration.values]
     rows += [{name: column[i] for name, column in calibration.draws.items()} for i in range(calibration.n_draws)]
     for values in rows:

@@ -132,3 +132,22 @@ def _complain(record: dict[str, Any], shape: type[msgspec.Struct], file: Path, l
 def check_known(record: dict[str, Any], shape: type[msgspec.Struct], fail: Fail, key: Key = ()) -> None:
     """Complain about values under the keys that `shape` knows; others are ignored."""
     check_shape({k: v for k, v in record.items() if k in shape.__struct_fields__}, shape, fail, key)
+
+
+Look = tuple[float, dict[str, float]]  # at a server's counters: s since the run began, value by name
+
+
+def read_looks(file: Path) -> list[Look]:
+    """The looks that `server.jsonl` has, in order of time; none where there is no file.
+
+    What is torn, or has no time or no metrics, is left out: the rest still counts.
+    """
+    looks = []
+    for line in file.read_bytes().splitlines() if file.exists() else []:
+        try:
+            record = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("metrics"), dict) and "t" in record:
+            looks.append((float(record["t"]), record["metrics"]))
+    return sorted(looks, key=lambda look: look[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +15,7 @@ from sim.curve import Corner, band, knee, plateau, takeoff
 from sim.model import drawing
 from sim.scenario import Load, Scenario
 from sim.server import Bounds, ServerConfig
-from sim.sweep import Task, processes
+from sim.sweep import MOST, Task, processes
 from sim.workload import Lengths, Workload
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
@@ -81,6 +82,11 @@ def give_up() -> None:
 def test_a_pool_given_up_early_ends() -> None:
     with pytest.raises(KeyError):
         give_up()
+
+
+def test_more_processes_than_cores_are_of_no_use() -> None:
+    with processes(10_000) as pool:
+        assert pool._max_workers <= MOST * (os.cpu_count() or 1)  # type: ignore[attr-defined]
 
 
 def test_a_band_is_the_median_and_the_weibull_quantiles_and_covers_nine_in_ten() -> None:
