@@ -7,22 +7,23 @@ recorded one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from simpy import Event
 
 from sim.bench import Bench
 from sim.errors import NotEnoughData
 from sim.model import Model
-from sim.request import OK
+from sim.pace import Pace
 from sim.run import Run, Rung
 from sim.workload import Asked
 
 _TOGETHER = 0.005  # s: first tokens no further apart come from one prefill
 ROUNDED = 1e-3  # s: where latencies are rounded to it, a user's next request may seem to begin before the last ended
-_AT_ONCE = 0.1  # s: a window that begins so soon after an answer ended began because it did
 _PROMPTLY = 0.05  # s: a server that takes up its first request within this, or within a prefill, was idle
 
 
@@ -48,46 +49,47 @@ class Recorded:
 def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
     """Simulate the ladder of a measured run. Rungs without a complete window are left out.
 
-    Users and arrivals come at their recorded instants, and a late client's requests still count from when they were
-    due; the windows are as long as the recorded ones, and begin as they did; each segment of a resumed run begins anew.
+    Arrivals come at their recorded instants, and a late client's requests still count from when they were due. Users
+    come, and windows begin, at the recorded points of the server's round (`Pace`); windows are as long as the recorded
+    ones. Each segment of a resumed run begins anew.
     Raises `NotEnoughData` if no rung was finished.
     """
     run = with_users(run)
     parts = []
-    for number, (start, rungs, requests) in enumerate(_segments(run)):
+    for number, (start, ladder, requests) in enumerate(_segments(run)):
         source = Recorded(requests, np.random.default_rng([*seed, number, 3]))
         bench = Bench(run.scenario, model, (*seed, number), source, start, _busy_until(requests, model))
-        _ask(bench, requests, closed=any(rung.users is not None for rung in rungs))
-        bench.rungs.extend(rungs)
-        bench.clock.run(until=max(rung.end for rung in rungs))
-        part = bench.run()
-        windows = [_begun_alike(rung, requests, part.requests) for rung in rungs]
-        parts.append(replace(part, rungs=windows))
+        if any(rung.users is not None for rung in ladder):
+            bench.clock.run(until=bench.clock.process(_climb(bench, ladder, requests)))
+        else:
+            due = iter(requests["scheduled"].tolist())
+            bench.clients.arrive(zip(requests["sent"].tolist(), asked_of(requests), strict=True), due)
+            bench.rungs.extend(rung for rung in ladder if rung.end > rung.settled)
+            bench.clock.run(until=bench.rungs[-1].end)
+        parts.append(bench.run())
     if not parts:
         raise NotEnoughData(f"{run.name}: no rung has a complete window")
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _begun_alike(rung: Rung, recorded: pd.DataFrame, simulated: pd.DataFrame) -> Rung:
-    """The rung with its window where a simulated ladder would have begun it.
-
-    A ladder's window begins as the last of its users ends a request. Laid over answers that end at other instants it
-    would count up to one more of them: half an answer too many, which is 4 % of a lone user's in a minute.
-    """
-    if rung.users is None:
-        return rung
-    ended = _last_before(recorded, rung)
-    lag = rung.settled - ended
-    begun = _last_before(simulated, rung) + lag
-    if not lag < _AT_ONCE or not begun > rung.ramped:
-        return rung
-    return replace(rung, settled=begun, end=begun + rung.seconds)
-
-
-def _last_before(requests: pd.DataFrame, rung: Rung) -> float:
-    """When the last answer before a rung's window ended; minus infinity if there was none."""
-    ended = requests.loc[requests["status"] == OK, "last_token"]
-    return float(ended[ended < rung.settled].max()) if (ended < rung.settled).any() else -np.inf
+def _climb(bench: Bench, ladder: Sequence[Rung], requests: pd.DataFrame) -> Generator[Event, Any, None]:
+    """Climb a recorded ladder again: who came on each rung, and a window as long as the recorded one, if it has one."""
+    clock, pace = bench.clock, Pace(bench.clock, bench.clients, requests)
+    begun = requests.groupby("user")["sent"].min().sort_values()
+    came = np.searchsorted([rung.start for rung in ladder[1:]], begun, side="right")
+    for number, rung in enumerate(ladder):
+        yield from pace.reach(rung.start)
+        late = pace.late
+        for user, sent in begun[came == number].items():
+            event = clock.at(float(sent) + late, value=int(str(user)))
+            assert event.callbacks is not None
+            event.callbacks.append(lambda e: bench.clients.add_user(e._value))
+        if not rung.end > rung.settled:
+            continue
+        yield from pace.reach(rung.settled)
+        settled, ramped = clock.now, rung.ramped + late
+        yield clock.at(rung.end + pace.late)
+        bench.rungs.append(replace(rung, start=rung.start + late, ramped=ramped, settled=settled, end=clock.now))
 
 
 def with_users(run: Run) -> Run:
@@ -148,22 +150,12 @@ def _busy_until(requests: pd.DataFrame, model: Model) -> float:
     return earliest - took if waited > max(_PROMPTLY, took) else 0.0
 
 
-def _ask(bench: Bench, requests: pd.DataFrame, closed: bool) -> None:
-    if not closed:
-        due = iter(requests["scheduled"].tolist())
-        bench.clients.arrive(zip(requests["sent"].tolist(), asked_of(requests), strict=True), due)
-        return
-    for user, sent in requests.groupby("user")["sent"].min().items():
-        event = bench.clock.at(float(sent), value=int(str(user)))
-        assert event.callbacks is not None
-        event.callbacks.append(lambda e: bench.clients.add_user(e._value))
-
-
 def _segments(run: Run) -> Iterator[tuple[float, list[Rung], pd.DataFrame]]:
-    """Start, complete rungs and requests of each stretch in which the users ran without a break."""
-    whole = [rung for rung in run.rungs if rung.end > rung.settled]
+    """Start, rungs up to the last complete one, and requests of each stretch in which the users ran without a break."""
     for start, end in run.stretches:
-        rungs = [rung for rung in whole if start <= rung.start < end]
+        rungs = [rung for rung in run.rungs if start <= rung.start < end]
+        while rungs and not rungs[-1].end > rungs[-1].settled:
+            rungs.pop()
         sent = run.requests["sent"]
         if rungs:
             yield start, rungs, run.requests[(sent >= start) & (sent < min(end, rungs[-1].end))]
