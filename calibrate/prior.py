@@ -28,6 +28,7 @@ CONTEXT_SHARE = (0.5, 0.29)  # of what one more sequence costs, the part due to 
 LEVEL_SPREAD = 0.12  # how far a batch size's own time is from the smooth trend, relative
 LEVEL_REACH = 0.35  # in ln(batch size): how far two sizes may be apart and still resemble each other
 WAY = 1.5e-3  # s: to an idle server and back, on one machine
+COUNTING = 1e-6  # s: a router's tokeniser per token, about (Hugging Face's, in Rust, one thread; as a client's writing)
 FAR = 3.0  # times that: a client is believed to be elsewhere from here on
 
 
@@ -62,7 +63,7 @@ def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
     t, y, pre = rows.table, rows.seconds, rows.prefill
     n = t["sequences"].to_numpy(np.float64)
     longest = t["longest"].to_numpy(np.float64)
-    believed = {"u0": _way(rows), "u1": (0.0, 1e-6)}
+    believed = {"u0": _way(rows), "u1": (COUNTING, COUNTING)}
     if pre.any():
         size, time = float(longest[pre].mean()), float(y[pre].mean())
         per_token = _slope(n[pre], y[pre], fallback=0.7 * time / float(n[pre].mean())) / size

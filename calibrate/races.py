@@ -3,8 +3,9 @@
 A user whose answer ends is back within milliseconds, while the server filters its batch; whether the new request is in
 the queue when the router next looks decides whom it shares a prefill with, and locks groups of users together for
 minutes. Neither the filter nor the way to the server shows in the streams as closely as this race does: a request sent
-`x` after the step's end was admitted at once if and only if `way + x < filter`. A probit of that, in the filter's and
-the way's coefficients, joins the regression of the step times as weighted rows (iteratively reweighted least squares).
+`x` after the step's end was admitted at once if and only if `way + x < filter`, where the way grows with the tokens of
+all who came with it and before it, whom the router counts one after another. A probit of that, in the filter's and the
+way's coefficients, joins the regression of the step times as weighted rows (iteratively reweighted least squares).
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, 
 
 
 def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
-    """Columns `x` (s after the end of the step), `kept`, `longest` (of the filter), `won`, `weight` (1 a group)."""
+    """Columns `x` (s after the end of the step), `tokens` (counted until it is in the queue), `kept`, `longest` (of the
+    filter), `won`, `weight` (1 a group)."""
     return pd.concat([_races(r, s) for r, s in zip(runs, schedules, strict=True)], ignore_index=True)
 
 
 def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
     steps = schedule.steps
-    table = pd.DataFrame({"written": schedule.written, "first": schedule.first, "from": schedule.after})
+    requests = run.requests[["sent", "prompt_tokens"]]
+    table = requests.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after})
     table = table[(table["from"] >= 0) & (table["first"] >= 0)]
     table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
     source = table["from"].to_numpy()
@@ -54,15 +57,17 @@ def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
     group = table.groupby("from")
     alike = group["won"].transform("all") | group["lost"].transform("all")
     table = table[table["forced"] | alike]
-    size = table.groupby("from")["x"].transform("size")
-    table = table.assign(weight=1.0 / size)
-    return pd.DataFrame(table[["x", "kept", "longest", "won", "weight"]])
+    group = table.sort_values("sent").groupby("from")["prompt_tokens"]
+    tokens = np.where(table["forced"], group.cumsum()[table.index], group.transform("sum")[table.index])
+    table = table.assign(tokens=tokens, weight=1.0 / table.groupby("from")["x"].transform("size"))
+    return pd.DataFrame(table[["x", "tokens", "kept", "longest", "won", "weight"]])
 
 
 def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     """What `filter - way` is linear in: (races, names)."""
     kept, longest = table["kept"].to_numpy(np.float64), table["longest"].to_numpy(np.float64)
-    columns = {"f0": np.ones(len(table)), "f1": kept, "f2": kept * longest, "u0": -np.ones(len(table))}
+    one, tokens = np.ones(len(table)), table["tokens"].to_numpy(np.float64)
+    columns = {"f0": one, "f1": kept, "f2": kept * longest, "u0": -one, "u1": -tokens}
     return np.stack([columns.get(name, np.zeros(len(table))) for name in names], axis=1)
 
 
@@ -76,9 +81,10 @@ def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: floa
         return np.zeros((0, len(names))), np.zeros(0)
     design = race_terms(table, names)
     grown = race_terms(table, [name if name in ("f1", "f2") else "" for name in names]) @ x
+    way = race_terms(table, [name if name in ("u0", "u1") else "" for name in names]) @ x
     delay, won = table["x"].to_numpy(np.float64), np.where(table["won"], 1.0, -1.0)
     ahead = design @ x - delay
-    scale = np.maximum(np.hypot(UPLINK_SPREAD * x[names.index("u0")], spread * grown), 5e-5)
+    scale = np.maximum(np.hypot(UPLINK_SPREAD * way, spread * grown), 5e-5)
     z = np.clip(won * ahead / scale, -4.0, 4.0)
     chance = LAPSES + (1 - 2 * LAPSES) * ndtr(z)
     slope = (1 - 2 * LAPSES) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)

@@ -67,6 +67,8 @@ class Clients:
         self._burst: set[int] = set()  # requests whose turns followed one another, not yet on their way
         self._burst_end = -float("inf")  # when the last of them was sent
         self._reading = clocks.reading
+        self._per_token = clocks.uplink.per_token
+        self._counted = -float("inf")  # when the router has counted the tokens of all who reached it
         self.think, self.retry, self.output_attained = think, retry, output_attained
         self.log = RequestLog()
         self.replica: Replica
@@ -145,7 +147,7 @@ class Clients:
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r
-        event = self.clock.at(at + self.uplink.draw(prompt), value=r)
+        event = self.clock.at(at + self.uplink.draw(0), value=r)
         assert event.callbacks is not None
         event.callbacks.append(self._reach)
 
@@ -154,9 +156,15 @@ class Clients:
         if r.id in self._burst:
             self._burst.remove(r.id)
             if self._burst_end > r.sent:  # the client wrote nothing before it had dealt with all the answers it had
-                at = self._burst_end + self.uplink.draw(r.prompt_tokens)
-                again = self.clock.at(at, value=r)
+                again = self.clock.at(self._burst_end + self.uplink.draw(0), value=r)
                 assert again.callbacks is not None
                 again.callbacks.append(self._reach)
                 return
-        self.replica.submit(r)
+        if not self._per_token:
+            self.replica.submit(r)
+            return
+        # the router counts the tokens of one prompt after another
+        self._counted = max(self.clock.now, self._counted) + self._per_token * r.prompt_tokens
+        counted = self.clock.at(self._counted, value=r)
+        assert counted.callbacks is not None
+        counted.callbacks.append(lambda e: self.replica.submit(e._value))
