@@ -26,6 +26,7 @@ LEAST = 0.5  # of its drift: with no run repeated, a machine of another day is t
 BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen in longer ones
 FEWEST = 40  # that it should have: short runs are seen in shorter ones, down to a fifth (1 s)
 MEMORY = (1.0, 600.0)  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
+SHARE_SPREAD = 0.5  # of what prefills feel of a mood around all of it, before anything was measured
 UNSEEN = 0.02  # of a day, where nothing can be told
 _ENOUGH = 8  # blocks below which that is so
 _NONE = 1e-5  # what a deviation starts from, and counts as nothing below
@@ -33,12 +34,13 @@ _NONE = 1e-5  # what a deviation starts from, and counts as nothing below
 
 class Moods(NamedTuple):
     """Relative standard deviations of a machine's speed: `drift`, which forgets itself within `seconds`, and what a
-    whole rung or a whole run keeps."""
+    whole rung or a whole run keeps. All are those of decode steps; a prefill feels the share `prefill` of them."""
 
     drift: float = 0.0
     seconds: float = 20.0
     rung: float = 0.0
     run: float = 0.0
+    prefill: float = 1.0
 
     @property
     def between(self) -> float:
@@ -54,12 +56,13 @@ class Moods(NamedTuple):
 
 class _Stretches(NamedTuple):
     """Stretches of time, one element each: how far the fit is `off`, relative; the variance of that which is noise of
-    single steps (`noise`); what the fit's coefficients can do about it (`matrix`, (stretches, coefficients)); and when
-    (s), in which rung and in which run each was."""
+    single steps (`noise`); what the fit's coefficients can do about it (`matrix`, (stretches, coefficients)); how much
+    of a mood it feels (`feels`); and when (s), in which rung and in which run each was."""
 
     off: Floats
     noise: Floats
     matrix: Floats
+    feels: Floats
     time: Floats
     rung: NDArray[np.int64]
     run: NDArray[np.int64]
@@ -67,7 +70,8 @@ class _Stretches(NamedTuple):
 
 def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
     """The moods behind `rows`; where they are too few to tell, a day of its own that nothing else is known of."""
-    stretches = _stretches(regression, rows)
+    share = _prefill_share(regression, rows)
+    stretches = _stretches(regression, rows, share)
     if len(stretches.off) < _ENOUGH:
         return Moods(run=UNSEEN)
     days = [runs[i].scenario.workload for i in np.unique(stretches.run).tolist()]
@@ -90,7 +94,7 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         options={"maxiter": 300, "xatol": 0.02, "fatol": 0.01},
     )
     drift, seconds, of_rung, of_run, _ = np.exp(all_of(found.x)).tolist()
-    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run if repeated else LEAST * drift)
+    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run if repeated else LEAST * drift, share)
 
 
 def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> float:
@@ -100,6 +104,7 @@ def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> flo
     apart = np.abs(np.subtract.outer(stretches.time, stretches.time)) / np.clip(seconds, *MEMORY)
     same_run, same_rung = (np.equal.outer(x, x) for x in (stretches.run, stretches.rung))
     covariance = drift**2 * np.exp(-apart) * same_run + of_rung**2 * same_rung + of_run**2 * same_run
+    covariance *= np.outer(stretches.feels, stretches.feels)
     # a machine without noise leaves a matrix of zeros, one of everlasting moods a matrix of ones
     nugget = _NONE**2 + 1e-8 * (drift**2 + of_rung**2 + of_run**2)
     covariance[np.diag_indices_from(covariance)] += inflation * stretches.noise + nugget
@@ -120,7 +125,34 @@ def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> flo
 _START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])
 
 
-def _stretches(regression: Regression, rows: Rows) -> _Stretches:
+def _prefill_share(regression: Regression, rows: Rows) -> float:
+    """How much of a mood that its decode steps show a stretch's prefills feel: the slope of the one's deviations from
+    its rung over the other's, whose own noise is taken off; believed to be about 1."""
+    (prefill, noise), (decode, others) = (_slow(regression, rows, of) for of in (rows.prefill, ~rows.prefill))
+    known = np.isfinite(prefill + decode) & (noise > 0)
+    weight, belief = 1.0 / noise[known], SHARE_SPREAD**-2
+    together = float((weight * prefill[known] * decode[known]).sum())
+    moved = max(float((weight * (decode[known] ** 2 - others[known])).sum()), 0.0)
+    return float(np.clip((together + belief) / (moved + belief), 0.0, 2.0))
+
+
+def _slow(regression: Regression, rows: Rows, of: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """How far steps of one kind are from those of their rung as a whole, relative, block by block (NaN: there are
+    none), and the variance of that which is noise of single steps."""
+    predicted, block, rung = regression.predicted[of], rows.block[of], rows.rung[of]
+    blocks = int(rows.block.max()) + 1
+    whole = np.bincount(rung, weights=predicted)
+    predicted = predicted * (np.bincount(rung, weights=rows.seconds[of]) / np.maximum(whole, 1e-12))[rung]
+    total = np.bincount(block, weights=predicted, minlength=blocks)
+    off = rows.seconds[of] / predicted - 1
+    with np.errstate(invalid="ignore"):
+        mood = np.bincount(block, weights=off * predicted, minlength=blocks) / total
+        single = _single(off - mood[block], block, np.ones(len(block), dtype=bool))
+        noise = np.bincount(block, weights=single * predicted**2, minlength=blocks) / total**2
+    return mood, noise
+
+
+def _stretches(regression: Regression, rows: Rows, share: float) -> _Stretches:
     cell, predicted = _cells(rows), regression.predicted
     total = np.bincount(cell, weights=predicted)
     seen = total > 0
@@ -137,6 +169,7 @@ def _stretches(regression: Regression, rows: Rows) -> _Stretches:
         off=off,
         noise=noise,
         matrix=np.stack([summed(column) for column in columns], axis=1),
+        feels=summed(predicted * np.where(rows.prefill, share, 1.0)),
         time=rows.table["end"].to_numpy()[first],
         rung=rows.rung[first],
         run=rows.run[first],

@@ -41,7 +41,7 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
     fast, roughness = _usual(fast, rung)
     memory, steps, returned = _memory(fast, rung)
     return Noise(
-        prefill=_table(_shrunk(_usual(factor[whole], rows.rung[whole])[0], moods.drift)),
+        prefill=_table(_shrunk(_usual(factor[whole], rows.rung[whole])[0], moods.drift * moods.prefill)),
         decode=_table(fast),
         memory=memory,
         memory_steps=steps,
@@ -50,6 +50,7 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
         drift=moods.drift * float(np.exp(-(roughness**2))),  # the median of what has this for its mean square
         drift_seconds=moods.seconds,
         between=moods.between,
+        prefill_share=moods.prefill,
     )
 
 

@@ -31,11 +31,12 @@ def draw_coefficients(
     rungs, runs = int(rung_of.max()) + 1, int(run_of.max()) + 1
     in_a_rung = blocks / rungs
     keeps = moods.of_a_rung(in_a_rung * BLOCK_SECONDS, in_a_rung)
+    feels = np.array([moods.prefill, 1.0])
     drawn = np.empty((n, len(regression.names)))
     for i in range(n):
         weight = rng.exponential(size=blocks)
-        day = 1 + moods.run * rng.standard_normal((runs, 2))
-        hour = 1 + keeps * rng.standard_normal((rungs, 2))
+        day = 1 + moods.run * feels * rng.standard_normal((runs, 2))
+        hour = 1 + keeps * feels * rng.standard_normal((rungs, 2))
         mood = weight[:, None] * (day[run_of] * hour[rung_of])
         right = np.einsum("bk,bkp->p", mood, rights)
         drawn[i] = regression.solve(np.tensordot(weight, grams, axes=1), right, rng)

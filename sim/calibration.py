@@ -72,7 +72,8 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the client's clock differs from the server's.
 
-    `uplink` runs from `sent` to the queue, `downlink` from a token made to a token seen, `turnaround` from an answer's
+    `uplink` runs from `sent` to the queue (per token of a prompt, which the router counts: of one after another),
+    `downlink` from a token made to a token seen, `turnaround` from an answer's
     end to the same user's next request, beyond the scenario's `think` (per token of that request, which has to be
     written, and `reading` s per request still running, since a client reads the tokens of one step one by one).
 
@@ -98,7 +99,8 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     autoregressive part, which forgets itself over `memory_steps` steps, plus a fresh one. Of its variance the next step
     gives back the share `returned`: a token seen late makes one step long and the next one short, and no answer longer.
     The slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
-    `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps.
+    `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps. A prefill feels both to
+    the power of `prefill_share`: what computes is slowed by other things than what waits for memory.
 
     Some minutes are rougher than others: in one run all these deviations but `between` are multiplied by a common
     log-normal factor of median 1; `roughness` is the standard deviation of its logarithm.
@@ -112,6 +114,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     drift: float = 0.0
     drift_seconds: float = 20.0
     between: float = 0.0
+    prefill_share: float = 1.0
     roughness: float = 0.0
 
     @property
@@ -177,7 +180,7 @@ def _check_form(calibration: Calibration, document: Document) -> None:
 
 
 def _check_noise(noise: Noise, document: Document) -> None:
-    for name in ("drift", "between", "roughness"):
+    for name in ("drift", "between", "roughness", "prefill_share"):
         if getattr(noise, name) < 0:
             raise document.fail(("noise", name), f"expected 0 or more, found {getattr(noise, name)}")
     for name in ("memory_steps", "drift_seconds"):

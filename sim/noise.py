@@ -38,6 +38,9 @@ class Noise:
         self._keep = math.exp(-1 / self.CELLS)
         self._log = 0.0  # of the last cell's factor
         self._drifts: list[float] = []
+        self._share = law.prefill_share
+        # keeps the mean at 1
+        self._prefill = math.exp(self._share * (1 - self._share) * (law.between**2 + self._sd**2) / 2)
 
     def factor(self, kind: str, number: int) -> float:
         """The factor of step `number`."""
@@ -53,7 +56,7 @@ class Noise:
         return np.concatenate([here, self.factors(kind, number + len(here), count - len(here))])
 
     def drift(self, time: float) -> tuple[float, float]:
-        """The machine's factor at `time`, and the time until which it holds, s."""
+        """The machine's factor for all but prefills at `time`, and the time until which it holds, s."""
         if self._sd == 0.0:
             return self._level, math.inf
         cell = int(time / self._cell)
@@ -66,6 +69,10 @@ class Noise:
             self._log = self._keep * self._log + math.sqrt(1 - self._keep**2) * fresh if self._drifts else fresh
             self._drifts.append(self._level * math.exp(self._log - self._sd**2 / 2))
         return self._drifts[cell], (cell + 1) * self._cell
+
+    def prefill_drift(self, time: float) -> float:
+        """The machine's factor for a prefill that begins at `time`, s."""
+        return self._prefill * self.drift(time)[0] ** self._share if self._share != 1.0 else self.drift(time)[0]
 
     def _factors(self, kind: str, block: int) -> Floats:
         """The factors of a block of steps; decode steps remember their predecessors in the block, and give back."""

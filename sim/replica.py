@@ -163,7 +163,7 @@ class Replica:
         start = clock.now
         took = self.step_time.prefill(len(new), tokens, squares, longest)
         if self.noise is not None:
-            took *= self.noise.factor("prefill", self.number) * self.noise.drift(start)[0]
+            took *= self.noise.factor("prefill", self.number) * self.noise.prefill_drift(start)
         self.number += 1
         yield clock.at(start + took, ROUTER)
         now = clock.now

@@ -196,7 +196,7 @@ class Reference:
         prompts = [e.prompt for e in batch]
         took = self.step_time.prefill(len(batch), sum(prompts), sum(p * p for p in prompts), max(prompts))
         if self.noise is not None:
-            took *= self.noise.factor("prefill", self.number) * self.noise.drift(start)[0]
+            took *= self.noise.factor("prefill", self.number) * self.noise.prefill_drift(start)
         self.number += 1
         self.now = start + took
         self.catch_up()

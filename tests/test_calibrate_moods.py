@@ -65,6 +65,16 @@ def test_what_whole_rungs_keep_is_neither_drift_nor_the_run():
     assert found.run < 0.04
 
 
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_how_much_prefills_feel_is_told_from_how_much_decode_steps_do(share: float):
+    law = Noise(
+        prefill=[0.98, 1.02], decode=[0.95, 1.05], drift=0.05, drift_seconds=8.0, between=0.03, prefill_share=share
+    )
+    found = moods(days(law, 6))
+    assert found.prefill == pytest.approx(share, abs=0.15)
+    assert found.drift == pytest.approx(0.05, rel=0.4)
+
+
 def test_one_run_sees_one_day_only():
     found = moods(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 1))
     assert found.run == pytest.approx(LEAST * found.drift)

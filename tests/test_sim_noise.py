@@ -83,6 +83,19 @@ def test_rough_runs_deviate_more_and_calm_ones_less_all_around_the_same_mean() -
     assert np.corrcoef(rough, np.log(drift))[0, 1] > 0.9  # the same minutes are rough in both
 
 
+def test_prefills_feel_their_share_of_drift_and_level_around_the_same_mean() -> None:
+    law = Law(drift=0.2, drift_seconds=1.0, between=0.3, prefill_share=0.4)
+    both = np.array(
+        [(noise.drift(0.0)[0], noise.prefill_drift(0.0)) for noise in (Noise(law, seed) for seed in range(20_000))]
+    )
+    assert both.mean(axis=0) == pytest.approx([1.0, 1.0], abs=0.008)
+    logs = np.log(both)
+    assert logs.std(axis=0) == pytest.approx([np.hypot(0.2, 0.3), 0.4 * np.hypot(0.2, 0.3)], rel=0.03)
+    assert np.corrcoef(logs.T)[0, 1] == pytest.approx(1.0)
+    alike = Noise(msgspec.structs.replace(law, prefill_share=1.0), 3)
+    assert alike.prefill_drift(7.0) == alike.drift(7.0)[0]
+
+
 @given(st.floats(0, 1e6), st.floats(0.1, 100))
 def test_the_drift_holds_until_the_end_it_names_and_whoever_asks_first(time: float, seconds: float) -> None:
     law = Law(drift=0.2, drift_seconds=seconds)
