@@ -172,9 +172,10 @@ def choose(rows: Rows, forms: list[Form], races: pd.DataFrame) -> tuple[Regressi
     errors = np.array([list(misses(r, rows).values()) for r in fitted])
     mean = errors.mean(axis=1)
     best = int(np.argmin(mean))
-    # Forms miss the same rungs for the same reason (the machine's mood): their differences are what is uncertain.
-    margin = (errors - errors[best]).std(axis=1, ddof=1) / np.sqrt(rungs)
-    chosen = next(i for i in range(len(forms)) if mean[i] <= mean[best] + margin[i])
+    # as Breiman et al. have it, of the best one's error: that of the differences, which is smaller since forms miss the
+    # same rungs for the same reason, would have a time for every batch size follow the moods of each
+    margin = errors[best].std(ddof=1) / np.sqrt(rungs)
+    chosen = next(i for i in range(len(forms)) if mean[i] <= mean[best] + margin)
     said = "; ".join(f"{_name(r.form)} {m:.1%}" for r, m in zip(fitted, mean, strict=True))
     return fitted[chosen], f"error at loads left out: {said}; chosen: {_name(forms[chosen])}"
 
