@@ -28,31 +28,39 @@ UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, 
 
 def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
     """Columns `x` (s after the end of the step), `tokens` (counted until it is in the queue), `kept`, `longest` (of the
-    filter), `won`, `weight` (1 a group)."""
-    return pd.concat([_races(r, s) for r, s in zip(runs, schedules, strict=True)], ignore_index=True)
+    filter), `filtered` (whether there was one), `won`, `weight` (1 a group)."""
+    looks = [_look(r, s, look) for r, s in zip(runs, schedules, strict=True) for look in (1, 2)]
+    return pd.concat(looks, ignore_index=True)
 
 
-def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
-    steps = schedule.steps
-    requests = run.requests[["sent", "prompt_tokens"]]
-    table = requests.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after})
-    table = table[(table["from"] >= 0) & (table["first"] >= 0)]
+def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
+    """The races for the router's first look after the answers of a step have ended, once it has dropped them, or for
+    its second, one decode step later."""
+    steps, last = schedule.steps, len(schedule.steps) - 1
+    asked = run.requests[["sent", "prompt_tokens", "max_new_tokens"]]
+    table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after})
+    table = table[(table["from"] >= 0) & (table["first"] >= table["from"] + look)]
     table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
     source = table["from"].to_numpy()
-    following = steps.iloc[np.minimum(source + 1, len(steps) - 1)]
-    decode = (following["kind"] == "decode").to_numpy()
-    gap = table["first"].to_numpy() - source
+    before, there = source + look - 1, np.minimum(source + look, last)  # the look is between these steps
+    decode, ended = (steps["kind"] == "decode").to_numpy(), steps["ended"].to_numpy()
+    following = steps.iloc[there]
     table = table.assign(
-        x=table["written"].to_numpy() - steps["end"].to_numpy()[source],
+        x=table["written"].to_numpy() - steps["end"].to_numpy()[before],
         kept=following["kept"].to_numpy(),
         longest=following["kept_longest"].to_numpy(),
         filtered=following["filtered"].to_numpy(),
-        forced=steps["since"].to_numpy()[source] >= run.server.max_waiting_tokens - 1,
-        won=gap == 1,
+        forced=steps["since"].to_numpy()[before] >= run.server.max_waiting_tokens - 1,
+        won=table["first"] == there,
         # admitted one decode later, which ended nobody: the budgets were the same, so it was not there before
-        lost=(gap == 2) & decode & (steps["ended"].to_numpy()[np.minimum(source + 1, len(steps) - 1)] == 0),
+        lost=(table["first"] == there + 1) & decode[there] & (ended[there] == 0),
     )
-    table = table[table["filtered"] & (table["won"] | table["lost"]) & (table["x"] > 0)]
+    if look == 1:
+        table = table[table["filtered"] & (table["x"] > 0)]
+    else:
+        late = ~decode[there] & (table["first"] > there) & _room(run, schedule, table, there)
+        table = table.assign(lost=table["lost"] | late)[decode[before] & (ended[before] == 0) & table["forced"]]
+    table = table[table["won"] | table["lost"]]
     # Unless the router admits anybody, a group comes in only when all it needs are there: its last one raced.
     group = table.groupby("from")
     alike = group["won"].transform("all") | group["lost"].transform("all")
@@ -60,14 +68,34 @@ def _races(run: Run, schedule: Schedule) -> pd.DataFrame:
     group = table.sort_values("sent").groupby("from")["prompt_tokens"]
     tokens = np.where(table["forced"], group.cumsum()[table.index], group.transform("sum")[table.index])
     table = table.assign(tokens=tokens, weight=1.0 / table.groupby("from")["x"].transform("size"))
-    return pd.DataFrame(table[["x", "tokens", "kept", "longest", "won", "weight"]])
+    return pd.DataFrame(table[["x", "tokens", "kept", "longest", "filtered", "won", "weight"]])
+
+
+def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether these requests would have fitted into these prefills: into the budget of the prefill, and beside what ran
+    then, which was less than the server is known to hold."""
+    requests, steps = run.requests, schedule.steps
+    holds = (requests["prompt_tokens"] + requests["max_new_tokens"]).to_numpy()
+    came, left = schedule.first >= 0, schedule.last >= 0
+    change = np.bincount(schedule.first[came], weights=holds[came], minlength=len(steps) + 1)
+    change -= np.bincount(schedule.last[left] + 1, weights=holds[left], minlength=len(steps) + 1)
+    held = change.cumsum()
+    more = (table["prompt_tokens"] + table["max_new_tokens"]).to_numpy()
+    tokens = steps["tokens"].to_numpy()[prefill] + table["prompt_tokens"].to_numpy()
+    return np.asarray((tokens <= run.server.max_batch_prefill_tokens) & (held[prefill] + more <= held.max()))
 
 
 def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     """What `filter - way` is linear in: (races, names)."""
     kept, longest = table["kept"].to_numpy(np.float64), table["longest"].to_numpy(np.float64)
-    one, tokens = np.ones(len(table)), table["tokens"].to_numpy(np.float64)
-    columns = {"f0": one, "f1": kept, "f2": kept * longest, "u0": -one, "u1": -tokens}
+    filtered, tokens = table["filtered"].to_numpy(np.float64), table["tokens"].to_numpy(np.float64)
+    columns = {
+        "f0": filtered,
+        "f1": filtered * kept,
+        "f2": filtered * kept * longest,
+        "u0": -np.ones(len(table)),
+        "u1": -tokens,
+    }
     return np.stack([columns.get(name, np.zeros(len(table))) for name in names], axis=1)
 
 
