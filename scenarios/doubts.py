@@ -26,15 +26,11 @@ WORDS = {
 }
 
 
-def above(calibration: Calibration, rung: pd.Series, unit: str) -> list[str]:
-    """What a rung does beyond the upper end of the calibrated range, in words; `rung` holds medians of the columns of
-    `replicate`, `unit` is its load's."""
-    found = []
-    for name, value in _asked(rung, unit, WORDS).items():
-        most = calibration.range.get(name, (0.0, np.inf))[1]
-        if value > SLACK * most:
-            found.append(f"{_words(name, value)} (calibrated up to {most:,.0f})")
-    return found
+def above(calibration: Calibration, rung: pd.Series, unit: str) -> dict[str, float]:
+    """What lies beyond the upper end of the calibrated range; `rung` holds medians of the columns of `replicate`, and
+    `unit` is its load's."""
+    asked = _asked(rung, unit, WORDS)
+    return {name: x for name, x in asked.items() if x > SLACK * calibration.range.get(name, (0.0, np.inf))[1]}
 
 
 def below(calibration: Calibration, rung: pd.Series, unit: str) -> dict[str, float]:
@@ -62,13 +58,15 @@ def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) 
 
 def beyond(calibration: Calibration, rungs: pd.DataFrame, unit: str) -> list[str]:
     """From which load on, and up to which, the calibrated range is left; `rungs` are medians over replicates."""
-    found = []
     rows = [rung for _, rung in rungs.iterrows()]
     over, under = [above(calibration, rung, unit) for rung in rows], [below(calibration, rung, unit) for rung in rows]
-    if any(over):
-        first = next(rung for rung, words in zip(rows, over, strict=True) if words)
-        most = max(over, key=lambda words: len(words))
-        found.append(f"extrapolated from {named(float(first['load']), unit)} on: {'; '.join(most)}")
+    since: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for values in over for name in values):
+        first = next(rung for rung, values in zip(rows, over, strict=True) if name in values)
+        most, known = max(values.get(name, 0.0) for values in over), calibration.range[name][1]
+        words = f"{_words(name, most)} (calibrated up to {known:,.0f})"
+        since.setdefault(named(float(first["load"]), unit), []).append(words)
+    found = [f"extrapolated from {load} on: {'; '.join(what)}" for load, what in since.items()]
     for name in dict.fromkeys(name for values in under for name in values):
         value = max(values[name] for values in under if name in values)
         found.append(f"extrapolated: {_words(name, value)} (calibrated from {calibration.range[name][0]:,.0f} on)")

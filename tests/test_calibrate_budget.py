@@ -71,7 +71,7 @@ def test_a_budget_that_never_bound_does_not_bind_what_was_not_measured():
     budget = calibration.parameters["max_batch_total_tokens"]
     assert budget.low <= 36000 <= budget.high
     with ThreadPoolExecutor(1) as executor:
-        rows = compare(run, forecast_run(run, calibration, executor, replicates=19)).rows
+        rows = compare(run, forecast_run(run, calibration, executor, replicates=99)).rows
     errors = {row.load: abs(row.relative_error or 0.0) for row in rows if row.metric == "rps"}
     assert errors[32] < 0.1
 

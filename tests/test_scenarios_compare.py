@@ -14,7 +14,7 @@ import pytest
 from calibrate.fit import calibrate_runs
 from scenarios.beside import compare_runs
 from scenarios.compare import Comparison, compare, fitted_rungs, forecast_run, verdict
-from scenarios.doubts import misfits
+from scenarios.doubts import beyond, misfits
 from scenarios.evidence import evidence
 from scenarios.patterns import humps
 from scenarios.repeats import read_repeats
@@ -307,7 +307,7 @@ def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
 
 
 def test_a_calibration_of_something_else_is_doubted(flash, fitted):
-    (said,) = misfits(flash, fitted, forecast(flash, fitted, 1))[len(fitted.doubts) :]
+    (said,) = misfits(flash, fitted, forecast(flash, fitted, 9))[len(fitted.doubts) :]
     assert said.startswith("extrapolated from 32 users on: batches of 22 requests (calibrated up to 16); 34,")
     assert said.endswith(" tokens of context at once (calibrated up to 25,308); 32 users (calibrated up to 16)")
     cpu = calibrate_runs([read_run(DATA / "tgi-0.9.4-cpu" / "long")], rungs=[{1, 2}])
@@ -321,6 +321,15 @@ def test_a_calibration_of_something_else_is_doubted(flash, fitted):
     here = replace(flash, scenario=msgspec.structs.replace(flash.scenario, machine=Machine(gpu="A100")))
     every = misfits(here, elsewhere, forecast(flash, fitted, 1))
     assert "the step times are those of another GPU: H100, not A100" in every
+
+
+def test_what_leaves_the_calibrated_range_at_one_load_is_told_from_what_does_at_another(fitted):
+    names = ["load", "max_prompt_tokens", "max_batch_prefill_tokens", "max_sequences", "max_context_tokens"]
+    rungs = pd.DataFrame([[8.0, 1500, 13_500, 8, 9000], [24.0, 1500, 18_000, 22, 9000]], columns=names)
+    assert beyond(fitted, rungs, "users") == [
+        "extrapolated from 8 users on: prefills of 18,000 tokens (calibrated up to 12,000)",
+        "extrapolated from 24 users on: batches of 22 requests (calibrated up to 16); 24 users (calibrated up to 16)",
+    ]
 
 
 def test_two_patterns_are_said(flash, table):
