@@ -38,7 +38,9 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
     its second, one decode step later."""
     steps, last = schedule.steps, len(schedule.steps) - 1
     asked = run.requests[["sent", "prompt_tokens", "max_new_tokens"]]
-    table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after})
+    table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after}).sort_values("sent")
+    prompts = table.groupby("from")["prompt_tokens"]
+    table = table.assign(counted=prompts.cumsum(), all=prompts.transform("sum"))
     table = table[(table["from"] >= 0) & (table["first"] >= table["from"] + look)]
     table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
     source = table["from"].to_numpy()
@@ -65,8 +67,7 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
     group = table.groupby("from")
     alike = group["won"].transform("all") | group["lost"].transform("all")
     table = table[table["forced"] | alike]
-    group = table.sort_values("sent").groupby("from")["prompt_tokens"]
-    tokens = np.where(table["forced"], group.cumsum()[table.index], group.transform("sum")[table.index])
+    tokens = table["counted"].where(table["forced"], table["all"])
     table = table.assign(tokens=tokens, weight=1.0 / table.groupby("from")["x"].transform("size"))
     return pd.DataFrame(table[["x", "tokens", "kept", "longest", "filtered", "won", "weight"]])
 

@@ -3,12 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 
 from calibrate.budget import known_budget
 from calibrate.fit import calibrate_runs
+from calibrate.races import UPLINK_SPREAD, race_rows, races
+from calibrate.steps import rebuild
 from sim.calibration import Calibration, Delay, Noise, read_calibration
 from sim.errors import NotEnoughData
 from sim.forms import step_time
@@ -106,8 +110,6 @@ def test_clocks_are_recovered(fits):
 
 
 def test_a_turnaround_is_told_apart_from_the_prompt_and_the_streams_it_grows_with():
-    import msgspec
-
     slow = Delay(quantiles=[3e-4, 4e-4], per_token=1e-6)
     clocks = msgspec.structs.replace(CLOCKS, turnaround=slow, reading=4e-5)
     runs = [observe(LADDER, lengths((100, 1500), (20, 80)), clocks=clocks, noise=NOISE, seconds=15.0).run]
@@ -115,6 +117,36 @@ def test_a_turnaround_is_told_apart_from_the_prompt_and_the_streams_it_grows_wit
     assert found.turnaround.per_token == pytest.approx(1e-6, rel=0.2)
     assert found.reading == pytest.approx(4e-5, rel=0.2)
     assert np.median(found.turnaround.quantiles) == pytest.approx(3.5e-4, abs=1.5e-4)
+
+
+def test_the_second_look_tells_how_long_the_router_counts_tokens():
+    """Requests of 1,500 tokens, up to eight together, raced for a look that came 5 to 25 ms after they were written."""
+    rng = np.random.default_rng(0)
+    tokens, after = 1500.0 * rng.integers(1, 9, 600), rng.uniform(0.005, 0.025, 600)
+    way = (1.5e-3 + 1.3e-6 * tokens) * (1 + UPLINK_SPREAD * rng.standard_normal(600))
+    nothing = {"kept": 0, "longest": 0, "filtered": False, "weight": 1.0}
+    table = pd.DataFrame({"x": -after, "tokens": tokens, "won": way < after, **nothing})
+    assert 100 < table["won"].sum() < 500
+    names, found, belief = ("f0", "u0", "u1"), np.array([0.0, 1.5e-3, 1e-6]), np.diag([1e3, 1e3, 1e6])
+    for _ in range(8):
+        rows, target = race_rows(table, names, found, spread=0.1)
+        both = np.vstack([rows, belief]), np.concatenate([target, belief @ [0.0, 1.5e-3, 1e-6]])
+        found = np.linalg.lstsq(*both, rcond=None)[0]
+    assert found == pytest.approx([0.0, 1.5e-3, 1.3e-6], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("output", "budget", "lost"),
+    [(40, {}, 4), ((20, 80), {"max_batch_total_tokens": 14500}, 0), ((20, 80), {"max_batch_prefill_tokens": 3100}, 0)],
+)
+def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_out(output, budget, lost):
+    clocks = msgspec.structs.replace(CLOCKS, uplink=Delay(quantiles=[0.0016], per_token=2e-6))
+    server = msgspec.structs.replace(SERVER, **budget)
+    run = observe([6, 12, 20], lengths(1500, output), clocks=clocks, server=server, seconds=40.0).run
+    table = races([run], [rebuild(run)])
+    late = table[~table["filtered"] & ~table["won"]]
+    assert len(late) == lost
+    assert (0.0016 + 2e-6 * 9000 + late["x"] > 0).all()  # six came together, and the last of them was not counted yet
 
 
 def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
@@ -238,8 +270,6 @@ def test_a_load_that_counts_for_less_is_named():
 
 
 def test_repeatable_and_written_and_read(tmp_path):
-    import msgspec
-
     run = read_run(DATA / "tgi-0.9.4-cpu" / "long-again")
     one, two = calibrate_runs([run], seed=3), calibrate_runs([run], seed=3)
     assert msgspec.json.encode(one) == msgspec.json.encode(two)
@@ -272,21 +302,15 @@ def test_who_came_back_in_time_tells_the_filter_from_the_way():
 
 
 def replace_clocks(uplink: float):
-    import msgspec
-
     return msgspec.structs.replace(CLOCKS, uplink=Delay(quantiles=[uplink]))
 
 
 def _without_budget(run: Run):
-    import msgspec
-
     server = msgspec.structs.replace(run.scenario.server, max_batch_total_tokens=None)
     return msgspec.structs.replace(run.scenario, server=server)
 
 
 def _padded():
-    import msgspec
-
     return msgspec.structs.replace(SERVER, requires_padding=True)
 
 
