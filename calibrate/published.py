@@ -87,7 +87,7 @@ def calibrate_published(
         machine=scenario.machine,
         parameters={name: parameter(float(x[center]), x, *meaning[name]) for name, x in columns.items()},
         draws={name: x.tolist() for name, x in columns.items()},
-        range=_range(bench, {name: float(x[center]) for name, x in columns.items()}, seed),
+        range=_range(bench, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),
         residuals={title(figure): _residual(figure, shown[:, i]) for i, figure in enumerate(ordered)},
         clocks=CLOCKS,
         correlations=correlations(list(columns), np.array(list(columns.values())).T),
@@ -137,6 +137,11 @@ def _residual(figure: Figure, shown: Floats) -> Residual:
         p95_relative=float(np.quantile(relative, 0.95)),
         rows=len(shown),
     )
+
+
+def _middle(columns: dict[str, Floats]) -> dict[str, float]:
+    """The middle token budget: the central machine's may be any that shows the figures, and bounds what it visits."""
+    return {name: float(np.median(x)) for name, x in columns.items() if name == "max_batch_total_tokens"}
 
 
 def _range(bench: Bench, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
