@@ -22,7 +22,7 @@ from sim.run import Run
 
 Floats = NDArray[np.float64]
 
-LEAST = 0.5  # of its drift: with no run repeated, a machine of another day is taken to be no more like itself than that
+LEAST = 0.5  # of its drift: unless repeated, a day, or one of two loads, is taken to be no more like itself than that
 BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen in longer ones
 FEWEST = 40  # that it should have: short runs are seen in shorter ones, down to a fifth (1 s)
 MEMORY = (1.0, 600.0)  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
@@ -77,7 +77,8 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
     days = [runs[i].scenario.workload for i in np.unique(stretches.run).tolist()]
     repeated = len(set(days)) < len(days)
     beliefs = regression.prior.rows.T @ regression.prior.rows
-    free = np.array([True, True, len(set(stretches.rung.tolist())) > 2, repeated, True])
+    several = len(set(stretches.rung.tolist())) > 2
+    free = np.array([True, True, several, repeated, True])
 
     def all_of(some: Floats) -> Floats:
         logs = np.where(free, _START, np.log(_NONE))
@@ -94,7 +95,8 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         options={"maxiter": 300, "xatol": 0.02, "fatol": 0.01},
     )
     drift, seconds, of_rung, of_run, _ = np.exp(all_of(found.x)).tolist()
-    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run if repeated else LEAST * drift, share)
+    of_rung, of_run = (size if known else LEAST * drift for size, known in ((of_rung, several), (of_run, repeated)))
+    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run, share)
 
 
 def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> float:

@@ -95,7 +95,7 @@ def test_too_few_seconds_say_nothing_and_are_not_taken_for_calm():
 def test_a_short_run_is_seen_in_shorter_stretches():
     found = moods([observe([2, 4], FIXED, noise=Noise(decode=[0.98, 1.02], drift=0.03), seconds=8.0).run])
     assert 0.01 < found.drift < 0.06
-    assert found.between >= LEAST * found.drift
+    assert found.run == found.rung == pytest.approx(LEAST * found.drift)  # two loads may have been calm by chance
 
 
 def test_the_mean_of_a_rung_keeps_of_the_drift_what_does_not_average_out():
