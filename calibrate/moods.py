@@ -18,6 +18,7 @@ from scipy.optimize import minimize
 
 from calibrate.regress import Regression, design
 from calibrate.rows import BLOCK_SECONDS, Rows
+from sim.calibration import MOST_SKEWED
 from sim.run import Run
 
 Floats = NDArray[np.float64]
@@ -27,6 +28,7 @@ BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen 
 FEWEST = 40  # that it should have: short runs are seen in shorter ones, down to a fifth (1 s)
 MEMORY = (1.0, 600.0)  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
 SHARE_SPREAD = 0.5  # of what prefills feel of a mood around all of it, before anything was measured
+_TOGETHER = 2.0  # blocks that follow one another tell about as much as one
 UNSEEN = 0.02  # of a day, where nothing can be told
 _ENOUGH = 8  # blocks below which that is so
 _NONE = 1e-5  # what a deviation starts from, and counts as nothing below
@@ -34,13 +36,15 @@ _NONE = 1e-5  # what a deviation starts from, and counts as nothing below
 
 class Moods(NamedTuple):
     """Relative standard deviations of a machine's speed: `drift`, which forgets itself within `seconds`, and what a
-    whole rung or a whole run keeps. All are those of decode steps; a prefill feels the share `prefill` of them."""
+    whole rung or a whole run keeps. All are those of decode steps; a prefill feels the share `prefill` of them.
+    `skew` is the skewness of the drift."""
 
     drift: float = 0.0
     seconds: float = 20.0
     rung: float = 0.0
     run: float = 0.0
     prefill: float = 1.0
+    skew: float = 0.0
 
     @property
     def between(self) -> float:
@@ -70,7 +74,8 @@ class _Stretches(NamedTuple):
 
 def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
     """The moods behind `rows`; where they are too few to tell, a day of its own that nothing else is known of."""
-    share = _prefill_share(regression, rows)
+    prefill, decode = (_slow(regression, rows, of) for of in (rows.prefill, ~rows.prefill))
+    share = _prefill_share(prefill, decode)
     stretches = _stretches(regression, rows, share)
     if len(stretches.off) < _ENOUGH:
         return Moods(run=UNSEEN)
@@ -96,7 +101,7 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
     )
     drift, seconds, of_rung, of_run, _ = np.exp(all_of(found.x)).tolist()
     of_rung, of_run = (size if known else LEAST * drift for size, known in ((of_rung, several), (of_run, repeated)))
-    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run, share)
+    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run, share, _skewness(decode, rows))
 
 
 def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> float:
@@ -127,15 +132,36 @@ def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> flo
 _START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])
 
 
-def _prefill_share(regression: Regression, rows: Rows) -> float:
+def _prefill_share(prefills: tuple[Floats, Floats], decodes: tuple[Floats, Floats]) -> float:
     """How much of a mood that its decode steps show a stretch's prefills feel: the slope of the one's deviations from
-    its rung over the other's, whose own noise is taken off; believed to be about 1."""
-    (prefill, noise), (decode, others) = (_slow(regression, rows, of) for of in (rows.prefill, ~rows.prefill))
+    its rung over the other's (`_slow`), whose own noise is taken off; believed to be about 1."""
+    (prefill, noise), (decode, others) = prefills, decodes
     known = np.isfinite(prefill + decode) & (noise > 0)
     weight, belief = 1.0 / noise[known], SHARE_SPREAD**-2
     together = float((weight * prefill[known] * decode[known]).sum())
     moved = max(float((weight * (decode[known] ** 2 - others[known])).sum()), 0.0)
     return float(np.clip((together + belief) / (moved + belief), 0.0, 2.0))
+
+
+def _skewness(decodes: tuple[Floats, Floats], rows: Rows) -> float:
+    """The skewness of the logarithm of the drift, from what decode steps show of it (`_slow`); believed to be none."""
+    rung = np.zeros(len(decodes[0]), dtype=np.int64)
+    rung[rows.block] = rows.rung
+    known = np.isfinite(decodes[0])
+    logs, noise = np.log1p(decodes[0][known]), float(decodes[1][known].mean())
+    count = np.bincount(rung[known])
+    away = logs - (np.bincount(rung[known], weights=logs) / np.maximum(count, 1))[rung[known]]
+    n = count[count > 2].astype(np.float64)  # two blocks of a rung lie evenly around their mean
+    away = away[count[rung[known]] > 2]
+    if not len(n):
+        return 0.0
+    whole = float((away**2).sum() / (n - 1).sum())
+    slow = whole - noise
+    if slow <= 0.0:
+        return 0.0
+    skewness = float((away**3).sum() / ((n - 1) * (n - 2) / n).sum()) / slow**1.5
+    chance = _TOGETHER * 6 / float((n - 1).sum()) * (whole / slow) ** 3
+    return float(np.clip(skewness / (1 + chance), -MOST_SKEWED, MOST_SKEWED))
 
 
 def _slow(regression: Regression, rows: Rows, of: NDArray[np.bool_]) -> tuple[Floats, Floats]:

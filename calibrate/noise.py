@@ -47,8 +47,10 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
         memory_steps=steps,
         returned=returned,
         roughness=roughness,
-        drift=moods.drift * float(np.exp(-(roughness**2))),  # the median of what has this for its mean square
+        # the median of what has this for its mean square, and the skewness of each of what has this together
+        drift=moods.drift * float(np.exp(-(roughness**2))),
         drift_seconds=moods.seconds,
+        drift_skew=moods.skew * float(np.exp(-1.5 * roughness**2)),
         between=moods.between,
         prefill_share=moods.prefill,
     )

@@ -18,6 +18,7 @@ from sim.scenario import Machine
 from sim.shape import check_shape, known
 
 FORMAT = 1  # 1: first
+MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
 BESIDES = ("max_batch_total_tokens", "uplink", "output_attained", "takeoff_factor")  # the coefficients of a form
 
 
@@ -98,7 +99,8 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     none). Successive decode steps resemble each other: the normal score of a step's rank is `sqrt(memory)` times an
     autoregressive part, which forgets itself over `memory_steps` steps, plus a fresh one. Of its variance the next step
     gives back the share `returned`: a token seen late makes one step long and the next one short, and no answer longer.
-    The slow drift of the machine is a log-normal factor with standard deviation `drift` that forgets itself over
+    The slow drift of the machine is a factor whose logarithm has standard deviation `drift` and skewness `drift_skew`
+    (a neighbour on the same machine slows it much now and then, and does not quicken it) and forgets itself over
     `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps. A prefill feels both to
     the power of `prefill_share`: what computes is slowed by other things than what waits for memory.
 
@@ -113,6 +115,7 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     returned: float = 0.0
     drift: float = 0.0
     drift_seconds: float = 20.0
+    drift_skew: float = 0.0
     between: float = 0.0
     prefill_share: float = 1.0
     roughness: float = 0.0
@@ -183,6 +186,10 @@ def _check_noise(noise: Noise, document: Document) -> None:
     for name in ("drift", "between", "roughness", "prefill_share"):
         if getattr(noise, name) < 0:
             raise document.fail(("noise", name), f"expected 0 or more, found {getattr(noise, name)}")
+    if not abs(noise.drift_skew) <= MOST_SKEWED:
+        raise document.fail(
+            ("noise", "drift_skew"), f"expected -{MOST_SKEWED:g} to {MOST_SKEWED:g}, found {noise.drift_skew}"
+        )
     for name in ("memory_steps", "drift_seconds"):
         if not getattr(noise, name) > 0:
             raise document.fail(("noise", name), f"expected more than 0, found {getattr(noise, name)}")

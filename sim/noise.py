@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from sim import calibration
 
 Floats = NDArray[np.float64]
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # the mean of anything of a standard normal score
+_WEIGHTS /= _WEIGHTS.sum()
 
 
 class Noise:
@@ -33,14 +35,15 @@ class Noise:
         self._laws = {"prefill": _widened(law.prefill, rough), "decode": _widened(law.decode, rough)}
         rng = np.random.default_rng([seed, 1])
         self._level = math.exp(law.between * rng.standard_normal() - law.between**2 / 2)
-        self._rng, self._sd = rng, law.drift * rough
+        self._rng, self._sd, self._skew = rng, law.drift * rough, law.drift_skew
         self._cell = max(law.drift_seconds, 0.01) / self.CELLS if law.drift else math.inf  # or it would fill the memory
         self._keep = math.exp(-1 / self.CELLS)
-        self._log = 0.0  # of the last cell's factor
+        self._score = 0.0  # of the last cell's factor
         self._drifts: list[float] = []
         self._share = law.prefill_share
-        # keeps the mean at 1
-        self._prefill = math.exp(self._share * (1 - self._share) * (law.between**2 + self._sd**2) / 2)
+        self._mean = self._log_mean(1.0)
+        of_level = self._share * (1 - self._share) * law.between**2 / 2
+        self._prefill = math.exp(of_level + self._share * self._mean - self._log_mean(self._share))  # the mean stays 1
 
     def factor(self, kind: str, number: int) -> float:
         """The factor of step `number`."""
@@ -65,14 +68,21 @@ class Noise:
         elif cell * self._cell > time:
             cell -= 1
         while cell >= len(self._drifts):
-            fresh = self._sd * self._rng.standard_normal()
-            self._log = self._keep * self._log + math.sqrt(1 - self._keep**2) * fresh if self._drifts else fresh
-            self._drifts.append(self._level * math.exp(self._log - self._sd**2 / 2))
+            fresh = self._rng.standard_normal()
+            self._score = self._keep * self._score + math.sqrt(1 - self._keep**2) * fresh if self._drifts else fresh
+            self._drifts.append(self._level * math.exp(self._sd * _skewed(self._score, self._skew) - self._mean))
         return self._drifts[cell], (cell + 1) * self._cell
 
     def prefill_drift(self, time: float) -> float:
         """The machine's factor for a prefill that begins at `time`, s."""
         return self._prefill * self.drift(time)[0] ** self._share if self._share != 1.0 else self.drift(time)[0]
+
+    def _log_mean(self, share: float) -> float:
+        """The logarithm of the mean of the drift to that power, before it is divided by it."""
+        if not self._skew:
+            return (share * self._sd) ** 2 / 2
+        logs = share * self._sd * np.array([_skewed(score, self._skew) for score in _NODES])
+        return float(np.log(np.exp(logs) @ _WEIGHTS))
 
     def _factors(self, kind: str, block: int) -> Floats:
         """The factors of a block of steps; decode steps remember their predecessors in the block, and give back."""
@@ -98,6 +108,13 @@ class Noise:
             score += math.sqrt(self._returned / 2) * np.diff(rng.standard_normal(self.BLOCK + 1))
         ranks: Floats = ndtr(score)
         return ranks
+
+
+def _skewed(score: float, skewness: float) -> float:
+    """The value of mean 0, variance 1 and that skewness at a standard normal score (Wilson and Hilferty 1931)."""
+    if not skewness:
+        return score
+    return 2 / skewness * ((1 + skewness * score / 6 - skewness**2 / 36) ** 3 - 1)
 
 
 def _widened(law: list[float], by: float) -> Floats:

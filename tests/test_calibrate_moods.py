@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import skew
 from streams import TRUTH, lengths, observe
 
 from calibrate.fit import candidates
@@ -73,6 +74,16 @@ def test_how_much_prefills_feel_is_told_from_how_much_decode_steps_do(share: flo
     found = moods(days(law, 6))
     assert found.prefill == pytest.approx(share, abs=0.15)
     assert found.drift == pytest.approx(0.05, rel=0.4)
+
+
+@pytest.mark.parametrize("shape", [2.0, 1e6])  # of a gamma distribution: skewness 1.4, and none
+def test_a_machine_that_is_slowed_now_and_then_is_told_from_one_that_swings(shape: float):
+    runs = days(Noise(decode=[0.95, 1.05]), 8)
+    regression, rows = fitted(runs)
+    drawn = np.random.default_rng(0).gamma(shape, size=int(rows.block.max()) + 1)
+    block = np.exp(0.06 * (drawn - shape) / np.sqrt(shape))
+    found = fit_moods(regression, replace(rows, seconds=rows.seconds * block[rows.block]), runs)
+    assert found.skew == pytest.approx(skew(drawn), abs=0.4)
 
 
 def test_one_run_sees_one_day_only():

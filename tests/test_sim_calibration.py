@@ -61,6 +61,8 @@ BAD = [
     ('"drift": 0.0', '"drift": -1', 0, "noise.drift: expected 0 or more, found -1"),
     ('"memory": 0.0', '"memory": 2', 0, "noise.memory: expected a share from 0 to 1, found 2"),
     ('"returned": 0.0', '"returned": 2', 0, "noise.returned: expected a share from 0 to 1, found 2"),
+    ('"drift_skew": 0.0', '"drift_skew": -3', 0, "noise.drift_skew: expected -2 to 2, found -3"),
+    ('"prefill_share": 1.0', '"prefill_share": -1', 0, "noise.prefill_share: expected 0 or more, found -1"),
     ('"memory_steps": 1.0', '"memory_steps": 0', 0, "noise.memory_steps: expected more than 0, found 0"),
     ('"decode": []', '"decode": [0.0, 2.0]', 0, "noise.decode: expected factors of more than 0, found 0"),
     (

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import skew
 
 from sim.calibration import Noise as Law
 from sim.noise import Floats, Noise, NoisyDecodeRun
@@ -81,6 +82,17 @@ def test_rough_runs_deviate_more_and_calm_ones_less_all_around_the_same_mean() -
     assert rough.std() == pytest.approx(0.4, rel=0.12)
     drift = np.array([np.std([noise.drift(20.0 * i)[0] for i in range(100)]) for noise in noises])
     assert np.corrcoef(rough, np.log(drift))[0, 1] > 0.9  # the same minutes are rough in both
+
+
+@pytest.mark.parametrize("skewness", [-1.5, -0.5, 0.5, 1.0, 2.0])
+def test_a_skewed_drift_has_its_skewness_its_deviation_and_mean_1(skewness: float) -> None:
+    noise = Noise(Law(drift=0.1, drift_seconds=1.0, drift_skew=skewness, prefill_share=0.5), 7)
+    factors = np.array([noise.drift(i / 2)[0] for i in range(100_000)])
+    prefills = np.array([noise.prefill_drift(i / 2) for i in range(100_000)])
+    assert (factors.mean(), prefills.mean()) == pytest.approx((1.0, 1.0), abs=0.003)
+    assert np.log(factors).std() == pytest.approx(0.1, rel=0.03)
+    assert np.log(prefills).std() == pytest.approx(0.05, rel=0.03)
+    assert skew(np.log(factors)) == pytest.approx(skewness, abs=0.12)
 
 
 def test_prefills_feel_their_share_of_drift_and_level_around_the_same_mean() -> None:

@@ -15,7 +15,15 @@ from sim.request import Request
 from sim.server import ServerConfig
 from sim.steps import Call
 
-LAW = Noise(prefill=[0.5, 1.0, 1.5], decode=[0.8, 0.9, 1.0, 1.3], drift=0.2, drift_seconds=24.0, between=0.1)
+LAW = Noise(
+    prefill=[0.5, 1.0, 1.5],
+    decode=[0.8, 0.9, 1.0, 1.3],
+    drift=0.2,
+    drift_seconds=24.0,
+    drift_skew=0.8,
+    between=0.1,
+    prefill_share=0.6,
+)
 REMEMBERING = msgspec.structs.replace(LAW, memory=0.5)
 
 
