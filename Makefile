@@ -31,7 +31,7 @@ validate: .venv/ready ## hold forecasts against the measured runs in data/, and 
 	@$(BIN)/python tools/check_fit.py; fits=$$?; $(BIN)/python tools/validate.py && exit $$fits
 
 recovery: .venv/ready ## calibrate made-up articles; is the truth in the band as often as it should be?
-	@$(BIN)/python tools/check_published.py
+	@$(BIN)/python tools/check_reading.py; read=$$?; $(BIN)/python tools/check_published.py && exit $$read
 
 advice: .venv/ready ## follow the advice on what to measure next on the stand-in; is it better than chance?
 	@$(BIN)/python tools/check_advice.py

@@ -34,9 +34,9 @@ USERS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a lone user's latency
 ANSWERS = 8
 FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKEOFF.low) / 54  # middles of 27 cells
-# Relative: so much does one machine's takeoff differ between ladders of other rungs (12 machines that fit the article,
-# 5 ladders: 1 to 2 % at 50/500, 2 to 8 % at 1500/100, where users lock into groups). The article does not print its.
-READING = 0.03
+# Relative: so much does one machine's takeoff differ between ladders of other rungs, where users lock into other groups
+# (`tools/check_reading.py`). The article does not print its ladder.
+READING = 0.04
 # What no article prints. A load generator in Python, near the server, takes its answers one after another.
 CLOCKS = Clocks(
     uplink=Delay(quantiles=[1e-3, 3e-3], per_token=1e-6),

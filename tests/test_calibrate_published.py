@@ -196,8 +196,8 @@ def test_a_printed_figure_is_anything_within_its_rounding():
     assert logs[2] > logs[3] - 1  # inside, hardly any difference
     assert (np.diff(logs[3:8]) < 0).all()
     assert logs[8] <= logs[7]  # a window in which nothing ended shows nothing
-    # by hand: Φ((0.05 - 0.1)/0.03) - Φ((-0.05 - 0.1)/0.03) = 0.04779 - 0.0000003
-    assert np.exp(logs[5]) == pytest.approx(0.04779, rel=1e-3)
+    # by hand: Φ((0.05 - 0.1)/0.04) - Φ((-0.05 - 0.1)/0.04) = 0.10565 - 0.00009
+    assert np.exp(logs[5]) == pytest.approx(0.10556, rel=1e-3)
 
 
 def test_the_search_finds_a_posterior_known_in_closed_form():
