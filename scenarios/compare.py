@@ -106,17 +106,24 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
 
 @dataclass(frozen=True)
 class Replicate:
-    """One replay to be made: picklable, and the same result wherever it is made."""
+    """One replay to be made: picklable, and the same result wherever it is made. `run` need not hold its streams:
+    whether there were any is what `streamed` says."""
 
     run: Run
     calibration: Calibration
     seed: int
     number: int
+    streamed: bool = True
 
     def __call__(self) -> pd.DataFrame:
         """Its metrics and circumstances, one row a rung."""
         model = draw_model(self.calibration, self.run.server, drawing(self.seed, self.number))
-        return described(replay(self.run, model, (self.seed, self.number)), model.server)
+        again = replay(self.run, model, (self.seed, self.number))
+        table = described(again, model.server)
+        if not self.streamed:  # tokens that nobody saw come count when their answer does, here as there
+            unseen = metrics.table(replace(again, steps=None, step_ends=None))
+            table["output_tokens_per_s"] = unseen["output_tokens_per_s"]
+        return table
 
 
 def forecast_run(
@@ -125,7 +132,8 @@ def forecast_run(
     """Replays of a measured run under draws of a calibration, as tables of metrics."""
     # the streams themselves are not asked again, and are nearly all of a run's bulk
     asked = replace(with_users(run), token_times=None)
-    tasks = [Replicate(asked, calibration, seed, number) for number in range(1, replicates + 1)]
+    streamed = run.token_times is not None
+    tasks = [Replicate(asked, calibration, seed, number, streamed) for number in range(1, replicates + 1)]
     return list(executor.map(_call, tasks, chunksize=max(1, replicates // 16)))
 
 

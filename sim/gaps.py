@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.request import OK
 from sim.run import Run
 from sim.steps import DECODE, PREFILL
 from sim.steptime import DecodeRun
@@ -95,7 +96,7 @@ def gaps(run: Run, low: float, high: float) -> Gaps:
         return _simulated(run.steps, run.step_ends or [], low, high)
     # neither: a run that was not streamed knows only when its answers came
     last = run.requests["last_token"].to_numpy()
-    inside = (last >= low) & (last < high)
+    inside = (last >= low) & (last < high) & (run.requests["status"].to_numpy() == OK)
     return _single(np.empty(0), np.empty(0), float(run.requests["output_tokens"].to_numpy()[inside].sum()))
 
 

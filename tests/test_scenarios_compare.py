@@ -180,6 +180,15 @@ def test_a_comparison_keeps_what_lies_behind_it(flash, fitted):
     assert again == found
 
 
+def test_tokens_of_answers_that_were_not_streamed_count_when_they_come_on_both_sides(flash, fitted):
+    blind = replace(flash, token_times=None)
+    rows = compare(blind, forecast(blind, fitted, 3)).rows
+    tokens, answers = ([row for row in rows if row.metric == name] for name in ("output_tokens_per_s", "rps"))
+    for measured in ("measured", "simulated", "low", "high"):
+        each = [getattr(one, measured) / getattr(other, measured) for one, other in zip(tokens, answers, strict=True)]
+        assert each == pytest.approx([100.0] * 6)
+
+
 def test_evidence_of_a_run_that_was_not_streamed_is_empty(flash, fitted):
     with ThreadPoolExecutor(1) as executor:
         found = evidence(replace(flash, token_times=None), fitted, executor)
