@@ -159,7 +159,8 @@ def _shown(calibration: Calibration, scenario: Scenario, candidate: Measurement,
     values = np.array([[_mean(_only(calibration, draw), group) for group in groups] for draw in draws])
     noise = calibration.noise
     windows = candidate.seconds / max(2.0 * noise.drift_seconds, 1e-9)
-    mood = noise.between**2 + noise.drift**2 / max(windows, 1.0)
+    feels = np.array([noise.prefill_share] + [1.0] * (len(groups) - 1))
+    mood = feels**2 * (noise.between**2 + noise.drift**2 / max(windows, 1.0))
     counts = np.array([float(group["count"].sum()) for group in groups])
     single = np.array(
         [float(np.std(noise.prefill or [0.0]))] + [float(np.std(noise.decode or [0.0]))] * (len(groups) - 1)

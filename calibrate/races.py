@@ -3,14 +3,16 @@
 A user whose answer ends is back within milliseconds, while the server filters its batch; whether the new request is in
 the queue when the router next looks decides whom it shares a prefill with, and locks groups of users together for
 minutes. Neither the filter nor the way to the server shows in the streams as closely as this race does: a request sent
-`x` after the step's end was admitted at once if and only if `way + x < filter`, where the way grows with the tokens of
-all who came with it and before it, whom the router counts one after another. A probit of that, in the filter's and the
-way's coefficients, joins the regression of the step times as weighted rows (iteratively reweighted least squares).
+`x` after the step's end was admitted at once if and only if `way + x < filter`, where the way grows with the tokens
+that the router's workers count, those of all who came with it and before it first. A probit of that, in the filter's
+and the way's coefficients, joins the regression of the step times as weighted rows (iteratively reweighted least
+squares).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heapreplace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +21,7 @@ from scipy.special import ndtr
 
 from calibrate.steps import Schedule
 from sim.run import Run
+from sim.server import BLOCK, VALIDATION_WORKERS
 
 Floats = NDArray[np.float64]
 
@@ -27,8 +30,8 @@ UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, 
 
 
 def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
-    """Columns `x` (s after the end of the step), `tokens` (counted until it is in the queue), `kept`, `longest` (of the
-    filter), `filtered` (whether there was one), `won`, `weight` (1 a group)."""
+    """Columns `x` (s after the end of the step), `tokens` (that its worker counts until it is in the queue), `kept`,
+    `longest` (of the filter), `filtered` (whether there was one), `won`, `weight` (1 a group)."""
     looks = [_look(r, s, look) for r, s in zip(runs, schedules, strict=True) for look in (1, 2)]
     return pd.concat(looks, ignore_index=True)
 
@@ -36,15 +39,15 @@ def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
 def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
     """The races for the router's first look after the answers of a step have ended, once it has dropped them, or for
     its second, one decode step later."""
-    steps, last = schedule.steps, len(schedule.steps) - 1
+    steps = schedule.steps
     asked = run.requests[["sent", "prompt_tokens", "max_new_tokens"]]
     table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after}).sort_values("sent")
-    prompts = table.groupby("from")["prompt_tokens"]
-    table = table.assign(counted=prompts.cumsum(), all=prompts.transform("sum"))
+    table["counted"] = table.groupby("from")["prompt_tokens"].transform(_counted)
+    table["all"] = table.groupby("from")["counted"].transform("max")
     table = table[(table["from"] >= 0) & (table["first"] >= table["from"] + look)]
     table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
     source = table["from"].to_numpy()
-    before, there = source + look - 1, np.minimum(source + look, last)  # the look is between these steps
+    before, there = source + look - 1, source + look  # the look is between these steps
     decode, ended = (steps["kind"] == "decode").to_numpy(), steps["ended"].to_numpy()
     following = steps.iloc[there]
     table = table.assign(
@@ -74,16 +77,33 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
 
 def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether these requests would have fitted into these prefills: into the budget of the prefill, and beside what ran
-    then, which was less than the server is known to hold."""
-    requests, steps = run.requests, schedule.steps
+    then, which was less than the server is known to hold. Nobody passes one of the same group who would not."""
+    requests, steps, server = run.requests, schedule.steps, run.server
     holds = (requests["prompt_tokens"] + requests["max_new_tokens"]).to_numpy()
     came, left = schedule.first >= 0, schedule.last >= 0
     change = np.bincount(schedule.first[came], weights=holds[came], minlength=len(steps) + 1)
     change -= np.bincount(schedule.last[left] + 1, weights=holds[left], minlength=len(steps) + 1)
     held = change.cumsum()
     more = (table["prompt_tokens"] + table["max_new_tokens"]).to_numpy()
-    tokens = steps["tokens"].to_numpy()[prefill] + table["prompt_tokens"].to_numpy()
-    return np.asarray((tokens <= run.server.max_batch_prefill_tokens) & (held[prefill] + more <= held.max()))
+    mine = table["prompt_tokens"].to_numpy()
+    if server.requires_padding:
+        sequences, longest = (steps[name].to_numpy()[prefill] for name in ("sequences", "longest"))
+        tokens = (sequences + 1) * np.maximum(longest, mine)
+    else:
+        blocks = -(-requests["prompt_tokens"].to_numpy() // BLOCK) * BLOCK
+        taken = np.bincount(schedule.first[came], weights=blocks[came], minlength=len(steps))
+        tokens = taken[prefill] - (-mine // BLOCK) * BLOCK
+    fits = (tokens <= server.max_batch_prefill_tokens) & (held[prefill] + more <= held.max())
+    return table.assign(fits=fits).groupby("from")["fits"].cummin().to_numpy(np.bool_)
+
+
+def _counted(prompts: pd.Series) -> pd.Series:
+    """For each of a group, in the order in which they came, what its worker has counted when it is through, tokens."""
+    workers, through = [0.0] * VALIDATION_WORKERS, []
+    for tokens in prompts.tolist():
+        through.append(workers[0] + tokens)
+        heapreplace(workers, through[-1])
+    return pd.Series(through, index=prompts.index)
 
 
 def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:

@@ -73,10 +73,10 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the client's clock differs from the server's.
 
-    `uplink` runs from `sent` to the queue (per token of a prompt, which the router counts: of one after another),
-    `downlink` from a token made to a token seen, `turnaround` from an answer's
-    end to the same user's next request, beyond the scenario's `think` (per token of that request, which has to be
-    written, and `reading` s per request still running, since a client reads the tokens of one step one by one).
+    `uplink` runs from `sent` to the queue (per token of a prompt, which one of the router's two workers has to count
+    first), `downlink` from a token made to a token seen, `turnaround` from an answer's end to the same user's next
+    request, beyond the scenario's `think` (per token of that request, which has to be written, and `reading` s per
+    request still running, since a client reads the tokens of one step one by one).
 
     A load generator does one thing at a time: users whose answers end in the same step come back one after another,
     `spacing` apart (per token of the next prompt, which has to be written). With `seen` the time of an answer's last

@@ -7,6 +7,7 @@ turnaround. Milliseconds decide which users share a prefill, so all three are di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from heapq import heapreplace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from sim.clock import Clock
 from sim.log import RequestLog
 from sim.replica import Replica
 from sim.request import ABORTED, OK, Request
+from sim.server import VALIDATION_WORKERS
 from sim.workload import Asked, Source
 
 
@@ -68,7 +70,7 @@ class Clients:
         self._burst_end = -float("inf")  # when the last of them was sent
         self._reading = clocks.reading
         self._per_token = clocks.uplink.per_token
-        self._counted = -float("inf")  # when the router has counted the tokens of all who reached it
+        self._counting = [-float("inf")] * VALIDATION_WORKERS  # until when each is at it; the first is free first
         self.think, self.retry, self.output_attained = think, retry, output_attained
         self.log = RequestLog()
         self.replica: Replica
@@ -160,11 +162,11 @@ class Clients:
                 assert again.callbacks is not None
                 again.callbacks.append(self._reach)
                 return
-        if not self._per_token:
+        if not self._per_token or not self.replica.batcher.has_permit():  # who is turned away is not counted
             self.replica.submit(r)
             return
-        # the router counts the tokens of one prompt after another
-        self._counted = max(self.clock.now, self._counted) + self._per_token * r.prompt_tokens
-        counted = self.clock.at(self._counted, value=r)
+        done = max(self.clock.now, self._counting[0]) + self._per_token * r.prompt_tokens
+        heapreplace(self._counting, done)
+        counted = self.clock.at(done, value=r)
         assert counted.callbacks is not None
         counted.callbacks.append(lambda e: self.replica.submit(e._value))

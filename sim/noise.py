@@ -111,9 +111,13 @@ class Noise:
 
 
 def _skewed(score: float, skewness: float) -> float:
-    """The value of mean 0, variance 1 and that skewness at a standard normal score (Wilson and Hilferty 1931)."""
+    """The value of mean 0, variance 1 and that skewness at a standard normal score (Wilson and Hilferty 1931).
+
+    Beyond four deviations it stays where it is: the exponential of a cube would have no mean.
+    """
     if not skewness:
         return score
+    score = min(max(score, -4.0), 4.0)
     return 2 / skewness * ((1 + skewness * score / 6 - skewness**2 / 36) ** 3 - 1)
 
 

@@ -19,6 +19,7 @@ from sim.clients import Clients
 from sim.clock import Clock
 from sim.request import OK, Request
 
+ROUNDED = 2e-6  # s: more than files round times by
 _ROUNDS = 2.0  # so much longer than it took in the recording an answer is waited for
 
 
@@ -42,9 +43,9 @@ class Pace:
         last = int(np.searchsorted(self._ended, time)) - 1
         if last >= 0:
             ended, took = float(self._ended[last]), float(self._took[last])
-            passed = self._clock.now - (time - ended)  # an answer that ended earlier is too long ago
+            passed = self._clock.now - (time - ended) - ROUNDED  # an answer that ended earlier is too long ago
             found = yield from self._answer(int(self._users[last]), max(passed, ended + self.late - took / 2), took)
-            self.late = (passed if found is None else found) - ended
+            self.late = self._clock.now - time if found is None else found - ended
         yield self._clock.at(time + self.late)
 
     def _answer(self, user: int, earliest: float, took: float) -> Generator[Event, Any, float | None]:

@@ -1,4 +1,4 @@
-"""A measured run, asked again of the model: the same users, at the same instants, with the same lengths.
+"""A measured run, asked again of the model: the same users, at the same points of its round, with the same lengths.
 
 Resampling lengths, or starting each rung from empty, adds 10-40 % of error that is the luck of the draw and not the
 model's (a window sees few requests, and history decides which users share a prefill). So the simulated ladder is the

@@ -6,6 +6,7 @@ import msgspec
 
 from sim.errors import CannotFit
 
+VALIDATION_WORKERS = 2  # threads that count tokens, each of one prompt at a time (router/src/validation.rs:34-48)
 BLOCK = 16  # tokens; the constant 0.9.4 passes to its queue and the size of a KV block (router/src/infer.rs:56)
 
 

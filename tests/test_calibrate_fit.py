@@ -140,13 +140,13 @@ def test_the_second_look_tells_how_long_the_router_counts_tokens():
     [(40, {}, 4), ((20, 80), {"max_batch_total_tokens": 14500}, 0), ((20, 80), {"max_batch_prefill_tokens": 3100}, 0)],
 )
 def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_out(output, budget, lost):
-    clocks = msgspec.structs.replace(CLOCKS, uplink=Delay(quantiles=[0.0016], per_token=2e-6))
+    clocks = msgspec.structs.replace(CLOCKS, uplink=Delay(quantiles=[0.0016], per_token=4e-6))
     server = msgspec.structs.replace(SERVER, **budget)
     run = observe([6, 12, 20], lengths(1500, output), clocks=clocks, server=server, seconds=40.0).run
     table = races([run], [rebuild(run)])
     late = table[~table["filtered"] & ~table["won"]]
     assert len(late) == lost
-    assert (0.0016 + 2e-6 * 9000 + late["x"] > 0).all()  # six came together, and the last of them was not counted yet
+    assert (0.0016 + 4e-6 * 4500 + late["x"] > 0).all()  # six came together, and the last of them was not counted yet
 
 
 def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():

@@ -112,21 +112,21 @@ def test_answers_that_end_together_are_dealt_with_one_after_another() -> None:
     assert np.diff(sent[16:]).min() == pytest.approx(0.1)
 
 
-def test_the_router_counts_the_tokens_of_one_prompt_after_another() -> None:
-    """Two who send 100 tokens together at 1 ms a token are in the queue after 0.1 s and after 0.2 s."""
+def test_the_routers_two_workers_count_the_tokens_of_one_prompt_after_another() -> None:
+    """Of three who send 100 tokens together at 1 ms a token two are in the queue after 0.1 s, the third after 0.2 s."""
     clocks = Clocks(uplink=Delay(quantiles=[0.05], per_token=1e-3))
     bench = Bench(
         closed([2]), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Drawn(FIXED, np.random.default_rng(0))
     )
     reached = []
     bench.replica.submit = lambda r: reached.append((r.user, float(bench.clock.now)))  # type: ignore[method-assign]
-    bench.clients.add_user(0)
-    bench.clients.add_user(1)
+    for user in range(3):
+        bench.clients.add_user(user)
     bench.clock.run(until=1.0)
-    bench.clients.add_user(2)  # nobody is before this one any more
+    bench.clients.add_user(3)  # nobody is before this one any more
     bench.clock.run(until=2.0)
-    assert [user for user, _ in reached] == [0, 1, 2]
-    assert [at for _, at in reached] == pytest.approx([0.15, 0.25, 1.15])
+    assert [user for user, _ in reached] == [0, 1, 2, 3]
+    assert [at for _, at in reached] == pytest.approx([0.15, 0.15, 0.25, 1.15])
 
 
 def test_refused_users_try_again_after_retry_and_are_counted() -> None:
