@@ -121,8 +121,13 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
     there = clocks.uplink.mean
     ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0)
-    parameters["uplink"] = parameter(there, ways, "s", "way to the server")
-    draws["uplink"] = [float(f"{x:.6g}") for x in ways]
+    counting = all_drawn[:, u1]
+    for name, value, drawn, unit, meaning in (
+        ("uplink", there, ways, "s", "way to the server"),
+        ("uplink_per_token", clocks.uplink.per_token, counting, "s/token", "counting a prompt's tokens on the way"),
+    ):
+        parameters[name] = parameter(value, drawn, unit, meaning)
+        draws[name] = [float(f"{x:.6g}") for x in drawn]
     return Calibration(
         source=Source(door="run", files=_files(runs), note=choice),
         model=regression.form.model,

@@ -19,7 +19,8 @@ from sim.shape import check_shape, known
 
 FORMAT = 1  # 1: first
 MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
-BESIDES = ("max_batch_total_tokens", "uplink", "output_attained", "takeoff_factor")  # the coefficients of a form
+# what a calibration may hold beside the coefficients of a form
+BESIDES = ("max_batch_total_tokens", "uplink", "uplink_per_token", "output_attained", "takeoff_factor")
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,10 +65,11 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         q = self.quantiles
         return q[0] if len(q) == 1 else (sum(q) - (q[0] + q[-1]) / 2) / (len(q) - 1)
 
-    def shifted(self, mean: float) -> Delay:
-        """The same delay with another mean, s, no part of it below zero."""
+    def shifted(self, mean: float, per_token: float | None = None) -> Delay:
+        """The same delay with another mean, s, no part of it below zero, and another cost per token if one is given."""
         by = mean - self.mean
-        return Delay(quantiles=[max(0.0, q + by) for q in self.quantiles], per_token=self.per_token)
+        cost = self.per_token if per_token is None else per_token
+        return Delay(quantiles=[max(0.0, q + by) for q in self.quantiles], per_token=cost)
 
 
 class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -45,7 +45,8 @@ def draw_model(calibration: Calibration, server: ServerConfig, rng: np.random.Ge
     values = calibration.values if rng is None else calibration.draw(rng)
     clocks = calibration.clocks
     if "uplink" in values:  # fitted together with the step times: a draw of one goes with a draw of the other
-        clocks = msgspec.structs.replace(clocks, uplink=clocks.uplink.shifted(values["uplink"]))
+        uplink = clocks.uplink.shifted(values["uplink"], values.get("uplink_per_token"))
+        clocks = msgspec.structs.replace(clocks, uplink=uplink)
     budget = server.max_batch_total_tokens
     inferred = values.get("max_batch_total_tokens")
     if isinstance(budget, Bounds) and inferred is not None and budget.low <= inferred <= budget.high:
