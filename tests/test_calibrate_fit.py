@@ -100,6 +100,14 @@ def test_how_much_rungs_differ_in_roughness_is_seen_and_the_middle_one_is_kept()
     assert alike.roughness < 0.15
 
 
+def test_a_time_for_every_batch_size_is_not_taken_where_a_line_is_as_good():
+    """The loads left out say 0.7 and 0.6 %: less than one of them tells."""
+    runs = [read_run(DATA / "tgi-0.9.4-router-http" / name) for name in ("long", "short")]
+    found = calibrate_runs(runs, rungs=[None, {0, 2, 4}])
+    assert found.model == "affine"
+    assert "affine 0.7%" in found.source.note and "affine_levels 0.6%" in found.source.note
+
+
 def test_clocks_are_recovered(fits):
     clocks = fits[0].clocks
     assert np.mean(clocks.uplink.quantiles) == pytest.approx(0.00165, rel=0.4)

@@ -11,11 +11,14 @@ from streams import TRUTH, lengths, observe
 
 from calibrate.fit import candidates
 from calibrate.moods import LEAST, MEMORY, UNSEEN, Moods, fit_moods
+from calibrate.noise import fit_noise
 from calibrate.races import races
 from calibrate.regress import Regression, regress
 from calibrate.rows import Rows, rows_of
 from calibrate.steps import rebuild
+from calibrate.uncertainty import draw_coefficients
 from sim.calibration import Noise
+from sim.forms import Affine
 from sim.run import Run
 
 LADDER = [1, 4, 16]
@@ -84,6 +87,25 @@ def test_a_machine_that_is_slowed_now_and_then_is_told_from_one_that_swings(shap
     block = np.exp(0.06 * (drawn - shape) / np.sqrt(shape))
     found = fit_moods(regression, replace(rows, seconds=rows.seconds * block[rows.block]), runs)
     assert found.skew == pytest.approx(skew(drawn), abs=0.4)
+
+
+def test_draws_and_noise_give_prefills_their_share():
+    runs = [run for width in (0.02, 0.1) for run in days(Noise(prefill=[0.9, 1.1], decode=[1 - width, 1 + width]), 2)]
+    regression, rows = fitted(runs)
+    known = Moods(rung=0.1, prefill=0.2)
+    drawn = draw_coefficients(regression, rows, known, np.random.default_rng(0), 400)
+    of = [regression.names.index(name) for name in regression.names if name[0] in "ab"]
+    form = [dict(zip([regression.names[i] for i in of], row[of], strict=True)) for row in drawn]
+    prefill = np.std([Affine(**each).prefill(1, 200, 200**2, 200) for each in form])
+    decode = np.std([Affine(**each).decode(4, 900, 250)[0] for each in form])
+    usual = Affine(**{regression.names[i]: float(regression.coefficients[i]) for i in of})
+    relative = prefill / usual.prefill(1, 200, 200**2, 200), decode / usual.decode(4, 900, 250)[0]
+    assert relative[0] < 0.5 * relative[1]
+    calm, felt = (
+        fit_noise(rows, regression.predicted, Moods(drift=0.1, prefill=share, skew=1.0)) for share in (1.0, 0.2)
+    )
+    assert np.std(calm.prefill) < 0.8 * np.std(felt.prefill)  # the more is the drift's, the less is left over
+    assert calm.roughness > 0.3 and calm.drift_skew == pytest.approx(np.exp(-1.5 * calm.roughness**2))
 
 
 def test_one_run_sees_one_day_only():

@@ -54,6 +54,8 @@ def test_users_come_and_windows_begin_as_long_after_the_same_users_answer(record
         came = slice(recorded.rungs[number - 1].users if number else 0, rung.users)
         assert begun[1][came] - again.rungs[number].start == pytest.approx(begun[0][came] - rung.start, abs=1e-9)
     assert [rung.seconds for rung in again.rungs] == pytest.approx([rung.seconds for rung in recorded.rungs])
+    ramps = [[rung.ramped - rung.start for rung in run.rungs] for run in (recorded, again)]
+    assert ramps[0] == pytest.approx(ramps[1])
 
 
 def test_a_round_begins_no_further_off_than_half_of_one(recorded: Run) -> None:
