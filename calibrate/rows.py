@@ -25,6 +25,7 @@ Ints = NDArray[np.int64]
 
 BLOCK_SECONDS = 5.0  # what is resampled as a whole: longer than the machine's moods, short enough for ten a rung
 _CALM = 0.25  # share of the steps that busy rungs must leave, or they are used too
+_LOADS = 2  # loads that must be left
 _NO_STEP = 0.1  # of the usual time of a batch: no step of it is that quick
 _NOTED = 0.002  # share of the steps left out for that which is said
 STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
@@ -71,8 +72,9 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
                 "others (a client that was held up, or something on the way that gathers them)"
             )
         dropped = usable & steps["rung"].isin(limited)
-        # a fragment of a rung, or one calm rung of many, is no better witness than a busy client
-        if limited and (usable & ~dropped).sum() >= _CALM * usable.sum() > 0:
+        calm = steps.loc[usable & ~dropped, "rung"].nunique()
+        # a fragment of a rung is no better witness than a busy client, and one rung alone shows no growth with the batch
+        if limited and calm >= _LOADS and (usable & ~dropped).sum() >= _CALM * usable.sum():
             usable &= ~dropped
             loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
             doubts.append(

@@ -62,7 +62,8 @@ def test_rungs_of_a_busy_client_are_left_out_unless_no_other_was_asked_for():
     calibration = calibrate_runs([run], rungs=[[0, 1]])
     assert any("too busy to time itself" in doubt for doubt in calibration.doubts)
     assert set(residuals(run, calibration, rungs=[0, 1])["rung"]) == {0, 1}
-    assert set(residuals(run, calibration, rungs=[1, 2])["rung"]) == {2}
+    assert set(residuals(run, calibration, rungs=[1, 2, 3])["rung"]) == {2, 3}
+    assert set(residuals(run, calibration, rungs=[1, 2])["rung"]) == {1, 2}  # one load shows no growth with the batch
 
 
 def test_a_fragment_of_a_rung_does_not_stand_in_for_busy_ones():
