@@ -73,7 +73,7 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
             )
         dropped = usable & steps["rung"].isin(limited)
         calm = steps.loc[usable & ~dropped, "rung"].nunique()
-        # a fragment of a rung is no better witness than a busy client, and one rung alone shows no growth with the batch
+        # a fragment of a rung is no better witness than a busy client, and one rung shows no growth with the batch
         if limited and calm >= _LOADS and (usable & ~dropped).sum() >= _CALM * usable.sum():
             usable &= ~dropped
             loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def status(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; what to exit with."""
     try:
-        for module in ("ask", "live", "judge"):  # each adds its commands to the group
+        for module in ("ask", "live", "learn", "judge"):  # each adds its commands to the group
             import_module(f"scenarios.{module}")
         try:
             found = servecast.main(args=arguments, prog_name="servecast", standalone_mode=False)

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -33,6 +34,7 @@ class Seconds(click.FloatRange):
         return found
 
 
+file_here = click.Path(path_type=Path, dir_okay=False)
 set_option = click.option(
     "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Change any key of the scenario; repeatable."
 )

@@ -1,0 +1,149 @@
+"""The command that learns: a model from measured runs, from tables of step times, or from published figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from scenarios.cli import command, existing, writable
+from scenarios.options import doubt, file_here, jobs_option, json_option, say, seed_option, set_option, working
+from sim.errors import BadInput
+from sim.shape import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sim.calibration import Calibration
+    from sim.run import Run
+
+
+@command("servecast calibrate run-a run-b -o calibration.json")
+@click.argument("sources", metavar="(RUN... | TABLE.csv... | SCENARIO)", nargs=-1, required=True)
+@click.option("-o", "--output", type=file_here, help="Where to write the calibration.")
+@click.option("--where", "wheres", metavar="COLUMN=VALUE", multiple=True, help="Which rows of a table; repeatable.")
+@click.option("--advise", is_flag=True, help="Say what to measure next.")
+@click.option("--question", metavar="SCENARIO", help="What the advice is for: its highest load.")
+@seed_option
+@set_option
+@jobs_option
+@json_option
+def calibrate(
+    sources: tuple[str, ...],
+    output: Path | None,
+    wheres: tuple[str, ...],
+    advise: bool,
+    question: str | None,
+    seed: int,
+    sets: tuple[str, ...],
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Fit a model: to measured runs, tables or figures.
+
+    Measured runs are best. A table has columns for prefill and decode times; a scenario names a table or has figures
+    under `published:`, which are fitted through the simulator.
+    """
+    from scenarios.doors import write_calibration
+    from scenarios.tables import console, parameters
+
+    where = dict(_where(text) for text in wheres)
+    if where and not all(Path(source).suffix == ".csv" for source in sources):
+        raise BadInput("expected only with tables, whose rows it chooses", path="--where")
+    if output is not None:
+        writable(output)
+    runs = _runs(sources)
+    if sets and (runs or all(Path(source).suffix == ".csv" for source in sources)):
+        raise BadInput("expected only with a scenario, whose keys it changes", path="--set")
+    calibration = _fit(sources, runs, where, seed, sets, jobs)
+    if output is not None:
+        write_calibration(existing(output), calibration)
+    if as_json:
+        say(msgspec.json.encode(calibration).decode())
+    else:
+        out = console()
+        out.print(parameters(calibration))
+        if calibration.source.note:
+            out.print(calibration.source.note, markup=False)
+        if output is not None:
+            out.print(str(output), markup=False, soft_wrap=True)
+        else:
+            click.echo("nothing is written: -o FILE keeps it", err=True)
+    doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
+    if advise or question is not None:
+        if question is None and not runs:
+            question = sources[0]
+        for line in _advice(calibration, runs, question, seed, jobs):
+            click.echo(line, err=as_json)
+
+
+def _runs(sources: Sequence[str]) -> list[Run]:
+    """The runs, if runs are what is named; what is named twice would count twice."""
+    from sim.run import read_run
+
+    paths = [Path(source) for source in sources]
+    places = [path.resolve() for path in paths]
+    for i, path in enumerate(paths):
+        if places[i] in places[:i]:
+            raise BadInput("named twice; expected every source once", path=path)
+    return [read_run(path) for path in paths] if all(path.is_dir() for path in paths) else []
+
+
+def _advice(
+    calibration: Calibration, runs: Sequence[Run], question: str | None, seed: int, jobs: int | None
+) -> list[str]:
+    from scenarios.advice import next_measurements
+    from scenarios.load import load
+
+    asked = None if question is None else load(question)
+    with working(jobs) as (executor, _):
+        return next_measurements(calibration, runs, asked, executor, seed)
+
+
+def _where(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not (column and equals and value):
+        raise BadInput("expected COLUMN=VALUE, such as tensor_parallel=4", path=f"--where {text}")
+    return column, value
+
+
+def _fit(
+    sources: tuple[str, ...],
+    runs: Sequence[Run],
+    where: dict[str, str],
+    seed: int,
+    sets: tuple[str, ...],
+    jobs: int | None,
+) -> Calibration:
+    paths = [Path(source) for source in sources]
+    tables = all(path.suffix == ".csv" for path in paths)
+    if runs:
+        from calibrate.fit import calibrate_runs
+
+        return calibrate_runs(runs, seed)
+    if tables:
+        import numpy as np
+
+        from calibrate.table import calibrate_table
+
+        return calibrate_table(paths, np.random.default_rng(seed), where=where)
+    absent = [path for path in paths if not path.exists()]
+    if len(sources) > 1:
+        if absent:
+            raise BadInput("no such run directory, nor table", path=absent[0])
+        raise BadInput("expected runs, or tables, or one scenario; not a mixture")
+    from scenarios.doors import fit
+    from scenarios.load import load, shipped
+
+    if paths[0].suffix == ".json" and not absent:
+        raise BadInput("expected a run directory, a table (.csv) or a scenario (.yaml)", path=paths[0])
+    if absent and sources[0] not in shipped():
+        hint = nearest(sources[0], shipped())
+        raise BadInput(
+            "no such run directory, table or scenario" + (f"; did you mean {hint}?" if hint else ""), path=sources[0]
+        )
+
+    with working(jobs) as (executor, commentary):
+        return fit(sources[0], load(sources[0], *sets), sets=sets, seed=seed, executor=executor, progress=commentary)
