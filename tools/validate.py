@@ -1,12 +1,14 @@
 """Hold forecasts against the measured runs in data/: what was never fitted, and the goals it should meet.
 
-Each run is forecast up to three times. *The run*: the calibration has seen every other run of that machine and nothing
-of this one. *Its loads*: it has seen every second load of this run as well, and is scored on the rest, then the other
-way round. *Its profile*: it has seen runs of the one other profile of fixed lengths only; there a goal also counts as
-met where the bands say how little is known, by holding what was measured. Errors are means over a run's loads for E2E
-mean and p50, RPS and tokens/s, medians for the others; an error that is small in milliseconds counts as met. Beside
-them, how far the real server was from itself when a load was repeated. How well known step times are found is printed
-by `tools/check_fit.py`, which `make validate` runs as well.
+Each run is forecast up to three times. *The run*: the calibration has seen every other run of that machine and
+nothing of this one. *Its loads*: it has seen every second load of this run as well, and is scored on the rest, then
+the other way round. *Its profile*: it has seen runs of the one other profile of fixed lengths only; there a goal also
+counts as met where the bands say how little is known, by holding what was measured. Two rows beside them count for
+nothing. *Itself*: the calibration has seen this run alone, so that the machine's mood is known and what is missed is
+the model's. *Repeated*: how far the real server was from itself when a load was repeated. Errors are means over a
+run's loads for E2E mean and p50, RPS and tokens/s, medians for the others; an error that is small in milliseconds
+counts as met. How well known step times are found is printed by `tools/check_fit.py`, which `make validate` runs as
+well.
 """
 
 from __future__ import annotations
@@ -100,6 +102,8 @@ def _family(runs: Sequence[Run], folder: str, kind: str, executor: Executor, out
             insides += [row.inside for row in rows if row.inside is not None and row.metric in SHOWN]
         if run.scenario.workload.empirical is None and fixed:
             missed += _add(table, "", "its profile", _rows(run, fixed, None, executor), CROSS[kind], honest=True)
+        own, _ = _cells(_rows(run, [run], None, executor), goals, honest=False)
+        table.add_row("", "[dim]itself[/dim]", *(f"[dim]{cell}[/dim]" for cell in own), "")
         again = [row for row in whole if row.repeat_error is not None]
         if again:
             of = {m: [abs(r.repeat_error or 0.0) for r in again if r.metric == m] for m in SHOWN}
