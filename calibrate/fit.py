@@ -22,7 +22,7 @@ from calibrate.clocks import fit_clocks
 from calibrate.draws import correlations, parameter
 from calibrate.moods import fit_moods
 from calibrate.noise import fit_noise
-from calibrate.races import races
+from calibrate.races import WAY_OF_A_DAY, races
 from calibrate.regress import Form, Regression, choose, usualness
 from calibrate.rows import TREND, Rows, rows_of
 from calibrate.steps import rebuild
@@ -120,7 +120,8 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
     there = clocks.uplink.mean
-    ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0)
+    another_day = 1 + WAY_OF_A_DAY * rng.standard_normal(len(drawn))
+    ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0) * another_day
     counting = all_drawn[:, u1]
     for name, value, drawn, unit, meaning in (
         ("uplink", there, ways, "s", "way to the server"),

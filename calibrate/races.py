@@ -26,6 +26,9 @@ from sim.server import BLOCK, VALIDATION_WORKERS
 Floats = NDArray[np.float64]
 
 LAPSES = 0.03  # of the races are decided by something else: a budget, a client that was held up
+# How far the way of one run is from that of another, relative: for those who win and lose in one of the recorded runs
+# it would have to be up to a fifth longer or shorter than for those of the others.
+WAY_OF_A_DAY = 0.1
 UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, or groups that came together would split
 
 

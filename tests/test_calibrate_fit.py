@@ -11,7 +11,7 @@ from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 
 from calibrate.budget import known_budget
 from calibrate.fit import calibrate_runs
-from calibrate.races import UPLINK_SPREAD, race_rows, races
+from calibrate.races import UPLINK_SPREAD, WAY_OF_A_DAY, race_rows, races
 from calibrate.steps import rebuild
 from sim.calibration import Calibration, Delay, Noise, read_calibration
 from sim.errors import NotEnoughData
@@ -115,6 +115,13 @@ def test_clocks_are_recovered(fits):
     # the turnaround is seen from token to request, so it holds the downlink's jitter
     assert np.median(clocks.turnaround.quantiles) == pytest.approx(0.00035, abs=1.5e-4)
     assert np.mean(fits[0].draws["uplink"]) == pytest.approx(np.mean(clocks.uplink.quantiles), rel=0.2)
+
+
+def test_the_way_of_another_day_is_drawn_longer_or_shorter(fits):
+    """Of one run it is known within some hundredths; who shares a prefill depends on no more than that."""
+    for fit in fits:
+        spread = np.std(fit.draws["uplink"]) / np.mean(fit.draws["uplink"])
+        assert WAY_OF_A_DAY * 0.8 < spread < 0.5
 
 
 def test_a_turnaround_is_told_apart_from_the_prompt_and_the_streams_it_grows_with():
