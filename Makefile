@@ -28,7 +28,7 @@ mutants: .venv/ready ## plant off-by-ones in batcher and replica; every one must
 	@$(BIN)/python tools/mutants.py
 
 validate: .venv/ready ## hold forecasts against the measured runs in data/, and fits against known truths
-	@$(BIN)/python tools/check_fit.py; fits=$$?; $(BIN)/python tools/validate.py && exit $$fits
+	@failed=0; for program in check_fit check_bands validate; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
 
 recovery: .venv/ready ## calibrate made-up articles; is the truth in the band as often as it should be?
 	@$(BIN)/python tools/check_reading.py; read=$$?; $(BIN)/python tools/check_published.py && exit $$read

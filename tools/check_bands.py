@@ -1,0 +1,106 @@
+"""Forecast what was never measured of simulated machines: are errors small, and do bands hold as often as they say?
+
+    python tools/check_bands.py [--machines N] [--seed N]
+
+Every machine has coefficients of its own around those of the recorded router-http runs. Two profiles are climbed on it
+(1500/100 and 50/300) and calibrated; then it is measured again on other days: at other loads of the first profile, with
+a mix of lengths, and with a profile that nobody has seen. Printed, for each: the mean error of what was forecast, and
+how often its 90 % bands held. Exit status 1 when a goal is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # how clients see a simulated server is the tests' own
+
+from streams import CLOCKS, TRUTH, lengths, observe
+
+from calibrate.fit import calibrate_runs
+from scenarios.compare import Replicate, compare
+from sim.calibration import Delay, Noise
+from sim.sweep import processes
+
+NOISE = Noise(
+    prefill=[0.96, 0.98, 1.0, 1.02, 1.04],
+    decode=[0.95, 0.98, 1.0, 1.02, 1.05],
+    drift=0.01,
+    drift_seconds=12.0,
+    drift_skew=0.4,
+    between=0.005,
+    prefill_share=0.5,
+)
+UPLINK = Delay(quantiles=[0.0015, 0.0018], per_token=1e-6)
+MEASURED = ((lengths(1500, 100), [1, 2, 4, 8, 16, 32]), (lengths(50, 300), [1, 2, 4, 8, 16]))
+UNSEEN = {
+    "other loads": (lengths(1500, 100), [3, 6, 12, 24]),
+    "a mix of lengths": (lengths((50, 1500), (20, 200)), [1, 4, 12]),
+    "another profile": (lengths(400, 150), [2, 6, 20]),
+}
+SHOWN = ("e2e_mean", "e2e_p50", "e2e_p95", "output_tokens_per_s", "rps", "ttft_p50", "ttft_p95")
+REPLICATES = 59
+ERROR, HELD = 0.02, (0.85, 0.97)  # of E2E mean and tokens/s; of all that is shown
+
+
+def main() -> int:
+    """Print the table; 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description="Forecast what was never measured of simulated machines.")
+    parser.add_argument("--machines", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=77)
+    asked = parser.parse_args()
+    with processes() as pool:
+        rows = pd.concat(pool.map(partial(forecasts, asked.seed), range(asked.machines)), ignore_index=True)
+    table = Table(title=f"error of what was never measured of {asked.machines} simulated machines, %")
+    for name in ("what", *SHOWN, "inside"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    for what, mine in rows.groupby("what", sort=False):
+        errors = mine.groupby("metric")["error"].mean()
+        table.add_row(str(what), *(f"{100 * errors[name]:.1f}" for name in SHOWN), f"{100 * mine['inside'].mean():.0f}")
+    held, errors = rows["inside"].mean(), rows.groupby(["what", "metric"])["error"].mean().unstack()
+    worst = float(errors[["e2e_mean", "output_tokens_per_s"]].to_numpy().max())
+    out = Console(width=130)
+    out.print(table)
+    out.print(f"E2E mean and tokens/s: up to {worst:.1%} (goal: up to {ERROR:.0%})", highlight=False)
+    out.print(f"90 % bands held {held:.0%} (goal: {HELD[0]:.0%} to {HELD[1]:.0%})", highlight=False)
+    return 0 if worst <= ERROR and HELD[0] <= held <= HELD[1] else 1
+
+
+def forecasts(seed: int, number: int) -> pd.DataFrame:
+    """A machine drawn at random, calibrated and forecast: `what`, `metric`, its relative `error`, and if `inside`."""
+    rng = np.random.default_rng([seed, number])
+    truth = {name: value * float(np.exp(0.3 * rng.standard_normal())) for name, value in TRUTH.items()}
+    machine = partial(
+        observe,
+        truth=truth,
+        noise=NOISE,
+        clocks=msgspec.structs.replace(CLOCKS, uplink=UPLINK),
+        jitter=2e-4,
+        seconds=30.0,
+    )
+    runs = [machine(users, of, seed=100 * number + day).run for day, (of, users) in enumerate(MEASURED)]
+    calibration = calibrate_runs(runs)
+    found = []
+    for day, (what, (of, users)) in enumerate(UNSEEN.items(), len(MEASURED)):
+        run = machine(users, of, seed=100 * number + day).run
+        asked = replace(run, token_times=None)
+        tables = [Replicate(asked, calibration, number, i)() for i in range(1, REPLICATES + 1)]
+        found += [
+            (what, row.metric, abs(row.relative_error or 0.0), row.inside is True)
+            for row in compare(run, tables).rows
+            if row.metric in SHOWN
+        ]
+    return pd.DataFrame(found, columns=["what", "metric", "error", "inside"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
