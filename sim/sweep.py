@@ -84,6 +84,7 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
     pool.shutdown()
 
 
+_TIDYING = 10.0  # s, for which an abandoned pool's thread is waited for
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -105,12 +106,16 @@ def _abandon(pool: ProcessPoolExecutor) -> None:
     (CPython gh-94777): hence the reach inside.
     """
     workers, queue = list((pool._processes or {}).values()), pool._call_queue  # type: ignore[attr-defined]
+    manager = pool._executor_manager_thread
     for item in list(pool._pending_work_items.values()):
         item.future = Future()  # nobody's: one that its owner has cancelled would trip the pool's own thread
     pool.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
         worker.kill()
     queue._reader.close()  # whoever is writing to them notices
+    if manager is not None:
+        # or Python, as it exits, may wake it through a pipe that it is just closing
+        manager.join(_TIDYING)  # type: ignore[attr-defined]
 
 
 def _follow_parent() -> None:
