@@ -19,12 +19,12 @@ from threadpoolctl import threadpool_limits
 from calibrate.budget import MEANING as BUDGET
 from calibrate.budget import fit_budget
 from calibrate.clocks import fit_clocks
+from calibrate.components import fit_moods
 from calibrate.draws import correlations, parameter
-from calibrate.moods import fit_moods
 from calibrate.noise import fit_noise
 from calibrate.races import WAY_OF_A_DAY, races
-from calibrate.regress import Form, Regression, choose, usualness
-from calibrate.rows import TREND, Rows, rows_of
+from calibrate.regress import Form, Regression, choose, regress, usualness
+from calibrate.rows import TREND, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import DRAWS, draw_coefficients
 from calibrate.unstreamed import ASSUMED, fit_unstreamed
@@ -38,7 +38,7 @@ from sim.run import Run
 Floats = NDArray[np.float64]
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
-COPIES = ("a4", "c2", "f2")  # what only a padded cache costs
+PADDED = ("a4", "c2", "f2", WARMING)  # what only a padded cache costs, and what small machines show
 CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 
 
@@ -98,8 +98,10 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     """Streamed runs: steps rebuilt, then regression."""
     schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = rows_of(runs, schedules)
-    regression, choice = choose(rows, candidates(runs[0].scenario.server.requires_padding), races(runs, schedules))
+    raced = races(runs, schedules)
+    regression, choice = choose(rows, candidates(runs[0].scenario.server.requires_padding), raced)
     moods = fit_moods(regression, rows, runs)
+    regression = regress(rows, regression.form, raced, moods)
     noise = fit_noise(rows, regression.predicted, moods)
     rng = np.random.default_rng(seed)
     all_drawn = draw_coefficients(regression, rows, moods, rng)
@@ -161,7 +163,7 @@ def candidates(padded: bool) -> list[Form]:
     if not padded:
         affine = [Form("affine", PLAIN + b3) for b3 in longest]
         return [*affine, *(Form("affine_levels", PLAIN + tuple(TREND) + b3) for b3 in longest)]
-    return [Form("levels", PLAIN + COPIES + tuple(TREND) + b3) for b3 in longest]
+    return [Form("levels", PLAIN + PADDED + tuple(TREND) + b3) for b3 in longest]
 
 
 def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
@@ -176,7 +178,7 @@ def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ..
                 for b, curve in TREND.items():
                     trend = trend + table[names.index(b)] * curve(np.asarray(size))
                 table[i] = np.maximum(table[i] + trend, 1e-5)
-    hidden = (*CLIENT, "b0", *TREND) if regression.form.by_batch else CLIENT
+    hidden = (*CLIENT, WARMING, *(("b0", *TREND) if regression.form.by_batch else ()))
     keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
 

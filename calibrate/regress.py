@@ -1,9 +1,9 @@
-"""Nonnegative least squares on step times, by normal equations per block of time.
+"""Nonnegative least squares on step times, by normal equations per block of time (`equations`).
 
 Errors are relative (noise grows with the step) and squared: means are wanted, and medians or robust losses of a skewed
 noise forecast too little. Weights come from the fit, not from the measured value, which would favour quick steps; rungs
-that are unlike the others as a whole count for less.
-Everything after the first pass works on small matrices: leaving a rung out, or resampling blocks, costs microseconds.
+that are unlike the others as a whole count for less. The form is chosen, and the machine's moods are found, from a fit
+that knows of no moods; with them it is fitted again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
+from calibrate.equations import Equations, equations
+from calibrate.moods import STEADY, Moods
 from calibrate.prior import Prior, prior_for
 from calibrate.races import race_rows
-from calibrate.rows import Floats, Ints, Rows, level_knots, level_terms, terms
+from calibrate.rows import WARMING, Floats, Ints, Rows, level_knots, level_terms, terms
 from sim.forms import LEVEL
 
 _PASSES = 6
@@ -45,68 +47,63 @@ class Form:
 
 @dataclass(frozen=True)
 class Regression:
-    """A fitted form. `predicted` is the time of every row; `inflation` by how much rows resemble their neighbours.
-
-    `grams` and `rights` hold the weighted normal equations of every block, (blocks, p, p) and (blocks, 2, p), the
-    latter for prefill and decode rows apart.
-    """
+    """A fitted form; `predicted` is the time of every row, s, as a calibration would forecast it."""
 
     form: Form
     names: tuple[str, ...]
     prior: Prior
     coefficients: Floats
     predicted: Floats
-    spread: dict[bool, float]
-    inflation: dict[bool, float]
-    grams: Floats
-    rights: Floats
+    equations: Equations
 
-    def solve(self, gram: Floats, right: Floats, rng: np.random.Generator | None = None) -> Floats:
-        """Coefficients from normal equations and the prior, or a sample of it."""
-        return _solve(gram, right, self.prior, rng)
+    def solve(self, weight: Floats, slower: Floats | None = None, rng: np.random.Generator | None = None) -> Floats:
+        """Coefficients from the prior and from blocks that count so often, and are that much slower
+        (`Equations.without_moods`); `rng` samples the prior."""
+        return _solve(*self.equations.without_moods(weight, slower), self.prior, rng)
 
 
-def regress(rows: Rows, form: Form, races: pd.DataFrame) -> Regression:
-    """Fit a form to all rows, and to who came back in time (`races`)."""
+def regress(rows: Rows, form: Form, races: pd.DataFrame, moods: Moods = STEADY) -> Regression:
+    """Fit a form to all rows of a machine of such moods, and to who came back in time (`races`)."""
     names = tuple(name for name in terms(rows, form.padded) if name in form.terms)
     if form.by_batch:
         names += tuple(f"{LEVEL}{size}" for size in level_knots(rows))
     matrix = design(rows, form, names)
-    prior = prior_for(names, rows, form.padded)
-    believed = prior
-    y, pre = rows.seconds, rows.prefill
-    group = pd.DataFrame({"p": pre, "n": rows.table["sequences"], "r": rows.rung, "y": y})
+    believed = prior = prior_for(names, rows, form.padded)
+    y, block = rows.seconds, rows.block
+    group = pd.DataFrame({"p": rows.prefill, "n": rows.table["sequences"], "r": rows.rung, "y": y})
     predicted = group.groupby(["p", "n", "r"])["y"].transform("mean").to_numpy(np.float64)
-    blocks = int(rows.block.max()) + 1
-    order = np.argsort(rows.block, kind="stable")
-    cuts = np.searchsorted(rows.block[order], np.arange(blocks + 1))
+    everything = np.ones(int(block.max()) + 1)
+    feels = np.where(rows.prefill, moods.prefill, 1.0)
+    mood = np.zeros(len(everything))
     for _ in range(_PASSES):
-        usual = np.sqrt(usualness(y, predicted, rows.rung)[0])[rows.rung]
-        spread, inflation = {}, {}
-        weight = np.empty(len(y))
-        for kind in (True, False):
-            of = pre == kind
-            if not of.any():
-                spread[kind], inflation[kind] = 0.0, 1.0
-                continue
-            error = y[of] / predicted[of] - 1
-            spread[kind] = max(float(np.sqrt((error**2).mean())), 1e-4)
-            clusters = np.bincount(rows.block[of], weights=error)
-            inflation[kind] = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
-            weight[of] = usual[of] / (spread[kind] * predicted[of] * np.sqrt(inflation[kind]))
-        scaled, target = matrix * weight[:, None], y * weight
-        grams = np.empty((blocks, len(names), len(names)))
-        rights = np.empty((blocks, 2, len(names)))
-        for b in range(blocks):
-            at = order[cuts[b] : cuts[b + 1]]
-            x, t, p = scaled[at], target[at], pre[at]
-            grams[b] = x.T @ x
-            rights[b, 0] = x[p].T @ t[p]
-            rights[b, 1] = x[~p].T @ t[~p]
-        coefficients = _solve(grams.sum(axis=0), rights.sum(axis=(0, 1)), prior)
+        off = y / predicted - 1
+        weight, spread = _weight(off - mood[block] * feels, rows)
+        usual = usualness(y, predicted, rows.rung)[0]
+        seen = equations(rows, matrix, weight / predicted, usual, predicted * feels, moods)
+        coefficients = _solve(*seen.without_moods(everything), prior)
         predicted = np.maximum(matrix @ coefficients, 1e-6)
-        prior = believed.and_also(*race_rows(races, names, coefficients, spread[False]))
-    return Regression(form, names, prior, coefficients, predicted, spread, inflation, grams, rights)
+        prior = believed.and_also(*race_rows(races, names, coefficients, spread))
+        variance = moods.drift**2 + moods.between**2
+        felt = np.bincount(block, weights=weight**2 * feels * (y / predicted - 1))
+        mood = variance * felt / (1 + variance * np.bincount(block, weights=(weight * feels) ** 2))
+    forecast = matrix @ np.where(np.array(names) == WARMING, 0.0, coefficients)
+    return Regression(form, names, prior, coefficients, np.maximum(forecast, 1e-6), seen)
+
+
+def _weight(alone: Floats, rows: Rows) -> tuple[Floats, float]:
+    """The weight of every row by how much rows of its kind vary, relative, and by how much they resemble others of
+    their block (beyond its mood, if that is known: `alone` is without it); and how much decode steps vary."""
+    weight, spread = np.empty(len(alone)), 0.0
+    for kind in (True, False):
+        of = rows.prefill == kind
+        if not of.any():
+            continue
+        error = alone[of]
+        spread = max(float(np.sqrt((error**2).mean())), 1e-4)
+        clusters = np.bincount(rows.block[of], weights=error)
+        inflation = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
+        weight[of] = 1 / (spread * np.sqrt(inflation))
+    return weight, spread
 
 
 def usualness(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
@@ -147,15 +144,9 @@ def _solve(gram: Floats, right: Floats, prior: Prior, rng: np.random.Generator |
 def misses(regression: Regression, rows: Rows) -> dict[int, float]:
     """For every rung the error of the form fitted to all others: Σ over kinds and batch sizes of |Σ(fit − y)| / Σy."""
     matrix = design(rows, regression.form, regression.names)
-    gram, right = regression.grams.sum(axis=0), regression.rights.sum(axis=(0, 1))
-    rung_of_block = np.zeros(len(regression.grams), dtype=np.int64)
-    rung_of_block[rows.block] = rows.rung
     missed = {}
     for rung in np.unique(rows.rung).tolist():
-        mine = rung_of_block == rung
-        x = regression.solve(
-            gram - regression.grams[mine].sum(axis=0), right - regression.rights[mine].sum(axis=(0, 1))
-        )
+        x = regression.solve((rows.rung_of_block != rung).astype(np.float64))
         here = rows.rung == rung
         error = matrix[here] @ x - rows.seconds[here]
         key = rows.table["sequences"].to_numpy()[here] * 2 + rows.prefill[here]

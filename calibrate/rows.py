@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BLOCK_SECONDS = 5.0  # what is resampled as a whole: longer than the machine's moods, short enough for ten a rung
+WARMING = "w0"  # what a decode step takes longer the sooner it follows a prefill; forecasts have the average of it
+_WARM = 4.0  # decode steps: within so many the caches hold again what a prefill has driven out of them
 _CALM = 0.25  # share of the steps that busy rungs must leave, or they are used too
 _LOADS = 2  # loads that must be left
 _NO_STEP = 0.1  # of the usual time of a batch: no step of it is that quick
@@ -46,6 +48,16 @@ class Rows:
     block: Ints
     doubts: list[str]
     way: tuple[float, float] | None = None
+
+    @property
+    def rung_of_block(self) -> Ints:
+        """The rung in which each block lies; ascending, as the runs of rungs are."""
+        return self.rung[np.unique(self.block, return_index=True)[1]]
+
+    @property
+    def run_of_block(self) -> Ints:
+        """The run in which each block lies."""
+        return self.run[np.unique(self.block, return_index=True)[1]]
 
 
 def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
@@ -137,7 +149,8 @@ TREND: dict[str, Callable[[Floats], Floats]] = {
 
 
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
-    """Every column a coefficient of `sim.forms` multiplies; `u0`, `u1` of the way to an idle server; and `TREND`."""
+    """Every column a coefficient of `sim.forms` multiplies; `u0`, `u1` of the way to an idle server; `WARMING`, whose
+    mean is zero; and `TREND`."""
     t = rows.table
     prefill = rows.prefill.astype(np.float64)
     decode = 1.0 - prefill
@@ -149,6 +162,7 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
     dropped = t["filtered"].to_numpy(np.float64)
     joining, kept = (t["old"] + t["new"]).to_numpy(np.float64), t["kept"].to_numpy(np.float64)
     idle = t["idle"].to_numpy(np.float64)
+    fresh = np.exp(-t["since"].to_numpy(np.float64) / _WARM)
     return {
         "a0": prefill,
         "a1": prefill * tokens,
@@ -165,6 +179,7 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
         "f1": dropped * kept,
         "u0": idle,
         "u1": idle * longest,
+        WARMING: decode * (fresh - np.average(fresh, weights=decode)),
         "a4": prefill * tokens**2,
         "c2": joined * joining * longest,
         "f2": dropped * kept * t["kept_longest"].to_numpy(np.float64),

@@ -24,11 +24,8 @@ def draw_coefficients(
     regression: Regression, rows: Rows, moods: Moods, rng: np.random.Generator, n: int = DRAWS
 ) -> Floats:
     """`n` joint draws of the coefficients, shape (n, coefficients)."""
-    grams, rights = regression.grams, regression.rights
-    blocks = len(grams)
-    rung_of, run_of = np.zeros(blocks, dtype=np.int64), np.zeros(blocks, dtype=np.int64)
-    rung_of[rows.block], run_of[rows.block] = rows.rung, rows.run
-    rungs, runs = int(rung_of.max()) + 1, int(run_of.max()) + 1
+    rung_of, run_of = rows.rung_of_block, rows.run_of_block
+    blocks, rungs, runs = len(rung_of), int(rung_of[-1]) + 1, int(run_of[-1]) + 1
     in_a_rung = blocks / rungs
     keeps = moods.of_a_rung(in_a_rung * BLOCK_SECONDS, in_a_rung)
     feels = np.array([moods.prefill, 1.0])
@@ -37,7 +34,5 @@ def draw_coefficients(
         weight = rng.exponential(size=blocks)
         day = 1 + moods.run * feels * rng.standard_normal((runs, 2))
         hour = 1 + keeps * feels * rng.standard_normal((rungs, 2))
-        mood = weight[:, None] * (day[run_of] * hour[rung_of])
-        right = np.einsum("bk,bkp->p", mood, rights)
-        drawn[i] = regression.solve(np.tensordot(weight, grams, axes=1), right, rng)
+        drawn[i] = regression.solve(weight, day[run_of] * hour[rung_of], rng)
     return drawn

@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import skew
 from streams import TRUTH, lengths, observe
 
+from calibrate.components import LEAST, MEMORY, UNSEEN, fit_moods
 from calibrate.fit import candidates
-from calibrate.moods import LEAST, MEMORY, UNSEEN, Moods, fit_moods
+from calibrate.moods import Moods
 from calibrate.noise import fit_noise
 from calibrate.races import races
 from calibrate.regress import Regression, regress
@@ -134,7 +135,7 @@ def test_a_short_run_is_seen_in_shorter_stretches():
 def test_the_mean_of_a_rung_keeps_of_the_drift_what_does_not_average_out():
     for_ever = Moods(drift=0.1, seconds=1e6)
     assert for_ever.of_a_rung(50.0, 10) == pytest.approx(0.1 * np.sqrt(1 - 1 / 10), rel=1e-3)
-    at_once = Moods(drift=0.1, seconds=0.1, rung=0.03)
+    at_once = Moods(drift=0.1, seconds=1e-3, rung=0.03)
     assert at_once.of_a_rung(50.0, 10) == pytest.approx(0.03)
     # by simulation: an Ornstein-Uhlenbeck path over 50 s in steps of 0.1 s that forgets itself within 10 s
     rng, keep = np.random.default_rng(0), np.exp(-0.1 / 10)

@@ -1,0 +1,88 @@
+"""Normal equations of step times, block by block, with the machine's moods taken out of them.
+
+All steps of a block of seconds share a mood, and those of a rung another: random effects of known size, which multiply
+the steps they are felt by. They are eliminated from the inside out, a block's before blocks are summed to a rung, a
+rung's before rungs are summed (the mixed-model equations of Henderson 1953, absorbed): generalised least squares, in
+which what steps differ by within a few seconds counts in full, and what whole rungs differ by only as far as moods
+leave it open. Blocks can still be left out or reweighted, which costs microseconds. What whole runs keep is left in:
+few runs say little of it, and as an effect of its own it would take the machine's speed from the one run there may be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.moods import Moods
+from calibrate.rows import BLOCK_SECONDS, Rows
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Equations:
+    """Of every block the Gram matrix, (blocks, p + 1, p + 1), and the right-hand sides of prefills and of decode steps,
+    (blocks, 2, p + 1); the last column is the mood's, that of the block itself eliminated. `rung` of each block is in
+    ascending order; `of_rung`, (rungs,), are the variances of their moods.
+    """
+
+    grams: Floats
+    rights: Floats
+    rung: Ints
+    of_rung: Floats
+
+    def without_moods(self, weight: Floats, slower: Floats | None = None) -> tuple[Floats, Floats]:
+        """The p normal equations, (p, p) and (p,), of blocks that count so often, (blocks,), and whose prefills and
+        decode steps are that much `slower`, (blocks, 2)."""
+        each = weight[:, None] if slower is None else weight[:, None] * slower
+        rights = np.einsum("bk,bkp->bp", np.broadcast_to(each, (len(weight), 2)), self.rights)
+        grams, rights = _absorbed(
+            _by(self.rung, self.grams * weight[:, None, None]), _by(self.rung, rights), self.of_rung
+        )
+        return grams.sum(axis=0)[:-1, :-1], rights.sum(axis=0)[:-1]
+
+
+def equations(rows: Rows, columns: Floats, weight: Floats, usual: Floats, felt: Floats, moods: Moods) -> Equations:
+    """The equations of `columns`, (rows, p), each row with a `weight`, each rung one by how `usual` it is besides.
+    `felt` is by how much a mood of 1 lengthens each row, s."""
+    rung = rows.rung_of_block
+    blocks, terms = len(rung), columns.shape[1] + 1
+    design = np.column_stack([columns, felt]) * weight[:, None]
+    seconds = rows.seconds * weight
+    order = np.argsort(rows.block, kind="stable")
+    cuts = np.searchsorted(rows.block[order], np.arange(blocks + 1))
+    grams, rights = np.empty((blocks, terms, terms)), np.empty((blocks, 2, terms))
+    for b in range(blocks):
+        at = order[cuts[b] : cuts[b + 1]]
+        x, y, prefill = design[at], seconds[at], rows.prefill[at]
+        grams[b] = x.T @ x
+        rights[b, 0] = x[prefill].T @ y[prefill]
+        rights[b, 1] = x[~prefill].T @ y[~prefill]
+    grams, rights = _absorbed(grams, rights, np.full(blocks, moods.of_a_block(BLOCK_SECONDS) ** 2))
+    keeps = [moods.of_a_rung(n * BLOCK_SECONDS, n) for n in np.bincount(rung).tolist()]
+    return Equations(
+        grams=grams * usual[rung][:, None, None],
+        rights=rights * usual[rung][:, None, None],
+        rung=rung,
+        of_rung=np.square(keeps) / usual,
+    )
+
+
+def _absorbed(grams: Floats, rights: Floats, variance: Floats) -> tuple[Floats, Floats]:
+    """The equations once the last unknown of each, a random effect of such a variance, is eliminated. The column stays:
+    the mood of what the block or the rung lies in is felt by the same steps."""
+    column = grams[..., -1]
+    share = (variance / (1 + variance * column[:, -1]))[:, None]
+    effect = (rights[..., -1].reshape(len(rights), -1) * share).reshape(rights.shape[:-1])
+    return (
+        grams - (share * column)[:, :, None] * column[:, None, :],
+        rights - effect[..., None] * (column if rights.ndim == 2 else column[:, None, :]),
+    )
+
+
+def _by(group: Ints, values: Floats) -> Floats:
+    """The sums of values whose group is the same; groups are ascending, and none is missing."""
+    return np.add.reduceat(values, np.unique(group, return_index=True)[1], axis=0)
