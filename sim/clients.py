@@ -101,9 +101,7 @@ class Clients:
             self.ask(asked, sent, due)
             self.arrive(arrivals, scheduled)
 
-        event = self.clock.at(sent)
-        assert event.callbacks is not None
-        event.callbacks.append(fire)
+        self.clock.call(sent, fire)
 
     def ended(self, r: Request) -> None:
         """The server has answered (`Replica.on_end`): note when the client saw it, and let a user go on."""
@@ -149,24 +147,17 @@ class Clients:
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r
-        event = self.clock.at(at + self.uplink.draw(0), value=r)
-        assert event.callbacks is not None
-        event.callbacks.append(self._reach)
+        self.clock.call(at + self.uplink.draw(0), self._reach, r)
 
-    def _reach(self, event: object) -> None:
-        r: Request = event._value  # type: ignore[attr-defined]
+    def _reach(self, r: Request) -> None:
         if r.id in self._burst:
             self._burst.remove(r.id)
             if self._burst_end > r.sent:  # the client wrote nothing before it had dealt with all the answers it had
-                again = self.clock.at(self._burst_end + self.uplink.draw(0), value=r)
-                assert again.callbacks is not None
-                again.callbacks.append(self._reach)
+                self.clock.call(self._burst_end + self.uplink.draw(0), self._reach, r)
                 return
         if not self._per_token or not self.replica.batcher.has_permit():  # who is turned away is not counted
             self.replica.submit(r)
             return
         done = max(self.clock.now, self._counting[0]) + self._per_token * r.prompt_tokens
         heapreplace(self._counting, done)
-        counted = self.clock.at(done, value=r)
-        assert counted.callbacks is not None
-        counted.callbacks.append(lambda e: self.replica.submit(e._value))
+        self.clock.call(done, self.replica.submit, r)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappush
 from typing import Any
 
@@ -20,3 +21,9 @@ class Clock(Environment):
         event._value = value
         heappush(self._queue, (time if time > self._now else self._now, priority, next(self._eid), event))  # type: ignore[misc]
         return event
+
+    def call(self, time: float, what: Callable[[Any], None], value: Any = None) -> None:
+        """Have `what(value)` called at `time`."""
+        event = self.at(time)
+        assert event.callbacks is not None
+        event.callbacks.append(lambda _: what(value))

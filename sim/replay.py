@@ -75,15 +75,13 @@ def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
 def _climb(bench: Bench, ladder: Sequence[Rung], requests: pd.DataFrame) -> Generator[Event, Any, None]:
     """Climb a recorded ladder again: who came on each rung, and a window as long as the recorded one, if it has one."""
     clock, pace = bench.clock, Pace(bench.clock, bench.clients, requests)
-    begun = requests.groupby("user")["sent"].min().sort_values()
+    begun = requests.groupby("user")["sent"].min()
     came = np.searchsorted([rung.start for rung in ladder[1:]], begun, side="right")
     for number, rung in enumerate(ladder):
         yield from pace.reach(rung.start)
         late = pace.late
         for user, sent in begun[came == number].items():
-            event = clock.at(float(sent) + late, value=int(str(user)))
-            assert event.callbacks is not None
-            event.callbacks.append(lambda e: bench.clients.add_user(e._value))
+            clock.call(float(sent) + late, bench.clients.add_user, int(str(user)))
         if not rung.end > rung.settled:
             continue
         yield from pace.reach(rung.settled)
