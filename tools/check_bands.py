@@ -4,8 +4,8 @@
 
 Every machine has coefficients of its own around those of the recorded router-http runs. Two profiles are climbed on it
 (1500/100 and 50/300) and calibrated; then it is measured again on other days: at other loads of the first profile, with
-a mix of lengths, and with a profile that nobody has seen. Printed, for each: the mean error of what was forecast, and
-how often its 90 % bands held. Exit status 1 when a goal is missed.
+a mix of lengths, with a profile nobody has seen, under other budgets, and by arrivals that wait for nobody. Printed,
+for each: the mean error of what was forecast, and how often its 90 % bands held. Exit status 1 when a goal is missed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # how clients see a simulated server is the tests' own
 
-from streams import CLOCKS, TRUTH, lengths, observe
+from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 
 from calibrate.fit import calibrate_runs
 from scenarios.compare import Replicate, compare
 from sim.calibration import Delay, Noise
+from sim.forms import step_time
+from sim.ladder import climb
+from sim.model import Model
+from sim.scenario import Load, Scenario
 from sim.sweep import processes
 
 NOISE = Noise(
@@ -42,10 +46,20 @@ NOISE = Noise(
 )
 UPLINK = Delay(quantiles=[0.0015, 0.0018], per_token=1e-6)
 MEASURED = ((lengths(1500, 100), [1, 2, 4, 8, 16, 32]), (lengths(50, 300), [1, 2, 4, 8, 16]))
+OTHER = msgspec.structs.replace(SERVER, max_batch_prefill_tokens=4000, max_batch_total_tokens=16000)
+
+
+def load(**asked: list[int] | list[float]) -> Load:
+    """A ladder whose rungs are as long as those that were calibrated."""
+    return msgspec.convert({**asked, "spawn_rate": 10.0, "settle": 8.0, "seconds": 22.0}, Load)
+
+
 UNSEEN = {
-    "other loads": (lengths(1500, 100), [3, 6, 12, 24]),
-    "a mix of lengths": (lengths((50, 1500), (20, 200)), [1, 4, 12]),
-    "another profile": (lengths(400, 150), [2, 6, 20]),
+    "other loads": (SERVER, lengths(1500, 100), load(users=[3, 6, 12, 24])),
+    "a mix of lengths": (SERVER, lengths((50, 1500), (20, 200)), load(users=[1, 4, 12])),
+    "another profile": (SERVER, lengths(400, 150), load(users=[2, 6, 20])),
+    "other budgets": (OTHER, lengths(1500, 100), load(users=[4, 16, 32])),
+    "open loop": (SERVER, lengths((50, 1500), (20, 200)), load(rate=[1.0, 3.0, 6.0])),
 }
 SHOWN = ("e2e_mean", "e2e_p50", "e2e_p95", "output_tokens_per_s", "rps", "ttft_p50", "ttft_p95")
 REPLICATES = 59
@@ -79,24 +93,19 @@ def forecasts(seed: int, number: int) -> pd.DataFrame:
     """A machine drawn at random, calibrated and forecast: `what`, `metric`, its relative `error`, and if `inside`."""
     rng = np.random.default_rng([seed, number])
     truth = {name: value * float(np.exp(0.3 * rng.standard_normal())) for name, value in TRUTH.items()}
-    machine = partial(
-        observe,
-        truth=truth,
-        noise=NOISE,
-        clocks=msgspec.structs.replace(CLOCKS, uplink=UPLINK),
-        jitter=2e-4,
-        seconds=30.0,
-    )
+    clocks = msgspec.structs.replace(CLOCKS, uplink=UPLINK)
+    machine = partial(observe, truth=truth, noise=NOISE, clocks=clocks, jitter=2e-4, seconds=30.0)
     runs = [machine(users, of, seed=100 * number + day).run for day, (of, users) in enumerate(MEASURED)]
     calibration = calibrate_runs(runs)
     found = []
-    for day, (what, (of, users)) in enumerate(UNSEEN.items(), len(MEASURED)):
-        run = machine(users, of, seed=100 * number + day).run
-        asked = replace(run, token_times=None)
+    for day, (what, (server, of, ladder)) in enumerate(UNSEEN.items(), len(MEASURED)):
+        scenario = Scenario(name=what, server=server, workload=of, load=ladder)
+        run = climb(scenario, Model(step_time("affine", truth), server, NOISE, clocks), (seed, number, day))
+        asked = replace(run, kind="measured")
         tables = [Replicate(asked, calibration, number, i)() for i in range(1, REPLICATES + 1)]
         found += [
             (what, row.metric, abs(row.relative_error or 0.0), row.inside is True)
-            for row in compare(run, tables).rows
+            for row in compare(asked, tables).rows
             if row.metric in SHOWN
         ]
     return pd.DataFrame(found, columns=["what", "metric", "error", "inside"])
