@@ -26,9 +26,7 @@ from sim.server import BLOCK, VALIDATION_WORKERS
 Floats = NDArray[np.float64]
 
 LAPSES = 0.03  # of the races are decided by something else: a budget, a client that was held up
-# How far the way of one run is from that of another, relative: for those who win and lose in one of the recorded runs
-# it would have to be up to a fifth longer or shorter than for those of the others.
-WAY_OF_A_DAY = 0.1
+WAY_OF_A_DAY = 0.2  # how far the way of one run is from that of another, relative (tools/check_way.py)
 UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, or groups that came together would split
 
 
@@ -132,11 +130,8 @@ def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: floa
     if not len(table):
         return np.zeros((0, len(names))), np.zeros(0)
     design = race_terms(table, names)
-    grown = race_terms(table, [name if name in ("f1", "f2") else "" for name in names]) @ x
-    way = race_terms(table, [name if name in ("u0", "u1") else "" for name in names]) @ x
     delay, won = table["x"].to_numpy(np.float64), np.where(table["won"], 1.0, -1.0)
-    ahead = design @ x - delay
-    scale = np.maximum(np.hypot(UPLINK_SPREAD * way, spread * grown), 5e-5)
+    ahead, scale, _ = standing(table, names, x, spread)
     z = np.clip(won * ahead / scale, -4.0, 4.0)
     chance = LAPSES + (1 - 2 * LAPSES) * ndtr(z)
     slope = (1 - 2 * LAPSES) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
@@ -149,3 +144,14 @@ def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: floa
     compact = np.zeros((len(r), len(names)))
     compact[:, used] = r
     return compact, np.asarray(q.T @ target, dtype=np.float64)
+
+
+def standing(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats, Floats]:
+    """By how much each request should have been ahead of the look, by how much that varies, and its way there, s."""
+
+    def seconds(only: Sequence[str]) -> Floats:
+        return race_terms(table, [name if name in only else "" for name in names]) @ x
+
+    way = -seconds(("u0", "u1"))
+    ahead = race_terms(table, names) @ x - table["x"].to_numpy(np.float64)
+    return ahead, np.maximum(np.hypot(UPLINK_SPREAD * way, spread * seconds(("f1", "f2"))), 5e-5), way

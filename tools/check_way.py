@@ -1,0 +1,73 @@
+"""How far the way to the server of one recorded run is from that of another: `calibrate.races.WAY_OF_A_DAY`.
+
+Who was back in time for a look of the router, and who was not, tells how long the way of that day was beside that of
+all runs of the machine together. Prints for each run by how much it was longer, and for all the standard deviation that
+makes these races most likely, with what is nearly as likely.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp, ndtr
+
+from calibrate.components import fit_moods
+from calibrate.fit import candidates
+from calibrate.races import LAPSES, WAY_OF_A_DAY, races, standing
+from calibrate.regress import choose, regress
+from calibrate.rows import rows_of
+from calibrate.steps import rebuild
+from sim.run import read_run
+
+Floats = NDArray[np.float64]
+
+DATA = Path(__file__).parent.parent / "data"
+LONGER = np.linspace(-0.9, 0.9, 361)  # the way of a run beside that of all, relative
+SPREADS = np.geomspace(0.01, 0.5, 60)
+NEARLY = 1.35  # nats: a 90 % interval
+
+
+def main() -> int:
+    """Print it; 1 if what is assumed is not nearly as likely as the best."""
+    told = [_of_a_machine(folder) for folder in ("tgi-0.9.4-router-http", "tgi-0.9.4-cpu")]
+    runs = np.concatenate(told)
+    likely = np.array([_of_spread(runs, spread) for spread in SPREADS])
+    near = SPREADS[likely > likely.max() - NEARLY]
+    found = SPREADS[likely.argmax()]
+    print(f"from run to run {found:.2f} ({near.min():.2f} to {near.max():.2f}); assumed {WAY_OF_A_DAY:.2f}")
+    return 0 if near.min() <= WAY_OF_A_DAY <= near.max() else 1
+
+
+def _of_a_machine(folder: str) -> Floats:
+    """The log-likelihood of `LONGER` for each run of a machine that shows races, (runs, len(LONGER))."""
+    runs = [read_run(path.parent) for path in sorted((DATA / folder).glob("*/run.json"))]
+    schedules = [rebuild(run) for run in runs]
+    rows, raced = rows_of(runs, schedules), races(runs, schedules)
+    first, _ = choose(rows, candidates(runs[0].scenario.server.requires_padding), raced)
+    fit = regress(rows, first.form, raced, fit_moods(first, rows, runs))
+    spread = float((rows.seconds / fit.predicted)[~rows.prefill].std())
+    told = []
+    for run, schedule in zip(runs, schedules, strict=True):
+        mine = races([run], [schedule])
+        if not len(mine):
+            continue
+        ahead, scale, way = standing(mine, fit.names, fit.coefficients, spread)
+        won, weight = np.where(mine["won"], 1.0, -1.0), mine["weight"].to_numpy()
+        z = (won * (ahead - np.outer(LONGER, way)) / scale).clip(-4.0, 4.0)
+        told.append(np.log(LAPSES + (1 - 2 * LAPSES) * ndtr(z)) @ weight)
+        best = int(told[-1].argmax())
+        print(f"{run.name}: {weight.sum():.0f} groups, {LONGER[best]:+.0%} ({told[-1][best] - told[-1][180]:.1f} nats)")
+    return np.array(told)
+
+
+def _of_spread(runs: Floats, spread: float) -> float:
+    """The log-likelihood of all runs if their ways differ by this."""
+    prior = -0.5 * (LONGER / spread) ** 2
+    return float(logsumexp(runs + prior - logsumexp(prior), axis=1).sum())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
