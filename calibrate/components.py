@@ -98,7 +98,7 @@ def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> flo
     whitened = solve_triangular(lower, both, lower=True, check_finite=False)
     x, y = whitened[:, :-1], whitened[:, -1]
     gram = x.T @ x + beliefs
-    gram[np.diag_indices_from(gram)] *= 1 + 1e-9
+    gram[np.diag_indices_from(gram)] = np.maximum(np.diag(gram), 1e-12) * (1 + 1e-9)  # of some nothing is told
     explained = x.T @ y
     misfit = float(y @ y - explained @ np.linalg.solve(gram, explained))
     # a flat direction is not followed to its end, and what coefficients could explain as well is no mood

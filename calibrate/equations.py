@@ -4,7 +4,7 @@ All steps of a block of seconds share a mood, and those of a rung another: rando
 the steps they are felt by. They are eliminated from the inside out, a block's before blocks are summed to a rung, a
 rung's before rungs are summed (the mixed-model equations of Henderson 1953, absorbed): generalised least squares, in
 which what steps differ by within a few seconds counts in full, and what whole rungs differ by only as far as moods
-leave it open. Blocks can still be left out or reweighted, which costs microseconds. What whole runs keep is left in:
+leave it open. Blocks can still be left out or reweighted, which costs a millisecond. What whole runs keep is left in:
 few runs say little of it, and as an effect of its own it would take the machine's speed from the one run there may be.
 """
 
@@ -45,9 +45,9 @@ class Equations:
         return grams.sum(axis=0)[:-1, :-1], rights.sum(axis=0)[:-1]
 
 
-def equations(rows: Rows, columns: Floats, weight: Floats, usual: Floats, felt: Floats, moods: Moods) -> Equations:
-    """The equations of `columns`, (rows, p), each row with a `weight`, each rung one by how `usual` it is besides.
-    `felt` is by how much a mood of 1 lengthens each row, s."""
+def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: Moods, unusual: Floats) -> Equations:
+    """The equations of `columns`, (rows, p), each row with a `weight`. `felt` is by how much a mood of 1 lengthens each
+    row, s; `unusual`, (rungs,), the variance of the mood that a rung out of the ordinary has besides."""
     rung = rows.rung_of_block
     blocks, terms = len(rung), columns.shape[1] + 1
     design = np.column_stack([columns, felt]) * weight[:, None]
@@ -62,13 +62,11 @@ def equations(rows: Rows, columns: Floats, weight: Floats, usual: Floats, felt: 
         rights[b, 0] = x[prefill].T @ y[prefill]
         rights[b, 1] = x[~prefill].T @ y[~prefill]
     grams, rights = _absorbed(grams, rights, np.full(blocks, moods.of_a_block(BLOCK_SECONDS) ** 2))
-    keeps = [moods.of_a_rung(n * BLOCK_SECONDS, n) for n in np.bincount(rung).tolist()]
-    return Equations(
-        grams=grams * usual[rung][:, None, None],
-        rights=rights * usual[rung][:, None, None],
-        rung=rung,
-        of_rung=np.square(keeps) / usual,
-    )
+    blocks_of_rung = np.bincount(rung).tolist()
+    of_rung = np.square([moods.of_a_rung(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) + unusual
+    if len(of_rung) == 1:  # its mood is the machine's
+        of_rung = np.zeros(1)
+    return Equations(grams, rights, rung, of_rung)
 
 
 def _absorbed(grams: Floats, rights: Floats, variance: Floats) -> tuple[Floats, Floats]:

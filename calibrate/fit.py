@@ -1,8 +1,9 @@
 """The first door: a calibration from measured runs.
 
 Read in this order: `steps` rebuilds the schedule, `rows` makes it a regression problem, `prior` says what is believed
-beforehand, `regress` solves it and chooses the form, `moods` says how far the machine is from itself, `uncertainty`
-draws from what the data leave open, `noise` and `clocks` say what is left over, `budget` what bounded the batch.
+beforehand, `regress` solves it by `equations` and chooses the form, `components` says how far the machine is from
+itself, and with that it is solved again; `uncertainty` draws from what the data leave open, `noise` and `clocks` say
+what is left over, `budget` what bounded the batch.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     regression = regress(rows, regression.form, raced, moods)
     noise = fit_noise(rows, regression.predicted, moods)
     rng = np.random.default_rng(seed)
-    all_drawn = draw_coefficients(regression, rows, moods, rng)
+    all_drawn = draw_coefficients(regression, rows, rng)
     names, values, drawn = _as_parameters(regression, all_drawn)
     parameters = {
         name: parameter(float(value), drawn[:, i], *_meaning(name))
@@ -226,7 +227,7 @@ def _span(x: NDArray[Any]) -> tuple[float, float]:
 
 def _unusual(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
     """Loads that count for less than a third because the machine was out of the ordinary, in words."""
-    weight, off = usualness(rows.seconds, regression.predicted, rows.rung)
+    weight, off, _ = usualness(rows.seconds, regression.predicted, rows.rung)
     doubts = []
     for rung in np.flatnonzero(weight < 1 / 3).tolist():
         at = int(np.flatnonzero(rows.rung == rung)[0])

@@ -19,10 +19,10 @@ from calibrate.equations import Equations, equations
 from calibrate.moods import STEADY, Moods
 from calibrate.prior import Prior, prior_for
 from calibrate.races import race_rows
-from calibrate.rows import WARMING, Floats, Ints, Rows, level_knots, level_terms, terms
+from calibrate.rows import BLOCK_SECONDS, WARMING, Floats, Ints, Rows, level_knots, level_terms, terms
 from sim.forms import LEVEL
 
-_PASSES = 6
+_PASSES = 10  # six left batch sizes seen rarely two percent off
 _TAIL = 4.0  # degrees of freedom of a rung's mood: heavy tails, but with a variance
 _MOOD = 0.02  # a rung this far off is nothing unusual, however alike the others are
 
@@ -55,6 +55,7 @@ class Regression:
     coefficients: Floats
     predicted: Floats
     equations: Equations
+    moods: Moods
 
     def solve(self, weight: Floats, slower: Floats | None = None, rng: np.random.Generator | None = None) -> Floats:
         """Coefficients from the prior and from blocks that count so often, and are that much slower
@@ -74,48 +75,57 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame, moods: Moods = STEADY) 
     predicted = group.groupby(["p", "n", "r"])["y"].transform("mean").to_numpy(np.float64)
     everything = np.ones(int(block.max()) + 1)
     feels = np.where(rows.prefill, moods.prefill, 1.0)
-    mood = np.zeros(len(everything))
+    variance = moods.of_a_block(BLOCK_SECONDS) ** 2 + moods.between**2
+    mood = np.zeros(len(everything))  # of each block
+    left = np.zeros(len(everything))  # the variance that this leaves
     for _ in range(_PASSES):
-        off = y / predicted - 1
-        weight, spread = _weight(off - mood[block] * feels, rows)
-        usual = usualness(y, predicted, rows.rung)[0]
-        seen = equations(rows, matrix, weight / predicted, usual, predicted * feels, moods)
+        weight, spread = _weight(y / predicted - 1 - feels * mood[block], feels**2 * left[block], rows)
+        usual, _, unusual = usualness(y, predicted, rows.rung)
+        if moods is STEADY:  # knows of no mood, not of this one either: such a rung counts for less as a whole
+            weight, unusual = weight * np.sqrt(usual)[rows.rung], np.zeros_like(unusual)
+        seen = equations(rows, matrix, weight / predicted, predicted * feels, moods, unusual)
         coefficients = _solve(*seen.without_moods(everything), prior)
         predicted = np.maximum(matrix @ coefficients, 1e-6)
         prior = believed.and_also(*race_rows(races, names, coefficients, spread))
-        variance = moods.drift**2 + moods.between**2
-        felt = np.bincount(block, weights=weight**2 * feels * (y / predicted - 1))
-        mood = variance * felt / (1 + variance * np.bincount(block, weights=(weight * feels) ** 2))
-    forecast = matrix @ np.where(np.array(names) == WARMING, 0.0, coefficients)
-    return Regression(form, names, prior, coefficients, np.maximum(forecast, 1e-6), seen)
+        left[:] = variance / (1 + variance * np.bincount(block, weights=(weight * feels) ** 2))
+        mood[:] = left * np.bincount(block, weights=weight**2 * feels * (y / predicted - 1))
+    forecast = np.maximum(matrix @ _forecast(names, coefficients), 1e-6)
+    return Regression(form, names, prior, coefficients, forecast, seen, moods)
 
 
-def _weight(alone: Floats, rows: Rows) -> tuple[Floats, float]:
+def _forecast(names: Sequence[str], coefficients: Floats) -> Floats:
+    """The coefficients that a calibration takes over: of what cold caches cost, the average over the steps fitted."""
+    return np.where(np.array(names) == WARMING, 0.0, coefficients)
+
+
+def _weight(alone: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float]:
     """The weight of every row by how much rows of its kind vary, relative, and by how much they resemble others of
-    their block (beyond its mood, if that is known: `alone` is without it); and how much decode steps vary."""
-    weight, spread = np.empty(len(alone)), 0.0
+    their block; and how much decode steps vary. `alone` is how far each is off without the mood of its block, as far as
+    that is known; `unsure` is the variance that this leaves."""
+    weight, spread = np.empty(len(alone)), {}
     for kind in (True, False):
         of = rows.prefill == kind
         if not of.any():
             continue
         error = alone[of]
-        spread = max(float(np.sqrt((error**2).mean())), 1e-4)
+        spread[kind] = max(float(np.sqrt((error**2 + unsure[of]).mean())), 1e-4)
         clusters = np.bincount(rows.block[of], weights=error)
         inflation = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
-        weight[of] = 1 / (spread * np.sqrt(inflation))
-    return weight, spread
+        weight[of] = 1 / (spread[kind] * np.sqrt(inflation))
+    return weight, spread[False]
 
 
-def usualness(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
-    """The weight of every rung by how usual its speed is, as a Student t distribution has it (about 1 for the usual),
-    and how far it is off, relative.
+def usualness(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats, Floats]:
+    """The weight of every rung by how usual its speed is, as a Student t distribution has it (about 1 for the usual);
+    how far it is off, relative; and the variance of a mood that it is thought to have besides that of all.
 
-    A machine shared with others is now and then out of the ordinary for a whole minute. Within a rung all rows count
-    alike, so that means stay means: the noise of steps is skewed, moods are not.
+    A machine shared with others is now and then out of the ordinary for a whole minute. Within it steps still tell what
+    they differ by.
     """
     off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
     scale = max(_MOOD, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))
-    return (_TAIL + 1) / (_TAIL + (off / scale) ** 2), off
+    weight = (_TAIL + 1) / (_TAIL + (off / scale) ** 2)
+    return weight, off, scale**2 * np.maximum(1 / weight - 1, 0.0)
 
 
 def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:
@@ -148,7 +158,7 @@ def misses(regression: Regression, rows: Rows) -> dict[int, float]:
     for rung in np.unique(rows.rung).tolist():
         x = regression.solve((rows.rung_of_block != rung).astype(np.float64))
         here = rows.rung == rung
-        error = matrix[here] @ x - rows.seconds[here]
+        error = matrix[here] @ _forecast(regression.names, x) - rows.seconds[here]
         key = rows.table["sequences"].to_numpy()[here] * 2 + rows.prefill[here]
         missed[rung] = float(np.abs(np.bincount(key, weights=error)).sum() / rows.seconds[here].sum())
     return missed

@@ -23,8 +23,8 @@ from sim.run import Run, Rung
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BLOCK_SECONDS = 5.0  # what is resampled as a whole: longer than the machine's moods, short enough for ten a rung
-WARMING = "w0"  # what a decode step takes longer the sooner it follows a prefill; forecasts have the average of it
+BLOCK_SECONDS = 5.0  # what is resampled as a whole, and has a mood: short enough for ten a rung
+WARMING = "w0"  # what a decode step takes longer the sooner it follows a prefill; a forecast has the average of it
 _WARM = 4.0  # decode steps: within so many the caches hold again what a prefill has driven out of them
 _CALM = 0.25  # share of the steps that busy rungs must leave, or they are used too
 _LOADS = 2  # loads that must be left
@@ -162,7 +162,11 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
     dropped = t["filtered"].to_numpy(np.float64)
     joining, kept = (t["old"] + t["new"]).to_numpy(np.float64), t["kept"].to_numpy(np.float64)
     idle = t["idle"].to_numpy(np.float64)
-    fresh = np.exp(-t["since"].to_numpy(np.float64) / _WARM)
+    fresh = np.exp(-t["since"].to_numpy(np.float64) / _WARM) * decode
+    if np.ptp(fresh[~rows.prefill]) > 0:  # or all steps follow their prefill at one distance, and nothing tells
+        fresh -= decode * np.average(fresh, weights=decode)
+    else:
+        fresh[:] = 0.0
     return {
         "a0": prefill,
         "a1": prefill * tokens,
@@ -179,7 +183,7 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
         "f1": dropped * kept,
         "u0": idle,
         "u1": idle * longest,
-        WARMING: decode * (fresh - np.average(fresh, weights=decode)),
+        WARMING: fresh,
         "a4": prefill * tokens**2,
         "c2": joined * joining * longest,
         "f2": dropped * kept * t["kept_longest"].to_numpy(np.float64),

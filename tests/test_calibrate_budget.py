@@ -72,8 +72,9 @@ def test_a_budget_that_never_bound_does_not_bind_what_was_not_measured():
     assert budget.low <= 36000 <= budget.high
     with ThreadPoolExecutor(1) as executor:
         rows = compare(run, forecast_run(run, calibration, executor, replicates=99)).rows
-    errors = {row.load: abs(row.relative_error or 0.0) for row in rows if row.metric == "rps"}
-    assert errors[32] < 0.1
+    at_32 = {row.metric: row for row in rows if row.load == 32}
+    assert abs(at_32["output_tokens_per_s"].relative_error or 0.0) < 0.1
+    assert at_32["rps"].inside  # its window counts ± a whole batch of users in lock-step
 
 
 def test_a_server_that_pads_and_never_bound_has_the_routers_default():

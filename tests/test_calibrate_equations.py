@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 from streams import SERVER, TRUTH, lengths, observe
 
 from calibrate.equations import equations
-from calibrate.fit import candidates
+from calibrate.fit import calibrate_runs, candidates
 from calibrate.moods import STEADY, Moods
 from calibrate.races import races
-from calibrate.regress import regress
+from calibrate.regress import design, regress
 from calibrate.rows import BLOCK_SECONDS, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
+from calibrate.uncertainty import draw_coefficients
+from sim.calibration import Noise
+from sim.forms import step_time
+from sim.run import Run
 
 MOODS = Moods(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)
+CALM = Moods(drift=0.02, seconds=12.0, rung=0.01)
 BLOCKS, EACH = 12, 7  # three rungs of four blocks, of seven steps each
 SIZE = BLOCKS * EACH
 
@@ -48,48 +53,46 @@ def columns() -> tuple[Floats, Floats, Floats]:
     return rng.uniform(0.5, 2.0, (SIZE, 3)), rng.uniform(5.0, 30.0, SIZE), rng.uniform(0.02, 0.05, SIZE)
 
 
-def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats) -> tuple[Floats, Floats]:
+def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats, unusual: Floats) -> tuple[Floats, Floats]:
     """Xᵀ V⁻¹ X and Xᵀ V⁻¹ y with V = noise + block + rung, of the rows that are kept."""
     x, weight, supposed = columns()
     felt = supposed * np.where(rows.prefill, MOODS.prefill, 1.0)
     same_block, same_rung = (np.equal.outer(key, key) for key in (rows.block, rows.rung))
     of_block, of_rung = MOODS.of_a_block(BLOCK_SECONDS), MOODS.of_a_rung(4 * BLOCK_SECONDS, 4)
-    covariance = np.outer(felt, felt) * (of_block**2 * same_block + of_rung**2 * same_rung)
+    covariance = np.outer(felt, felt) * (of_block**2 * same_block + (of_rung**2 + unusual[rows.rung]) * same_rung)
     covariance += np.diag(weight**-2)
     inverse = np.linalg.inv(covariance[np.ix_(kept, kept)])
     return x[kept].T @ inverse @ x[kept], x[kept].T @ inverse @ seconds[kept]
 
 
+@pytest.mark.parametrize("unusual", [0.0, 0.03])
 @pytest.mark.parametrize("left_out", [[], [0], [4, 5, 6, 7], [1, 11]])
-def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_out: list[int]):
+def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_out: list[int], unusual: float):
     x, weight, supposed = columns()
     felt = supposed * np.where(rows.prefill, MOODS.prefill, 1.0)
-    found = equations(rows, x, weight, np.ones(3), felt, MOODS)
+    one = np.array([0.0, unusual, 0.0])
+    found = equations(rows, x, weight, felt, MOODS, one)
     counts = np.ones(BLOCKS)
     counts[left_out] = 0.0
     slower = np.random.default_rng(5).uniform(0.9, 1.1, (BLOCKS, 2))
     gram, right = found.without_moods(counts, slower)
     seconds = rows.seconds * slower[rows.block, np.where(rows.prefill, 0, 1)]
-    expected = written_out(rows, np.isin(rows.block, left_out, invert=True), seconds)
+    expected = written_out(rows, np.isin(rows.block, left_out, invert=True), seconds, one)
     assert gram == pytest.approx(expected[0], rel=1e-9)
     assert right == pytest.approx(expected[1], rel=1e-9)
 
 
 def test_a_steady_machine_leaves_least_squares(rows: Rows):
     x, weight, supposed = columns()
-    gram, right = equations(rows, x, weight, np.ones(3), supposed, STEADY).without_moods(np.ones(BLOCKS))
+    gram, right = equations(rows, x, weight, supposed, STEADY, np.zeros(3)).without_moods(np.ones(BLOCKS))
     assert gram == pytest.approx((x * weight[:, None] ** 2).T @ x)
     assert right == pytest.approx((x * weight[:, None] ** 2).T @ rows.seconds)
 
 
-def test_a_rung_that_is_out_of_the_ordinary_counts_for_less(rows: Rows):
+def test_the_mood_of_the_only_rung_is_the_machines(rows: Rows):
     x, weight, supposed = columns()
-    usual = np.array([1.0, 0.25, 1.0])
-    only = np.where(rows.rung_of_block == 1, 1.0, 0.0)
-    gram, right = equations(rows, x, weight, usual, supposed, MOODS).without_moods(only)
-    whole = equations(rows, x, weight, np.ones(3), supposed, MOODS).without_moods(only)
-    assert gram == pytest.approx(0.25 * whole[0])
-    assert right == pytest.approx(0.25 * whole[1])
+    alone = replace(rows, rung=np.zeros(SIZE, dtype=np.int64))
+    assert equations(alone, x, weight, supposed, MOODS, np.zeros(1)).of_rung == 0.0
 
 
 def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_slow():
@@ -117,9 +120,66 @@ def test_caches_that_a_prefill_left_cold_do_not_make_context_look_free():
     rows = replace(rows, seconds=rows.seconds + 0.002 * cold)
     with_it = candidates(padded=True)[0]
     without = replace(with_it, terms=tuple(term for term in with_it.terms if term != WARMING))
-    told, blurred = (regress(rows, form, races([run], schedules), MOODS) for form in (with_it, without))
+    told, blurred = (regress(rows, form, races([run], schedules), CALM) for form in (with_it, without))
     context, looks = (float(fit.coefficients[fit.names.index("b2")]) for fit in (told, blurred))
     assert context == pytest.approx(1e-5, rel=0.3)
     assert looks < 0.5e-5
     decode = ~rows.prefill
     assert told.predicted[decode].sum() == pytest.approx(rows.seconds[decode].sum(), rel=0.01)
+    in_it = told.names.index(WARMING)
+    assert told.coefficients[in_it] > 0.001
+    columns = design(rows, with_it, told.names)
+    assert columns[decode, in_it].sum() == pytest.approx(0.0, abs=1e-9)
+    columns[:, in_it] = 0.0
+    assert told.predicted == pytest.approx(columns @ told.coefficients)
+
+
+def test_steps_that_all_follow_their_prefill_at_once_tell_nothing_of_caches():
+    """Answers of two tokens: one decode step each, which has all the time there is to tell."""
+    padding = msgspec.structs.replace(SERVER, requires_padding=True)
+    run = observe([1, 2], lengths(200, 2), model="padded", noise=Noise(drift=0.03), server=padding).run
+    calibration = calibrate_runs([run])
+    form, true = step_time(calibration.model, calibration.values), step_time("padded", TRUTH)
+    assert form.decode(1, 200, 200)[0] == pytest.approx(true.decode(1, 200, 200)[0], rel=0.1)
+
+
+def test_a_calibration_is_fitted_with_the_moods_that_were_found():
+    """The same ladders, the shorter's slow as a whole: only a fit that knows of moods does not take it for context."""
+    noise = Noise(decode=[0.99, 1.01], drift=0.01, drift_seconds=6.0)
+    runs = [
+        observe([1, 2, 4, 8, 16], lengths(*of), noise=noise, seconds=15.0, seed=day).run
+        for day, of in enumerate(((60, 200), (60, 200), (900, 200), (900, 200)))
+    ]
+    slow = [_slowed(run, by) for run, by in zip(runs, (1.1, 1.02, 0.98, 0.95), strict=True)]
+    found = calibrate_runs(slow).values
+    schedules = [rebuild(run) for run in slow]
+    steady = regress(rows_of(slow, schedules), candidates(padded=False)[0], races(slow, schedules))
+    blurred = float(steady.coefficients[steady.names.index("b2")])
+    assert abs(found["b2"] / TRUTH["b2"] - 1) < 0.5 * abs(blurred / TRUTH["b2"] - 1)
+
+
+def _slowed(run: Run, by: float) -> Run:
+    """The run as a machine would have made it that was slower all day."""
+    assert run.token_times is not None
+    times = ["sent", "scheduled", "ended", "first_token", "last_token"]
+    rungs = [
+        replace(g, start=g.start * by, ramped=g.ramped * by, settled=g.settled * by, end=g.end * by) for g in run.rungs
+    ]
+    requests = run.requests.assign(**{name: run.requests[name] * by for name in times})
+    return replace(run, rungs=rungs, requests=requests, token_times=[t * by for t in run.token_times])
+
+
+def test_draws_are_as_wide_as_the_moods_of_other_days_would_have_it():
+    """The same schedule, each time with another mood of every rung: how far fits are apart, and what one says of it."""
+    noise = Noise(prefill=[0.95, 1.05], decode=[0.9, 1.0, 1.1])
+    run = observe([1, 2, 4, 8, 16], lengths((100, 1000), (20, 150)), noise=noise).run
+    schedules = [rebuild(run)]
+    rows, form, raced = rows_of([run], schedules), candidates(padded=False)[0], races([run], schedules)
+    moods, rng = Moods(rung=0.05, prefill=0.6), np.random.default_rng(9)
+    days = [1 + moods.rung * rng.standard_normal(5)[rows.rung] * np.where(rows.prefill, 0.6, 1.0) for _ in range(40)]
+    fits = [regress(replace(rows, seconds=rows.seconds * day), form, raced, moods) for day in days]
+    matrix = design(rows, form, fits[0].names)
+    mean_steps = np.array([matrix[rows.prefill].mean(axis=0), matrix[~rows.prefill].mean(axis=0)])
+    apart = np.std([mean_steps @ fit.coefficients for fit in fits], axis=0)
+    drawn = np.mean([(draw_coefficients(fit, rows, rng, 40) @ mean_steps.T).std(axis=0) for fit in fits[:8]], axis=0)
+    assert drawn == pytest.approx(apart, rel=0.25)

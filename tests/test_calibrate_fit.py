@@ -162,6 +162,7 @@ def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_o
     late = table[~table["filtered"] & ~table["won"]]
     assert len(late) == lost
     assert (0.0016 + 4e-6 * 4500 + late["x"] > 0).all()  # six came together, and the last of them was not counted yet
+    assert set(late["tokens"]) <= {3000, 4500}  # each waits for what its own worker counts, not for all that came
 
 
 def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():

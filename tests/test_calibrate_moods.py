@@ -11,7 +11,7 @@ from streams import TRUTH, lengths, observe
 
 from calibrate.components import LEAST, MEMORY, UNSEEN, fit_moods
 from calibrate.fit import candidates
-from calibrate.moods import Moods
+from calibrate.moods import STEADY, Moods
 from calibrate.noise import fit_noise
 from calibrate.races import races
 from calibrate.regress import Regression, regress
@@ -30,15 +30,16 @@ def days(noise: Noise, n: int, ladder: list[int] = LADDER) -> list[Run]:
     return [observe(ladder, FIXED, noise=noise, seconds=20.0, seed=seed).run for seed in range(n)]
 
 
-def fitted(runs: list[Run], slower: dict[int, float] | None = None) -> tuple[Regression, Rows]:
-    """The simplest form fitted to runs; `slower` multiplies the times of whole rungs, numbered over all runs."""
+def fitted(runs: list[Run], slower: dict[int, float] | None = None, moods: Moods = STEADY) -> tuple[Regression, Rows]:
+    """The simplest form fitted to runs of a machine of such moods; `slower` multiplies the times of whole rungs,
+    numbered over all runs."""
     schedules = [rebuild(run) for run in runs]
     rows = rows_of(runs, schedules)
     factor = np.ones(len(rows.seconds))
     for rung, by in (slower or {}).items():
         factor[rows.rung == rung] = by
     rows = replace(rows, seconds=rows.seconds * factor)
-    return regress(rows, candidates(padded=False)[0], races(runs, schedules)), rows
+    return regress(rows, candidates(padded=False)[0], races(runs, schedules), moods), rows
 
 
 def moods(runs: list[Run], slower: dict[int, float] | None = None) -> Moods:
@@ -93,8 +94,8 @@ def test_a_machine_that_is_slowed_now_and_then_is_told_from_one_that_swings(shap
 def test_draws_and_noise_give_prefills_their_share():
     runs = [run for width in (0.02, 0.1) for run in days(Noise(prefill=[0.9, 1.1], decode=[1 - width, 1 + width]), 2)]
     regression, rows = fitted(runs)
-    known = Moods(rung=0.1, prefill=0.2)
-    drawn = draw_coefficients(regression, rows, known, np.random.default_rng(0), 400)
+    known, _ = fitted(runs, moods=Moods(rung=0.1, prefill=0.2))
+    drawn = draw_coefficients(known, rows, np.random.default_rng(0), 400)
     of = [regression.names.index(name) for name in regression.names if name[0] in "ab"]
     form = [dict(zip([regression.names[i] for i in of], row[of], strict=True)) for row in drawn]
     prefill = np.std([Affine(**each).prefill(1, 200, 200**2, 200) for each in form])
