@@ -29,7 +29,8 @@ BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen 
 FEWEST = 40  # that it should have: short runs are seen in shorter ones, down to a fifth (1 s)
 MEMORY = (1.0, 600.0)  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
 SHARE_SPREAD = 0.5  # of what prefills feel of a mood around all of it, before anything was measured
-USUAL = 0.05  # believed of each mood: about that or less (a drift of 0.06, rungs of 0.035 on a shared machine's core)
+USUAL = 0.05  # believed of drift and of days: about that or less (0.06 on a shared machine's core)
+UNLIKE = 2.0  # how far, in ln, what a rung keeps may exceed `LEAST` of the drift, where coefficients explain it as well
 _TOGETHER = 2.0  # blocks that follow one another tell about as much as one
 UNSEEN = 0.02  # of a day, where nothing can be told
 _ENOUGH = 8  # blocks below which that is so
@@ -69,7 +70,9 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         return logs
 
     def unlikely(some: Floats) -> float:
-        return -_log_likelihood(all_of(some), stretches, beliefs)
+        logs = all_of(some)
+        beyond = max(float(logs[2] - logs[0] - np.log(LEAST)), 0.0) / UNLIKE
+        return 0.5 * beyond**2 - _log_likelihood(logs, stretches, beliefs)
 
     found = minimize(
         unlikely,
@@ -102,13 +105,13 @@ def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> flo
     explained = x.T @ y
     misfit = float(y @ y - explained @ np.linalg.solve(gram, explained))
     # a flat direction is not followed to its end, and what coefficients could explain as well is no mood
-    far = 1e-3 * float(((logs - _START) ** 2).sum()) + 0.5 * float(drift**2 + of_rung**2 + of_run**2) / USUAL**2
+    far = 1e-3 * float(((logs - _START) ** 2).sum()) + 0.5 * float(drift**2 + of_run**2) / USUAL**2
     determinants = float(np.log(np.diag(lower)).sum()) + 0.5 * float(np.linalg.slogdet(gram)[1])
     return -(determinants + 0.5 * misfit + far)
 
 
 # drift, its seconds, rung, run, and by how much the noise of steps exceeds that of independent ones
-_START = np.log([0.03, 10.0, 0.02, 0.02, 1.0])
+_START = np.log([0.03, 10.0, LEAST * 0.03, 0.02, 1.0])
 
 
 def _prefill_share(prefills: tuple[Floats, Floats], decodes: tuple[Floats, Floats]) -> float:

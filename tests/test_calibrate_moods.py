@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from calibrate.steps import rebuild
 from calibrate.uncertainty import draw_coefficients
 from sim.calibration import Noise
 from sim.forms import Affine
-from sim.run import Run
+from sim.run import Run, read_run
 
+DATA = Path(__file__).parent.parent / "data"
 LADDER = [1, 4, 16]
 FIXED = lengths(200, 60)
 
@@ -108,6 +110,15 @@ def test_draws_and_noise_give_prefills_their_share():
     )
     assert np.std(calm.prefill) < 0.8 * np.std(felt.prefill)  # the more is the drift's, the less is left over
     assert calm.roughness > 0.3 and calm.drift_skew == pytest.approx(np.exp(-1.5 * calm.roughness**2))
+
+
+def test_what_coefficients_explain_as_well_is_no_mood_of_loads():
+    """Three loads of a server whose step times are given: a tenth of a mood each was as likely as none."""
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    schedule = rebuild(run, {0, 1, 2})
+    rows = rows_of([run], [schedule])
+    found = fit_moods(regress(rows, candidates(padded=False)[0], races([run], [schedule])), rows, [run])
+    assert found.rung <= found.drift
 
 
 def test_one_run_sees_one_day_only():
