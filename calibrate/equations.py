@@ -45,9 +45,9 @@ class Equations:
         return grams.sum(axis=0)[:-1, :-1], rights.sum(axis=0)[:-1]
 
 
-def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: Moods, unusual: Floats) -> Equations:
+def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: Moods, usual: Floats) -> Equations:
     """The equations of `columns`, (rows, p), each row with a `weight`. `felt` is by how much a mood of 1 lengthens each
-    row, s; `unusual`, (rungs,), the variance of the mood that a rung out of the ordinary has besides."""
+    row, s; whole rungs count by how `usual` they are, (rungs,)."""
     rung = rows.rung_of_block
     blocks, terms = len(rung), columns.shape[1] + 1
     design = np.column_stack([columns, felt]) * weight[:, None]
@@ -63,10 +63,11 @@ def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: 
         rights[b, 1] = x[~prefill].T @ y[~prefill]
     grams, rights = _absorbed(grams, rights, np.full(blocks, moods.of_a_block(BLOCK_SECONDS) ** 2))
     blocks_of_rung = np.bincount(rung).tolist()
-    of_rung = np.square([moods.of_a_rung(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) + unusual
+    of_rung = np.square([moods.of_a_rung(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / usual
     if len(of_rung) == 1:  # its mood is the machine's
         of_rung = np.zeros(1)
-    return Equations(grams, rights, rung, of_rung)
+    scale = usual[rung][:, None, None]
+    return Equations(grams * scale, rights * scale, rung, of_rung)
 
 
 def _absorbed(grams: Floats, rights: Floats, variance: Floats) -> tuple[Floats, Floats]:

@@ -227,7 +227,7 @@ def _span(x: NDArray[Any]) -> tuple[float, float]:
 
 def _unusual(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
     """Loads that count for less than a third because the machine was out of the ordinary, in words."""
-    weight, off, _ = usualness(rows.seconds, regression.predicted, rows.rung)
+    weight, off = usualness(rows.seconds, regression.predicted, rows.rung)
     doubts = []
     for rung in np.flatnonzero(weight < 1 / 3).tolist():
         at = int(np.flatnonzero(rows.rung == rung)[0])

@@ -80,10 +80,8 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame, moods: Moods = STEADY) 
     left = np.zeros(len(everything))  # the variance that this leaves
     for _ in range(_PASSES):
         weight, spread = _weight(y / predicted - 1 - feels * mood[block], feels**2 * left[block], rows)
-        usual, _, unusual = usualness(y, predicted, rows.rung)
-        if moods is STEADY:  # knows of no mood, not of this one either: such a rung counts for less as a whole
-            weight, unusual = weight * np.sqrt(usual)[rows.rung], np.zeros_like(unusual)
-        seen = equations(rows, matrix, weight / predicted, predicted * feels, moods, unusual)
+        usual = usualness(y, predicted, rows.rung)[0]
+        seen = equations(rows, matrix, weight / predicted, predicted * feels, moods, usual)
         coefficients = _solve(*seen.without_moods(everything), prior)
         predicted = np.maximum(matrix @ coefficients, 1e-6)
         prior = believed.and_also(*race_rows(races, names, coefficients, spread))
@@ -115,17 +113,16 @@ def _weight(alone: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float]:
     return weight, spread[False]
 
 
-def usualness(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats, Floats]:
-    """The weight of every rung by how usual its speed is, as a Student t distribution has it (about 1 for the usual);
-    how far it is off, relative; and the variance of a mood that it is thought to have besides that of all.
+def usualness(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
+    """The weight of every rung by how usual its speed is, as a Student t distribution has it (about 1 for the usual),
+    and how far it is off, relative.
 
-    A machine shared with others is now and then out of the ordinary for a whole minute. Within it steps still tell what
-    they differ by.
+    A machine shared with others is now and then out of the ordinary for a whole minute, and what its steps differ by is
+    then not what it is at other times: on the recorded CPU runs forecasts are worse where only the mood is doubted.
     """
     off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
     scale = max(_MOOD, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))
-    weight = (_TAIL + 1) / (_TAIL + (off / scale) ** 2)
-    return weight, off, scale**2 * np.maximum(1 / weight - 1, 0.0)
+    return (_TAIL + 1) / (_TAIL + (off / scale) ** 2), off
 
 
 def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:

@@ -11,17 +11,17 @@ import pytest
 from numpy.typing import NDArray
 from streams import SERVER, TRUTH, lengths, observe
 
+from calibrate.components import fit_moods
 from calibrate.equations import equations
 from calibrate.fit import calibrate_runs, candidates
 from calibrate.moods import STEADY, Moods
 from calibrate.races import races
-from calibrate.regress import design, regress
+from calibrate.regress import choose, design, regress
 from calibrate.rows import BLOCK_SECONDS, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import draw_coefficients
 from sim.calibration import Noise
 from sim.forms import step_time
-from sim.run import Run
 
 MOODS = Moods(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)
 CALM = Moods(drift=0.02, seconds=12.0, rung=0.01)
@@ -53,24 +53,24 @@ def columns() -> tuple[Floats, Floats, Floats]:
     return rng.uniform(0.5, 2.0, (SIZE, 3)), rng.uniform(5.0, 30.0, SIZE), rng.uniform(0.02, 0.05, SIZE)
 
 
-def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats, unusual: Floats) -> tuple[Floats, Floats]:
+def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats, usual: Floats) -> tuple[Floats, Floats]:
     """Xᵀ V⁻¹ X and Xᵀ V⁻¹ y with V = noise + block + rung, of the rows that are kept."""
     x, weight, supposed = columns()
     felt = supposed * np.where(rows.prefill, MOODS.prefill, 1.0)
     same_block, same_rung = (np.equal.outer(key, key) for key in (rows.block, rows.rung))
     of_block, of_rung = MOODS.of_a_block(BLOCK_SECONDS), MOODS.of_a_rung(4 * BLOCK_SECONDS, 4)
-    covariance = np.outer(felt, felt) * (of_block**2 * same_block + (of_rung**2 + unusual[rows.rung]) * same_rung)
-    covariance += np.diag(weight**-2)
+    covariance = np.outer(felt, felt) * (of_block**2 * same_block + of_rung**2 * same_rung)
+    covariance = (covariance + np.diag(weight**-2)) / usual[rows.rung]
     inverse = np.linalg.inv(covariance[np.ix_(kept, kept)])
     return x[kept].T @ inverse @ x[kept], x[kept].T @ inverse @ seconds[kept]
 
 
-@pytest.mark.parametrize("unusual", [0.0, 0.03])
+@pytest.mark.parametrize("usual", [1.0, 0.25])
 @pytest.mark.parametrize("left_out", [[], [0], [4, 5, 6, 7], [1, 11]])
-def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_out: list[int], unusual: float):
+def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_out: list[int], usual: float):
     x, weight, supposed = columns()
     felt = supposed * np.where(rows.prefill, MOODS.prefill, 1.0)
-    one = np.array([0.0, unusual, 0.0])
+    one = np.array([1.0, usual, 1.0])
     found = equations(rows, x, weight, felt, MOODS, one)
     counts = np.ones(BLOCKS)
     counts[left_out] = 0.0
@@ -84,7 +84,7 @@ def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_
 
 def test_a_steady_machine_leaves_least_squares(rows: Rows):
     x, weight, supposed = columns()
-    gram, right = equations(rows, x, weight, supposed, STEADY, np.zeros(3)).without_moods(np.ones(BLOCKS))
+    gram, right = equations(rows, x, weight, supposed, STEADY, np.ones(3)).without_moods(np.ones(BLOCKS))
     assert gram == pytest.approx((x * weight[:, None] ** 2).T @ x)
     assert right == pytest.approx((x * weight[:, None] ** 2).T @ rows.seconds)
 
@@ -92,7 +92,7 @@ def test_a_steady_machine_leaves_least_squares(rows: Rows):
 def test_the_mood_of_the_only_rung_is_the_machines(rows: Rows):
     x, weight, supposed = columns()
     alone = replace(rows, rung=np.zeros(SIZE, dtype=np.int64))
-    assert equations(alone, x, weight, supposed, MOODS, np.zeros(1)).of_rung == 0.0
+    assert equations(alone, x, weight, supposed, MOODS, np.ones(1)).of_rung == 0.0
 
 
 def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_slow():
@@ -144,29 +144,15 @@ def test_steps_that_all_follow_their_prefill_at_once_tell_nothing_of_caches():
 
 
 def test_a_calibration_is_fitted_with_the_moods_that_were_found():
-    """The same ladders, the shorter's slow as a whole: only a fit that knows of moods does not take it for context."""
-    noise = Noise(decode=[0.99, 1.01], drift=0.01, drift_seconds=6.0)
-    runs = [
-        observe([1, 2, 4, 8, 16], lengths(*of), noise=noise, seconds=15.0, seed=day).run
-        for day, of in enumerate(((60, 200), (60, 200), (900, 200), (900, 200)))
-    ]
-    slow = [_slowed(run, by) for run, by in zip(runs, (1.1, 1.02, 0.98, 0.95), strict=True)]
-    found = calibrate_runs(slow).values
-    schedules = [rebuild(run) for run in slow]
-    steady = regress(rows_of(slow, schedules), candidates(padded=False)[0], races(slow, schedules))
-    blurred = float(steady.coefficients[steady.names.index("b2")])
-    assert abs(found["b2"] / TRUTH["b2"] - 1) < 0.5 * abs(blurred / TRUTH["b2"] - 1)
-
-
-def _slowed(run: Run, by: float) -> Run:
-    """The run as a machine would have made it that was slower all day."""
-    assert run.token_times is not None
-    times = ["sent", "scheduled", "ended", "first_token", "last_token"]
-    rungs = [
-        replace(g, start=g.start * by, ramped=g.ramped * by, settled=g.settled * by, end=g.end * by) for g in run.rungs
-    ]
-    requests = run.requests.assign(**{name: run.requests[name] * by for name in times})
-    return replace(run, rungs=rungs, requests=requests, token_times=[t * by for t in run.token_times])
+    run = observe([1, 2, 4, 8], lengths((100, 1000), (20, 150)), noise=Noise(decode=[0.9, 1.1], drift=0.05)).run
+    schedules = [rebuild(run)]
+    rows, raced = rows_of([run], schedules), races([run], schedules)
+    first, _ = choose(rows, candidates(padded=False), raced)
+    fit = regress(rows, first.form, raced, fit_moods(first, rows, [run]))
+    b0 = first.names.index("b0")
+    found = calibrate_runs([run]).values["b0"]
+    assert found == pytest.approx(float(fit.coefficients[b0]), rel=1e-6)
+    assert abs(found / float(first.coefficients[b0]) - 1) > 1e-4
 
 
 def test_draws_are_as_wide_as_the_moods_of_other_days_would_have_it():
