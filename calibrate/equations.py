@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 class Equations:
     """Of every block the Gram matrix, (blocks, p + 1, p + 1), and the right-hand sides of prefills and of decode steps,
     (blocks, 2, p + 1); the last column is the mood's, that of the block itself eliminated. `rung` of each block is in
-    ascending order; `of_rung`, (rungs,), are the variances of their moods.
+    ascending order; `of_rung`, (rungs,), are the variances of their moods, relative.
     """
 
     grams: Floats
@@ -39,15 +39,15 @@ class Equations:
         decode steps are that much `slower`, (blocks, 2)."""
         each = weight[:, None] if slower is None else weight[:, None] * slower
         rights = np.einsum("bk,bkp->bp", np.broadcast_to(each, (len(weight), 2)), self.rights)
-        grams, rights = _absorbed(
-            _by(self.rung, self.grams * weight[:, None, None]), _by(self.rung, rights), self.of_rung
-        )
+        grams, rights = _by(self.rung, self.grams * weight[:, None, None]), _by(self.rung, rights)
+        if len(grams) > 1:  # the mood of an only rung cannot be told from the machine
+            grams, rights = _absorbed(grams, rights, self.of_rung)
         return grams.sum(axis=0)[:-1, :-1], rights.sum(axis=0)[:-1]
 
 
 def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: Moods, usual: Floats) -> Equations:
-    """The equations of `columns`, (rows, p), each row with a `weight`. `felt` is by how much a mood of 1 lengthens each
-    row, s; whole rungs count by how `usual` they are, (rungs,)."""
+    """The equations of `columns`, (rows, p), each row with a `weight`, 1/s. `felt` is by how much a mood of 1 lengthens
+    each row, s; whole rungs count by how `usual` they are, (rungs,)."""
     rung = rows.rung_of_block
     blocks, terms = len(rung), columns.shape[1] + 1
     design = np.column_stack([columns, felt]) * weight[:, None]
@@ -64,8 +64,6 @@ def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: 
     grams, rights = _absorbed(grams, rights, np.full(blocks, moods.of_a_block(BLOCK_SECONDS) ** 2))
     blocks_of_rung = np.bincount(rung).tolist()
     of_rung = np.square([moods.of_a_rung(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / usual
-    if len(of_rung) == 1:  # its mood is the machine's
-        of_rung = np.zeros(1)
     scale = usual[rung][:, None, None]
     return Equations(grams * scale, rights * scale, rung, of_rung)
 

@@ -89,10 +89,14 @@ def test_a_steady_machine_leaves_least_squares(rows: Rows):
     assert right == pytest.approx((x * weight[:, None] ** 2).T @ rows.seconds)
 
 
-def test_the_mood_of_the_only_rung_is_the_machines(rows: Rows):
+def test_the_mood_of_the_only_rung_is_the_machines_and_is_drawn_all_the_same(rows: Rows):
     x, weight, supposed = columns()
     alone = replace(rows, rung=np.zeros(SIZE, dtype=np.int64))
-    assert equations(alone, x, weight, supposed, MOODS, np.ones(1)).of_rung == 0.0
+    calm = MOODS._replace(rung=0.0)
+    found = [equations(alone, x, weight, supposed, moods, np.ones(1)) for moods in (MOODS, calm)]
+    moody, same = (of.without_moods(np.ones(BLOCKS)) for of in found)
+    assert moody[0] == pytest.approx(same[0]) and moody[1] == pytest.approx(same[1])
+    assert found[0].of_rung[0] - found[1].of_rung[0] == pytest.approx(MOODS.rung**2)
 
 
 def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_slow():
