@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from measure.answer import VOCABULARY, Answer, Frames, token_event
 from measure.engine import Engine
@@ -29,6 +30,15 @@ from sim.request import Request
 from sim.server import ServerConfig
 
 COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4, whatever it runs on
+
+
+@web.middleware
+async def leave(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let a client go that leaves while it is written to, which aiohttp takes for a fault of the handler's."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        return web.Response()  # for nobody
 
 
 class Routes:
@@ -54,7 +64,7 @@ class Routes:
 
     def application(self) -> web.Application:
         """The routes of 0.9.4 (router/src/server.rs:667-691)."""
-        app = web.Application(client_max_size=2 << 20)
+        app = web.Application(client_max_size=2 << 20, middlewares=[leave])
         app.add_routes(
             [
                 web.post("/generate", self.generate),

@@ -7,13 +7,13 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from servers import Standin, quick_calibration, standin
+from servers import Standin, quick_calibration, reset, standin
 
 from measure.exposition import parse
 from measure.faults import Faults, parse_faults
@@ -148,15 +148,17 @@ def test_errors_over_http(server: tuple[Standin, Path]) -> None:
     assert call(url, "/generate", b" " * (3 << 20))[0] == 413
 
 
+def request_of(body: dict[str, Any]) -> bytes:
+    raw = json.dumps(body).encode()
+    head = "POST /generate_stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+    return f"{head}{len(raw)}\r\n\r\n".encode() + raw
+
+
 def test_429_comes_before_422_and_a_client_that_leaves_frees_its_permit(calibration: str) -> None:
     with standin("--calibration", calibration, "--max-concurrent-requests", "1") as process:
         address = urlsplit(process.url)
-        raw = json.dumps(ask(1500)).encode()
-        head = (
-            b"POST /generate_stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        )
         with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as holder:
-            holder.sendall(head % len(raw) + raw)
+            holder.sendall(request_of(ask(1500)))
             received = b""
             while b"data:" not in received:
                 received += holder.recv(4096)
@@ -171,16 +173,26 @@ def test_429_comes_before_422_and_a_client_that_leaves_frees_its_permit(calibrat
     assert seen["tgi_request_success"] == 1
 
 
+@pytest.mark.parametrize("go", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_clients_that_leave_at_once_are_no_fault(
+    calibration: str, go: Callable[[socket.socket], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with standin("--calibration", calibration) as process:
+        address = urlsplit(process.url)
+        for _ in range(20):
+            connection = socket.create_connection((address.hostname or "", address.port or 0), timeout=10)
+            connection.sendall(request_of(ask(20)))
+            go(connection)
+        assert call(process.url, "/generate", ask(2))[0] == 200  # and it has got over all of them
+    assert capfd.readouterr().err == ""
+
+
 def test_silence_is_broken_by_comments(calibration: str) -> None:
     faults = ("--fault", "stall=1", "--fault", "comments=0.1")
     with standin("--calibration", calibration, *faults) as process:
         address = urlsplit(process.url)
-        raw = json.dumps(ask(1)).encode()
         with socket.create_connection((address.hostname or "", address.port or 0), timeout=10) as connection:
-            connection.sendall(
-                b"POST /generate_stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(raw), raw)
-            )
+            connection.sendall(request_of(ask(1)))
             received = b""
             while received.count(b":\n\n") < 2:
                 received += connection.recv(4096)
