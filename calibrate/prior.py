@@ -19,12 +19,16 @@ from sim.forms import LEVEL
 
 Floats = NDArray[np.float64]
 
+# A prefill's fixed part, of a decode step of one sequence: both read all weights once. 0.9 to 1.7 of it on A100s (the
+# tables of Splitwise and LMDeploy in data/), less where reading and computing overlap.
+FIXED_PART = (0.9, 0.4)
 PROMPT_OVERHEAD = 16.0  # tokens: what one more prompt costs besides its tokens (a launch, a sampled token)
 # tokens: the prompt length at which attention costs as much as all else, about at the earliest. Padded servers here are
 # those without flash attention, and small.
 QUADRATIC_FROM = {False: 40000.0, True: 3000.0}
 CACHE_FROM = 20000.0  # tokens: a padded prefill so large that outgrowing the caches has doubled its cost
 CONTEXT_SHARE = (0.5, 0.29)  # of what one more sequence costs, the part due to its context: anything from 0 to 1
+BOOKKEEPING = 0.5  # of what one more sequence costs a step: joining and dropping go through the same lists, about
 LEVEL_SPREAD = 0.12  # how far a batch size's own time is from the smooth trend, relative
 LEVEL_REACH = 0.35  # in ln(batch size): how far two sizes may be apart and still resemble each other
 WAY = 1.5e-3  # s: to an idle server and back, on one machine
@@ -54,7 +58,7 @@ def prior_for(names: tuple[str, ...], rows: Rows, padded: bool) -> Prior:
     for i, (name, (mean, sd)) in enumerate(beliefs.items()):
         matrix[i, names.index(name)] = 1.0 / sd
         target[i] = mean / sd
-    prior = Prior(names, matrix, target, np.zeros(len(names)))
+    prior = _with_fixed_part(Prior(names, matrix, target, np.zeros(len(names))), rows)
     return _with_levels(prior, rows) if any(n.startswith(LEVEL) for n in names) else prior
 
 
@@ -68,7 +72,7 @@ def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
         size, time = float(longest[pre].mean()), float(y[pre].mean())
         per_token = _slope(n[pre], y[pre], fallback=0.7 * time / float(n[pre].mean())) / size
         believed |= {
-            "a0": (0.3 * time, 0.3 * time),
+            "a0": (0.3 * time, 0.3 * time),  # and about a decode step: `_with_fixed_part`
             "a2": _somewhat(per_token / QUADRATIC_FROM[padded]),
             "a3": (0.0, PROMPT_OVERHEAD * per_token),
             "a4": _somewhat(per_token / CACHE_FROM),
@@ -83,13 +87,22 @@ def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
             "b2": (share * per_sequence / context, spread * per_sequence / context),
             "b3": (0.0, 0.1 * time / context),
         }
-        for what in "cf":  # joining and dropping: some tenth of a step, however it grows
+        for what in "cf":  # joining and dropping: some tenth of a step
             believed |= {
                 f"{what}0": (0.0, 0.1 * time),
-                f"{what}1": (0.0, 0.1 * time / size),
+                f"{what}1": (0.0, BOOKKEEPING * per_sequence),
                 f"{what}2": (0.0, 0.1 * time / size / context),
             }
     return believed
+
+
+def _with_fixed_part(prior: Prior, rows: Rows) -> Prior:
+    """A prefill of no tokens takes about as long as a decode step of one sequence and no context."""
+    share, spread = FIXED_PART
+    sd = spread * float(rows.seconds[~rows.prefill].mean())
+    step = dict.fromkeys(("b0", "b1", f"{LEVEL}1"), 1.0) | {name: float(f(np.ones(1))[0]) for name, f in TREND.items()}
+    row = [float(name == "a0") / sd - share * step.get(name, 0.0) / sd for name in prior.names]
+    return prior.and_also(np.array([row]), np.zeros(1))
 
 
 def _with_levels(prior: Prior, rows: Rows) -> Prior:

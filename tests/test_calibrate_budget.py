@@ -74,6 +74,7 @@ def test_a_budget_that_never_bound_does_not_bind_what_was_not_measured():
         rows = compare(run, forecast_run(run, calibration, executor, replicates=99)).rows
     at_32 = {row.metric: row for row in rows if row.load == 32}
     assert abs(at_32["output_tokens_per_s"].relative_error or 0.0) < 0.1
+    assert abs(at_32["e2e_mean"].relative_error or 0.0) < 0.1
     assert at_32["rps"].inside  # its window counts ± a whole batch of users in lock-step
 
 

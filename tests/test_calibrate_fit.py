@@ -174,6 +174,23 @@ def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
     assert (high - low) / questions(TRUTH)[0] > 0.15  # thirty times the prompt: no narrow answer is honest
 
 
+def test_lone_prompts_tell_what_prompts_prefilled_together_take():
+    """Half of a prefill of one prompt was believed to be its fixed part: four together came out a fifth too quick."""
+    run = read_run(Path("data/tgi-0.9.4-router-http/long"))
+    of_four = (4, 6000, 4 * 1500**2, 1500)
+    few, all_of_it = (calibrate_runs([run], rungs=[rungs]) for rungs in ({0, 1}, None))
+    known = step_time(all_of_it.model, all_of_it.values).prefill(*of_four)
+    assert step_time(few.model, few.values).prefill(*of_four) == pytest.approx(known, rel=0.05)
+
+
+def test_what_joining_and_dropping_cost_a_large_batch_is_not_read_from_two_users():
+    run = observe([1, 2], lengths(50, 200), noise=NOISE, seconds=20.0).run
+    columns = calibrate_runs([run]).draws
+    per_sequence = np.array(columns["b1"]) + 150 * np.array(columns["b2"])
+    for what in ("c1", "f1"):
+        assert np.quantile(columns[what], 0.9) < 4 * per_sequence.mean()
+
+
 def test_filter_and_joining_are_told_from_the_steps_they_lie_in(fits):
     form = [step_time("affine", c.values) for c in fits]
     assert np.median([f.filter(8, 1, 1500) for f in form]) == pytest.approx(1.78e-3, rel=0.3)
