@@ -22,7 +22,8 @@ Floats = NDArray[np.float64]
 # A prefill's fixed part, of a decode step of one sequence: both read all weights once. 0.9 to 1.7 of it on A100s (the
 # tables of Splitwise and LMDeploy in data/), less where reading and computing overlap.
 FIXED_PART = (0.9, 0.4)
-PROMPT_OVERHEAD = 16.0  # tokens: what one more prompt costs besides its tokens (a launch, a sampled token)
+PROMPT_OVERHEAD = 16.0  # tokens: what one more prompt costs besides its tokens (a launch, a sampled token), about,
+PROMPT_SHARE = 0.3  # or this share of a short one: else prompts of 20 tokens would leave long ones nearly free
 # tokens: the prompt length at which attention costs as much as all else, about at the earliest. Padded servers here are
 # those without flash attention, and small.
 QUADRATIC_FROM = {False: 40000.0, True: 3000.0}
@@ -74,7 +75,7 @@ def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
         believed |= {
             "a0": (0.3 * time, 0.3 * time),  # and about a decode step: `_with_fixed_part`
             "a2": _somewhat(per_token / QUADRATIC_FROM[padded]),
-            "a3": (0.0, PROMPT_OVERHEAD * per_token),
+            "a3": (0.0, min(PROMPT_OVERHEAD, PROMPT_SHARE * size) * per_token),
             "a4": _somewhat(per_token / CACHE_FROM),
         }
     if (~pre).any():

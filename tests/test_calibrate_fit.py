@@ -183,6 +183,17 @@ def test_lone_prompts_tell_what_prompts_prefilled_together_take():
     assert step_time(few.model, few.values).prefill(*of_four) == pytest.approx(known, rel=0.05)
 
 
+def test_a_long_prompt_is_not_nearly_free_where_only_short_ones_were_seen():
+    """All that a prompt of 20 tokens costs could have been the prompt's: fifteen times the tokens came out as dear."""
+    run = read_run(Path("data/tgi-0.9.4-cpu/short-again"))
+    calibration = calibrate_runs([run])
+    columns = calibration.draws
+    rows = [{name: column[i] for name, column in columns.items()} for i in range(calibration.n_draws)]
+    seconds = [step_time(calibration.model, row).prefill(1, 300, 300**2, 300) for row in rows]
+    assert np.quantile(seconds, 0.1) > 0.08  # it took 0.17 to 0.18 s
+    assert np.quantile(seconds, 0.9) > 0.16
+
+
 def test_what_joining_and_dropping_cost_a_large_batch_is_not_read_from_two_users():
     run = observe([1, 2], lengths(50, 200), noise=NOISE, seconds=20.0).run
     columns = calibrate_runs([run]).draws
