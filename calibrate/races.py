@@ -11,6 +11,7 @@ squares).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from heapq import heapreplace
 
@@ -43,7 +44,7 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
     steps = schedule.steps
     asked = run.requests[["sent", "prompt_tokens", "max_new_tokens"]]
     table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after}).sort_values("sent")
-    table["counted"] = table.groupby("from")["prompt_tokens"].transform(_counted)
+    table["counted"] = _counted(table["from"].tolist(), table["prompt_tokens"].tolist())
     table["all"] = table.groupby("from")["counted"].transform("max")
     table = table[(table["from"] >= 0) & (table["first"] >= table["from"] + look)]
     table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
@@ -98,13 +99,15 @@ def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np
     return table.assign(fits=fits).groupby("from")["fits"].cummin().to_numpy(np.bool_)
 
 
-def _counted(prompts: pd.Series) -> pd.Series:
-    """For each of a group, in the order in which they came, what its worker has counted when it is through, tokens."""
-    workers, through = [0.0] * VALIDATION_WORKERS, []
-    for tokens in prompts.tolist():
-        through.append(workers[0] + tokens)
-        heapreplace(workers, through[-1])
-    return pd.Series(through, index=prompts.index)
+def _counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
+    """For each prompt, in the order in which they came, what its worker has counted of its group when it is through,
+    tokens."""
+    workers: dict[int, list[float]] = defaultdict(lambda: [0.0] * VALIDATION_WORKERS)
+    through = []
+    for of, tokens in zip(group, prompts, strict=True):
+        through.append(workers[of][0] + tokens)
+        heapreplace(workers[of], through[-1])
+    return through
 
 
 def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
