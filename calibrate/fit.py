@@ -2,8 +2,8 @@
 
 Read in this order: `steps` rebuilds the schedule, `rows` makes it a regression problem, `prior` says what is believed
 beforehand, `regress` solves it by `equations` and chooses the form, `components` says how far the machine is from
-itself, and with that it is solved again; `uncertainty` draws from what the data leave open, `noise` and `clocks` say
-what is left over, `budget` what bounded the batch.
+itself, and with that it is solved, and chosen, again; `uncertainty` draws from what the data leave open, `noise` and
+`clocks` say what is left over, `budget` what bounded the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from calibrate.components import fit_moods
 from calibrate.draws import correlations, parameter
 from calibrate.noise import fit_noise
 from calibrate.races import WAY_OF_A_DAY, races
-from calibrate.regress import Form, Regression, choose, regress, usualness
+from calibrate.regress import Form, Regression, choose, usualness
 from calibrate.rows import TREND, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import DRAWS, draw_coefficients
@@ -100,9 +100,9 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = rows_of(runs, schedules)
     raced = races(runs, schedules)
-    regression, choice = choose(rows, candidates(runs[0].scenario.server.requires_padding), raced)
-    moods = fit_moods(regression, rows, runs)
-    regression = regress(rows, regression.form, raced, moods)
+    forms = candidates(runs[0].scenario.server.requires_padding)
+    moods = fit_moods(choose(rows, forms, raced)[0], rows, runs)
+    regression, choice = choose(rows, forms, raced, moods)
     noise = fit_noise(rows, regression.predicted, moods)
     rng = np.random.default_rng(seed)
     all_drawn = draw_coefficients(regression, rows, rng)

@@ -31,7 +31,9 @@ CACHE_FROM = 20000.0  # tokens: a padded prefill so large that outgrowing the ca
 CONTEXT_SHARE = (0.5, 0.29)  # of what one more sequence costs, the part due to its context: anything from 0 to 1
 BOOKKEEPING = 0.5  # of what one more sequence costs a step: joining and dropping go through the same lists, about
 LEVEL_SPREAD = 0.12  # how far a batch size's own time is from the smooth trend, relative
-LEVEL_REACH = 0.35  # in ln(batch size): how far two sizes may be apart and still resemble each other
+# In ln(batch size): how far two sizes may be apart and still resemble each other. On the recorded small server, which
+# pads, 16 rows fill what 15 do not, and so do all larger batches seen.
+LEVEL_REACH = {False: 0.35, True: 1.0}
 WAY = 1.5e-3  # s: to an idle server and back, on one machine
 COUNTING = 1e-6  # s: a router's tokeniser per token, about (Hugging Face's, in Rust, one thread; as a client's writing)
 FAR = 3.0  # times that: a client is believed to be elsewhere from here on
@@ -60,7 +62,7 @@ def prior_for(names: tuple[str, ...], rows: Rows, padded: bool) -> Prior:
         matrix[i, names.index(name)] = 1.0 / sd
         target[i] = mean / sd
     prior = _with_fixed_part(Prior(names, matrix, target, np.zeros(len(names))), rows)
-    return _with_levels(prior, rows) if any(n.startswith(LEVEL) for n in names) else prior
+    return _with_levels(prior, rows, LEVEL_REACH[padded]) if any(n.startswith(LEVEL) for n in names) else prior
 
 
 def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
@@ -106,7 +108,7 @@ def _with_fixed_part(prior: Prior, rows: Rows) -> Prior:
     return prior.and_also(np.array([row]), np.zeros(1))
 
 
-def _with_levels(prior: Prior, rows: Rows) -> Prior:
+def _with_levels(prior: Prior, rows: Rows, reach: float) -> Prior:
     """Levels are deviations from the trend that resemble those of neighbouring sizes."""
     at = np.array([i for i, name in enumerate(prior.names) if name.startswith(LEVEL)])
     sizes = np.array([float(prior.names[i].removeprefix(LEVEL)) for i in at])
@@ -114,7 +116,7 @@ def _with_levels(prior: Prior, rows: Rows) -> Prior:
     slope = _slope(n, y, fallback=0.0)
     spread = LEVEL_SPREAD * np.maximum(float(y.mean()) + slope * (sizes - float(n.mean())), 0.3 * float(y.mean()))
     apart = np.abs(np.subtract.outer(np.log(sizes), np.log(sizes)))
-    covariance = np.outer(spread, spread) * np.exp(-apart / LEVEL_REACH)
+    covariance = np.outer(spread, spread) * np.exp(-apart / reach)
     whitened = np.zeros((len(at), len(prior.names)))
     whitened[:, at] = np.linalg.inv(np.linalg.cholesky(covariance))
     floor = prior.floor.copy()

@@ -2,8 +2,8 @@
 
 Errors are relative (noise grows with the step) and squared: means are wanted, and medians or robust losses of a skewed
 noise forecast too little. Weights come from the fit, not from the measured value, which would favour quick steps; rungs
-that are unlike the others as a whole count for less. The form is chosen, and the machine's moods are found, from a fit
-that knows of no moods; with them it is fitted again.
+that are unlike the others as a whole count for less. The machine's moods are found from a fit that knows of none; with
+them the form is chosen anew, or a time for every batch size would follow the moods of each.
 """
 
 from __future__ import annotations
@@ -161,17 +161,17 @@ def misses(regression: Regression, rows: Rows) -> dict[int, float]:
     return missed
 
 
-def choose(rows: Rows, forms: list[Form], races: pd.DataFrame) -> tuple[Regression, str]:
+def choose(rows: Rows, forms: list[Form], races: pd.DataFrame, moods: Moods = STEADY) -> tuple[Regression, str]:
     """The simplest form within one standard error of the best, rungs left out in turn; and what was seen, in words."""
-    fitted = [regress(rows, form, races) for form in forms]
+    fitted = [regress(rows, form, races, moods) for form in forms]
     rungs = len(np.unique(rows.rung))
     if rungs < 3:
         return fitted[0], f"{forms[0].model}: too few loads to choose between forms"
     errors = np.array([list(misses(r, rows).values()) for r in fitted])
     mean = errors.mean(axis=1)
     best = int(np.argmin(mean))
-    # as Breiman et al. have it, of the best one's error: that of the differences, which is smaller since forms miss the
-    # same rungs for the same reason, would have a time for every batch size follow the moods of each
+    # as Breiman et al. have it, of the best one's error: that of the differences is smaller, since forms miss the same
+    # rungs for the same reason, and would have a time for every batch size follow the moods of each
     margin = errors[best].std(ddof=1) / np.sqrt(rungs)
     chosen = next(i for i in range(len(forms)) if mean[i] <= mean[best] + margin)
     said = "; ".join(f"{_name(r.form)} {m:.1%}" for r, m in zip(fitted, mean, strict=True))
