@@ -2,8 +2,8 @@
 
 Reading guide: `load` turns YAML into a checked `Scenario` (`checks`); `simulation` runs its ladder many times, each a
 `replicate`, and sums up in a `forecast` what to expect, with bands; `binding` says what limits it, `cost` what it
-costs; `plots`, `tables` and `report` show it; `foreign` makes runs of other tools' results; `cli` has one command per
-question.
+costs; `plots`, `overlays`, `tables` and `report` show it; `foreign` makes runs of other tools' results; `cli` has one
+command per question.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from scenarios import compare, plots, tables
+from scenarios import compare, overlays, plots, tables
 from scenarios.compare import Comparison
 from scenarios.evidence import Evidence, itl
 from scenarios.forecast import named
@@ -48,7 +48,7 @@ def of_run(run: Run) -> Section:
         doubts.append("no request of it is on record")
     pictures = [{"image": image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
     if found := itl(run):
-        picture = image(plots.distributions(Evidence(itl=found), unit, (run.kind, "")))
+        picture = image(overlays.distributions(Evidence(itl=found), unit, (run.kind, "")))
         pictures.append({"image": picture, "title": "The gaps between tokens"})
     return {
         "name": f"{run.name}, {run.kind}",
@@ -132,11 +132,11 @@ def of_comparison(c: Comparison) -> Section:
         "doubts": c.doubts,
         "parts": [
             {
-                "image": image(plots.compared(c)),
+                "image": image(overlays.compared(c)),
                 "title": "Measured over simulated" if against else "One over the other",
             },
             {
-                "image": image(plots.parity(c)),
+                "image": image(overlays.parity(c)),
                 "text": "Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",
             },
             *_behind(c),
@@ -168,7 +168,7 @@ def _behind(c: Comparison) -> list[dict[str, Any]]:
     """The pictures of what lies behind a comparison."""
     found: list[dict[str, Any]] = []
     if c.evidence is not None and c.evidence.itl:
-        picture = image(plots.distributions(c.evidence, c.unit, (c.measured, c.simulated)))
+        picture = image(overlays.distributions(c.evidence, c.unit, (c.measured, c.simulated)))
         text = "The share of all gaps that are no longer, in each load's window."
         found.append({"image": picture, "title": "The gaps between tokens", "text": text})
     if c.evidence is not None and c.evidence.by_batch:
@@ -177,7 +177,9 @@ def _behind(c: Comparison) -> list[dict[str, Any]]:
             "steps. Where means leave zero with the batch size, the form is wrong; where they do over time, the "
             "machine drifts."
         )
-        found.append({"image": image(plots.residuals(c.evidence)), "title": "What the step times miss", "text": text})
+        found.append(
+            {"image": image(overlays.residuals(c.evidence)), "title": "What the step times miss", "text": text}
+        )
     return found
 
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from scenarios import plots, tables
+from scenarios import overlays, plots, tables
 from scenarios.beside import compare_runs
 from scenarios.compare import compare, write_comparison
 from scenarios.doors import calibration_of
@@ -108,7 +108,7 @@ def test_pictures_have_no_date_and_no_chance(picture, forecast: Forecast):
 def test_distributions_of_any_number_of_loads_can_be_drawn(loads: int):
     gaps = [0.02 + 0.001 * i for i in range(len(SHARES))]
     found = Evidence(itl=[Distribution(load=n, measured=gaps, simulated=gaps) for n in range(1, loads + 1)])
-    text = plots.distributions(found, "users").decode()
+    text = overlays.distributions(found, "users").decode()
     titles = re.findall(r"<!-- (\d) users? -->", text)
     assert len(titles) == min(loads, 6)
     assert (titles[0], titles[-1]) == ("1", str(loads))
@@ -118,7 +118,7 @@ def test_residuals_are_drawn_of_every_kind_of_step():
     errors = [Error(at=n, steps=10 * n, mean=0.01, low=-0.1, high=0.1) for n in (1, 2, 4)]
     for kinds in (["decode"], ["decode", "prefill"]):
         found = Evidence(by_batch=dict.fromkeys(kinds, errors), by_time=dict.fromkeys(kinds, errors))
-        text = plots.residuals(found).decode()
+        text = overlays.residuals(found).decode()
         assert [kind for kind in ("decode", "prefill") if f"<!-- {kind.capitalize()} steps" in text] == kinds
 
 

@@ -1,0 +1,94 @@
+"""What pictures (SVG) have in common: their colours and style, their axes, and how they become bytes.
+
+The same picture gives the same bytes: fixed ids, no date.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes as Axes  # for those that draw on them
+from matplotlib.axis import Axis, YAxis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+BLUE, ORANGE, GREEN, GREY, RED = "#2563a8", "#d9730d", "#2f7d4f", "#6b7280", "#b42318"
+STYLE: Any = {
+    "svg.hashsalt": "servecast",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9ca3af",
+    "axes.labelcolor": "#374151",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#4b5563",
+    "ytick.color": "#4b5563",
+    "legend.frameon": True,  # curves run behind it
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "lines.linewidth": 1.7,
+}
+
+
+def logarithmic(ax: Axes) -> None:
+    """A logarithmic ordinate, where what is shown spans enough to need one; else one from 0."""
+    shown = np.concatenate([np.asarray(line.get_ydata(), dtype=np.float64) for line in ax.get_lines()] or [np.empty(0)])
+    shown = shown[shown > 0]
+    if len(shown) and shown.max() > 4 * shown.min():
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(0, None)
+    plain(ax.yaxis)
+
+
+def plain(axis: Axis) -> None:
+    """Numbers without exponents."""
+    if axis.get_scale() == "log" and isinstance(axis, YAxis):
+        decades(axis)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def decades(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, of a long one at powers of ten."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
+    axis.set_minor_locator(NullLocator())
+
+
+def whole(axis: Axis) -> None:
+    """Ticks at whole numbers only."""
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+@contextmanager
+def figure(
+    width: float,
+    height: float,
+    columns: int,
+    rows: int = 1,
+    heights: Sequence[float] | None = None,
+    sharex: bool = True,
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of so many inches and its panels, row by row."""
+    with mpl.rc_context(STYLE):
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        axes = drawn.subplots(rows, columns, squeeze=False, height_ratios=heights, sharex=sharex and rows > 1)
+        yield drawn, list(axes.flat)
+
+
+def svg(drawn: Figure) -> bytes:
+    """The picture; the same figure gives the same bytes."""
+    out = io.BytesIO()
+    drawn.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
