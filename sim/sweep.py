@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 
@@ -84,7 +84,7 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
     pool.shutdown()
 
 
-_TIDYING = 10.0  # s, for which an abandoned pool's thread is waited for
+_NOTICING, _TIDYING = 2.0, 10.0  # s, for which an abandoned pool's thread is waited for, before and after it is helped
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -112,9 +112,14 @@ def _abandon(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
         worker.kill()
-    queue._reader.close()  # whoever is writing to them notices
-    if manager is not None:
-        # or Python, as it exits, may wake it through a pipe that it is just closing
+    if manager is None:
+        return
+    # waited for, or Python, as it exits, may wake it through a pipe that it is just closing
+    manager.join(_NOTICING)  # type: ignore[attr-defined]
+    if manager.is_alive():  # type: ignore[attr-defined]
+        # older CPythons' does not close this itself; of two that close it at once one fails
+        with suppress(OSError):
+            queue._reader.close()  # whoever is writing to the workers notices
         manager.join(_TIDYING)  # type: ignore[attr-defined]
 
 

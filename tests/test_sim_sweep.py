@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Executor, ThreadPoolExecutor
+import threading
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -117,3 +119,23 @@ def test_corners_are_interpolated_between_rungs_and_say_whether_they_were_reache
     assert knee(TABLE, 9.0) == Corner(1.0, 0.1, True)
     assert knee(TABLE, 99.0) == Corner(8.0, 0.3, False)
     assert takeoff(TABLE, 1.25)[:2] == pytest.approx((2 + 2 / 3 * 1.5, 0.2 + 0.15 * 1.5 / 3))
+
+
+def test_an_abandoned_pool_is_closed_by_one_thread_only():
+    """Two that closed its pipe at once made a Ctrl-C a bug of ours, one time in some hundreds."""
+    closing = []
+
+    def interrupted() -> None:
+        with processes(2) as pool:
+            assert isinstance(pool, ProcessPoolExecutor)
+            reader = pool._call_queue._reader
+            close = reader.close
+            reader.close = lambda: (closing.append(threading.current_thread()), close())
+            assert list(pool.map(abs, range(9))) == list(range(9))  # the workers are there
+            for _ in range(20):
+                pool.submit(time.sleep, 30)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert threading.main_thread() not in closing
