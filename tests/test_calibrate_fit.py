@@ -170,43 +170,6 @@ def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_o
     assert set(late["tokens"]) <= {3000, 4500}  # each waits for what its own worker counts, not for all that came
 
 
-def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
-    run = observe(LADDER, lengths(50, 200), noise=NOISE, seconds=10.0).run
-    calibration = calibrate_runs([run])
-    assert any("every prompt had about 50 tokens" in d for d in calibration.doubts)
-    low, high = np.quantile(drawn(calibration)[:, 0], [0.025, 0.975])
-    assert low < questions(TRUTH)[0] < high
-    assert (high - low) / questions(TRUTH)[0] > 0.15  # thirty times the prompt: no narrow answer is honest
-
-
-def test_lone_prompts_tell_what_prompts_prefilled_together_take():
-    """Half of a prefill of one prompt was believed to be its fixed part: four together came out a fifth too quick."""
-    run = read_run(Path("data/tgi-0.9.4-router-http/long"))
-    of_four = (4, 6000, 4 * 1500**2, 1500)
-    few, all_of_it = (calibrate_runs([run], rungs=[rungs]) for rungs in ({0, 1}, None))
-    known = step_time(all_of_it.model, all_of_it.values).prefill(*of_four)
-    assert step_time(few.model, few.values).prefill(*of_four) == pytest.approx(known, rel=0.05)
-
-
-def test_a_long_prompt_is_not_nearly_free_where_only_short_ones_were_seen():
-    """All that a prompt of 20 tokens costs could have been the prompt's: fifteen times the tokens came out as dear."""
-    run = read_run(Path("data/tgi-0.9.4-cpu/short-again"))
-    calibration = calibrate_runs([run])
-    columns = calibration.draws
-    rows = [{name: column[i] for name, column in columns.items()} for i in range(calibration.n_draws)]
-    seconds = [step_time(calibration.model, row).prefill(1, 300, 300**2, 300) for row in rows]
-    assert np.quantile(seconds, 0.1) > 0.08  # it took 0.17 to 0.18 s
-    assert np.quantile(seconds, 0.9) > 0.16
-
-
-def test_what_joining_and_dropping_cost_a_large_batch_is_not_read_from_two_users():
-    run = observe([1, 2], lengths(50, 200), noise=NOISE, seconds=20.0).run
-    columns = calibrate_runs([run]).draws
-    per_sequence = np.array(columns["b1"]) + 150 * np.array(columns["b2"])
-    for what in ("c1", "f1"):
-        assert np.quantile(columns[what], 0.9) < 4 * per_sequence.mean()
-
-
 def test_filter_and_joining_are_told_from_the_steps_they_lie_in(fits):
     form = [step_time("affine", c.values) for c in fits]
     assert np.median([f.filter(8, 1, 1500) for f in form]) == pytest.approx(1.78e-3, rel=0.3)
@@ -309,13 +272,6 @@ def test_a_server_whose_kernels_change_with_the_batch_gets_a_form_of_its_own():
     for n in (1, 4, 8, 9, 12, 16, 32):
         assert form.decode(n, 400 * n, 600)[0] == pytest.approx(true.decode(n, 400 * n, 600)[0], rel=0.04)
     assert calibrate_runs([observe(LADDER, asked, noise=NOISE, seconds=12.0).run]).model == "affine"
-
-
-def test_batches_beyond_those_seen_keep_to_the_tiles_of_the_largest():
-    """A step of 16 rows is hardly longer than one of 12 on the recorded server; the trend alone went on."""
-    runs = [read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("short", "short-between")]
-    of_24 = [step_time(c.model, c.values).decode(24, 24 * 110, 110)[0] for c in (calibrate_runs([r]) for r in runs)]
-    assert of_24[0] == pytest.approx(of_24[1], rel=0.1)
 
 
 def test_a_load_that_counts_for_less_is_named():
