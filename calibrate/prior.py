@@ -19,8 +19,8 @@ from sim.forms import LEVEL
 
 Floats = NDArray[np.float64]
 
-# A prefill's fixed part, of a decode step of one sequence: both read all weights once. 0.9 to 1.7 of it on A100s (the
-# tables of Splitwise and LMDeploy in data/), less where reading and computing overlap.
+# A prefill's fixed part, of a decode step of one sequence: both read all weights once. 0.9 to 1.8 of it by the tables
+# of Splitwise and LMDeploy in data/, 0.6 where router-http was recorded: less where reading and computing overlap.
 FIXED_PART = (0.9, 0.4)
 PROMPT_OVERHEAD = 16.0  # tokens: what one more prompt costs besides its tokens (a launch, a sampled token), about,
 PROMPT_SHARE = 0.3  # or this share of a short one: else prompts of 20 tokens would leave long ones nearly free

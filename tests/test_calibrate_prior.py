@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from streams import TRUTH, lengths, observe
 
 from calibrate.fit import calibrate_runs
+from calibrate.prior import FIXED_PART
 from sim.calibration import Calibration, Noise
 from sim.forms import step_time
 from sim.run import read_run
@@ -42,6 +44,24 @@ def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
     true = prefill(1, 1500)(step_time("affine", TRUTH))
     assert low < true < high
     assert (high - low) / true > 0.15  # thirty times the prompt: no narrow answer is honest
+
+
+def test_a_prefills_fixed_part_is_about_a_decode_step_on_published_machines():
+    """Of lone prompts up to 2,048 tokens: the time that a parabola or a line leaves for none, of a decode step."""
+    splitwise = pd.read_csv(DATA / "splitwise_llama2_70b_a100_tp4_tp8_median.csv", comment="#")
+    lmdeploy = pd.read_csv(DATA / "lmdeploy_v010a1_a100_static.csv", comment="#")
+    shares = []
+    for _, alone in splitwise.query("batch_size == 1 and prompt_size <= 2048").groupby("tensor_parallel"):
+        times = alone.groupby("prompt_size")[["prompt_ms_med", "token_ms_med"]].median()
+        fixed = np.polyfit(times.index, times["prompt_ms_med"], 2, w=1 / times["prompt_ms_med"])[-1]
+        shares.append(fixed / times["token_ms_med"].iloc[0])
+    for _, alone in lmdeploy.query("batch == 1 and prompt > 1").groupby("model"):
+        times = alone.groupby("prompt")[["ftl_avg_s", "tok_p50_s"]].median()
+        shares.append(np.polyfit(times.index, times["ftl_avg_s"], 1)[-1] / times["tok_p50_s"].iloc[0])
+    middle, spread = FIXED_PART
+    assert len(shares) == 6
+    assert min(shares) > 0.9 and max(shares) < 1.9  # 0.6 where router-http was recorded
+    assert max(abs(share - middle) for share in (*shares, 0.6)) < 2.5 * spread
 
 
 def test_lone_prompts_tell_what_prompts_prefilled_together_take():
