@@ -214,7 +214,7 @@ def leftovers() -> list[str]:
     """Names of containers that a crash left behind: those whose starter is no longer alive."""
     found = []
     with closing(engine()) as client:
-        for container in client.containers.list(all=True, filters={"label": LABEL}):
+        for container in client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL}):
             pid = container.labels.get(LABEL, "")
             if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
                 found.append(str(container.name))

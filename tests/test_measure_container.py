@@ -14,6 +14,7 @@ from pathlib import Path
 import docker
 import msgspec
 import pytest
+from docker.models.containers import ContainerCollection
 from rich.console import Console
 from standin_image import build
 
@@ -72,7 +73,8 @@ def start(launch: Launch, out: Path) -> None:
 
 
 def ours(client: docker.DockerClient, image: str) -> list[str]:
-    return [str(c.name) for c in client.containers.list(all=True, filters={"label": LABEL, "ancestor": image})]
+    found = client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL, "ancestor": image})
+    return [str(c.name) for c in found]
 
 
 def test_the_flags_are_the_scenarios_own() -> None:
@@ -176,6 +178,21 @@ def test_the_doctor_finds_engine_image_and_port(client: docker.DockerClient, ima
     missing = {f.what: f for f in diagnose(scenario("nobody/has-this:1", gpus="all"))}
     assert (missing["image"].well, missing["image"].mend) == (False, "docker pull nobody/has-this:1")
     assert missing["GPUs"].well is False or "wanted" in missing["GPUs"].found
+
+
+def test_a_container_that_goes_while_leftovers_are_looked_for_is_none(
+    client: docker.DockerClient, image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: ContainerCollection, name: str) -> None:
+        raise docker.errors.NotFound(name)
+
+    container = client.containers.create(image, labels={LABEL: "nobody"})
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(ContainerCollection, "get", gone)
+            assert leftovers() == []
+    finally:
+        container.remove()
 
 
 def test_what_a_crash_left_over_is_found(client: docker.DockerClient, image: str) -> None:
