@@ -11,6 +11,7 @@ few runs say little of it, and as an effect of its own it would take the machine
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,17 +51,18 @@ def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: 
     each row, s; whole rungs count by how `usual` they are, (rungs,)."""
     rung = rows.rung_of_block
     blocks, terms = len(rung), columns.shape[1] + 1
-    design = np.column_stack([columns, felt]) * weight[:, None]
-    seconds = rows.seconds * weight
     order = np.argsort(rows.block, kind="stable")
     cuts = np.searchsorted(rows.block[order], np.arange(blocks + 1))
+    design = np.empty((len(order), terms))
+    np.multiply(columns[order], weight[order, None], out=design[:, :-1])
+    np.multiply(felt[order], weight[order], out=design[:, -1])
+    seconds, prefill = (rows.seconds * weight)[order], rows.prefill[order]
+    of_kind = np.column_stack([np.where(prefill, seconds, 0.0), np.where(prefill, 0.0, seconds)])
     grams, rights = np.empty((blocks, terms, terms)), np.empty((blocks, 2, terms))
-    for b in range(blocks):
-        at = order[cuts[b] : cuts[b + 1]]
-        x, y, prefill = design[at], seconds[at], rows.prefill[at]
+    for b, (start, stop) in enumerate(pairwise(cuts)):
+        x = design[start:stop]  # a view: copies took most of the time
         grams[b] = x.T @ x
-        rights[b, 0] = x[prefill].T @ y[prefill]
-        rights[b, 1] = x[~prefill].T @ y[~prefill]
+        rights[b] = of_kind[start:stop].T @ x
     grams, rights = _absorbed(grams, rights, np.full(blocks, moods.of_a_block(BLOCK_SECONDS) ** 2))
     blocks_of_rung = np.bincount(rung).tolist()
     of_rung = np.square([moods.of_a_rung(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / usual

@@ -114,12 +114,12 @@ def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:
         seen = times[r][1:]
         if not len(seen):
             continue  # one token: it never met a decode step; `_prefills` places it by its time
-        step = float(np.median(np.diff(times[r][: _PROBE + 1])))
+        step = _middle(np.diff(times[r][: _PROBE + 1]))
         near = int(np.searchsorted(clock[:known], seen[0]))
         best, at = np.inf, known
         for d in range(max(0, near - 2), min(near + 2, known)):
             n = min(known - d, len(seen), _PROBE)
-            score = float(np.median(np.abs(seen[:n] - clock[d : d + n])))
+            score = _middle(np.abs(seen[:n] - clock[d : d + n]))
             if score < best:
                 best, at = score, d
         if best > _APART * step:
@@ -132,6 +132,11 @@ def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:
         clock[known : known + len(new)] = new
         known += len(new)
     return first, misfits
+
+
+def _middle(values: Floats) -> float:
+    """The (upper) median of a few values; NumPy's own takes ten times as long, which was a fifth of a fit."""
+    return float(np.sort(values)[len(values) // 2])
 
 
 def _spread(time: Floats, decode: Ints, ends: Floats) -> float:
