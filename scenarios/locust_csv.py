@@ -26,8 +26,9 @@ from measure.dialect import status_of
 from scenarios.failures import status_of_text
 from scenarios.results import INSTANT, Answer, Stretch, assemble, moment, named, software
 from sim.errors import BadInput
-from sim.run import REQUEST_COLUMNS, Run, Rung
+from sim.run import Run, Rung
 from sim.scenario import Figure, Load, Scenario
+from sim.table import REQUEST_COLUMNS
 
 HISTORY = (
     *("Timestamp", "User Count", "Name"),

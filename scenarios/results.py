@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from sim.errors import BadInput
 from sim.replay import lanes
 from sim.request import ABORTED, OK
-from sim.run import REQUEST_COLUMNS, Run, Rung
+from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig, ceil_block
+from sim.table import REQUEST_COLUMNS
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sim.request import ABORTED, OK, OVERLOADED, VALIDATION, Request
-from sim.run import REQUEST_COLUMNS
+from sim.table import REQUEST_COLUMNS
 
 _STATUS = (OK, OVERLOADED, VALIDATION, ABORTED)
 _CODE = {name: i for i, name in enumerate(_STATUS)}

@@ -122,6 +122,11 @@ def read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> li
     return records
 
 
+def moment(t: float) -> float | None:
+    """A time as files keep it: to the microsecond, and null for one that never came."""
+    return None if t != t else round(float(t), 6)
+
+
 def _complain(record: dict[str, Any], shape: type[msgspec.Struct], file: Path, line: int) -> None:
     def fail(key: Key, message: str) -> BadInput:
         return BadInput(message, path=file, line=line, key=dotted(key))

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from sim.document import Document
 from sim.errors import BadInput
-from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, StepLine, check_known, read_lines
+from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, check_known, moment, read_lines
 from sim.scenario import Scenario, lenient, relocated
 from sim.server import ServerConfig
 from sim.shape import Key, found
-from sim.steps import DECODE, STEP_COLUMNS
+from sim.steps import read_steps, step_records
+from sim.table import once, request_records, request_table
 
 FORMAT = 1  # 1: first
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
@@ -40,23 +41,6 @@ TOLD = (
     "max_waiting_tokens",
     "max_concurrent_requests",
 )
-
-REQUEST_COLUMNS = {
-    "id": "int64",
-    "rung": "int64",
-    "user": "int64",
-    "scheduled": "float64",
-    "sent": "float64",
-    "ended": "float64",
-    "prompt_tokens": "int64",
-    "max_new_tokens": "int64",
-    "output_tokens": "int64",
-    "first_token": "float64",
-    "last_token": "float64",
-    "finish_reason": "object",
-    "status": "object",
-    "error": "object",
-}
 
 
 @dataclass(frozen=True)
@@ -161,9 +145,9 @@ def read_run(path: Path) -> Run:
         raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
     for file in files:
         records += read_lines(file, doubts, RequestLine)
-    records = _once(records, doubts)
+    records = once(records, doubts)
     records.sort(key=lambda r: (r["sent"], r["id"]))
-    steps, ends = _read_steps(path, doubts)
+    steps, ends = read_steps(path, doubts)
     times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
     try:
         scenario = relocated(lenient(head.get("scenario") or {"name": head.get("name", path.name)}), path, Path())
@@ -171,7 +155,7 @@ def read_run(path: Path) -> Run:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
     try:
-        requests = _table(records, times)
+        requests = request_table(records, times)
     except OverflowError as e:
         raise BadInput("a whole number of a request is too large for 64 bits", path=path) from e
     return Run(
@@ -207,19 +191,6 @@ def _listed(document: Document, name: str) -> list[Any]:
     return raw
 
 
-def _once(records: list[dict[str, Any]], doubts: list[str]) -> list[dict[str, Any]]:
-    """Each request once: a file that was compressed and kept tells of all of them again."""
-    first: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for record in records:
-        first.setdefault((record["id"], record.get("user"), record["sent"]), record)
-    if len(first) < len(records):
-        doubts.append(
-            f"{len(records) - len(first)} of {len(records)} requests are there twice (the same id, user and time sent) "
-            "and are counted once"
-        )
-    return list(first.values())
-
-
 def _rung(document: Document, number: int, raw: Any) -> Rung:
     _check_map(document, ("rungs", number), raw, RungLine)
     known = msgspec.convert({k: v for k, v in raw.items() if v is not None}, RungLine)
@@ -240,29 +211,6 @@ def _rung(document: Document, number: int, raw: Any) -> Rung:
     )
 
 
-def _table(records: list[dict[str, Any]], times: list[NDArray[np.float64]]) -> pd.DataFrame:
-    nan = float("nan")
-    defaults: dict[str, Any] = {"rung": 0, "user": -1, "max_new_tokens": 0, "finish_reason": None, "error": None}
-    columns: dict[str, list[Any]] = {}
-    for name, kind in REQUEST_COLUMNS.items():
-        said = [record.get(name) for record in records]
-        if name == "scheduled":
-            said = [r["sent"] if at is None else at for at, r in zip(said, records, strict=True)]
-        elif name == "first_token":
-            said = [t[0] if len(t) else at for at, t in zip(said, times, strict=True)]
-        elif name == "last_token":  # who was not streamed has the last token with the answer
-            whole = [
-                r.get("ended") if at is None and r["status"] == "ok" else at
-                for at, r in zip(said, records, strict=True)
-            ]
-            said = [t[-1] if len(t) else at for at, t in zip(whole, times, strict=True)]
-        elif name == "output_tokens":
-            said = [len(t) if n is None else n for n, t in zip(said, times, strict=True)]
-        default = nan if kind == "float64" else defaults.get(name)
-        columns[name] = [default if x is None else x for x in said]
-    return pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in REQUEST_COLUMNS.items()})
-
-
 def write_run(run: Run, path: Path, *, steps: bool = False) -> Path:
     """Write a run into a new directory, `steps.jsonl` too if asked; what is there already is never overwritten.
 
@@ -276,9 +224,9 @@ def write_run(run: Run, path: Path, *, steps: bool = False) -> Path:
         inside.mkdir()
         here = replace(run, scenario=relocated(run.scenario, Path(), path))
         (inside / "run.json").write_bytes(msgspec.json.format(_encode(_head(here)), indent=1) + b"\n")
-        (inside / "requests.jsonl").write_bytes(_lines(_request_records(run)))
+        (inside / "requests.jsonl").write_bytes(_lines(request_records(run.requests, run.token_times)))
         if steps and run.steps is not None:
-            (inside / "steps.jsonl").write_bytes(_lines(_step_records(run)))
+            (inside / "steps.jsonl").write_bytes(_lines(step_records(run.steps, run.step_ends)))
         inside.replace(path)
     return path
 
@@ -291,10 +239,6 @@ def _lines(records: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(_encode(record) + b"\n" for record in records)
 
 
-def _time(t: float) -> float | None:
-    return None if t != t else round(float(t), 6)
-
-
 def _head(run: Run) -> dict[str, Any]:
     head: dict[str, Any] = {"format": FORMAT, "kind": run.kind, "name": run.name}
     if run.created is not None:
@@ -302,7 +246,7 @@ def _head(run: Run) -> dict[str, Any]:
     rungs = []
     for rung in run.rungs:
         load = {"users": rung.users} if rung.users is not None else {"rate": rung.rate}
-        times = {name: _time(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
+        times = {name: moment(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
         rungs.append({**load, **times, "status": rung.status, "doubts": rung.doubts, **rung.extra})
     return head | {
         "scenario": msgspec.to_builtins(run.scenario),
@@ -313,59 +257,3 @@ def _head(run: Run) -> dict[str, Any]:
         "stopped": run.stopped,
         "doubts": run.doubts,
     }
-
-
-def _request_records(run: Run) -> Iterator[dict[str, Any]]:
-    floats = {name for name, kind in REQUEST_COLUMNS.items() if kind == "float64"}
-    for i, row in enumerate(run.requests.to_dict("records")):
-        record = {str(k): _time(v) if k in floats else v for k, v in row.items()}
-        if run.token_times is not None:
-            record["token_times"] = [_time(t) for t in run.token_times[i]]
-            del record["first_token"], record["last_token"]
-        yield record
-
-
-def _step_records(run: Run) -> Iterator[dict[str, Any]]:
-    """Rows of `formats.md`'s steps, with what the statistics of a simulated run need besides."""
-    assert run.steps is not None
-    ends = iter(run.step_ends or [])
-    filtered = False
-    for row in run.steps.to_dict("records"):
-        decode = row["kind"] == DECODE
-        record = {
-            "start": _time(row["start"]),
-            "end": _time(row["end"]),
-            "kind": "decode" if decode else "prefill",
-            "count": row["count"],
-            "sequences": row["sequences"],
-            "tokens": row["tokens"],
-            "prompt_sq": row["prompt_sq"],
-            "max_prompt": row["longest"],
-            "concat": row["joined"] > 0,
-            "filtered": filtered,
-            "joined": row["joined"],
-            "ended": row["ended"],
-            "kept": row["kept"],
-            "used": row["used"],
-            "first": row["first"],
-            "growth": row["growth"],
-            "extra": row["extra"],
-        }
-        if decode and run.step_ends:
-            record["ends"] = [_time(t) for t in next(ends)]
-        filtered = row["ended"] > 0 and row["kept"] > 0
-        yield record
-
-
-def _read_steps(path: Path, doubts: list[str]) -> tuple[pd.DataFrame | None, list[NDArray[np.float64]] | None]:
-    file = next((path / n for n in ("steps.jsonl", "steps.jsonl.gz") if (path / n).exists()), None)
-    if file is None:
-        return None, None
-    records = read_lines(file, doubts, StepLine)
-    ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
-    if not records:
-        return None, None
-    steps = pd.DataFrame(records)
-    steps["kind"] = (steps["kind"] == "decode").astype(np.int64)
-    steps = steps.rename(columns={"max_prompt": "longest"})
-    return (steps if set(STEP_COLUMNS) <= set(steps) else None), ends or None

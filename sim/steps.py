@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sim.records import StepLine, moment, read_lines
 from sim.request import Request
 
 PREFILL, DECODE = 0, 1
@@ -38,3 +45,50 @@ class Call(NamedTuple):
     ends: list[float]
     members: list[Request]
     used: int
+
+
+def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | None) -> Iterator[dict[str, Any]]:
+    """The lines of `steps.jsonl`, with what the statistics of a simulated run need besides."""
+    ends = iter(step_ends or [])
+    filtered = False
+    for row in steps.to_dict("records"):
+        decode = row["kind"] == DECODE
+        record = {
+            "start": moment(row["start"]),
+            "end": moment(row["end"]),
+            "kind": "decode" if decode else "prefill",
+            "count": row["count"],
+            "sequences": row["sequences"],
+            "tokens": row["tokens"],
+            "prompt_sq": row["prompt_sq"],
+            "max_prompt": row["longest"],
+            "concat": row["joined"] > 0,
+            "filtered": filtered,
+            "joined": row["joined"],
+            "ended": row["ended"],
+            "kept": row["kept"],
+            "used": row["used"],
+            "first": row["first"],
+            "growth": row["growth"],
+            "extra": row["extra"],
+        }
+        if decode and step_ends:
+            record["ends"] = [moment(t) for t in next(ends)]
+        filtered = row["ended"] > 0 and row["kept"] > 0
+        yield record
+
+
+def read_steps(path: Path, doubts: list[str]) -> tuple[pd.DataFrame | None, list[NDArray[np.float64]] | None]:
+    """The steps of a run directory with `STEP_COLUMNS`, and the ends of every decode row's steps, s; None where a file
+    has none, or not all a simulated run has. `BadInput` names file, line and key."""
+    file = next((path / n for n in ("steps.jsonl", "steps.jsonl.gz") if (path / n).exists()), None)
+    if file is None:
+        return None, None
+    records = read_lines(file, doubts, StepLine)
+    ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
+    if not records:
+        return None, None
+    steps = pd.DataFrame(records)
+    steps["kind"] = (steps["kind"] == "decode").astype(np.int64)
+    steps = steps.rename(columns={"max_prompt": "longest"})
+    return (steps if set(STEP_COLUMNS) <= set(steps) else None), ends or None

@@ -21,10 +21,11 @@ from sim.gaps import FEW, Gaps, gaps, weighted_quantiles
 from sim.ladder import climb
 from sim.model import Model
 from sim.replica import Replica
-from sim.run import REQUEST_COLUMNS, Run, Rung
+from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
 from sim.steps import Call
+from sim.table import REQUEST_COLUMNS
 from sim.workload import Lengths, Workload
 
 
