@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import msgspec
 import pandas as pd
 
-from scenarios.compare import Comparison, Row, compare, verdict
+from scenarios.compare import compare
+from scenarios.comparison import Comparison, Row, verdict
 from scenarios.evidence import side_by_side
 from scenarios.forecast import Forecast
 from scenarios.forecast import Row as ForecastRow

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
 
-    from scenarios.compare import Comparison
+    from scenarios.comparison import Comparison
     from scenarios.progress import Commentary
     from sim.run import Run
 
@@ -96,7 +96,7 @@ def compare(
 
 
 def _write(folder: Path, comparison: Comparison) -> None:
-    from scenarios.compare import write_comparison
+    from scenarios.comparison import write_comparison
     from scenarios.report import page
     from sim.run import write_atomic
 

@@ -148,7 +148,7 @@ def run(
     """
     from calibrate.fit import calibrate_runs
     from measure.ladder import measure as climb
-    from scenarios.compare import write_comparison
+    from scenarios.comparison import write_comparison
     from scenarios.doors import write_calibration
     from scenarios.forecast import write_forecast
     from scenarios.judge import held_out_comparison

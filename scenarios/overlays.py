@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scenarios.compare import Comparison
+from scenarios.comparison import Comparison
 from scenarios.evidence import Distribution, Error, Evidence
 from scenarios.figure import BLUE, GREEN, GREY, ORANGE, RED, Axes, decades, figure, plain, svg, whole
 from scenarios.forecast import named

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from scenarios.compare import Row
+    from scenarios.comparison import Row
 
 # what another grouping of the users changes; rates and far quantiles of few requests fall apart of themselves
 SWAYED = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")

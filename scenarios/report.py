@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scenarios import plots, tables
-from scenarios.compare import Comparison
+from scenarios.comparison import Comparison
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
 from scenarios.sections import Section, grid, image, mark, of_comparison, of_run
 from scenarios.tables import parts, unit_of

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from scenarios import compare, overlays, plots, tables
-from scenarios.compare import Comparison
+from scenarios import overlays, plots, tables
+from scenarios.comparison import Comparison
+from scenarios.comparison import Row as ComparisonRow
 from scenarios.evidence import Evidence, itl
 from scenarios.forecast import named
 from scenarios.tables import percent, unit_of
@@ -157,7 +158,7 @@ def of_comparison(c: Comparison) -> Section:
     }
 
 
-def _simulated(row: compare.Row) -> Markup:
+def _simulated(row: ComparisonRow) -> Markup:
     """A forecast with its band and, where replicates fall into two groups, the centres of both."""
     value, band = tables.simulated(row, 4)
     two = "" if row.humps is None else f", about {row.humps[0]:.3g} or {row.humps[1]:.3g}"

@@ -19,8 +19,8 @@ from scenarios.forecast import Estimate, Forecast, Row, named
 from sim.calibration import Calibration
 
 if TYPE_CHECKING:
-    from scenarios import compare
-    from scenarios.compare import Comparison
+    from scenarios.comparison import Comparison
+    from scenarios.comparison import Row as ComparisonRow
 
 WIDTH = 80
 LATENCY = (("E2E p50 s", "e2e_p50"), ("E2E p95 s", "e2e_p95"), ("TTFT p50 s", "ttft_p50"), ("TTFT p95 s", "ttft_p95"))
@@ -226,7 +226,7 @@ def percent(share: float | None, sign: str = "", digits: int = 1) -> str:
     return f"{share:{sign}.{digits if abs(share) < 10 else 0}%}"  # nobody needs the tenth of a thousand
 
 
-def simulated(row: compare.Row, digits: int = 3) -> tuple[str, str]:
+def simulated(row: ComparisonRow, digits: int = 3) -> tuple[str, str]:
     """A forecast and its band; a dash and nothing where there is none."""
     if row.simulated is None:
         return "–", ""
@@ -260,7 +260,7 @@ def as_csv(forecasts: Iterable[Forecast]) -> str:
     return _csv(fields, ([getattr(row, name) for name in fields] for f in forecasts for row in f.curves))
 
 
-def rows_as_csv(rows: Sequence[compare.Row]) -> str:
+def rows_as_csv(rows: Sequence[ComparisonRow]) -> str:
     """A comparison as CSV, one line per load and metric; of two patterns the centres are joined by a space."""
     fields = rows[0].__struct_fields__ if rows else ()
     lines = (msgspec.structs.astuple(msgspec.structs.replace(row, humps=None)) for row in rows)

@@ -13,7 +13,8 @@ import pytest
 
 from calibrate.fit import calibrate_runs
 from scenarios.beside import compare_runs
-from scenarios.compare import Comparison, compare, fitted_rungs, forecast_run, verdict
+from scenarios.compare import compare, fitted_rungs, forecast_run
+from scenarios.comparison import Comparison, verdict
 from scenarios.doubts import beyond, misfits
 from scenarios.evidence import evidence
 from scenarios.patterns import humps

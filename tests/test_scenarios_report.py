@@ -17,7 +17,8 @@ from rich.console import Console
 
 from scenarios import overlays, plots, tables
 from scenarios.beside import compare_runs
-from scenarios.compare import compare, write_comparison
+from scenarios.compare import compare
+from scenarios.comparison import write_comparison
 from scenarios.doors import calibration_of
 from scenarios.evidence import SHARES, Distribution, Error, Evidence
 from scenarios.forecast import Estimate, Forecast, write_forecast

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate.fit import calibrate_runs
-from scenarios.compare import Row, compare, forecast_run
+from scenarios.compare import compare, forecast_run
+from scenarios.comparison import Row
 from sim.run import Run, read_run
 from sim.sweep import processes
 
