@@ -28,7 +28,7 @@ mutants: .venv/ready ## plant off-by-ones in batcher and replica; every one must
 	@$(BIN)/python tools/mutants.py
 
 validate: .venv/ready ## hold forecasts against the measured runs in data/, and fits against known truths
-	@failed=0; for program in check_fit check_bands validate; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
+	@failed=0; for program in check_fit check_bands validate check_floor; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
 
 recovery: .venv/ready ## calibrate made-up articles, and measure what is assumed: is the truth in the band as often as it should be?
 	@failed=0; for program in check_reading check_way check_published; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
