@@ -42,7 +42,6 @@ class Bench:
             delays,
             think=scenario.load.think,
             retry=scenario.load.retry,
-            output_attained=model.output_attained,
         )
         noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
         self.replica = Replica(

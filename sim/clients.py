@@ -56,7 +56,6 @@ class Clients:
         *,
         think: float = 0.0,
         retry: float = 0.2,
-        output_attained: float = 1.0,
     ):
         self.clock, self.source = clock, source
         self.uplink, self.downlink, self.turnaround, self.spacing = (
@@ -71,7 +70,7 @@ class Clients:
         self._reading = clocks.reading
         self._per_token = clocks.uplink.per_token
         self._counting = [-float("inf")] * VALIDATION_WORKERS  # until when each is at it; the first is free first
-        self.think, self.retry, self.output_attained = think, retry, output_attained
+        self.think, self.retry = think, retry
         self.log = RequestLog()
         self.replica: Replica
         self.on_ended: Callable[[Request, float], None] = lambda request, ended: None
@@ -142,8 +141,6 @@ class Clients:
 
     def _send(self, user: int, asked: Asked, at: float, scheduled: float | None = None) -> None:
         prompt, output, new = asked
-        if output == new:  # its limit; an answer said to come back shorter has ended early already
-            output = max(1, round(output * self.output_attained))
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r

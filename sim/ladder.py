@@ -29,7 +29,7 @@ def climb(scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | 
     The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
     refused, before the clock starts.
     """
-    bench = Bench(scenario, model, seed, _source(scenario, pairs, seed))
+    bench = Bench(scenario, model, seed, _source(scenario, pairs, seed, model.output_attained))
     refused = True
     for asked in _askable(scenario, pairs):
         model.server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
@@ -52,10 +52,10 @@ def climb(scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | 
     return bench.run()
 
 
-def _source(scenario: Scenario, pairs: Pairs | None, seed: Sequence[int]) -> Source:
+def _source(scenario: Scenario, pairs: Pairs | None, seed: Sequence[int], attained: float) -> Source:
     if pairs is not None and scenario.workload.trace is not None:
         return InOrder(pairs)
-    return Drawn(scenario.workload, np.random.default_rng([*seed, 3]), pairs)
+    return Drawn(scenario.workload, np.random.default_rng([*seed, 3]), pairs, attained)
 
 
 def _askable(scenario: Scenario, pairs: Pairs | None) -> Iterator[Asked]:

@@ -41,7 +41,7 @@ class RequestLog:
         self._rows.extend((r.received, first_token, last_token, _CODE[r.status]))
 
     def table(self, rung_starts: list[float]) -> pd.DataFrame:
-        """The table of `run.REQUEST_COLUMNS`, by `sent`; a request belongs to the rung in which it began."""
+        """The table of `table.REQUEST_COLUMNS`, by `sent`; a request belongs to the rung in which it began."""
         rows = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, len(_KEPT)).copy()
         rows = rows[np.argsort(rows[:, _KEPT.index("sent")], kind="stable")]
         column = dict(zip(_KEPT, rows.T, strict=True))
@@ -50,7 +50,11 @@ class RequestLog:
         made["id"] = np.arange(len(rows))
         made["rung"] = np.searchsorted(np.asarray(rung_starts), column["scheduled"], side="right") - 1
         made["status"] = np.array(_STATUS, dtype=object)[status]
-        made["finish_reason"] = np.array(["length", None, None, None], dtype=object)[status]
+        reason = np.full(len(rows), None, dtype=object)
+        whole = column["output_tokens"] >= column["max_new_tokens"]
+        for said, of in (("length", whole), ("eos_token", ~whole)):
+            reason[of & (status == _CODE[OK])] = said
+        made["finish_reason"] = reason
         made["error"] = np.full(len(rows), None, dtype=object)
         table = pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})
         return table.astype({name: kind for name, kind in REQUEST_COLUMNS.items() if kind == "int64"})

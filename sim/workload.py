@@ -104,12 +104,16 @@ class Source(Protocol):
 
 
 class Drawn:
-    """Lengths drawn independently for every request, from a workload's distributions or its file's pairs."""
+    """Lengths drawn independently for every request, from a workload's distributions or its file's pairs.
+
+    Of an answer that the workload only limits, giving one length where it could give two, the share `attained` comes
+    back. Lengths that somebody saw come back, or says will, are left alone.
+    """
 
     BLOCK = 1024
 
-    def __init__(self, workload: Workload, rng: np.random.Generator, pairs: Pairs | None = None):
-        self._workload, self._rng, self._pairs = workload, rng, pairs
+    def __init__(self, workload: Workload, rng: np.random.Generator, pairs: Pairs | None = None, attained: float = 1.0):
+        self._workload, self._rng, self._pairs, self._attained = workload, rng, pairs, attained
         self._block: list[Asked] = []
         self._same: Asked | None = None
         w = workload
@@ -139,6 +143,8 @@ class Drawn:
         assert back is not None
         if charged is None:
             charged = back
+        if w.output_tokens is None or w.max_new_tokens is None:
+            back = np.maximum(np.rint(back * self._attained).astype(np.int64), 1)
         return list(map(Asked, prompt.tolist(), np.minimum(back, charged).tolist(), charged.tolist()))
 
 

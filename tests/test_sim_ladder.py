@@ -225,6 +225,16 @@ def test_a_replay_of_a_run_on_its_own_model_is_the_run() -> None:
         )
 
 
+def test_a_replay_gives_back_what_was_recorded_whatever_share_of_limits_is_attained() -> None:
+    attained = dataclasses.replace(MODEL, output_attained=0.5)
+    run = climb(closed([2], FIXED), MODEL, (1, 0))
+    shorter, again = climb(closed([2], FIXED), attained, (1, 0)), replay(run, attained, (5, 0))
+    lengths = [set(r.requests.query("status == 'ok'")["output_tokens"]) for r in (run, shorter, again)]
+    assert lengths == [{FIXED.output_tokens}, {FIXED.output_tokens // 2}, {FIXED.output_tokens}]
+    reasons = [set(r.requests.query("status == 'ok'")["finish_reason"]) for r in (run, shorter)]
+    assert reasons == [{"length"}, {"eos_token"}]
+
+
 def test_a_closed_loop_that_does_not_say_who_asked_is_replayed_with_all_its_users() -> None:
     run = climb(closed([3, 8], SPREAD, seconds=30.0), MODEL, (1, 0))
     anonymous = dataclasses.replace(run, requests=run.requests.assign(user=-1))

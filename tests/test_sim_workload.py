@@ -75,6 +75,21 @@ def test_charged_is_what_comes_back_where_only_one_is_given() -> None:
         assert len({a.output_tokens for a in asked}) == 9
 
 
+@pytest.mark.parametrize(
+    ("given", "back"),
+    [
+        ({"output_tokens": 20}, 16),
+        ({"max_new_tokens": 20}, 16),
+        ({"output_tokens": 1}, 1),
+        ({"output_tokens": 20, "max_new_tokens": 20}, 20),
+        ({"output_tokens": 15, "max_new_tokens": 20}, 15),
+    ],
+)
+def test_a_share_comes_back_of_answers_that_are_only_limited(given: dict[str, int], back: int) -> None:
+    drawn = Drawn(Workload(prompt_tokens=5, **given), np.random.default_rng(3), attained=0.8)
+    assert drawn.next(0) == Asked(5, back, max(given.values()))
+
+
 def test_the_same_generator_gives_the_same_requests_and_another_others() -> None:
     workload = Workload(prompt_tokens=Lengths(uniform=(1, 999)), output_tokens=Lengths(uniform=(1, 999)))
     first, again, other = (Drawn(workload, np.random.default_rng(seed)) for seed in (1, 1, 2))
@@ -89,7 +104,7 @@ PAIRS = Pairs(*(np.array(column) for column in ([10, 20, 30], [1, 2, 3], [5, 6, 
 
 def test_pairs_are_drawn_as_pairs_or_kept_in_order() -> None:
     rows = {Asked(10, 1, 5), Asked(20, 2, 6), Asked(30, 3, 7)}
-    drawn = Drawn(Workload(), np.random.default_rng(1), PAIRS)
+    drawn = Drawn(Workload(), np.random.default_rng(1), PAIRS, attained=0.5)  # what came back was seen
     assert {drawn.next(0) for _ in range(200)} == rows
     in_order = InOrder(PAIRS)
     assert [in_order.next(9).prompt_tokens for _ in range(5)] == [10, 20, 30, 10, 20]
