@@ -115,11 +115,11 @@ def _spacing(back: pd.DataFrame, turnaround: Floats, per_token: float, reading: 
     chance = {n: _expected_largest(turnaround, n) for n in last["group"].unique().tolist()}
     alone = last["group"].map(chance) + per_token * last["next_prompt"] + reading * last["live"]
     extra = (last["after"] - alone) / (last["group"] - 1)
-    if float(extra.mean()) <= 0:
-        return 0.0, 0.0
     prompt = last["next_prompt"].to_numpy(np.float64)
     weight = (last["group"] - 1).to_numpy(np.float64)
     mean = float(np.average(extra, weights=weight))
+    if mean <= 0:
+        return 0.0, 0.0
     if np.ptp(prompt) < 0.2 * prompt.mean():
         return mean, 0.0
     centre = float(np.average(prompt, weights=weight))

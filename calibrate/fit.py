@@ -81,6 +81,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
     return Calibration(
         source=Source(door="run", files=_files(runs), note="fitted through the simulator: answers were not streamed"),
         model="padded" if padded else "affine",
+        machine=runs[0].scenario.machine,
         parameters={name: parameter(float(np.median(x)), x, *meanings[name]) for name, x in drawn.items()},
         draws={name: [float(f"{v:.6g}") for v in x] for name, x in drawn.items()},
         range={
@@ -91,7 +92,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         noise=UNSTREAMED_NOISE,
         clocks=ASSUMED,
         correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
-        doubts=doubts,
+        doubts=doubts + _machines(runs),
     )
 
 
@@ -135,6 +136,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     return Calibration(
         source=Source(door="run", files=_files(runs), note=choice),
         model=regression.form.model,
+        machine=runs[0].scenario.machine,
         parameters=parameters,
         draws=draws,
         range=_range(runs, rows),
@@ -150,7 +152,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         noise=noise,
         clocks=clocks,
         correlations=together,
-        doubts=doubts + _unusual(runs, rows, regression) + _left_open(rows, together),
+        doubts=doubts + _machines(runs) + _unusual(runs, rows, regression) + _left_open(rows, together),
     )
 
 
@@ -240,6 +242,15 @@ def _unusual(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[st
     return doubts
 
 
+def _machines(runs: Sequence[Run]) -> list[str]:
+    """A doubt where the runs say that they were measured on different machines."""
+    first = runs[0]
+    others = [run.name for run in runs if run.scenario.machine != first.scenario.machine]
+    if not others:
+        return []
+    return [f"{', '.join(others)}: not of the machine that {first.name} says it is of; fitted as one all the same"]
+
+
 def _left_open(rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
     """What these runs cannot tell, in words."""
     doubts = []
@@ -256,7 +267,7 @@ def _left_open(rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
 
 
 def _flags(run: Run) -> dict[str, Any]:
-    return {"run": run.name, **msgspec.to_builtins(run.scenario.server)}
+    return {"run": run.name, **msgspec.to_builtins(run.server)}
 
 
 def _files(runs: Sequence[Run]) -> list[SourceFile]:

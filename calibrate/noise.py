@@ -21,6 +21,7 @@ NOTHING = 1e-4  # of drift: no more than that is none
 TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
 _RETURNED = 0.2  # a smaller share that the next step gives back is none
+_PLAIN = 100  # decode steps without joining or dropping
 _ROWS, _RUNGS = 20, 4  # how many steps tell how rough a rung is, and how many rungs how much they differ
 
 
@@ -31,8 +32,16 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
     whole = rows.prefill & ~rows.table["idle"].to_numpy()
     if not whole.any():
         whole = rows.prefill
-    if plain.sum() < 100:
-        return Noise(prefill=_table(factor[whole]), decode=_table(factor[plain]))
+    if plain.sum() < _PLAIN:  # too few to tell the noise of steps from moods, which are believed all the same
+        return Noise(
+            prefill=_table(factor[whole]),
+            decode=_table(factor[plain]),
+            drift=moods.drift,
+            drift_seconds=moods.seconds,
+            drift_skew=moods.skew,
+            between=moods.between,
+            prefill_share=moods.prefill,
+        )
     time, rung = rows.table["end"].to_numpy()[plain], rows.rung[plain]
     fast = factor[plain]
     if moods.drift > NOTHING:

@@ -19,6 +19,7 @@ from calibrate.way import way_between
 from sim.errors import NotEnoughData
 from sim.forms import LEVEL
 from sim.run import Run, Rung
+from sim.server import ServerConfig
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,6 +30,7 @@ _WARM = 4.0  # decode steps: within so many the caches hold again what a prefill
 _CALM = 0.25  # share of the steps that busy rungs must leave, or they are used too
 _LOADS = 2  # loads that must be left
 _NO_STEP = 0.1  # of the usual time of a batch: no step of it is that quick
+_CONTINUED = 2.0 * ServerConfig().max_concurrent_requests  # sequences: more than routers let in
 _NOTED = 0.002  # share of the steps left out for that which is said
 STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
 
@@ -199,10 +201,11 @@ def level_terms(rows: Rows, knots: Sequence[int]) -> dict[str, Floats]:
 
 
 def level_knots(rows: Rows) -> list[int]:
-    """Batch sizes with a level of their own: all small ones, then ever fewer, to half as many again as were seen."""
+    """Batch sizes with a level of their own: all small ones, then ever fewer to half as many again as were seen, and a
+    few beyond, since a trend that flattens is not continued by a line."""
     top = 1.5 * float(rows.table["sequences"].to_numpy()[~rows.prefill].max())
     knots, size = [1], 1
-    while size < top:
-        size += max(1, size // 12)
+    while size < max(top, _CONTINUED):
+        size += max(1, size // (12 if size < top else 4))
         knots.append(size)
     return knots

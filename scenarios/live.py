@@ -195,11 +195,8 @@ def run(
 
 
 def _as_measured(scenario: Scenario, run: Run, calibration: Path) -> Scenario:
-    """The scenario with the calibration, and with the token budget that the server said it has."""
-    server, budget = scenario.server, (run.info or {}).get("max_batch_total_tokens")
-    if isinstance(budget, int):
-        server = msgspec.structs.replace(server, max_batch_total_tokens=budget)
-    return msgspec.structs.replace(scenario, server=server, calibration=str(calibration), table=None)
+    """The scenario with the calibration, and with the flags that the server said it has."""
+    return msgspec.structs.replace(scenario, server=run.server, calibration=str(calibration), table=None)
 
 
 @command("servecast doctor llama2-70b --url http://127.0.0.1:8080")

@@ -10,6 +10,7 @@ import pytest
 from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 
 from calibrate.budget import known_budget
+from calibrate.components import UNSEEN
 from calibrate.fit import calibrate_runs
 from calibrate.races import UPLINK_SPREAD, WAY_OF_A_DAY, race_rows, races
 from calibrate.steps import rebuild
@@ -17,6 +18,7 @@ from sim.calibration import Calibration, Delay, Noise, read_calibration
 from sim.errors import NotEnoughData
 from sim.forms import step_time
 from sim.run import Run, read_run, write_atomic
+from sim.scenario import Machine
 
 DATA = Path(__file__).parent.parent / "data"
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
@@ -259,6 +261,39 @@ def test_the_padded_server_gets_a_form_of_its_own():
     assert 1.15 < three / one < 1.6  # three rows cost little more than one
     assert sixteen / one < 3.6
     assert form.prefill(1, 300, 90000, 300) == pytest.approx(0.174, rel=0.05)  # as its /metrics say
+
+
+def test_the_trend_goes_on_beyond_the_batch_sizes_that_were_seen():
+    """Up to 16 were. It flattens, so that a line beyond them would be flat: 128 rows would take as long as 24."""
+    fit = calibrate_runs([read_run(DATA / "tgi-0.9.4-cpu" / "short")])
+    draws = [{name: column[i] for name, column in fit.draws.items()} for i in range(fit.n_draws)]
+    times = np.array([[step_time("levels", of).decode(n, n, 1)[0] for n in (24, 64, 128)] for of in draws])
+    assert (np.diff(np.median(times, axis=0)) > 0.002).all()
+    spread = times.std(axis=0) / times.mean(axis=0)
+    assert spread[0] < spread[1] < spread[2]
+
+
+def test_runs_say_what_they_were_measured_on():
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
+    assert not any("machine" in d for d in calibrate_runs([run]).doubts)
+    here, there = (
+        replace(run, name=gpu, scenario=msgspec.structs.replace(run.scenario, machine=Machine(gpu=gpu)))
+        for gpu in ("A100", "H100")
+    )
+    both = calibrate_runs([here, there])
+    assert both.machine == Machine(gpu="A100")
+    assert both.doubts[0] == "H100: not of the machine that A100 says it is of; fitted as one all the same"
+
+
+def test_flags_are_those_the_server_says_it_has():
+    run = observe([1, 2], lengths(200, 40), seconds=5.0).run
+    assert calibrate_runs([replace(run, info={"max_waiting_tokens": 7})]).server[0]["max_waiting_tokens"] == 7
+
+
+def test_a_run_too_short_to_show_its_moods_is_believed_to_have_some():
+    run = observe([1], lengths(20, 30), noise=NOISE, seconds=1.5).run
+    noise = calibrate_runs([run]).noise
+    assert noise.between == pytest.approx(UNSEEN, rel=0.5) and len(noise.decode) > 1
 
 
 def test_a_server_whose_kernels_change_with_the_batch_gets_a_form_of_its_own():

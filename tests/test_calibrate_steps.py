@@ -166,6 +166,20 @@ def test_counters_that_disagree_are_doubted():
     assert any("other traffic" in d for d in witness(part, rebuild(part)))
 
 
+def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_doubted():
+    run = read_run(DATA / "tgi-0.9.4-router-http" / "long")
+    schedule = rebuild(run)
+    steps = schedule.steps.copy()
+    prefill = (steps["kind"] == "prefill").to_numpy()
+    moved = 0.2 * steps.loc[prefill, "seconds"].sum()
+    steps.loc[prefill, "seconds"] *= 0.8
+    steps.loc[~prefill, "seconds"] += moved / (~prefill).sum()
+    doubts = witness(run, replace(schedule, steps=steps))
+    assert len(doubts) == 2
+    assert "the streams show prefill steps of 307" in doubts[0] and "the server says 383.7 ms" in doubts[0]
+    assert "decode steps" in doubts[1]
+
+
 def test_counters_of_a_server_started_anew_are_counted_from_there(tmp_path):
     """A run that was resumed: the warm-ups of either segment are on no record, and counters begin at nothing again."""
     run = read_run(shutil.copytree(DATA / "tgi-0.9.4-cpu" / "short", tmp_path / "run"))
