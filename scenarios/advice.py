@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 import msgspec
 import numpy as np
 
-from calibrate.advise import Advice, Question, advise, candidates
+from calibrate.advise import Advice, Question, advise, candidates, long_enough
 from sim.calibration import Calibration
 from sim.errors import BadInput
 from sim.pairs import read_pairs
@@ -34,8 +34,9 @@ def next_measurements(
     if not calibration.draws:
         raise BadInput("expected a calibration with draws: without them nothing says what is uncertain")
     possible = candidates(question, [run.scenario.workload for run in runs])
-    found = advise(calibration, question, possible, seed=seed, executor=executor)
-    return [_said(advice, question) for advice in found[:SHOWN]]
+    first, *others = advise(calibration, question, possible, seed=seed, executor=executor)
+    first = long_enough(first, calibration, question, seed=seed, executor=executor)
+    return [_said(advice, question) for advice in (first, *others[: SHOWN - 1])]
 
 
 def _question(runs: Sequence[Run], asked: Scenario | None) -> Question:

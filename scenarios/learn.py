@@ -57,6 +57,10 @@ def calibrate(
     runs = _runs(sources)
     if sets and (runs or all(Path(source).suffix == ".csv" for source in sources)):
         raise BadInput("expected only with a scenario, whose keys it changes", path="--set")
+    if advise and question is None and not runs:
+        if Path(sources[0]).suffix == ".csv":
+            raise BadInput("expected --question SCENARIO with it: a table does not say what it is for", path="--advise")
+        question = sources[0]
     calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
         write_calibration(existing(output), calibration)
@@ -73,9 +77,8 @@ def calibrate(
             click.echo("nothing is written: -o FILE keeps it", err=True)
     doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
     if advise or question is not None:
-        if question is None and not runs:
-            question = sources[0]
-        for line in _advice(calibration, runs, question, seed, jobs):
+        of_it = sets if question == sources[0] else ()
+        for line in _advice(calibration, runs, question, of_it, seed, jobs):
             click.echo(line, err=as_json)
 
 
@@ -92,12 +95,17 @@ def _runs(sources: Sequence[str]) -> list[Run]:
 
 
 def _advice(
-    calibration: Calibration, runs: Sequence[Run], question: str | None, seed: int, jobs: int | None
+    calibration: Calibration,
+    runs: Sequence[Run],
+    question: str | None,
+    sets: Sequence[str],
+    seed: int,
+    jobs: int | None,
 ) -> list[str]:
     from scenarios.advice import next_measurements
     from scenarios.load import load
 
-    asked = None if question is None else load(question)
+    asked = None if question is None else load(question, *sets)
     with working(jobs) as (executor, _):
         return next_measurements(calibration, runs, asked, executor, seed)
 

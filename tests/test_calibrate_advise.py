@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from streams import SERVER, lengths, observe
 
-from calibrate.advise import Advice, Measurement, Question, advise, candidates, known_to
+from calibrate.advise import Advice, Measurement, Question, advise, candidates, known_to, long_enough
 from calibrate.fit import calibrate_runs
 from sim.calibration import Calibration, Noise
 from sim.run import Run
@@ -65,6 +65,18 @@ def test_the_promise_holds_where_no_straight_line_leads_to_the_answer():
     (promise,) = advise(calibrate_runs([seen]), question, [same], seed=2)
     assert promise.low <= promise.after <= promise.high < 0.1 * promise.now
     assert promise.low / 2 < after(seen, same, question) < 2 * promise.high
+
+
+def test_a_longer_window_is_advised_where_it_averages_moods_and_not_for_what_a_run_keeps(before, advice):
+    drifting = msgspec.structs.replace(before.noise, drift=0.2, drift_seconds=10.0, between=0.0)
+    keeping = msgspec.structs.replace(before.noise, drift=0.0, between=0.1)
+    advised = {}
+    for name, noise in (("drifts", drifting), ("keeps", keeping)):
+        moody = msgspec.structs.replace(before, noise=noise)
+        (best,) = advise(moody, QUESTION, CANDIDATES[:1])
+        advised[name] = long_enough(best, moody, QUESTION)
+    assert advised["drifts"].measurement.seconds == 3 * CANDIDATES[0].seconds
+    assert advised["keeps"].measurement == CANDIDATES[0]
 
 
 def test_what_is_known_already_promises_nothing(before):

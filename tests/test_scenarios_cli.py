@@ -54,6 +54,7 @@ def test_every_command_has_an_example():
 
 
 def test_the_commands_are_those_promised():
+    status(["--version"])  # which adds them
     promised = "scenarios new schema simulate plan measure calibrate compare report standin"
     assert set(promised.split()) <= set(servecast.commands)
 
@@ -304,7 +305,23 @@ def test_a_calibration_says_what_is_wrong_with_its_runs_and_advises_on_recorded_
     assert status(["calibrate", str(folder), "--advise", "--jobs", "1"]) == 0
     out, err = capfd.readouterr()
     assert "doubt: tgi-cpu-mixed: requests.jsonl: the last line was torn and is left out\n" in err
-    assert re.search(r"measure \d+ users of the same mix for 60 s", out)
+    assert re.search(r"measure \d+ users of the same mix for (60|180) s", out)
+
+
+def test_advice_on_a_table_needs_a_question_and_on_a_scenario_is_for_it_as_it_was_changed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    assert status(["calibrate", "data/lmdeploy_v010a1_a100_static.csv", "--advise"]) == 2
+    said = "servecast: --advise: expected --question SCENARIO with it: a table does not say what it is for\n"
+    assert capfd.readouterr().err == said
+    table = Path("data/lmdeploy_v010a1_a100_static.csv").resolve()
+    file = tmp_path / "asked.yaml"
+    file.write_text(
+        f"format: 1\nname: asked\ntable: {table}\nserver: {{max_batch_total_tokens: 36000}}\n"
+        "workload: {prompt_tokens: 500, output_tokens: 100}\nload: {users: [2]}\n"
+    )
+    assert status(["calibrate", str(file), "--advise", "--set", "load.users=[3]", "--jobs", "1"]) == 0
+    assert "at 3 users of 500/100 tokens" in capfd.readouterr().out
 
 
 def test_a_tolerance_that_cannot_be_judged_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
