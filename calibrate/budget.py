@@ -17,18 +17,18 @@ import numpy as np
 
 from calibrate.draws import parameter
 from calibrate.steps import Schedule
+from calibrate.tally import ON_THE_WAY
 from sim.batch import Batch
 from sim.calibration import Parameter
 from sim.request import Request
 from sim.run import Run
 from sim.server import BLOCK, ServerConfig, ceil_block
 
-_ON_THE_WAY = 0.02  # s: sent so long before a look, a request was in the queue by then
 MEANING = "tokens all running requests may hold"
 
 
 @dataclass
-class Bounds:
+class Looks:
     """What each look of the router says: `fitted` tokens were let in, `refused` tokens were not."""
 
     fitted: list[int] = field(default_factory=list)
@@ -64,12 +64,12 @@ def fit_budget(
         if said or told is None:
             return None
         return parameter(told, np.full(n, float(told)), "tokens", MEANING), [float(told)] * n, []
-    bounds = Bounds()
+    looks = Looks()
     for run, schedule in unknown:
-        _look(run, schedule, bounds)
-    if not bounds.fitted:
+        _look(run, schedule, looks)
+    if not looks.fitted:
         return None
-    low, high, against = bounds.most_agreed()
+    low, high, against = looks.most_agreed()
     if high is None:
         least, most = unseen([run.server for run, _ in unknown], low)
         drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
@@ -82,9 +82,9 @@ def fit_budget(
         drawn = rng.uniform(low, high, n)
         doubts = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
     if against:
-        looks = len(bounds.fitted) + len(bounds.refused)
+        count = len(looks.fitted) + len(looks.refused)
         doubts.append(
-            f"{against} of {looks} admissions speak against that: the server's flags may be others than the scenario's "
+            f"{against} of {count} admissions speak against that: the server's flags may be others than the scenario's "
             "(max_batch_prefill_tokens), or requests were long on their way"
         )
     draws = [float(round(x)) for x in drawn.tolist()]
@@ -112,7 +112,7 @@ def known_budget(run: Run) -> int | None:
     return told if isinstance(told, int) else None
 
 
-def _look(run: Run, schedule: Schedule, bounds: Bounds) -> None:
+def _look(run: Run, schedule: Schedule, looks: Looks) -> None:
     """Add what every look of the router within the rungs to be used says."""
     config = run.server
     asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
@@ -129,15 +129,15 @@ def _look(run: Run, schedule: Schedule, bounds: Bounds) -> None:
         taken.update(r.id for r in new)
         while front < len(waiting) and waiting[front].id in taken:
             front += 1
-        head = waiting[front] if front < len(waiting) and waiting[front].sent + _ON_THE_WAY < start else None
+        head = waiting[front] if front < len(waiting) and waiting[front].sent + ON_THE_WAY < start else None
         if used and new:
-            bounds.fitted.append(batch.used + _charged(new, config))
+            looks.fitted.append(batch.used + _charged(new, config))
         # no look lies between a prefill and the decode step after it
         looked = bool(new) or (since > 1 and since >= config.max_waiting_tokens)
         if used and seen and looked and head is not None:
             wanted = [*new, head]
             if _prompts(wanted, config) <= config.max_batch_prefill_tokens:
-                bounds.refused.append(batch.used + _charged(wanted, config))
+                looks.refused.append(batch.used + _charged(wanted, config))
         if new:
             batch.join(new)
             since = 1

@@ -112,7 +112,7 @@ def alone_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float
 
 
 @dataclass(frozen=True)
-class Bench:
+class Article:
     """The article's test bench: its `figures` that need a ladder, and the `server` they were measured on.
 
     `alone` is the latency of a lone user, s, of the profiles where it is known.

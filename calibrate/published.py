@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from calibrate import laws, verdict
 from calibrate.draws import correlations, parameter
-from calibrate.figures import CLOCKS, FACTORS, Bench, log_fit, profile, resolve, title
+from calibrate.figures import CLOCKS, FACTORS, Article, log_fit, profile, resolve, title
 from calibrate.search import search
 from calibrate.space import Space
 from sim.calibration import Calibration, Residual, Source
@@ -51,12 +51,12 @@ def calibrate_published(
     figures = resolve(scenario)
     space = Space.of(figures, scenario.server)
     ladder = [figure for figure in figures if figure not in space.alone]
-    bench = Bench(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
+    article = Article(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
     rng = np.random.default_rng([seed, 0])
 
     def simulate(scores: Floats, first: int) -> Floats:
         machines = space.machines(scores)
-        tasks = [(bench, machines[at : at + SCENE], seed, first + at) for at in range(0, len(machines), SCENE)]
+        tasks = [(article, machines[at : at + SCENE], seed, first + at) for at in range(0, len(machines), SCENE)]
         shown: list[Floats] = []
         for part in executor.map(_show, tasks) if executor else map(_show, tasks):
             shown += part
@@ -87,7 +87,7 @@ def calibrate_published(
         machine=scenario.machine,
         parameters={name: parameter(float(x[center]), x, *meaning[name]) for name, x in columns.items()},
         draws={name: x.tolist() for name, x in columns.items()},
-        range=_range(bench, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),
+        range=_range(article, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),
         residuals={title(figure): _residual(figure, shown[:, i]) for i, figure in enumerate(ordered)},
         clocks=CLOCKS,
         correlations=correlations(list(columns), np.array(list(columns.values())).T),
@@ -99,9 +99,9 @@ def calibrate_published(
     )
 
 
-def _show(task: tuple[Bench, list[dict[str, float]], int, int]) -> list[Floats]:
-    bench, machines, seed, first = task
-    return [bench.show(machine, (seed, 1, first + i)) for i, machine in enumerate(machines)]
+def _show(task: tuple[Article, list[dict[str, float]], int, int]) -> list[Floats]:
+    article, machines, seed, first = task
+    return [article.show(machine, (seed, 1, first + i)) for i, machine in enumerate(machines)]
 
 
 def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -144,11 +144,11 @@ def _middle(columns: dict[str, Floats]) -> dict[str, float]:
     return {name: float(np.median(x)) for name, x in columns.items() if name == "max_batch_total_tokens"}
 
 
-def _range(bench: Bench, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
+def _range(article: Article, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
     """What the ladders of the figures visit, as the central machine climbs them."""
     visited: dict[str, list[float]] = {}
-    for of, users in bench.ladders.items():
-        run = bench.climb(machine, of, users, (seed, 2))
+    for of, users in article.ladders.items():
+        run = article.climb(machine, of, users, (seed, 2))
         assert run.steps is not None
         steps = run.steps
         prefill, decode = steps[steps["kind"] == PREFILL], steps[steps["kind"] != PREFILL]

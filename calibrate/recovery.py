@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate import laws
-from calibrate.figures import Bench, Profile, alone_terms
+from calibrate.figures import Article, Profile, alone_terms
 from calibrate.published import calibrate_published
 from sim import metrics
 from sim.curve import Band, band, plateau, takeoff
@@ -50,7 +50,7 @@ def trial(number: int, seed: int, simulations: int, forecasts: int = FORECASTS) 
     figures = article(machine, factor, (seed, number))
     scenario = Scenario(name="made-up", server=SERVER, published=figures)
     fitted = calibrate_published(scenario, seed + number, simulations=simulations, draws=forecasts)
-    bench = Bench((), SERVER, {})
+    bench = Article((), SERVER, {})
 
     def reached(one: dict[str, float]) -> float:
         return plateau(metrics.table(bench.climb(one, THIRD, TOP, (seed, number, 1)))).rps
@@ -77,7 +77,7 @@ def article(machine: dict[str, float], factor: float, seed: tuple[int, ...]) -> 
         terms, clocks = alone_terms(of, np.array([machine["output_attained"]]))
         alone = clocks + sum(machine[name] * float(times[0]) for name, times in terms.items())
         figures.append(_printed(of, "e2e_mean", alone, decimals, users=1))
-    bench = Bench(tuple(_printed(of, "rps_takeoff", 1.0, 1) for of in (LONG_PROMPTS, LONG_ANSWERS)), SERVER, {})
+    bench = Article(tuple(_printed(of, "rps_takeoff", 1.0, 1) for of in (LONG_PROMPTS, LONG_ANSWERS)), SERVER, {})
     for of, users in bench.ladders.items():
         table = metrics.table(bench.climb(machine, of, users, (*seed, 0)))
         figures.append(_printed(of, "rps_takeoff", takeoff(table, factor).rps, 1))

@@ -165,7 +165,7 @@ def _alone(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> _Alone:
     if lone:
         run, rung, ok = min(lone, key=lambda found: latency(found[2]))
     else:
-        run, rung, ok = min(rungs, key=lambda found: (_company(*found), latency(found[2])))
+        run, rung, ok = min(rungs, key=lambda found: (_company(*found[:2]), latency(found[2])))
     prompt, output = float(ok["prompt_tokens"].median()), float(ok["output_tokens"].median())
     if not (prompt > 0 and output > 0):
         raise NotEnoughData(
@@ -176,7 +176,7 @@ def _alone(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> _Alone:
         # of a handful of requests of all lengths, the median is not known to the millisecond
         each = float(np.abs(np.log((ok["last_token"] - ok["sent"]) / seconds)).median()) * 1.48
         return _Alone(LogNormal(seconds, 1.25 * each / np.sqrt(len(ok))), prompt, output, [])
-    company = _company(run, rung, ok)
+    company = _company(run, rung)
     low = seconds / company  # a server that gained nothing by batching
     doubt = (
         f"no rung of one user was fitted: a lone request takes anything from {low:.3g} to {seconds:.3g} s, what "
@@ -186,7 +186,7 @@ def _alone(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> _Alone:
     return _Alone(_LogUniform(low, seconds), prompt, output, [doubt])
 
 
-def _company(run: Run, rung: int, ok: pd.DataFrame) -> float:
+def _company(run: Run, rung: int) -> float:
     """How many requests were there at once, each itself included."""
     users = run.rungs[rung].users
     if users is not None:
@@ -277,7 +277,7 @@ def _log_fit(measured: Floats, near: Floats, shown: Floats, spread: Floats | flo
     """Log-likelihood of what was measured, (n, 1): log-normal errors, the emulator's `spread` added."""
     apart = np.log(np.maximum(np.nan_to_num(shown, nan=1e-9), 1e-9)) - np.log(measured)[:, None]
     variance = near[:, None] ** 2 + np.asarray(spread) ** 2
-    # rungs of one run share the machine's moods: together they say less than as many independent ones
+    # the statistics of one window say about as much as one of them: users and latency make the throughput
     return np.asarray(-0.5 * (apart**2 / variance).sum(axis=1) / len(STATISTICS))
 
 

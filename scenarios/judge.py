@@ -131,8 +131,7 @@ def _compare(
     seed: int,
     jobs: int | None,
 ) -> Comparison:
-    from scenarios import beside
-    from scenarios import compare as comparison
+    from scenarios import beside, compare
     from scenarios.doubts import misfits
     from scenarios.evidence import evidence
     from scenarios.forecast import Forecast
@@ -164,10 +163,10 @@ def _compare(
             return held_out_comparison(run, scored, tolerances, replicates, seed, executor, commentary, again)
         calibration = read_calibration(calibrated)
         commentary.say(f"replaying {run.name} {replicates} times")
-        tables = comparison.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
+        tables = compare.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
         behind = evidence(run, calibration, executor, seed)
-    fitted, said = comparison.fitted_rungs(run, calibration)
-    return comparison.compare(
+    fitted, said = compare.fitted_rungs(run, calibration)
+    return compare.compare(
         run,
         tables,
         fitted=fitted,

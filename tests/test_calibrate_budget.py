@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibrate.budget import Bounds, fit_budget, known_budget, unseen
+from calibrate.budget import Looks, fit_budget, known_budget, unseen
 from calibrate.fit import calibrate_runs
 from calibrate.steps import rebuild
 from scenarios.compare import compare, forecast_run
@@ -113,8 +113,8 @@ def test_who_never_came_into_the_queue_did_not_wait_in_it():
 
 
 def test_the_bounds_are_those_the_fewest_looks_speak_against():
-    assert Bounds(fitted=[10, 30], refused=[50, 90]).most_agreed() == (30, 49, 0)
-    assert Bounds(fitted=[10, 30]).most_agreed() == (30, None, 0)
-    assert Bounds(fitted=[10, 30, 30, 31], refused=[20, 50, 50]).most_agreed() == (31, 49, 1)
-    assert Bounds(fitted=[10, 30, 60], refused=[50, 50, 52]).most_agreed() == (30, 49, 1)
-    assert Bounds(fitted=[100], refused=[50, 60, 70]).most_agreed() == (100, None, 3)  # something was let in
+    assert Looks(fitted=[10, 30], refused=[50, 90]).most_agreed() == (30, 49, 0)
+    assert Looks(fitted=[10, 30]).most_agreed() == (30, None, 0)
+    assert Looks(fitted=[10, 30, 30, 31], refused=[20, 50, 50]).most_agreed() == (31, 49, 1)
+    assert Looks(fitted=[10, 30, 60], refused=[50, 50, 52]).most_agreed() == (30, 49, 1)
+    assert Looks(fitted=[100], refused=[50, 60, 70]).most_agreed() == (100, None, 3)  # something was let in

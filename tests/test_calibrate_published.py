@@ -14,7 +14,7 @@ from calibrate.figures import (
     FACTORS,
     READING,
     USERS,
-    Bench,
+    Article,
     Profile,
     alone_terms,
     is_alone,
@@ -82,7 +82,7 @@ def test_a_lone_user_by_arithmetic_is_a_lone_user_in_the_simulator():
     for of in (LONG_PROMPTS, LONG_ANSWERS):
         terms, clocks = alone_terms(of, np.array([0.87]))
         said = clocks + sum(machine[name] * times[0] for name, times in terms.items())
-        table = metrics.table(Bench((), SERVER, {}).climb(machine, of, [1], (0,)))
+        table = metrics.table(Article((), SERVER, {}).climb(machine, of, [1], (0,)))
         assert table["e2e_mean"].iloc[0] == pytest.approx(said, abs=2e-3)  # the way up takes 1 to 3 ms
 
 
@@ -116,7 +116,7 @@ def test_every_draw_shows_the_lone_user_figures_within_their_rounding(fitted):
 def test_the_central_draw_shows_all_four_figures(fitted):
     """Within 5 % or their rounding, when the central machine climbs the article's ladders."""
     for f in resolve(ARTICLE):
-        table = metrics.table(Bench((), ARTICLE.server, {}).climb(fitted.values, profile(f), USERS[:-1], (3,)))
+        table = metrics.table(Article((), ARTICLE.server, {}).climb(fitted.values, profile(f), USERS[:-1], (3,)))
         factor = fitted.values["takeoff_factor"]
         shown = table["e2e_mean"].iloc[0] if is_alone(f) else takeoff(table, factor).rps
         assert misses(f, np.array([shown]))[0] <= 1.02, title(f)  # other seeds, other delays
