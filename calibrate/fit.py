@@ -276,7 +276,7 @@ def _files(runs: Sequence[Run]) -> list[SourceFile]:
         if run.path is None:
             continue
         for file in sorted([run.path / "run.json", *run.path.glob("requests*.jsonl*")]):
-            files.append(
-                SourceFile(path=f"{run.path.name}/{file.name}", sha256=hashlib.sha256(file.read_bytes()).hexdigest())
-            )
+            raw = file.read_bytes()
+            name, digest = f"{run.path.name}/{file.name}", hashlib.sha256(raw).hexdigest()
+            files.append(SourceFile(path=name, sha256=digest, bytes=len(raw)))
     return files

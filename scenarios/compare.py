@@ -6,6 +6,7 @@ so that the 5 % and 95 % quantiles over replicates are a 90 % prediction interva
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from scenarios.patterns import humps
 from scenarios.repeats import relative, repeat_errors
 from scenarios.replicate import described
 from sim import metrics
-from sim.calibration import Calibration
+from sim.calibration import Calibration, SourceFile
 from sim.curve import band
 from sim.errors import NotEnoughData
 from sim.model import draw_model, drawing
@@ -130,16 +131,19 @@ def compare(
 def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:
     """The rungs of `run` that the calibration was fitted to, and a doubt where that is a guess.
 
-    All of a run whose requests its source names, compressed since or not; what was compressed when it was fitted and is
-    not now is known by its name alone.
+    Those of the requests that its source names, compressed or appended to since or not; what was compressed when it was
+    fitted and is not now is known by its name alone.
     """
     if run.path is None:
         return set(), []
     every = set(range(len(run.rungs)))
     files = [file for file in Path(run.path).glob("requests*.jsonl*") if file.suffix in (".jsonl", ".gz")]
-    known = {file.sha256 for file in calibration.source.files}
-    if known & {digest for file in files for digest in _digests(file)}:
+    read = [_read_of(file, calibration.source.files) for file in files]
+    if read and all(whole for _, whole in read):
         return every, []
+    if any(content for content, _ in read):
+        rungs = {line.rung for content, _ in read for line in _lines(content)}
+        return rungs, [f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out"]
     folder = Path(run.path).resolve().name
     names = {file.path for file in calibration.source.files}
     if {f"{folder}/{file.name}.gz" for file in files} & names:
@@ -148,9 +152,27 @@ def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str
     return set(), []
 
 
-def _digests(file: Path) -> Iterator[str]:
-    """The sha256 of a file's bytes and, of a compressed one, of what is in it."""
+class _RungOf(msgspec.Struct):
+    rung: int = 0
+
+
+def _read_of(file: Path, sources: Sequence[SourceFile]) -> tuple[bytes, bool]:
+    """What a fit that names these sources has read of the file, and whether that is all of it."""
     raw = file.read_bytes()
-    yield sha256(raw).hexdigest()
-    if file.suffix == ".gz":
-        yield sha256(gzip.decompress(raw)).hexdigest()
+    content = gzip.decompress(raw) if file.suffix == ".gz" else raw
+    for source in sources:
+        if source.sha256 in (_digest(raw), _digest(content)):
+            return content, True
+        if source.bytes and _digest(content[: source.bytes]) == source.sha256:
+            return content[: source.bytes], False
+    return b"", False
+
+
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
+def _lines(content: bytes) -> Iterator[_RungOf]:
+    for line in content.splitlines():
+        with contextlib.suppress(msgspec.DecodeError):  # a line that was torn then
+            yield msgspec.json.decode(line, type=_RungOf)

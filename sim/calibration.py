@@ -35,10 +35,11 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file the fit read, by name and content."""
+    """A file the fit read, by name and content; `bytes` is how long it was then, since a run can be resumed."""
 
     path: str
     sha256: str
+    bytes: int | None = None
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

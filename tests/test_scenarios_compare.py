@@ -1,6 +1,7 @@
 """Comparisons: a forecast of a measured run, its bands, what is held out, and the verdict."""
 
 import gzip
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -296,6 +297,22 @@ def unzip(folder: Path) -> Run:
 
 def test_a_run_that_was_zipped_since_is_still_the_one_that_was_fitted(copy, flash):
     assert fitted_rungs(flash, calibrate_runs([unzip(copy)])) == (set(range(6)), [])
+
+
+def test_rungs_that_came_after_the_fit_are_held_out(copy):
+    """A run that was resumed: its requests were appended to, or are in a file of their own."""
+    run = unzip(copy)
+    lines = (copy / "requests.jsonl").read_bytes().splitlines(keepends=True)
+    lines.sort(key=lambda line: json.loads(line)["rung"])
+    first = [line for line in lines if json.loads(line)["rung"] < 4]
+    (copy / "requests.jsonl").write_bytes(b"".join(first))
+    then = calibrate_runs([read_run(copy)], rungs=[range(4)])
+    said = [f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out"]
+    (copy / "requests-2.jsonl").write_bytes(b"".join(lines[len(first) :]))
+    assert fitted_rungs(read_run(copy), then) == (set(range(4)), said)
+    (copy / "requests-2.jsonl").unlink()
+    (copy / "requests.jsonl").write_bytes(b"".join(lines))
+    assert fitted_rungs(read_run(copy), then) == (set(range(4)), said)
 
 
 def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
