@@ -71,8 +71,8 @@ def _counted(results: Iterable[pd.DataFrame], total: int, progress: Progress) ->
 
 
 def central_run(scenario: Scenario, calibration: Calibration, seed: int = 0) -> Run:
-    """Replicate 0, which has the central values of all parameters: a run to look at."""
-    return Task(scenario, calibration, seed, 0, read_pairs(scenario.workload)).run()
+    """Replicate 0, which has the central values of all parameters: a run to look at, down to whose each step is."""
+    return Task(scenario, calibration, seed, 0, read_pairs(scenario.workload)).run(members=True)
 
 
 def summarise(

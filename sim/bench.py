@@ -15,11 +15,12 @@ from sim.noise import Noise
 from sim.replica import Replica
 from sim.run import Run, Rung
 from sim.scenario import Scenario
+from sim.steps import Call
 from sim.workload import Source
 
 
 class Bench:
-    """One server, its clients, and the rungs so far."""
+    """One server, its clients, and the rungs so far; with `members`, the steps keep the ids of their requests."""
 
     def __init__(
         self,
@@ -29,6 +30,8 @@ class Bench:
         source: Source,
         start: float = 0.0,
         busy_until: float = 0.0,
+        *,
+        members: bool = False,
     ):
         if scenario.replicas != 1:
             raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
@@ -49,18 +52,28 @@ class Bench:
         )
         self.clients.replica = self.replica
         self.rungs: list[Rung] = []
+        self._members: list[list[int]] = []
+        if members:
+            self.replica.on_call = self._on_call
+
+    def _on_call(self, call: Call) -> None:
+        if call.op != "filter":
+            self._members.append([r.id for r in call.members])
 
     def run(self) -> Run:
         """End the run now, and say what happened."""
         self.clients.abort()
         self.replica.stop()
+        steps = self.replica.step_table()
+        if self._members:
+            steps["members"] = self._members
         return Run(
             kind="simulated",
             name=self.scenario.name,
             scenario=msgspec.structs.replace(self.scenario, server=self.model.server),
             rungs=self.rungs,
             requests=self.clients.log.table([rung.start for rung in self.rungs]),
-            steps=self.replica.step_table(),
+            steps=steps,
             step_ends=self.replica.step_ends,
             stopped="all rungs of the list are done",
         )

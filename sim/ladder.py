@@ -23,13 +23,16 @@ from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
 MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it waited for, and ends after its last
 
 
-def climb(scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None = None) -> Run:
-    """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one.
+def climb(
+    scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None = None, *, members: bool = False
+) -> Run:
+    """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one, and with
+    `members` the steps say whose they are.
 
     The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
     refused, before the clock starts.
     """
-    bench = Bench(scenario, model, seed, _source(scenario, pairs, seed, model.output_attained))
+    bench = Bench(scenario, model, seed, _source(scenario, pairs, seed, model.output_attained), members=members)
     refused = True
     for asked in _askable(scenario, pairs):
         model.server.check_fits(asked.prompt_tokens, asked.max_new_tokens)

@@ -1,4 +1,4 @@
-"""The table of requests of a simulated run, as it grows: ten numbers a request, no objects kept."""
+"""The table of requests of a simulated run, as it grows: eleven numbers a request, no objects kept."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sim.table import REQUEST_COLUMNS
 _STATUS = (OK, OVERLOADED, VALIDATION, ABORTED)
 _CODE = {name: i for i, name in enumerate(_STATUS)}
 _KEPT = (
+    "id",
     "user",
     "scheduled",
     "sent",
@@ -37,7 +38,7 @@ class RequestLog:
 
     def append(self, r: Request, ended: float, first_token: float, last_token: float) -> None:
         """Keep a request; times in s on the client's clock, NaN for a token that never came."""
-        self._rows.extend((r.user, r.scheduled, r.sent, ended, r.prompt_tokens, r.max_new_tokens))
+        self._rows.extend((r.id, r.user, r.scheduled, r.sent, ended, r.prompt_tokens, r.max_new_tokens))
         self._rows.extend((r.received, first_token, last_token, _CODE[r.status]))
 
     def table(self, rung_starts: list[float]) -> pd.DataFrame:
@@ -47,7 +48,6 @@ class RequestLog:
         column = dict(zip(_KEPT, rows.T, strict=True))
         status = column["status"].astype(np.int64)
         made: dict[str, object] = dict(column)
-        made["id"] = np.arange(len(rows))
         made["rung"] = np.searchsorted(np.asarray(rung_starts), column["scheduled"], side="right") - 1
         made["status"] = np.array(_STATUS, dtype=object)[status]
         reason = np.full(len(rows), None, dtype=object)

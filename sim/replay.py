@@ -160,13 +160,19 @@ def _segments(run: Run) -> Iterator[tuple[float, list[Rung], pd.DataFrame]]:
 
 
 def _joined(parts: list[Run]) -> Run:
+    """One run of several segments, whose requests and rungs are numbered on."""
     first = parts[0]
+    numbered, ids, rungs = [], 0, 0
+    for part in parts:
+        r = part.requests
+        numbered.append(r.assign(id=r["id"] + ids, rung=r["rung"] + rungs))
+        ids, rungs = ids + int(r["id"].to_numpy().max(initial=0)), rungs + len(part.rungs)
     return Run(
         kind=first.kind,
         name=first.name,
         scenario=first.scenario,
         rungs=[rung for part in parts for rung in part.rungs],
-        requests=pd.concat([part.requests for part in parts], ignore_index=True),
+        requests=pd.concat(numbered, ignore_index=True),
         steps=pd.concat([part.steps for part in parts if part.steps is not None], ignore_index=True),
         step_ends=[ends for part in parts for ends in part.step_ends or []],
         stopped=first.stopped,

@@ -48,7 +48,7 @@ class Call(NamedTuple):
 
 
 def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | None) -> Iterator[dict[str, Any]]:
-    """The lines of `steps.jsonl`, with what the statistics of a simulated run need besides."""
+    """The lines of `steps.jsonl`, with what the statistics of a simulated run need besides; `members` where known."""
     ends = iter(step_ends or [])
     filtered = False
     for row in steps.to_dict("records"):
@@ -72,6 +72,8 @@ def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | Non
             "growth": row["growth"],
             "extra": row["extra"],
         }
+        if "members" in row:
+            record["members"] = row["members"]
         if decode and step_ends:
             record["ends"] = [moment(t) for t in next(ends)]
         filtered = row["ended"] > 0 and row["kept"] > 0

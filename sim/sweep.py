@@ -57,9 +57,9 @@ class Task:
     def _rng(self) -> np.random.Generator | None:
         return None if self.number == 0 else drawing(self.seed, self.number)
 
-    def run(self) -> Run:
-        """Simulate it."""
-        return climb(self.scenario, self.model(), (self.seed, self.number), self.pairs)
+    def run(self, *, members: bool = False) -> Run:
+        """Simulate it; with `members`, its steps say whose they are."""
+        return climb(self.scenario, self.model(), (self.seed, self.number), self.pairs, members=members)
 
 
 @contextmanager

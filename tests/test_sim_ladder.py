@@ -270,6 +270,8 @@ def test_what_came_before_the_first_segment_listed_is_replayed_too(listed: list[
     again = replay(dataclasses.replace(run, segments=segments), MODEL, (5, 0))
     assert [rung.users for rung in again.rungs] == [1, 2]
     assert len(metrics.table(again)) == 2
+    assert again.requests["id"].is_unique
+    assert set(again.requests["rung"]) == {0, 1}
 
 
 def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,25 @@ def test_a_run_written_is_read_back_with_the_same_statistics(tmp_path: Path, noi
     ours, theirs = metrics.table(run), metrics.table(again)
     for name in ours.columns:
         assert theirs[name].to_numpy() == pytest.approx(ours[name].to_numpy(), rel=1e-3, nan_ok=True), name
+
+
+def test_steps_say_whose_they_are(tmp_path: Path) -> None:
+    """A request is in one prefill and in a decode step for each of its further tokens."""
+    model = Model(STEP_TIME, ServerConfig(max_batch_total_tokens=2000), NOISE, CLOCKS)
+    write_run(climb(SCENARIO, model, (1, 0), members=True), tmp_path / "run", steps=True)
+    steps = lines(tmp_path / "run" / "steps.jsonl")
+    assert all(len(step["members"]) == step["sequences"] for step in steps)
+    tokens: Counter[int] = Counter()
+    prefills: Counter[int] = Counter()
+    for step in steps:
+        for member in step["members"]:
+            tokens[member] += step["count"]
+            prefills[member] += step["kind"] == "prefill"
+    asked = {r["id"]: r["output_tokens"] for r in lines(tmp_path / "run" / "requests.jsonl") if r["output_tokens"]}
+    assert tokens == asked
+    assert set(prefills.values()) == {1}
+    again = read_run(tmp_path / "run")
+    assert lines(write_run(again, tmp_path / "copy", steps=True) / "steps.jsonl")[5]["members"] == steps[5]["members"]
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:
