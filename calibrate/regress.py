@@ -149,7 +149,9 @@ def _solve(gram: Floats, right: Floats, prior: Prior, rng: np.random.Generator |
 
 
 def misses(regression: Regression, rows: Rows) -> dict[int, float]:
-    """For every rung the error of the form fitted to all others: Σ over kinds and batch sizes of |Σ(fit − y)| / Σy."""
+    """For every rung the error of the form fitted to the steps of all others: Σ over kinds and batch sizes of
+    |Σ(fit − y)| / Σy. What is believed stays the same, who came back in time at that rung (`races`) included: that
+    bounds the filter and the way there, and hardly a step."""
     matrix = design(rows, regression.form, regression.names)
     missed = {}
     for rung in np.unique(rows.rung).tolist():

@@ -3,7 +3,8 @@
 Blocks of seconds, within rungs, are reweighted at random (the Bayesian bootstrap of Rubin 1981, on blocks because steps
 resemble their neighbours; leaving blocks out would delete batch sizes). On top of that the machine of another day: a
 factor for every rung and one for every run, since one run sees only one day, of which prefills feel their share. And
-every draw takes its own sample of the prior, so that what the data leave open is scattered over and not chosen.
+every draw takes its own sample of the prior, so that what the data leave open is scattered over and not chosen. Who
+came back in time (`races`) is sampled as the prior is, and not reweighted.
 """
 
 from __future__ import annotations
