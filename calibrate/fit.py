@@ -27,7 +27,7 @@ from calibrate.races import WAY_OF_A_DAY, races
 from calibrate.regress import Form, Regression, choose, usualness
 from calibrate.rows import TREND, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
-from calibrate.uncertainty import DRAWS, draw_coefficients
+from calibrate.uncertainty import DRAWS, draw_coefficients, opposed
 from calibrate.unstreamed import ASSUMED, fit_unstreamed
 from calibrate.unstreamed import NOISE as UNSTREAMED_NOISE
 from calibrate.witness import witness
@@ -124,7 +124,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
     there = clocks.uplink.mean
-    another_day = 1 + WAY_OF_A_DAY * rng.standard_normal(len(drawn))
+    another_day = 1 + WAY_OF_A_DAY * opposed(rng, len(drawn), 1)[:, 0]
     ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0) * another_day
     counting = all_drawn[:, u1]
     for name, value, drawn, unit, meaning in (

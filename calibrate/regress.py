@@ -57,10 +57,10 @@ class Regression:
     equations: Equations
     moods: Moods
 
-    def solve(self, weight: Floats, slower: Floats | None = None, rng: np.random.Generator | None = None) -> Floats:
+    def solve(self, weight: Floats, slower: Floats | None = None, noise: Floats | None = None) -> Floats:
         """Coefficients from the prior and from blocks that count so often, and are that much slower
-        (`Equations.without_moods`); `rng` samples the prior."""
-        return _solve(*self.equations.without_moods(weight, slower), self.prior, rng)
+        (`Equations.without_moods`); `noise`, (k,), is what each of the prior's k targets is off by."""
+        return _solve(*self.equations.without_moods(weight, slower), self.prior, noise)
 
 
 def regress(rows: Rows, form: Form, races: pd.DataFrame, moods: Moods = STEADY) -> Regression:
@@ -132,9 +132,9 @@ def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:
     return np.stack([columns[name] for name in names], axis=1)
 
 
-def _solve(gram: Floats, right: Floats, prior: Prior, rng: np.random.Generator | None = None) -> Floats:
-    """argmin over x ≥ floor of xᵀGx − 2rᵀx + |prior.rows·x − prior.target|²; `rng` gives the targets their noise."""
-    target = prior.target if rng is None else prior.target + rng.standard_normal(len(prior.target))
+def _solve(gram: Floats, right: Floats, prior: Prior, noise: Floats | None = None) -> Floats:
+    """argmin over x ≥ floor of xᵀGx − 2rᵀx + |prior.rows·x − (prior.target + noise)|²."""
+    target = prior.target if noise is None else prior.target + noise
     floor = prior.floor
     full = gram + prior.rows.T @ prior.rows
     wanted = right + prior.rows.T @ target - full @ floor

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_ndtr
 
 from calibrate.regress import Regression
 from calibrate.rows import Rows
@@ -21,16 +22,25 @@ DRAWS = 200
 
 
 def draw_coefficients(regression: Regression, rows: Rows, rng: np.random.Generator, n: int = DRAWS) -> Floats:
-    """`n` joint draws of the coefficients, shape (n, coefficients)."""
+    """`n` joint draws of the coefficients, shape (n, coefficients); each of the second half is the opposite of one of
+    the first."""
     equations, moods = regression.equations, regression.moods
     rung_of, run_of = equations.rung, rows.run_of_block
     keeps = np.sqrt(equations.of_rung)
     feels = np.array([moods.prefill, 1.0])
+    scores = opposed(rng, n, len(rung_of) + int(run_of[-1]) + 1 + len(keeps) + len(regression.prior.target))
     drawn = np.empty((n, len(regression.names)))
-    for i in range(n):
-        weight = rng.exponential(size=len(rung_of))
-        day = moods.run * rng.standard_normal(int(run_of[-1]) + 1)
-        hour = keeps * rng.standard_normal(len(keeps))
-        slower = (1 + np.outer(day[run_of], feels)) * (1 + np.outer(hour[rung_of], feels))
-        drawn[i] = regression.solve(weight, slower, rng)
+    for i, score in enumerate(scores):
+        blocks, days, hours, noise = np.split(score, np.cumsum([len(rung_of), int(run_of[-1]) + 1, len(keeps)]))
+        weight = -log_ndtr(blocks)  # exponential
+        slower = 1 + np.outer((moods.run * days)[run_of], feels)
+        slower *= 1 + np.outer((keeps * hours)[rung_of], feels)
+        drawn[i] = regression.solve(weight, slower, noise)
     return drawn
+
+
+def opposed(rng: np.random.Generator, n: int, size: int) -> Floats:
+    """`n` draws of `size` independent standard normal scores, (n, size), the second half the negatives of the first:
+    what they say of anything linear has its median where no noise would have it."""
+    half = rng.standard_normal(((n + 1) // 2, size))
+    return np.concatenate([half, -half])[:n]

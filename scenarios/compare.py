@@ -28,7 +28,7 @@ from sim import metrics
 from sim.calibration import Calibration, SourceFile
 from sim.curve import band
 from sim.errors import NotEnoughData
-from sim.model import draw_model, drawing
+from sim.model import Draw, draw_model
 from sim.replay import replay, with_users
 from sim.run import Run
 
@@ -48,7 +48,7 @@ class Replicate:
 
     def __call__(self) -> pd.DataFrame:
         """Its metrics and circumstances, one row a rung."""
-        model = draw_model(self.calibration, self.run.server, drawing(self.seed, self.number))
+        model = draw_model(self.calibration, self.run.server, Draw(self.seed, self.number))
         again = replay(self.run, model, (self.seed, self.number))
         table = described(again, model.server)
         if not self.streamed:  # tokens that nobody saw come count when their answer does, here as there

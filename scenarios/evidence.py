@@ -17,7 +17,7 @@ from sim.calibration import Calibration
 from sim.curve import band
 from sim.errors import NotEnoughData
 from sim.gaps import gaps
-from sim.model import draw_model, drawing
+from sim.model import Draw, draw_model
 from sim.replay import replay, with_users
 from sim.run import Run, Rung
 
@@ -102,7 +102,7 @@ def _replayed(run: Run, calibration: Calibration, executor: Executor, seed: int)
 
 def _replay(run: Run, calibration: Calibration, seed: int, number: int) -> list[list[float]]:
     """The gaps of one replay, the same as the comparison's of this number."""
-    model = draw_model(calibration, run.server, drawing(seed, number))
+    model = draw_model(calibration, run.server, Draw(seed, number))
     return _quantiles(replay(run, model, (seed, number)))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from sim.document import Document
 from sim.forms import FORMS, LEVEL, MEANING, step_time
@@ -164,11 +163,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """How many joint draws there are (0: only central values)."""
         return len(next(iter(self.draws.values()), []))
 
-    def draw(self, rng: np.random.Generator) -> dict[str, float]:
-        """One joint draw of all parameters; the central values where there are no draws."""
+    def draw(self, place: float) -> dict[str, float]:
+        """The joint draw of all parameters at that place among them, from 0 up to 1; the central values where there are
+        no draws."""
         if not self.n_draws:
             return self.values
-        at = int(rng.integers(self.n_draws))
+        at = int(place * self.n_draws)
         return self.values | {name: column[at] for name, column in self.draws.items()}
 
 

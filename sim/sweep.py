@@ -20,7 +20,7 @@ import numpy as np
 from sim.calibration import Calibration
 from sim.curve import TAKEOFF_FACTOR
 from sim.ladder import climb
-from sim.model import Model, draw_model, drawing
+from sim.model import Draw, Model, draw_model
 from sim.run import Run
 from sim.scenario import Scenario
 from sim.workload import Pairs
@@ -40,7 +40,7 @@ class Task:
 
     def model(self) -> Model:
         """The draw of the calibration that this replicate runs with."""
-        return draw_model(self.calibration, self.scenario.server, self._rng())
+        return draw_model(self.calibration, self.scenario.server, self._draw)
 
     @property
     def takeoff_factor(self) -> float:
@@ -48,14 +48,14 @@ class Task:
 
         Published figures say something of it: then it is its draw's, together with the other parameters.
         """
-        rng = self._rng()
-        values = self.calibration.values if rng is None else self.calibration.draw(rng)
+        values = self.calibration.values if self._draw is None else self._draw.values(self.calibration)
         if "takeoff_factor" in values:
             return values["takeoff_factor"]
         return float(np.random.default_rng([self.seed, self.number, 4]).uniform(*TAKEOFF_FACTOR))
 
-    def _rng(self) -> np.random.Generator | None:
-        return None if self.number == 0 else drawing(self.seed, self.number)
+    @property
+    def _draw(self) -> Draw | None:
+        return None if self.number == 0 else Draw(self.seed, self.number)
 
     def run(self, *, members: bool = False) -> Run:
         """Simulate it; with `members`, its steps say whose they are."""

@@ -112,6 +112,16 @@ def test_draws_and_noise_give_prefills_their_share():
     assert calm.roughness > 0.3 and calm.drift_skew == pytest.approx(np.exp(-1.5 * calm.roughness**2))
 
 
+def test_draws_are_half_the_opposites_of_the_others():
+    runs = days(Noise(decode=[0.9, 1.1]), 2)
+    regression, rows = fitted(runs)
+    for n in (20, 21):
+        drawn = draw_coefficients(regression, rows, np.random.default_rng(0), n)
+        assert len(drawn) == n
+        b0 = drawn[:, regression.names.index("b0")] - drawn[:, regression.names.index("b0")].mean()
+        assert np.corrcoef(b0[: n // 2], b0[(n + 1) // 2 :])[0, 1] < -0.5
+
+
 def test_what_coefficients_explain_as_well_is_no_mood_of_loads():
     """Three loads of a server whose step times are given: a tenth of a mood each was as likely as none."""
     run = read_run(DATA / "tgi-0.9.4-router-http" / "short")

@@ -14,7 +14,7 @@ import pytest
 from scenarios.replicate import replicate
 from sim.calibration import Calibration, Noise, Parameter, Source
 from sim.curve import Corner, band, knee, plateau, takeoff
-from sim.model import drawing
+from sim.model import Draw
 from sim.scenario import Load, Scenario
 from sim.server import Bounds, ServerConfig
 from sim.sweep import MOST, Task, processes
@@ -68,8 +68,26 @@ def test_replicate_0_has_the_central_values_and_the_others_draws() -> None:
     assert 1.15 <= min(factors) < 1.2 < 2.4 < max(factors) <= 2.5
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_replicates_are_spread_evenly_over_the_draws_and_meet_their_opposites(seed: int) -> None:
+    places = [Draw(seed, number).place for number in range(1, 100)]
+    assert all(0.0 <= place < 1.0 for place in places)
+    gaps = np.diff(np.sort([*places, min(places) + 1.0]))
+    assert gaps.max() < 2.5 / 99
+    for one, other in zip(places[1::2], places[2::2], strict=True):
+        assert abs(one - other) == pytest.approx(0.5)
+    assert places[0] != Draw(seed + 1, 1).place
+
+
+def test_the_median_of_ever_so_wide_draws_hardly_depends_on_the_seed() -> None:
+    half = np.random.default_rng(1).standard_normal(100)
+    ranks = np.concatenate([half, -half])  # as a fit has them
+    medians = [np.median([ranks[int(200 * Draw(seed, n).place)] for n in range(1, 100)]) for seed in range(20)]
+    assert np.abs(medians).max() < 0.05  # of chance 0.13 is the standard deviation
+
+
 def test_what_a_replicate_draws_does_not_depend_on_what_it_asks() -> None:
-    draws = [drawing(7, number).random() for number in range(300)]
+    draws = [Draw(7, number).rng().random() for number in range(300)]
     for stream in ((), (0,), (1,), (2,), (3,), (0, 0), (0, 3)):  # of ladders and replays
         others = [np.random.default_rng([7, number, *stream]).random() for number in range(300)]
         assert abs(np.corrcoef(draws, others)[0, 1]) < 0.2
