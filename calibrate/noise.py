@@ -141,5 +141,8 @@ def _table(factor: Floats) -> list[float]:
     if len(factor) < 5:
         return []
     quantiles = np.maximum(np.quantile(factor, TABLE), 0.05)
+    # straight lines lie between quantiles: one to the largest would have half of it on average in the last of them
+    end = float(factor[factor >= quantiles[-2]].mean())
+    quantiles[-1] = np.clip(2 * end - quantiles[-2], quantiles[-2], quantiles[-1])
     mean = float(np.trapezoid(quantiles, TABLE))
     return [round(q, 5) for q in (quantiles / mean).tolist()]

@@ -15,10 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibrate.steps import Schedule
+from calibrate.usable import usable_steps
 from calibrate.way import way_between
 from sim.errors import NotEnoughData
 from sim.forms import LEVEL
-from sim.run import Run, Rung
+from sim.run import Run
 from sim.server import ServerConfig
 
 Floats = NDArray[np.float64]
@@ -27,12 +28,7 @@ Ints = NDArray[np.int64]
 BLOCK_SECONDS = 5.0  # what is resampled as a whole, and has a mood: short enough for ten a rung
 WARMING = "w0"  # what a decode step takes longer the sooner it follows a prefill; a forecast has the average of it
 _WARM = 4.0  # decode steps: within so many the caches hold again what a prefill has driven out of them
-_CALM = 0.25  # share of the steps that busy rungs must leave, or they are used too
-_LOADS = 2  # loads that must be left
-_NO_STEP = 0.1  # of the usual time of a batch: no step of it is that quick
 _CONTINUED = 2.0 * ServerConfig().max_concurrent_requests  # sequences: more than routers let in
-_NOTED = 0.002  # share of the steps left out for that which is said
-STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
 
 
 @dataclass(frozen=True)
@@ -65,40 +61,14 @@ class Rows:
 def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
     """The usable steps of all runs.
 
-    Left out: the first step of a run, for which the server may have had to finish what it did before; with a doubt,
-    steps whose tokens came in a lump, and rungs whose client was too busy to time anything. `NotEnoughData` where no
-    decode step is left.
+    `NotEnoughData` where no decode step is left.
     """
     doubts: list[str] = []
     tables = []
     for number, (run, schedule) in enumerate(zip(runs, schedules, strict=True)):
         steps = schedule.steps.drop(columns="members")
         idle = ~steps["seen"] & (steps["kind"] == "prefill") & (steps["start"] > steps["end"].shift(fill_value=np.inf))
-        used = steps.loc[steps["used"], "rung"].unique()
-        limited = [i for i, g in enumerate(run.rungs) if i in used and _client_limited(g)]
-        usable = (steps["seen"] | idle) & steps["used"]
-        lumped = _lumped(steps) & usable
-        usable &= ~lumped & (steps["seconds"] > 0)
-        count = max(1, int(steps["used"].sum()))
-        if (share := lumped.sum() / count) > _NOTED:
-            doubts.append(
-                f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
-                "others (a client that was held up, or something on the way that gathers them)"
-            )
-        dropped = usable & steps["rung"].isin(limited)
-        calm = steps.loc[usable & ~dropped, "rung"].nunique()
-        # a fragment of a rung is no better witness than a busy client, and one rung shows no growth with the batch
-        if limited and calm >= _LOADS and (usable & ~dropped).sum() >= _CALM * usable.sum():
-            usable &= ~dropped
-            loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
-            doubts.append(
-                f"{run.name}: {dropped.sum() / count:.0%} of the steps are left out, those at load {loads}: "
-                "the client was too busy to time them"
-            )
-        elif limited:
-            doubts.append(
-                f"{run.name}: the client was too busy to time itself at nearly every load used; its steps look longer"
-            )
+        usable = usable_steps(run, steps, idle, doubts)
         tables.append(steps[usable].assign(idle=idle[usable], run=number))
     table = pd.concat(tables, ignore_index=True)
     if not (table["kind"] == "decode").any():
@@ -117,23 +87,6 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         doubts=doubts,
         way=way_between(runs, schedules),
     )
-
-
-def _lumped(steps: pd.DataFrame) -> pd.Series:
-    """Which steps ended, or began, at an instant that is the client's and not the server's.
-
-    A client that is held up, and whatever gathers tokens on the way, lets several steps seem to end at once: the first
-    of them looks long, the others like nothing, and the step after them began before the lump was seen.
-    """
-    seconds = steps["seconds"]
-    usual = seconds.where(seconds > 0).groupby([steps["kind"], steps["sequences"]]).transform("median")
-    nothing = steps["seen"] & ((seconds <= 0) | (seconds < _NO_STEP * usual))
-    return nothing | nothing.shift(1, fill_value=False) | nothing.shift(-1, fill_value=False)
-
-
-def _client_limited(rung: Rung) -> bool:
-    canary = rung.extra.get("canary_p99_ms")
-    return bool(rung.extra.get("client_limited")) or (isinstance(canary, int | float) and canary > STALLED)
 
 
 def _numbered(*keys: Ints) -> Ints:

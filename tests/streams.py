@@ -117,3 +117,15 @@ def lengths(prompt: int | tuple[int, int], output: int | tuple[int, int]) -> Wor
         return x if isinstance(x, int) else Lengths(uniform=x)
 
     return Workload(prompt_tokens=law(prompt), output_tokens=law(output))
+
+
+def questions(parameters: dict[str, float], model: str = "affine") -> np.ndarray:
+    """A prefill of one prompt of 1,500; a decode step of one sequence at 550, of twenty at 1,500 each; s."""
+    form = step_time(model, parameters)
+    return np.array(
+        [
+            form.prefill(1, 1500, 1500**2, 1500),
+            form.decode(1, 550, 550)[0],
+            form.decode(20, 30000, 1500)[0],
+        ]
+    )

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from streams import CLOCKS, SERVER, TRUTH, lengths, observe
+from streams import CLOCKS, SERVER, TRUTH, lengths, observe, questions
 
 from calibrate.budget import known_budget
 from calibrate.components import UNSEEN
@@ -23,18 +23,6 @@ from sim.scenario import Machine
 DATA = Path(__file__).parent.parent / "data"
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
 LADDER = [1, 2, 4, 8, 16, 32]
-
-
-def questions(parameters: dict[str, float], model: str = "affine") -> np.ndarray:
-    """A prefill of one prompt of 1,500; a decode step of one sequence at 550, of twenty at 1,500 each; s."""
-    form = step_time(model, parameters)
-    return np.array(
-        [
-            form.prefill(1, 1500, 1500**2, 1500),
-            form.decode(1, 550, 550)[0],
-            form.decode(20, 30000, 1500)[0],
-        ]
-    )
 
 
 def drawn(calibration: Calibration) -> np.ndarray:
@@ -202,39 +190,6 @@ def test_info_wins_over_behaviour():
     told = replace(run, scenario=_without_budget(run), info={"max_batch_total_tokens": 36000})
     budget = calibrate_runs([told]).parameters["max_batch_total_tokens"]
     assert (budget.value, budget.stderr, budget.low, budget.high) == (36000, 0.0, 36000, 36000)
-
-
-@pytest.mark.parametrize("sign", [{"canary_p99_ms": 45.0}, {"canary_p99_ms": 4.8, "client_limited": True}])
-def test_loads_at_which_the_client_was_too_busy_are_left_out(sign):
-    run = observe([1, 2, 4], lengths(200, 40), seconds=8.0).run
-    busy = replace(run.rungs[2], extra=sign)
-    limited = calibrate_runs([replace(run, rungs=[*run.rungs[:2], busy])])
-    assert limited.range["sequences"][1] == 2
-    assert any("too busy" in d and "load 4" in d for d in limited.doubts)
-
-
-def held_up(times: np.ndarray) -> np.ndarray:
-    """A client that does nothing for the first 200 ms of every five seconds."""
-    start = np.floor(times / 5) * 5
-    return np.where(times - start < 0.2, start + 0.2, times)
-
-
-def gathered(times: np.ndarray) -> np.ndarray:
-    """Every twentieth token comes with the next one."""
-    late = times.copy()
-    for i in np.flatnonzero(np.random.default_rng(len(times)).random(len(times) - 1) < 0.05)[::-1]:
-        late[i] = late[i + 1]
-    return late
-
-
-@pytest.mark.parametrize("seen", [held_up, gathered])
-def test_steps_whose_tokens_came_in_a_lump_are_left_out_and_counted(seen):
-    clean = observe(LADDER, lengths((100, 1500), (20, 120)), noise=NOISE, seconds=12.0).run
-    late = replace(clean, token_times=[seen(t) for t in clean.token_times or []])
-    one, other = calibrate_runs([clean]), calibrate_runs([late])
-    assert questions(other.values) / questions(one.values) == pytest.approx(np.ones(3), abs=0.02)
-    assert any("% of the steps are left out: their tokens came in one lump" in d for d in other.doubts)
-    assert not any("one lump" in d or "other clients" in d for d in one.doubts)
 
 
 def test_a_slow_first_request_is_not_taken_for_the_server():

@@ -1,0 +1,61 @@
+"""Steps that say nothing of the server are left out of the fit, and counted."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from streams import lengths, observe, questions
+
+from calibrate.fit import calibrate_runs
+from sim.calibration import Noise
+from sim.forms import step_time
+
+NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
+
+
+@pytest.mark.parametrize("sign", [{"canary_p99_ms": 45.0}, {"canary_p99_ms": 4.8, "client_limited": True}])
+def test_loads_at_which_the_client_was_too_busy_are_left_out(sign):
+    run = observe([1, 2, 4], lengths(200, 40), seconds=8.0).run
+    busy = replace(run.rungs[2], extra=sign)
+    limited = calibrate_runs([replace(run, rungs=[*run.rungs[:2], busy])])
+    assert limited.range["sequences"][1] == 2
+    assert any("too busy" in d and "load 4" in d for d in limited.doubts)
+
+
+def held_up(times: np.ndarray) -> np.ndarray:
+    """A client that does nothing for the first 200 ms of every five seconds."""
+    start = np.floor(times / 5) * 5
+    return np.where(times - start < 0.2, start + 0.2, times)
+
+
+def gathered(times: np.ndarray) -> np.ndarray:
+    """Every twentieth token comes with the next one."""
+    late = times.copy()
+    for i in np.flatnonzero(np.random.default_rng(len(times)).random(len(times) - 1) < 0.05)[::-1]:
+        late[i] = late[i + 1]
+    return late
+
+
+@pytest.mark.parametrize("seen", [held_up, gathered])
+def test_steps_whose_tokens_came_in_a_lump_are_left_out_and_counted(seen):
+    clean = observe([1, 2, 4, 8, 16, 32], lengths((100, 1500), (20, 120)), noise=NOISE, seconds=12.0).run
+    late = replace(clean, token_times=[seen(t) for t in clean.token_times or []])
+    one, other = calibrate_runs([clean]), calibrate_runs([late])
+    assert questions(other.values) / questions(one.values) == pytest.approx(np.ones(3), abs=0.02)
+    assert any("% of the steps are left out: their tokens came in one lump" in d for d in other.doubts)
+    assert not any("one lump" in d or "other clients" in d for d in one.doubts)
+
+
+def test_a_machine_that_stood_still_once_is_not_slow():
+    run = observe([1, 2], lengths((50, 400), (20, 80)), noise=NOISE, seconds=15.0).run
+    at = np.sort(np.concatenate(run.token_times))[900]
+    later = {name: np.where(x > at, x + 0.3, x) for name, x in run.requests[["sent", "scheduled", "ended"]].items()}
+    times = [np.where(t > at, t + 0.3, t) for t in run.token_times]
+    still = replace(run, requests=run.requests.assign(**later), token_times=times)
+    calm, found = calibrate_runs([run]), calibrate_runs([still])
+    times = [step_time(c.model, c.values).decode(20, 6000, 400)[0] for c in (calm, found)]
+    assert times[1] == pytest.approx(times[0], rel=0.02)
+    assert max(found.noise.decode) < 1.1
+    said = [d for d in found.doubts if "stood still" in d]
+    assert len(said) == 1 and "1 of " in said[0]
+    assert not any("stood still" in d for d in calm.doubts)
