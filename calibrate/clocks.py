@@ -23,6 +23,8 @@ from sim.run import Run
 
 Floats = NDArray[np.float64]
 
+# what a client on the same network was seen to take, where nothing is seen
+ASSUMED = Clocks(uplink=Delay(quantiles=[1.2e-3, 1.8e-3]), turnaround=Delay(quantiles=[2e-4, 6e-4]))
 TABLE = np.linspace(0.0, 1.0, 21)
 _ALONE = 30  # answers that ended alone in their step from which turnarounds are known well enough
 
@@ -38,7 +40,9 @@ def fit_clocks(runs: Sequence[Run], schedules: Sequence[Schedule], way: float, p
     return Clocks(
         uplink=Delay(quantiles=_lognormal(there, UPLINK_SPREAD * there), per_token=per_token),
         downlink=Delay(quantiles=_quantiles(downlink)),
-        turnaround=Delay(quantiles=_quantiles(turnaround), per_token=per_prompt_token),
+        turnaround=Delay(quantiles=_quantiles(turnaround), per_token=per_prompt_token)
+        if len(turnaround)
+        else ASSUMED.turnaround,
         reading=reading,
         spacing=Delay(quantiles=[spacing], per_token=spacing_per_token),
     )

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from calibrate.budget import MEANING as BUDGET
 from calibrate.budget import fit_budget
-from calibrate.clocks import fit_clocks
+from calibrate.clocks import ASSUMED, fit_clocks
 from calibrate.components import fit_moods
 from calibrate.draws import correlations, parameter
 from calibrate.noise import fit_noise
@@ -28,8 +28,8 @@ from calibrate.regress import Form, Regression, choose, usualness
 from calibrate.rows import TREND, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import DRAWS, draw_coefficients, opposed
-from calibrate.unstreamed import ASSUMED, fit_unstreamed
 from calibrate.unstreamed import NOISE as UNSTREAMED_NOISE
+from calibrate.unstreamed import fit_unstreamed
 from calibrate.witness import witness
 from sim.calibration import Calibration, Residual, Source, SourceFile
 from sim.errors import NotEnoughData
@@ -54,6 +54,9 @@ def calibrate_runs(
         raise NotEnoughData("no runs to calibrate from")
     if len({run.scenario.server.requires_padding for run in runs}) > 1:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
+    for run in runs:
+        if not run.rungs:
+            raise NotEnoughData(f"{run.name}: it has no rung: nothing says which loads its requests are of")
     chosen = list(zip(runs, rungs or [None] * len(runs), strict=True))
     streamed = [(run, only) for run, only in chosen if run.token_times is not None]
     if not streamed:
@@ -152,7 +155,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         noise=noise,
         clocks=clocks,
         correlations=together,
-        doubts=doubts + _machines(runs) + _unusual(runs, rows, regression) + _left_open(rows, together),
+        doubts=doubts + _machines(runs) + _unusual(runs, rows, regression) + _left_open(runs, rows, together),
     )
 
 
@@ -251,9 +254,14 @@ def _machines(runs: Sequence[Run]) -> list[str]:
     return [f"{', '.join(others)}: not of the machine that {first.name} says it is of; fitted as one all the same"]
 
 
-def _left_open(rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
+def _left_open(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
     """What these runs cannot tell, in words."""
     doubts = []
+    if not any(rung.users for run in runs for rung in run.rungs):
+        doubts.append(
+            "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and in "
+            "forecasts of users milliseconds of that decide who shares a prefill"
+        )
     prompts = rows.table["longest"].to_numpy()[rows.prefill]
     if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
         doubts.append(

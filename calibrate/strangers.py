@@ -41,6 +41,18 @@ def hidden(steps: pd.DataFrame) -> list[str]:
     ]
 
 
+def unstreamed(run: Run) -> list[str]:
+    """A doubt when some answers came in one piece: they lengthened the batches, and nobody saw when."""
+    requests, times = run.requests, run.token_times or []
+    answered = (requests["status"] == "ok").to_numpy() & (requests["output_tokens"] > 1).to_numpy()
+    whole = int((answered & np.array([not len(t) for t in times], dtype=bool)).sum()) if times else 0
+    if not whole:
+        return []
+    return [
+        f"{run.name}: {whole} of {int(answered.sum())} answers were not streamed: batches were larger than they look"
+    ]
+
+
 def absent(run: Run) -> list[str]:
     """A doubt when some of a load's users are not in the run: their requests lengthened the batches all the same."""
     requests, missing = run.requests, []

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from calibrate.budget import known_budget, unseen
+from calibrate.clocks import ASSUMED
 from calibrate.laws import HalfNormal, Law, LogNormal, Uniform
 from calibrate.search import Found, search
 from sim import metrics
-from sim.calibration import Clocks, Delay, Noise
+from sim.calibration import Noise
 from sim.errors import NotEnoughData
 from sim.forms import step_time
 from sim.model import Model
@@ -37,7 +38,6 @@ EFFECTIVE = 20.0  # machines that the draws should stand for, at least
 STATISTICS = ("e2e_mean", "rps", "e2e_p95")
 NEAR = {"e2e_mean": 0.02, "rps": 0.03, "e2e_p95": 0.05}  # relative: what one window's luck, or a mood, is worth
 NOISE = Noise(decode=(1 + 0.05 * ndtri(np.linspace(0.01, 0.99, 41))).tolist(), drift=0.02, between=0.02)
-ASSUMED = Clocks(uplink=Delay(quantiles=[1.2e-3, 1.8e-3]), turnaround=Delay(quantiles=[2e-4, 6e-4]))
 
 BUDGET = "max_batch_total_tokens"
 LATENCY = "latency"

@@ -132,7 +132,7 @@ def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str
     """The rungs of `run` that the calibration was fitted to, and a doubt where that is a guess.
 
     Those of the requests that its source names, compressed or appended to since or not; what was compressed when it was
-    fitted and is not now is known by its name alone.
+    fitted and is not now is known by its name and its `run.json`.
     """
     if run.path is None:
         return set(), []
@@ -146,8 +146,10 @@ def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str
         return rungs, [f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out"]
     folder = Path(run.path).resolve().name
     names = {file.path for file in calibration.source.files}
-    if {f"{folder}/{file.name}.gz" for file in files} & names:
-        said = f"{run.name} is taken for a run that was fitted, by its name alone: it was compressed then"
+    known = {file.sha256 for file in calibration.source.files}
+    same_head = _digest((Path(run.path) / "run.json").read_bytes()) in known  # other runs have such names too
+    if same_head and {f"{folder}/{file.name}.gz" for file in files} & names:
+        said = f"{run.name} is taken for a run that was fitted, by its run.json: its requests were compressed then"
         return every, [said]
     return set(), []
 

@@ -90,22 +90,24 @@ def _at(values: Floats, weights: Floats, wanted: Sequence[float]) -> list[float]
 
 def gaps(run: Run, low: float, high: float) -> Gaps:
     """The gaps whose later token came in [low, high), s since the run began."""
-    if run.token_times is not None:
-        return _measured(run.token_times, low, high)
-    if run.steps is not None:
+    if run.token_times is None and run.steps is not None:
         return _simulated(run.steps, run.step_ends or [], low, high)
-    # neither: a run that was not streamed knows only when its answers came
+    # of an answer that was not streamed it is only known when it came
     last = run.requests["last_token"].to_numpy()
-    inside = (last >= low) & (last < high) & (run.requests["status"].to_numpy() == OK)
-    return _single(np.empty(0), np.empty(0), float(run.requests["output_tokens"].to_numpy()[inside].sum()))
+    whole = (last >= low) & (last < high) & (run.requests["status"].to_numpy() == OK)
+    times = run.token_times or []
+    if times:
+        whole &= np.array([not len(t) for t in times], dtype=bool)
+    return _measured(times, low, high, float(run.requests["output_tokens"].to_numpy()[whole].sum()))
 
 
 def _single(values: Floats, weights: Floats, tokens: float) -> Gaps:
     return Gaps(values, np.zeros(len(values)), np.ones(len(values), dtype=np.int64), weights, tokens)
 
 
-def _measured(token_times: list[Floats], low: float, high: float) -> Gaps:
-    parts, tokens = [], 0
+def _measured(token_times: list[Floats], low: float, high: float, tokens: float) -> Gaps:
+    """The gaps of streams; `tokens` came besides, in one piece."""
+    parts = []
     for times in token_times:
         if not len(times) or times[-1] < low or times[0] >= high:
             continue
@@ -113,7 +115,7 @@ def _measured(token_times: list[Floats], low: float, high: float) -> Gaps:
         tokens += int(b - a)
         parts.append(np.diff(times[max(a - 1, 0) : b]))
     values = np.concatenate(parts) if parts else np.empty(0)
-    return _single(values, np.ones(len(values)), float(tokens))
+    return _single(values, np.ones(len(values)), tokens)
 
 
 def _simulated(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: float) -> Gaps:

@@ -31,6 +31,8 @@ from sim.table import once, request_records, request_table
 
 FORMAT = 1  # 1: first
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
+_MOST = 2**53  # that a float counts exactly
+_LATE = 1e6  # s: no ladder waits for days; a clock of the wall was taken for the run's
 
 # what `GET /info` tells of a ServerConfig (tgi-0.9.4.md §1.1); not max_batch_prefill_tokens, not requires_padding
 TOLD = (
@@ -104,9 +106,13 @@ class Run:
 
     @property
     def server(self) -> ServerConfig:
-        """The scenario's server, with what the real one said of itself at `/info` where it did."""
-        told = {k: v for k, v in (self.info or {}).items() if k in TOLD and isinstance(v, int | float)}
-        return msgspec.structs.replace(self.scenario.server, **told)
+        """The scenario's server, with what the real one said of itself at `/info` where it did, and it can be."""
+        said = {name: (self.info or {}).get(name) for name in TOLD}
+        numbers = {k: v for k, v in said.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        told = {k: v for k, v in numbers.items() if 0 < v < _MOST}
+        whole = {k: int(v) for k, v in told.items() if v == int(v)}
+        ratio = {k: float(v) for k, v in told.items() if k == "waiting_served_ratio"}
+        return msgspec.structs.replace(self.scenario.server, **(whole | ratio))
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -134,6 +140,8 @@ def read_run(path: Path) -> Run:
     document = Document(path / "run.json", "the head of a run", FORMAT)
     head = document.values
     rungs = [_rung(document, i, raw) for i, raw in enumerate(_listed(document, "rungs"))]
+    if rungs and not abs(rungs[0].start) < _LATE:
+        raise document.fail(("rungs", 0, "start"), f"expected s since the run began, found {rungs[0].start:.15g}")
     segments = _listed(document, "segments") if head.get("segments") is not None else []
     for i, raw in enumerate(segments):
         _check_map(document, ("segments", i), raw, SegmentLine)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from streams import lengths, observe, questions
 
+from calibrate.clocks import ASSUMED
 from calibrate.fit import calibrate_runs
 from sim.calibration import Noise
+from sim.errors import NotEnoughData
 from sim.forms import step_time
 
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
@@ -44,6 +46,32 @@ def test_steps_whose_tokens_came_in_a_lump_are_left_out_and_counted(seen):
     assert questions(other.values) / questions(one.values) == pytest.approx(np.ones(3), abs=0.02)
     assert any("% of the steps are left out: their tokens came in one lump" in d for d in other.doubts)
     assert not any("one lump" in d or "other clients" in d for d in one.doubts)
+
+
+def test_answers_that_came_in_one_piece_beside_streams_are_doubted():
+    run = observe([1, 4], lengths(100, 60), noise=NOISE, seconds=6.0).run
+    times = [t if row % 3 else np.empty(0) for row, t in enumerate(run.token_times or [])]
+    ok = int((run.requests["status"] == "ok").sum())
+    whole = int((run.requests["status"].iloc[::3] == "ok").sum())
+    said = f"{run.name}: {whole} of {ok} answers were not streamed: batches were larger than they look"
+    assert said in calibrate_runs([replace(run, token_times=times)]).doubts
+    assert not any("not streamed" in d for d in calibrate_runs([run]).doubts)
+
+
+def test_what_no_user_showed_is_assumed_and_said():
+    closed = observe([1, 4], lengths(100, 60), noise=NOISE, seconds=6.0).run
+    rungs = [replace(rung, users=None, rate=1.0) for rung in closed.rungs]
+    opened = replace(closed, rungs=rungs, requests=closed.requests.assign(user=-1))
+    found = calibrate_runs([opened])
+    assert found.clocks.turnaround == ASSUMED.turnaround
+    assert any("is assumed" in d for d in found.doubts)
+    assert not any("is assumed" in d for d in calibrate_runs([closed]).doubts)
+
+
+def test_requests_without_rungs_are_of_no_load():
+    run = observe([1], lengths(100, 60), seconds=3.0).run
+    with pytest.raises(NotEnoughData, match="it has no rung"):
+        calibrate_runs([replace(run, rungs=[])])
 
 
 def test_a_machine_that_stood_still_once_is_not_slow():

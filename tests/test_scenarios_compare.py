@@ -319,8 +319,16 @@ def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
     whole = calibrate_runs([flash])
     rungs, doubts = fitted_rungs(unzip(copy), whole)
     assert rungs == set(range(6))
-    assert doubts == ["router-http-long is taken for a run that was fitted, by its name alone: it was compressed then"]
-    assert fitted_rungs(read_run(copy.rename(copy.with_name("other"))), whole) == (set(), [])
+    assert doubts == [
+        "router-http-long is taken for a run that was fitted, by its run.json: its requests were compressed then"
+    ]
+    other = copy.with_name("other")
+    assert fitted_rungs(read_run(shutil.copytree(copy, other)), whole) == (set(), [])
+    head = (copy / "run.json").read_text()
+    (copy / "run.json").write_text(
+        head.replace('"router-http-long"', '"another"', 1)
+    )  # one whose folder is named alike
+    assert fitted_rungs(read_run(copy), whole) == (set(), [])
 
 
 def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):

@@ -81,6 +81,18 @@ def test_who_counts_in_a_window() -> None:
     assert found["completions"] == 2
 
 
+def test_tokens_of_an_answer_in_one_piece_count_when_it_came() -> None:
+    """The third answer, of 3 tokens: two of them had counted in the window, and now all do or none does."""
+    run = by_hand(ROWS)
+    times = [t if row != 2 else np.empty(0) for row, t in enumerate(run.token_times or [])]
+    whole = replace(run, token_times=times)
+    ends = float(run.requests["last_token"].iloc[2])
+    assert ends == 20.0  # after the window
+    assert metrics.rung_metrics(whole, run.rungs[0])["output_tokens_per_s"] == pytest.approx(0.6)
+    later = replace(run.rungs[0], settled=11.0, end=21.0)
+    assert metrics.rung_metrics(whole, later)["output_tokens_per_s"] == pytest.approx((1 + 3 + 3 + 1) / 10)
+
+
 def test_goodput_counts_the_requests_that_met_every_slo() -> None:
     for slo, good in (
         ({"e2e_p95": 5.0}, 1),

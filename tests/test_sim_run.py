@@ -119,6 +119,24 @@ def test_files_of_several_workers_plain_and_gz_are_merged_in_order(tmp_path: Pat
     assert merged["sent"].is_monotonic_increasing
 
 
+def test_what_a_server_cannot_have_said_of_itself_is_not_believed() -> None:
+    run = simulated()
+    usual = run.server
+    said = {"max_batch_total_tokens": 36000.0, "max_waiting_tokens": True, "max_input_length": 0, "model_id": "m"}
+    told = replace(run, info=said | {"waiting_served_ratio": 2}).server
+    assert told == msgspec.structs.replace(usual, max_batch_total_tokens=36000, waiting_served_ratio=2.0)
+    assert isinstance(told.max_batch_total_tokens, int)
+
+
+def test_times_of_the_day_are_refused(tmp_path: Path) -> None:
+    path = write_run(simulated(), tmp_path / "run")
+    head = msgspec.json.decode((path / "run.json").read_bytes())
+    head["rungs"][0]["start"] += 1.7e9
+    (path / "run.json").write_bytes(msgspec.json.encode(head))
+    with pytest.raises(BadInput, match=r"rungs\[0\].start: expected s since the run began, found 1700000000"):
+        read_run(path)
+
+
 def test_requests_that_two_files_tell_of_count_once_with_a_doubt(tmp_path: Path) -> None:
     path = write_run(simulated(), tmp_path / "run")
     whole = read_run(path).requests
