@@ -16,6 +16,8 @@ from sim.server import ServerConfig
 from sim.workload import Pairs
 
 FEW = 200  # answers in a window, of which ten lie beyond its p95
+BROKEN = ("generation", "incomplete", "connect", "reset")  # statuses: of the server or of the way, not of the load
+NOTED = 0.01  # share of the requests from which on that is said
 SLACK = 1.1  # a tenth beyond what was calibrated is no news
 WORDS = {
     "prompt_tokens": "prompts of {:,.0f} tokens",
@@ -53,7 +55,16 @@ def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) 
     """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
     rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
     found = [*calibration.doubts, *_other_machine(run.scenario, calibration), *_other_padding(run.server, calibration)]
-    return found + beyond(calibration, rungs, unit_of(run.scenario))
+    return found + _broken(run) + beyond(calibration, rungs, unit_of(run.scenario))
+
+
+def _broken(run: Run) -> list[str]:
+    """That requests failed as no simulated one does."""
+    failed = run.requests["status"][run.requests["status"].isin(BROKEN)].value_counts()
+    if failed.sum() <= NOTED * len(run.requests):
+        return []
+    kinds = ", ".join(f"{count} {status}" for status, count in failed.items())
+    return [f"{failed.sum()} of {len(run.requests)} requests failed ({kinds}); in the forecast they are answered"]
 
 
 def beyond(calibration: Calibration, rungs: pd.DataFrame, unit: str) -> list[str]:

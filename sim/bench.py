@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from sim.clients import Clients
+from sim.clients import FOR_EVER, Clients, Patience
 from sim.clock import Clock
 from sim.errors import BadInput
 from sim.model import Model
@@ -32,6 +32,7 @@ class Bench:
         busy_until: float = 0.0,
         *,
         members: bool = False,
+        patience: Patience = FOR_EVER,
     ):
         if scenario.replicas != 1:
             raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
@@ -45,6 +46,7 @@ class Bench:
             delays,
             think=scenario.load.think,
             retry=scenario.load.retry,
+            patience=patience,
         )
         noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
         self.replica = Replica(

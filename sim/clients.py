@@ -6,8 +6,10 @@ turnaround. Milliseconds decide which users share a prefill, so all three are di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from heapq import heapreplace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from sim.calibration import Clocks, Delay
 from sim.clock import Clock
 from sim.log import RequestLog
 from sim.replica import Replica
-from sim.request import ABORTED, OK, Request
+from sim.request import ABORTED, OK, TIMEOUT, Request
 from sim.server import VALIDATION_WORKERS
 from sim.workload import Asked, Source
 
@@ -41,6 +43,16 @@ class Delays:
         return self._block.pop() + self._per_token * prompt_tokens
 
 
+class Patience(NamedTuple):
+    """After how long a client gives a request up, s: without a first token, or without the `whole` answer."""
+
+    seconds: float = math.inf
+    whole: bool = False
+
+
+FOR_EVER = Patience()
+
+
 class Clients:
     """What users and streams share: they send to one server and keep the log.
 
@@ -56,6 +68,7 @@ class Clients:
         *,
         think: float = 0.0,
         retry: float = 0.2,
+        patience: Patience = FOR_EVER,
     ):
         self.clock, self.source = clock, source
         self.uplink, self.downlink, self.turnaround, self.spacing = (
@@ -70,7 +83,7 @@ class Clients:
         self._reading = clocks.reading
         self._per_token = clocks.uplink.per_token
         self._counting = [-float("inf")] * VALIDATION_WORKERS  # until when each is at it; the first is free first
-        self.think, self.retry = think, retry
+        self.think, self.retry, self.patience = think, retry, patience
         self.log = RequestLog()
         self.replica: Replica
         self.on_ended: Callable[[Request, float], None] = lambda request, ended: None
@@ -127,6 +140,22 @@ class Clients:
                 self._burst.add(self._ids)
                 self._burst_end = max(self._burst_end, at)
 
+    def _give_up(self, r: Request) -> None:
+        """The client has waited long enough, if it waits still; its user tries again."""
+        if r.id not in self._in_flight or not (self.patience.whole or math.isnan(r.first_token)):
+            return
+        del self._in_flight[r.id]
+        r.status, r.received, now = TIMEOUT, self.replica.received(r), self.clock.now
+        if math.isnan(r.queued):
+            r.gone = True  # on its way there
+        else:
+            self.replica.leave(r)
+        first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
+        self.log.append(r, now, min(first, now), float("nan"))
+        if r.user >= 0:
+            asked = self.source.next(r.user)
+            self._send(r.user, asked, now + self.retry + self.turnaround.draw(asked.prompt_tokens))
+
     def abort(self) -> None:
         """The run ends now: what is in flight is kept as `aborted`."""
         now = self.clock.now
@@ -145,6 +174,8 @@ class Clients:
         r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r
         self.clock.call(at + self.uplink.draw(0), self._reach, r)
+        if self.patience.seconds < math.inf:
+            self.clock.call(at + self.patience.seconds, self._give_up, r)
 
     def _reach(self, r: Request) -> None:
         if r.id in self._burst:
@@ -153,8 +184,12 @@ class Clients:
                 self.clock.call(self._burst_end + self.uplink.draw(0), self._reach, r)
                 return
         if not self._per_token or not self.replica.batcher.has_permit():  # who is turned away is not counted
-            self.replica.submit(r)
+            self._submit(r)
             return
         done = max(self.clock.now, self._counting[0]) + self._per_token * r.prompt_tokens
         heapreplace(self._counting, done)
-        self.clock.call(done, self.replica.submit, r)
+        self.clock.call(done, self._submit, r)
+
+    def _submit(self, r: Request) -> None:
+        if not r.gone:
+            self.replica.submit(r)

@@ -7,10 +7,10 @@ from array import array
 import numpy as np
 import pandas as pd
 
-from sim.request import ABORTED, OK, OVERLOADED, VALIDATION, Request
+from sim.request import ABORTED, OK, OVERLOADED, TIMEOUT, VALIDATION, Request
 from sim.table import REQUEST_COLUMNS
 
-_STATUS = (OK, OVERLOADED, VALIDATION, ABORTED)
+_STATUS = (OK, OVERLOADED, VALIDATION, ABORTED, TIMEOUT)
 _CODE = {name: i for i, name in enumerate(_STATUS)}
 _KEPT = (
     "id",

@@ -16,9 +16,11 @@ import pandas as pd
 from simpy import Event
 
 from sim.bench import Bench
+from sim.clients import FOR_EVER, Patience
 from sim.errors import NotEnoughData
 from sim.model import Model
 from sim.pace import Pace
+from sim.request import TIMEOUT
 from sim.run import Run, Rung
 from sim.workload import Asked
 
@@ -51,14 +53,15 @@ def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
 
     Arrivals come at their recorded instants, and a late client's requests still count from when they were due. Users
     come, and windows begin, at the recorded points of the server's round (`Pace`); windows are as long as the recorded
-    ones. Each segment of a resumed run begins anew.
+    ones. Each segment of a resumed run begins anew. Clients give up after as long as the recorded ones did.
     Raises `NotEnoughData` if no rung was finished.
     """
     run = with_users(run)
     parts = []
     for number, (start, ladder, requests) in enumerate(_segments(run)):
         source = Recorded(requests, np.random.default_rng([*seed, number, 3]))
-        bench = Bench(run.scenario, model, (*seed, number), source, start, _busy_until(requests, model))
+        busy, patience = _busy_until(requests, model), patience_of(run.requests)
+        bench = Bench(run.scenario, model, (*seed, number), source, start, busy, patience=patience)
         if any(rung.users is not None for rung in ladder):
             bench.clock.run(until=bench.clock.process(_climb(bench, ladder, requests)))
         else:
@@ -130,6 +133,14 @@ def asked_of(requests: pd.DataFrame) -> Iterator[Asked]:
     back = np.where(requests["status"] == "ok", requests["output_tokens"], requests["max_new_tokens"])
     columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
     return map(Asked, *(column.tolist() for column in columns))
+
+
+def patience_of(requests: pd.DataFrame) -> Patience:
+    """How long the clients of these requests waited before they gave one up; for ever, if they gave up none."""
+    late = requests[requests["status"] == TIMEOUT]
+    if late.empty:
+        return FOR_EVER
+    return Patience(float((late["ended"] - late["sent"]).median()), whole=bool((late["output_tokens"] > 0).any()))
 
 
 def _busy_until(requests: pd.DataFrame, model: Model) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sim.server import ceil_block
 
-OK, OVERLOADED, VALIDATION, ABORTED = "ok", "overloaded", "validation", "aborted"
+OK, OVERLOADED, VALIDATION, ABORTED, TIMEOUT = "ok", "overloaded", "validation", "aborted", "timeout"
 
 
 class Request:

@@ -299,6 +299,19 @@ def test_a_run_that_was_zipped_since_is_still_the_one_that_was_fitted(copy, flas
     assert fitted_rungs(flash, calibrate_runs([unzip(copy)])) == (set(range(6)), [])
 
 
+def test_requests_that_failed_as_none_does_in_a_simulation_are_doubted(flash, fitted):
+    tables = forecast(flash, fitted, 1)
+
+    def doubts(failed: int) -> list[str]:
+        status = flash.requests["status"].copy()
+        status.iloc[:failed] = "reset"
+        return misfits(replace(flash, requests=flash.requests.assign(status=status)), fitted, tables)
+
+    n = len(flash.requests)
+    assert f"{n // 20} of {n} requests failed ({n // 20} reset); in the forecast they are answered" in doubts(n // 20)
+    assert not any("failed" in d for d in doubts(1))
+
+
 def test_rungs_that_came_after_the_fit_are_held_out(copy):
     """A run that was resumed: its requests were appended to, or are in a file of their own."""
     run = unzip(copy)

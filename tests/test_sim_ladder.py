@@ -12,11 +12,12 @@ from msgspec.structs import replace
 from sim import metrics
 from sim.bench import Bench
 from sim.calibration import Clocks, Delay, Noise
+from sim.clients import Patience
 from sim.errors import BadInput, CannotFit
 from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
-from sim.replay import replay, with_users
+from sim.replay import patience_of, replay, with_users
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
@@ -138,6 +139,30 @@ def test_refused_users_try_again_after_retry_and_are_counted() -> None:
     user = run.requests[run.requests["user"] == refused["user"].iloc[0]]
     pauses = user["sent"].shift(-1) - user["ended"]
     assert pauses[user["status"] == "overloaded"].dropna().to_numpy() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("patience", [Patience(0.3), Patience(0.9, whole=True)])
+def test_who_gives_up_in_a_recording_gives_up_in_its_replay_after_as_long(patience: Patience) -> None:
+    """Two at a time are served: the third waits for a first token, or all of them run out of time."""
+    server = replace(SERVER, max_batch_total_tokens=2 * 160)
+    rng = np.random.default_rng(0)
+    bench = Bench(closed([3], retry=0.3), Model(STEP_TIME, server), (1, 0), Drawn(FIXED, rng), patience=patience)
+    for user in range(3):
+        bench.clients.add_user(user)
+    bench.clock.run(until=60.0)
+    bench.rungs.append(Rung(start=0.0, ramped=0.1, settled=10.0, end=60.0, users=3))
+    run = bench.run()
+    late = run.requests[run.requests["status"] == "timeout"]
+    assert len(late) > 10 and (run.requests["status"] == "ok").sum() > 5
+    assert (late["ended"] - late["sent"]).to_numpy() == pytest.approx(patience.seconds)
+    assert (late["output_tokens"] > 0).any() == patience.whole
+    user = run.requests[run.requests["user"] == late["user"].iloc[0]]
+    pauses = (user["sent"].shift(-1) - user["ended"])[user["status"] == "timeout"].dropna()
+    assert pauses.to_numpy() == pytest.approx(0.3)
+    assert patience_of(run.requests) == pytest.approx(patience)
+    ours, theirs = (metrics.table(each).iloc[0] for each in (run, replay(run, Model(STEP_TIME, server), (5, 0))))
+    for metric in ("rps", "error_rate", "e2e_mean", "ttft_p50", "output_tokens_per_s"):
+        assert theirs[metric] == pytest.approx(ours[metric], rel=0.1), metric
 
 
 def test_open_loop_requests_come_at_their_rate_whatever_the_answers() -> None:
