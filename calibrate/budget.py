@@ -54,16 +54,17 @@ class Looks:
 def fit_budget(
     runs: Sequence[Run], schedules: Sequence[Schedule], rng: np.random.Generator, n: int
 ) -> tuple[Parameter, list[float], list[str]] | None:
-    """The parameter, its draws and doubts: what every run's `/info` (or scenario) says, if they agree, else what shows
-    in the behaviour of those that do not say; None when they all say, and differ (then it was set for each of them), or
-    nothing shows."""
+    """The parameter, its draws and doubts: what every run's `/info` (or scenario) says, any of it where they differ
+    (then it was set for each of them), else what shows in the behaviour of those that do not say; None when nothing
+    shows."""
     unknown = [(r, s) for r, s in zip(runs, schedules, strict=True) if known_budget(r) is None]
     if not unknown:
-        said = {known_budget(r) for r in runs}
-        told = said.pop()
-        if said or told is None:
-            return None
-        return parameter(told, np.full(n, float(told)), "tokens", MEANING), [float(told)] * n, []
+        said = np.unique([float(known_budget(r) or 0) for r in runs])
+        drawn = np.full(n, said[0]) if len(said) == 1 else rng.choice(said, n)
+        differ = ", ".join(f"{x:.0f}" for x in said)
+        doubts = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
+        middle = float(said[len(said) // 2])
+        return parameter(middle, drawn, "tokens", MEANING), drawn.tolist(), doubts if len(said) > 1 else []
     looks = Looks()
     for run, schedule in unknown:
         _look(run, schedule, looks)

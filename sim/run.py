@@ -162,6 +162,8 @@ def read_run(path: Path) -> Run:
     except msgspec.ValidationError as e:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
+    if (silent := _silent(head)) is not None:
+        doubts.append(silent)
     try:
         requests = request_table(records, times)
     except OverflowError as e:
@@ -183,6 +185,15 @@ def read_run(path: Path) -> Run:
         doubts=doubts + list(head.get("doubts") or []),
         path=path,
     )
+
+
+def _silent(head: dict[str, Any]) -> str | None:
+    """A doubt where a measured run does not say its prefill budget, which `/info` does not tell either."""
+    flag, scenario = "max_batch_prefill_tokens", head.get("scenario")
+    server = scenario.get("server") if isinstance(scenario, dict) else None
+    if head.get("kind") == "simulated" or (isinstance(server, dict) and flag in server):
+        return None
+    return f"run.json does not say server.{flag}: taken for {getattr(ServerConfig(), flag)}, which decides who waits"
 
 
 def _check_map(document: Document, key: Key, raw: Any, shape: type[msgspec.Struct]) -> None:

@@ -112,6 +112,16 @@ def test_who_never_came_into_the_queue_did_not_wait_in_it():
     assert "never bound" in found(replace(run, requests=requests, token_times=times))[2][0]
 
 
+def test_of_budgets_that_were_told_and_differ_a_forecast_that_is_not_told_takes_any():
+    runs = [read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("short-again", "long-again")]
+    server = msgspec.structs.replace(runs[0].scenario.server, max_batch_total_tokens=3600)
+    runs[0] = replace(runs[0], info=None, scenario=msgspec.structs.replace(runs[0].scenario, server=server))
+    found = calibrate_runs(runs)
+    assert set(found.draws["max_batch_total_tokens"]) == {3600.0, 4800.0}
+    said = "max_batch_total_tokens was 3600, 4800: a forecast that is not told draws one of them"
+    assert found.doubts.count(said) == 1
+
+
 def test_the_bounds_are_those_the_fewest_looks_speak_against():
     assert Looks(fitted=[10, 30], refused=[50, 90]).most_agreed() == (30, 49, 0)
     assert Looks(fitted=[10, 30]).most_agreed() == (30, None, 0)

@@ -128,6 +128,16 @@ def test_what_a_server_cannot_have_said_of_itself_is_not_believed() -> None:
     assert isinstance(told.max_batch_total_tokens, int)
 
 
+def test_a_run_that_does_not_say_its_prefill_budget_is_doubted(tmp_path: Path) -> None:
+    path = write_run(replace(simulated(), kind="measured"), tmp_path / "run")
+    assert read_run(path).doubts == []
+    head = msgspec.json.decode((path / "run.json").read_bytes())
+    del head["scenario"]["server"]["max_batch_prefill_tokens"]
+    (path / "run.json").write_bytes(msgspec.json.encode(head))
+    said = "run.json does not say server.max_batch_prefill_tokens: taken for 4096, which decides who waits"
+    assert read_run(path).doubts == [said]
+
+
 def test_times_of_the_day_are_refused(tmp_path: Path) -> None:
     path = write_run(simulated(), tmp_path / "run")
     head = msgspec.json.decode((path / "run.json").read_bytes())
