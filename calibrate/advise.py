@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 DRAWS = 60
 TRUTHS, EACH = 9, 12
 SECONDS = 60.0
-LONGER, WORTH = 3.0, 0.9
+LONGER, WORTH = 3.0, 0.9  # a window so many times as long, if what it leaves of the band is less than this share
 HALF_BAND = 1.645  # standard deviations of a normal law: 90 % lie within
 FLOOR = 1e-3  # relative: no step time is known better than that
 

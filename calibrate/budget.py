@@ -57,14 +57,16 @@ def fit_budget(
     """The parameter, its draws and doubts: what every run's `/info` (or scenario) says, any of it where they differ
     (then it was set for each of them), else what shows in the behaviour of those that do not say; None when nothing
     shows."""
-    unknown = [(r, s) for r, s in zip(runs, schedules, strict=True) if known_budget(r) is None]
+    told = [known_budget(run) for run in runs]
+    unknown = [(r, s) for r, s, budget in zip(runs, schedules, told, strict=True) if budget is None]
     if not unknown:
-        said = np.unique([float(known_budget(r) or 0) for r in runs])
-        drawn = np.full(n, said[0]) if len(said) == 1 else rng.choice(said, n)
-        differ = ", ".join(f"{x:.0f}" for x in said)
-        doubts = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
-        middle = float(said[len(said) // 2])
-        return parameter(middle, drawn, "tokens", MEANING), drawn.tolist(), doubts if len(said) > 1 else []
+        said = np.unique([float(budget) for budget in told if budget is not None])
+        drawn, doubts = np.full(n, said[0]), []
+        if len(said) > 1:
+            drawn = rng.choice(said, n)
+            differ = ", ".join(f"{x:.0f}" for x in said)
+            doubts = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
+        return parameter(float(said[len(said) // 2]), drawn, "tokens", MEANING), drawn.tolist(), doubts
     looks = Looks()
     for run, schedule in unknown:
         _look(run, schedule, looks)

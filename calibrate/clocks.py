@@ -37,12 +37,11 @@ def fit_clocks(runs: Sequence[Run], schedules: Sequence[Schedule], way: float, p
     there = max(way - (float(downlink.mean()) if len(downlink) else 0.0), 1e-4)
     turnaround, per_prompt_token, reading = _turnaround(back)
     spacing, spacing_per_token = _spacing(back, turnaround, per_prompt_token, reading)
+    back_again = Delay(quantiles=_quantiles(turnaround), per_token=per_prompt_token)
     return Clocks(
         uplink=Delay(quantiles=_lognormal(there, UPLINK_SPREAD * there), per_token=per_token),
         downlink=Delay(quantiles=_quantiles(downlink)),
-        turnaround=Delay(quantiles=_quantiles(turnaround), per_token=per_prompt_token)
-        if len(turnaround)
-        else ASSUMED.turnaround,
+        turnaround=back_again if len(turnaround) else ASSUMED.turnaround,
         reading=reading,
         spacing=Delay(quantiles=[spacing], per_token=spacing_per_token),
     )

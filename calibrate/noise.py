@@ -21,7 +21,7 @@ NOTHING = 1e-4  # of drift: no more than that is none
 TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
 _RETURNED = 0.2  # a smaller share that the next step gives back is none
-_PLAIN = 100  # decode steps without joining or dropping
+_PLAIN = 100  # decode steps without joining or dropping: fewer do not tell their noise from moods
 _ROWS, _RUNGS = 20, 4  # how many steps tell how rough a rung is, and how many rungs how much they differ
 
 
@@ -32,23 +32,14 @@ def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
     whole = rows.prefill & ~rows.table["idle"].to_numpy()
     if not whole.any():
         whole = rows.prefill
-    if plain.sum() < _PLAIN:  # too few to tell the noise of steps from moods, which are believed all the same
-        return Noise(
-            prefill=_table(factor[whole]),
-            decode=_table(factor[plain]),
-            drift=moods.drift,
-            drift_seconds=moods.seconds,
-            drift_skew=moods.skew,
-            between=moods.between,
-            prefill_share=moods.prefill,
-        )
-    time, rung = rows.table["end"].to_numpy()[plain], rows.rung[plain]
-    fast = factor[plain]
-    if moods.drift > NOTHING:
-        fast, known = _without_slow(fast, time, rung)
-        fast, rung = fast[known], rung[known]
-    fast, roughness = _usual(fast, rung)
-    memory, steps, returned = _memory(fast, rung)
+    fast, rung = factor[plain], rows.rung[plain]
+    roughness, memory, steps, returned = 0.0, 0.0, 1.0, 0.0
+    if plain.sum() >= _PLAIN:
+        if moods.drift > NOTHING:
+            fast, known = _without_slow(fast, rows.table["end"].to_numpy()[plain], rung)
+            fast, rung = fast[known], rung[known]
+        fast, roughness = _usual(fast, rung)
+        memory, steps, returned = _memory(fast, rung)
     return Noise(
         prefill=_table(_shrunk(_usual(factor[whole], rows.rung[whole])[0], moods.drift * moods.prefill)),
         decode=_table(fast),

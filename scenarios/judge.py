@@ -134,6 +134,7 @@ def _compare(
     from scenarios import beside, compare
     from scenarios.doubts import misfits
     from scenarios.evidence import evidence
+    from scenarios.fitted import fitted_rungs
     from scenarios.forecast import Forecast
     from scenarios.repeats import read_repeats
     from scenarios.report import read_item
@@ -165,7 +166,7 @@ def _compare(
         commentary.say(f"replaying {run.name} {replicates} times")
         tables = compare.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
         behind = evidence(run, calibration, executor, seed)
-    fitted, said = compare.fitted_rungs(run, calibration)
+    fitted, said = fitted_rungs(run, calibration)
     return compare.compare(
         run,
         tables,

@@ -122,7 +122,7 @@ def read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> li
     return records
 
 
-def moment(t: float) -> float | None:
+def kept_time(t: float) -> float | None:
     """A time as files keep it: to the microsecond, and null for one that never came."""
     return None if t != t else round(float(t), 6)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from sim.document import Document
 from sim.errors import BadInput
-from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, check_known, moment, read_lines
+from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, check_known, kept_time, read_lines
 from sim.scenario import Scenario, lenient, relocated
 from sim.server import ServerConfig
 from sim.shape import Key, found
@@ -265,7 +265,7 @@ def _head(run: Run) -> dict[str, Any]:
     rungs = []
     for rung in run.rungs:
         load = {"users": rung.users} if rung.users is not None else {"rate": rung.rate}
-        times = {name: moment(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
+        times = {name: kept_time(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
         rungs.append({**load, **times, "status": rung.status, "doubts": rung.doubts, **rung.extra})
     return head | {
         "scenario": msgspec.to_builtins(run.scenario),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.records import StepLine, moment, read_lines
+from sim.records import StepLine, kept_time, read_lines
 from sim.request import Request
 
 PREFILL, DECODE = 0, 1
@@ -54,8 +54,8 @@ def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | Non
     for row in steps.to_dict("records"):
         decode = row["kind"] == DECODE
         record = {
-            "start": moment(row["start"]),
-            "end": moment(row["end"]),
+            "start": kept_time(row["start"]),
+            "end": kept_time(row["end"]),
             "kind": "decode" if decode else "prefill",
             "count": row["count"],
             "sequences": row["sequences"],
@@ -75,7 +75,7 @@ def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | Non
         if "members" in row:
             record["members"] = row["members"]
         if decode and step_ends:
-            record["ends"] = [moment(t) for t in next(ends)]
+            record["ends"] = [kept_time(t) for t in next(ends)]
         filtered = row["ended"] > 0 and row["kept"] > 0
         yield record
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.records import moment
+from sim.records import kept_time
 
 REQUEST_COLUMNS = {
     "id": "int64",
@@ -73,8 +73,8 @@ def request_records(table: pd.DataFrame, times: list[NDArray[np.float64]] | None
     """The lines of `requests.jsonl`: with all token times (one array a row, s) where there are some."""
     floats = {name for name, kind in REQUEST_COLUMNS.items() if kind == "float64"}
     for i, row in enumerate(table.to_dict("records")):
-        record = {str(k): moment(v) if k in floats else v for k, v in row.items()}
+        record = {str(k): kept_time(v) if k in floats else v for k, v in row.items()}
         if times is not None:
-            record["token_times"] = [moment(t) for t in times[i]]
+            record["token_times"] = [kept_time(t) for t in times[i]]
             del record["first_token"], record["last_token"]
         yield record

@@ -1,8 +1,5 @@
 """Comparisons: a forecast of a measured run, its bands, what is held out, and the verdict."""
 
-import gzip
-import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +11,11 @@ import pytest
 
 from calibrate.fit import calibrate_runs
 from scenarios.beside import compare_runs
-from scenarios.compare import compare, fitted_rungs, forecast_run
+from scenarios.compare import compare, forecast_run
 from scenarios.comparison import Comparison, verdict
 from scenarios.doubts import beyond, misfits
 from scenarios.evidence import evidence
+from scenarios.fitted import fitted_rungs
 from scenarios.patterns import humps
 from scenarios.repeats import read_repeats
 from sim import metrics
@@ -282,23 +280,6 @@ def test_a_tolerance_says_why_it_does_not_hold(flash, table):
     assert "outside its tolerance: none was measured at 1 user, 2 users" in found.doubts[-1]
 
 
-@pytest.fixture
-def copy(flash, tmp_path) -> Path:
-    """A copy of the run, whose requests are compressed."""
-    return Path(shutil.copytree(flash.path, tmp_path / "long"))
-
-
-def unzip(folder: Path) -> Run:
-    file = folder / "requests.jsonl.gz"
-    (folder / "requests.jsonl").write_bytes(gzip.decompress(file.read_bytes()))
-    file.unlink()
-    return read_run(folder)
-
-
-def test_a_run_that_was_zipped_since_is_still_the_one_that_was_fitted(copy, flash):
-    assert fitted_rungs(flash, calibrate_runs([unzip(copy)])) == (set(range(6)), [])
-
-
 def test_requests_that_failed_as_none_does_in_a_simulation_are_doubted(flash, fitted):
     tables = forecast(flash, fitted, 1)
 
@@ -310,38 +291,6 @@ def test_requests_that_failed_as_none_does_in_a_simulation_are_doubted(flash, fi
     n = len(flash.requests)
     assert f"{n // 20} of {n} requests failed ({n // 20} reset); in the forecast they are answered" in doubts(n // 20)
     assert not any("failed" in d for d in doubts(1))
-
-
-def test_rungs_that_came_after_the_fit_are_held_out(copy):
-    """A run that was resumed: its requests were appended to, or are in a file of their own."""
-    run = unzip(copy)
-    lines = (copy / "requests.jsonl").read_bytes().splitlines(keepends=True)
-    lines.sort(key=lambda line: json.loads(line)["rung"])
-    first = [line for line in lines if json.loads(line)["rung"] < 4]
-    (copy / "requests.jsonl").write_bytes(b"".join(first))
-    then = calibrate_runs([read_run(copy)], rungs=[range(4)])
-    said = [f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out"]
-    (copy / "requests-2.jsonl").write_bytes(b"".join(lines[len(first) :]))
-    assert fitted_rungs(read_run(copy), then) == (set(range(4)), said)
-    (copy / "requests-2.jsonl").unlink()
-    (copy / "requests.jsonl").write_bytes(b"".join(lines))
-    assert fitted_rungs(read_run(copy), then) == (set(range(4)), said)
-
-
-def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
-    whole = calibrate_runs([flash])
-    rungs, doubts = fitted_rungs(unzip(copy), whole)
-    assert rungs == set(range(6))
-    assert doubts == [
-        "router-http-long is taken for a run that was fitted, by its run.json: its requests were compressed then"
-    ]
-    other = copy.with_name("other")
-    assert fitted_rungs(read_run(shutil.copytree(copy, other)), whole) == (set(), [])
-    head = (copy / "run.json").read_text()
-    (copy / "run.json").write_text(
-        head.replace('"router-http-long"', '"another"', 1)
-    )  # one whose folder is named alike
-    assert fitted_rungs(read_run(copy), whole) == (set(), [])
 
 
 def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
