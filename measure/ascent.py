@@ -237,10 +237,8 @@ class Ascent:
                 climb.ramped = report.t
         # what has not been reported yet has not been seen: the rung's clock is the reports'
         now = self.watch.t
-        if climb.settled is None:
-            self.window = None
-        elif self.window is None or now - self.window.end >= WINDOW_SECONDS:
-            self.window = self.watch.window(climb.settled, now)
+        if climb.settled is None or self.window is None or now - self.window.end >= WINDOW_SECONDS:
+            self.window = climb.window(self.watch, now)
         doing = climb.step(self.watch, now, self.window)
         if climb.phase != before and climb.phase in ("measure", "done") and self.scraper is not None:
             self.scraper.scrape()

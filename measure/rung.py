@@ -55,6 +55,25 @@ class Climb:
             return "ramp"
         return "settle" if self.settled is None else "measure" if self.end is None else "done"
 
+    @property
+    def fixed(self) -> float | None:
+        """How long its window is, s, where that is not left to what is seen in it."""
+        assert self.settled is not None
+        if self._span is None:
+            return self._load.seconds
+        left = self.start + self._span - self.settled
+        return left if self._load.seconds is None else min(self._load.seconds, left)
+
+    @property
+    def latest(self) -> float:
+        """When its window ends at the latest, s of the run."""
+        assert self.settled is not None
+        return self.settled + (self._load.max_seconds if self.fixed is None else self.fixed)
+
+    def window(self, watch: Watch, now: float) -> Window | None:
+        """Its window as far as it has got: reports come late, and none of what came after it belongs to it."""
+        return None if self.settled is None else watch.window(self.settled, min(now, self.latest))
+
     def step(self, watch: Watch, now: float, window: Window | None) -> str:
         """Take what has been reported into account; returns why the rung is not done yet."""
         if self.ramped is None:
@@ -83,14 +102,10 @@ class Climb:
 
     def _measure(self, now: float, window: Window | None) -> str:
         assert self.settled is not None
-        fixed = self._load.seconds
-        if self._span is not None:
-            left = self.start + self._span - self.settled
-            fixed = left if fixed is None else min(fixed, left)
-        if fixed is not None:
-            if now >= self.settled + fixed:
-                self.end = self.settled + fixed
-            return f"measuring for {max(0.0, self.settled + fixed - now):.0f} s more"
+        if self.fixed is not None:
+            if now >= self.latest:
+                self.end = self.latest
+            return f"measuring for {max(0.0, self.latest - now):.0f} s more"
         least = least_completions(self.users or 0)
         done = window.completions if window is not None else 0
         half = window.half_width if window is not None else float("inf")
@@ -102,8 +117,8 @@ class Climb:
             wanting.append(f"tokens/s known {known}")
         if window is not None and not wanting:
             self.end = window.end  # what was looked at, which may be a little ago
-        elif now >= self.settled + self._load.max_seconds:
-            self.end = self.settled + self._load.max_seconds
+        elif now >= self.latest:
+            self.end = self.latest
             self._limit(f"{self._load.max_seconds:g} s were not enough: {' and '.join(wanting)}")
         return "measuring: " + " and ".join(wanting)
 

@@ -145,6 +145,24 @@ def test_a_rung_without_a_length_is_measured_until_it_is_known_well_enough() -> 
     assert (climb.end, climb.status) == (52.5, "complete")  # of the window that was looked at
 
 
+@pytest.mark.parametrize(
+    ("load", "span", "end"),
+    [
+        (Load(users=[1], max_seconds=1.5), None, 6.5),  # known well enough a moment too late is too late
+        (Load(users=[1], seconds=1.0, max_seconds=0.5), None, 6.0),
+        (Load(trace=True, settle=2.0, max_seconds=0.5), 8.0, 8.0),
+    ],
+)
+def test_a_window_ends_at_its_limit_however_late_that_is_reported(load: Load, span: float | None, end: float) -> None:
+    climb = Climb(load, 0.0, 1 if load.users else None, None, span)
+    w = watch(Report(worker=0, t=9.0, ended=[ended(0, 5.0), ended(0, 6.0), ended(0, 7.0)]))
+    assert climb.window(w, 9.0) is None
+    climb.settled = 5.0
+    for now, expected in [(5.75, 5.75), (9.0, end)]:
+        looked = climb.window(w, now)
+        assert looked is not None and looked.end == expected
+
+
 def test_a_rung_that_runs_into_its_limit_says_so() -> None:
     climb = Climb(Load(users=[1], max_seconds=60.0), 0.0, 1, None)
     climb.ramped = climb.settled = 5.0
