@@ -111,14 +111,16 @@ def _turnaround(back: pd.DataFrame) -> tuple[Floats, float, float]:
 def _spacing(back: pd.DataFrame, turnaround: Floats, per_token: float, reading: float) -> tuple[float, float]:
     """How far apart users come back whose answers ended together, s, and s per token of the next prompt."""
     together = back[back["group"] > 1]
-    if together["step"].nunique() < 10 or len(turnaround) < 10:
+    if len(together[["run", "step"]].drop_duplicates()) < 10 or len(turnaround) < 10:
         return 0.0, 0.0
     last = together[together["rank"] == together["group"] - 1]
     # without a queue at the client the last of n comes back at the largest of n turnarounds
     chance = {n: _expected_largest(turnaround, n) for n in last["group"].unique().tolist()}
     alone = last["group"].map(chance) + per_token * last["next_prompt"] + reading * last["live"]
     extra = (last["after"] - alone) / (last["group"] - 1)
-    prompt = last["next_prompt"].to_numpy(np.float64)
+    # the last waits for the turns of all but the first, each with a prompt of its own to write
+    waiting = together[together["rank"] > 0].groupby(["run", "step"])["next_prompt"].transform("mean")
+    prompt = waiting[last.index].to_numpy(np.float64)
     weight = (last["group"] - 1).to_numpy(np.float64)
     mean = float(np.average(extra, weights=weight))
     if mean <= 0:

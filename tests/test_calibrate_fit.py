@@ -119,16 +119,6 @@ def test_the_way_of_another_day_is_drawn_longer_or_shorter(fits):
         assert WAY_OF_A_DAY * 0.8 < spread < 0.5
 
 
-def test_a_turnaround_is_told_apart_from_the_prompt_and_the_streams_it_grows_with():
-    slow = Delay(quantiles=[3e-4, 4e-4], per_token=1e-6)
-    clocks = msgspec.structs.replace(CLOCKS, turnaround=slow, reading=4e-5)
-    runs = [observe(LADDER, lengths((100, 1500), (20, 80)), clocks=clocks, noise=NOISE, seconds=15.0).run]
-    found = calibrate_runs(runs).clocks
-    assert found.turnaround.per_token == pytest.approx(1e-6, rel=0.2)
-    assert found.reading == pytest.approx(4e-5, rel=0.2)
-    assert np.median(found.turnaround.quantiles) == pytest.approx(3.5e-4, abs=1.5e-4)
-
-
 def test_the_second_look_tells_how_long_the_router_counts_tokens():
     """Requests of 1,500 tokens, up to eight together, raced for a look that came 5 to 25 ms after they were written."""
     rng = np.random.default_rng(0)
