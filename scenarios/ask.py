@@ -79,7 +79,7 @@ def simulate(
     as_csv: bool,
 ) -> None:
     """Forecast a scenario at every load, with bands."""
-    from scenarios.tables import as_csv as curves_as_csv
+    from scenarios.exports import curves_as_csv
     from scenarios.tables import console, show
 
     one_of(as_json, as_csv)
@@ -117,8 +117,9 @@ def plan(
     For every load the cost and the probability, over all that is not known for sure, that each SLO is met.
     Exit status 1 when no load of the ladder keeps every SLO with a probability of 90 %.
     """
+    from scenarios.exports import plan_as_csv
     from scenarios.forecast import named
-    from scenarios.tables import console, cost, plan_as_csv, promises
+    from scenarios.tables import console, cost, promises
 
     one_of(as_json, as_csv)
     for name in scenarios:

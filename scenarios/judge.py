@@ -75,7 +75,8 @@ def compare(
     error exceeds its tolerance (those of the run's own scenario count unless some are given here), or one given here
     cannot be judged.
     """
-    from scenarios.tables import console, rows_as_csv, show_comparison
+    from scenarios.exports import rows_as_csv
+    from scenarios.tables import console, show_comparison
 
     one_of(as_json, as_csv)
     limits = dict(_tolerance(text) for text in tolerances)

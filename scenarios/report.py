@@ -18,8 +18,8 @@ from markupsafe import Markup
 from scenarios import plots, tables
 from scenarios.comparison import Comparison
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
+from scenarios.numbers import parts, unit_of
 from scenarios.sections import Section, grid, image, mark, of_comparison, of_run
-from scenarios.tables import parts, unit_of
 from sim.document import Document
 from sim.errors import BadInput
 from sim.run import Run, read_run

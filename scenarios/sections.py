@@ -15,7 +15,7 @@ from scenarios.comparison import Comparison
 from scenarios.comparison import Row as ComparisonRow
 from scenarios.evidence import Evidence, itl
 from scenarios.forecast import named
-from scenarios.tables import percent, unit_of
+from scenarios.numbers import percent, significant, simulated, unit_of
 from sim import metrics
 from sim.run import Run
 
@@ -112,7 +112,7 @@ def of_comparison(c: Comparison) -> Section:
             "cells": [
                 f"{row.load:g}",
                 row.metric,
-                tables.significant(row.measured, 4),
+                significant(row.measured, 4),
                 _simulated(row),
                 percent(row.relative_error, "+"),
                 {None: "", True: mark("in", "inside"), False: mark("out", "outside")}[row.inside],
@@ -160,7 +160,7 @@ def of_comparison(c: Comparison) -> Section:
 
 def _simulated(row: ComparisonRow) -> Markup:
     """A forecast with its band and, where replicates fall into two groups, the centres of both."""
-    value, band = tables.simulated(row, 4)
+    value, band = simulated(row, 4)
     two = "" if row.humps is None else f", about {row.humps[0]:.3g} or {row.humps[1]:.3g}"
     return Markup("{}<i>{}</i>").format(value, band + two)
 

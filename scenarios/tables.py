@@ -1,65 +1,27 @@
-"""Forecasts as tables, 80 columns wide, and as CSV. A number has as many digits as its band leaves it."""
+"""Forecasts and comparisons as tables, 80 columns wide."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scenarios.forecast import Estimate, Forecast, Row, named
+from scenarios.forecast import Forecast, named
+from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration
 
 if TYPE_CHECKING:
     from scenarios.comparison import Comparison
-    from scenarios.comparison import Row as ComparisonRow
 
 WIDTH = 80
 LATENCY = (("E2E p50 s", "e2e_p50"), ("E2E p95 s", "e2e_p95"), ("TTFT p50 s", "ttft_p50"), ("TTFT p95 s", "ttft_p95"))
 RATES = (("RPS", "rps"), ("in tok/s", "input_tokens_per_s"), ("out tok/s", "output_tokens_per_s"))
 STEPS = (("TPOT ms", "tpot_mean"), ("queue", "queue"))
-PERCENT = ("overloaded_rate", "error_rate")
-
-
-def decimals(low: float, high: float) -> int:
-    """How many decimals a band leaves: one digit of its half-width (two where it is a 1), three digits of a value."""
-    half, size = abs(high - low) / 2, max(abs(low), abs(high))
-    three = 2 - math.floor(math.log10(size)) if size else 2
-    if half == 0:
-        return max(0, min(2, three))
-    place = -math.floor(math.log10(half))
-    return max(0, min(three, place + 1 if half < 2 * 10.0**-place else place))
-
-
-def parts(estimate: Estimate | Row, scale: float = 1.0) -> tuple[str, str]:
-    """A value and its band, `1.10` and `0.96–1.21`; a dash and nothing where there is no value."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
-        return "–", ""
-    value, low, high = (scale * x for x in (estimate.value, estimate.low, estimate.high))
-    n = decimals(low, high)
-    if 0 < abs(value) < 1:
-        n = max(n, -math.floor(math.log10(abs(value))))
-    if f"{low:.{n}f}" == f"{high:.{n}f}":
-        return f"{value:.0f}" if value == int(value) else f"{value:.{n}f}", ""
-    return f"{value:.{n}f}", f"{low:.{n}f}–{high:.{n}f}"
-
-
-def banded(estimate: Estimate | Row, scale: float = 1.0) -> str:
-    """`1.10 0.96–1.21`, as `parts` has them."""
-    return " ".join(part for part in parts(estimate, scale) if part)
-
-
-def unit_of(metric: str) -> float:
-    """What a metric is multiplied by when printed: TPOT and ITL in ms, shares in percent."""
-    return 1000.0 if metric.startswith(("tpot", "itl")) else 100.0 if metric in PERCENT else 1.0
 
 
 class _Console(Console):
@@ -219,27 +181,6 @@ def compared(comparison: Comparison) -> list[Table]:
     return [each, together]
 
 
-def percent(share: float | None, sign: str = "", digits: int = 1) -> str:
-    """A share as `1.2%`, with `sign` `+` as `+1.2%`; a dash where there is none."""
-    if share is None or math.isnan(share):
-        return "–"
-    return f"{share:{sign}.{digits if abs(share) < 10 else 0}%}"  # nobody needs the tenth of a thousand
-
-
-def simulated(row: ComparisonRow, digits: int = 3) -> tuple[str, str]:
-    """A forecast and its band; a dash and nothing where there is none."""
-    if row.simulated is None:
-        return "–", ""
-    if row.low is None or row.high is None:
-        return significant(row.simulated, digits), ""
-    return significant(row.simulated, digits), f"{significant(row.low, digits)}–{significant(row.high, digits)}"
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """So many digits that count, but never as a power of ten where plain digits are as short."""
-    return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
-
-
 def show_comparison(comparison: Comparison, out: Console) -> None:
     """Print a comparison and its verdict."""
     for table in compared(comparison):
@@ -252,40 +193,6 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
         False: "outside the tolerances",
     }
     out.print(words[comparison.passed])
-
-
-def as_csv(forecasts: Iterable[Forecast]) -> str:
-    """The curves as CSV, one line per scenario, load and metric."""
-    fields = Row.__struct_fields__
-    return _csv(fields, ([getattr(row, name) for name in fields] for f in forecasts for row in f.curves))
-
-
-def rows_as_csv(rows: Sequence[ComparisonRow]) -> str:
-    """A comparison as CSV, one line per load and metric; of two patterns the centres are joined by a space."""
-    fields = rows[0].__struct_fields__ if rows else ()
-    lines = (msgspec.structs.astuple(msgspec.structs.replace(row, humps=None)) for row in rows)
-    humps = (" ".join(f"{centre:.6g}" for centre in row.humps or ()) for row in rows)
-    return _csv(fields, ([*line[:-1], two] for line, two in zip(lines, humps, strict=True)))
-
-
-def plan_as_csv(forecasts: Iterable[Forecast]) -> str:
-    """What each load costs and which SLO it keeps, as CSV: one line per scenario, load and SLO."""
-    fields = ("scenario", "load", "metric", "limit", "probability", "usd_per_1000_requests", "low", "high")
-    lines = []
-    for f in forecasts:
-        costs = {row.at: row.per_1000_requests for row in f.cost}
-        for p in f.slo:
-            price = costs.get(named(p.load, f.unit), Estimate(value=None, low=None, high=None))
-            lines.append([f.name, p.load, p.metric, p.limit, p.probability, price.value, price.low, price.high])
-    return _csv(fields, lines)
-
-
-def _csv(fields: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def _load_title(forecast: Forecast) -> str:

@@ -21,8 +21,9 @@ from scenarios.compare import compare
 from scenarios.comparison import write_comparison
 from scenarios.doors import calibration_of
 from scenarios.evidence import SHARES, Distribution, Error, Evidence
-from scenarios.forecast import Estimate, Forecast, write_forecast
+from scenarios.forecast import Forecast, write_forecast
 from scenarios.load import load
+from scenarios.numbers import parts
 from scenarios.report import page, read_item
 from scenarios.simulation import central_run, simulate
 from sim import metrics
@@ -84,7 +85,7 @@ def test_a_page_says_what_the_forecast_says(forecast: Forecast):
     text = re.sub(r"<[^>]*>", " ", page([forecast], {}))
     for doubt in forecast.doubts:
         assert doubt in text.replace("&#39;", "'")
-    assert tables.parts(forecast.knee.load)[0] in text
+    assert parts(forecast.knee.load)[0] in text
     assert "GCP a2-highgpu-4g" in text and "output_attained" in text
     for rung in forecast.binding:
         assert rung.words in text
@@ -176,26 +177,6 @@ def test_two_patterns_stand_on_the_page(run: Run):
     assert f", about {first:.3g} or {2 * first:.3g}</i>" in text
     assert "two patterns are stable" in text
     assert "Inside their bands, all together: " in text and "<th>effective</th>" in re.sub(r' class="\w*"', "", text)
-
-
-@pytest.mark.parametrize(
-    ("low", "value", "high", "text"),
-    [
-        (0.96, 1.1, 1.21, "1.10 0.96–1.21"),  # half a width of 0.125: a 1, so two digits
-        (6.76, 7.0, 7.43, "7.0 6.8–7.4"),
-        (100.4, 116.2, 137.4, "116 100–137"),
-        (1350.0, 1650.0, 1900.0, "1650 1350–1900"),
-        (0.0003, 0.2, 9.6, "0.2 0.0–9.6"),  # never a bare 0 for something that is not
-        (2.0, 2.0, 2.0, "2"),
-        (2.04, 2.04, 2.04, "2.04"),
-        (0.0, 0.0, 0.0, "0"),
-        (None, None, None, "–"),
-    ],
-)
-def test_numbers_have_the_digits_their_band_leaves(
-    low: float | None, value: float | None, high: float | None, text: str
-):
-    assert tables.banded(Estimate(value=value, low=low, high=high)) == text
 
 
 def test_a_run_that_was_broken_off_and_resumed_can_be_drawn(run: Run):
