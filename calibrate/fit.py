@@ -40,6 +40,8 @@ Floats = NDArray[np.float64]
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
 PADDED = ("a4", "c2", "f2", WARMING)  # what only a padded cache costs, and what small machines show
+PREFILL = {"a0", "a1", "a2", "a3"}
+HARDLY_APART = 0.95  # correlation of two of a prefill's costs, from which on that is said: of any mix of prompts 0.9
 CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 
 
@@ -110,7 +112,8 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     noise = fit_noise(rows, regression.predicted, moods)
     rng = np.random.default_rng(seed)
     all_drawn = draw_coefficients(regression, rows, rng)
-    names, values, drawn = _as_parameters(regression, all_drawn)
+    largest = float(rows.table["sequences"].to_numpy()[~rows.prefill].max())
+    names, values, drawn = _as_parameters(regression, all_drawn, largest)
     parameters = {
         name: parameter(float(value), drawn[:, i], *_meaning(name))
         for i, (name, value) in enumerate(zip(names, values, strict=True))
@@ -172,8 +175,9 @@ def candidates(padded: bool) -> list[Form]:
     return [Form("levels", PLAIN + PADDED + tuple(TREND) + b3) for b3 in longest]
 
 
-def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
-    """The form's own parameters: a level is the trend at its batch size plus its deviation."""
+def _as_parameters(regression: Regression, drawn: Floats, largest: float) -> tuple[tuple[str, ...], Floats, Floats]:
+    """The form's own parameters: a level is the trend at its batch size plus its deviation. `largest` is the largest
+    batch seen."""
     names, values = list(regression.names), regression.coefficients.copy()
     drawn = drawn.copy()
     for i, name in enumerate(names):
@@ -184,6 +188,8 @@ def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ..
                 for b, curve in TREND.items():
                     trend = trend + table[names.index(b)] * curve(np.asarray(size))
                 table[i] = np.maximum(table[i] + trend, 1e-5)
+                if size > largest:  # more requests read no fewer weights, however a trend is continued
+                    table[i] = np.maximum(table[i], table[names.index(f"{LEVEL}1")])
     hidden = (*CLIENT, WARMING, *(("b0", *TREND) if regression.form.by_batch else ()))
     keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
@@ -267,6 +273,13 @@ def _left_open(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, f
         doubts.append(
             f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost each "
             "cannot be told apart; forecasts for other prompts carry that in their bands"
+        )
+    alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > HARDLY_APART]
+    if alike and not doubts:
+        pairs = ", ".join(f"{one} and {other} correlate by {r:.2f}" for one, other, r in alike)
+        doubts.append(
+            f"what a prefill costs at all, per token, per squared token and per prompt is hardly told apart ({pairs}); "
+            "forecasts for other prompts carry that in their bands"
         )
     for one, other, r in together:
         if {one, other} == {"b1", "b2"} or {one, other} == {"b0", "b2"}:

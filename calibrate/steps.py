@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibrate.strangers import absent, coalesced, hidden, unstreamed
+from calibrate.strangers import absent, coalesced, hidden, lost, unstreamed
 from calibrate.tally import medians, tally
 from sim.errors import NotEnoughData
 from sim.run import Run
@@ -101,7 +101,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     after, written = _bursts(run, last_step)
     steps = tally(run, request, token, step, time, written, is_decode[order])
     steps["used"] = True if rungs is None else steps["rung"].isin(list(rungs))
-    doubts += coalesced(run.token_times) + hidden(steps) + absent(run) + unstreamed(run)
+    doubts += coalesced(run.token_times) + hidden(steps) + absent(run) + unstreamed(run) + lost(run)
     return Schedule(steps, request, token, step, time, first_step, last_step, after, written, jitter, doubts)
 
 

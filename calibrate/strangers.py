@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.request import BROKEN
 from sim.run import Run
 
 Floats = NDArray[np.float64]
+_FEW = 0.01  # share of the requests up to which lost ones are not worth a word
 
 
 def coalesced(times: list[Floats]) -> list[str]:
@@ -50,6 +52,18 @@ def unstreamed(run: Run) -> list[str]:
         return []
     return [
         f"{run.name}: {whole} of {int(answered.sum())} answers were not streamed: batches were larger than they look"
+    ]
+
+
+def lost(run: Run) -> list[str]:
+    """A doubt when streams broke off in the middle: a server may have gone on with them, and nobody saw."""
+    requests = run.requests
+    broken = int((requests["status"].isin(BROKEN) & (requests["output_tokens"] > 0)).sum())
+    if broken <= _FEW * len(requests):
+        return []
+    return [
+        f"{run.name}: {broken} of {len(requests)} streams broke off: as long as the server went on with them, batches "
+        "were larger than they look"
     ]
 
 

@@ -289,7 +289,9 @@ def _spread(found: Found) -> Floats:
 def _doubts(found: Found) -> list[str]:
     doubts = [
         "answers were not streamed: no step was seen. Parameters are those of simulated machines that show the same "
-        "latencies and throughput; where the latency goes between prefill and decode stays wide"
+        "latencies and throughput; where the latency goes between prefill and decode stays wide",
+        "prompts or answers of other lengths than these can be off by more than their bands say: stream the answers to "
+        "forecast those",
     ]
     if found.tempered < 0.3:
         doubts.append("no simulated machine comes near the run: the form, or the server's flags, may be wrong")

@@ -41,8 +41,7 @@ def next_measurements(
 
 def _question(runs: Sequence[Run], asked: Scenario | None) -> Question:
     if asked is not None:
-        if not asked.load.users:
-            raise BadInput("expected numbers of users; advice is about closed-loop loads", key="load.users")
+        assert asked.load.users is not None
         return Question(asked, max(asked.load.users), pairs=read_pairs(asked.workload))
     run = runs[-1]
     top = max((rung.users for rung in run.rungs if rung.users is not None), default=0)

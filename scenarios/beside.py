@@ -17,6 +17,7 @@ from scenarios.repeats import relative
 from sim import metrics
 from sim.errors import BadInput, NotEnoughData
 from sim.run import Run
+from sim.scenario import Scenario
 
 
 def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:
@@ -35,6 +36,7 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
     ]
     if not matched:
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
+    doubts += _unlike(_of_run(first), _of_run(second))
     tables = [pd.concat(matched, ignore_index=True)]
     beside = side_by_side(first, second)
     found = compare(
@@ -52,7 +54,8 @@ def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str
         for row in first.curves
         if row.value is not None and (row.metric, row.load) in others
     ]
-    return _verdict(rows, first.name, second.name, tolerances, [], of="forecasts")
+    doubts = _unlike(first.scenario, second.scenario)
+    return _verdict(rows, first.name, second.name, tolerances, doubts, of="forecasts")
 
 
 def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str, float]) -> Comparison:
@@ -67,9 +70,31 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
                 rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
     doubts = [
         "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
-        "asked again, which is closer"
+        "asked again, which is closer",
+        *_unlike(_of_run(run), forecast.scenario),
     ]
     return _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *doubts])
+
+
+def _of_run(run: Run) -> Scenario:
+    """What was asked, of a server with the flags that it says it has."""
+    return msgspec.structs.replace(run.scenario, server=run.server)
+
+
+def _unlike(first: Scenario, second: Scenario) -> list[str]:
+    """A doubt where the two are known to ask for other lengths, or to have other flags."""
+    doubts = []
+    for what in ("workload", "server"):
+        mine, its = (msgspec.to_builtins(getattr(s, what)) for s in (first, second))
+        known = [key for key in mine if mine[key] is not None and its.get(key) is not None]
+        differ = [f"{key} {_plain(mine[key])} and {_plain(its[key])}" for key in known if mine[key] != its[key]]
+        if differ:
+            doubts.append(f"the first and the second are not of the same {what}: {', '.join(differ)}")
+    return doubts
+
+
+def _plain(value: object) -> str:
+    return " ".join(f"{name} {law}" for name, law in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _by_metric_and_load(forecast: Forecast) -> dict[tuple[str, float], ForecastRow]:

@@ -10,13 +10,13 @@ import pandas as pd
 from scenarios.forecast import Promise, named, unit_of
 from scenarios.patterns import humps
 from sim.calibration import Calibration
+from sim.request import BROKEN
 from sim.run import Run
 from sim.scenario import Scenario
 from sim.server import ServerConfig
 from sim.workload import Pairs
 
 FEW = 200  # answers in a window, of which ten lie beyond its p95
-BROKEN = ("generation", "incomplete", "connect", "reset")  # statuses: of the server or of the way, not of the load
 NOTED = 0.01  # share of the requests from which on that is said
 SLACK = 1.1  # a tenth beyond what was calibrated is no news
 WORDS = {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sim.calibration import Calibration
     from sim.run import Run
+    from sim.scenario import Scenario
 
 
 @command("servecast calibrate run-a run-b -o calibration.json")
@@ -61,6 +62,8 @@ def calibrate(
         if Path(sources[0]).suffix == ".csv":
             raise BadInput("expected --question SCENARIO with it: a table does not say what it is for", path="--advise")
         question = sources[0]
+    # before anything is fitted, or written
+    asked = None if question is None else _asked(question, sets if question == sources[0] else ())
     calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
         write_calibration(existing(output), calibration)
@@ -76,9 +79,8 @@ def calibrate(
         else:
             click.echo("nothing is written: -o FILE keeps it", err=True)
     doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
-    if advise or question is not None:
-        of_it = sets if question == sources[0] else ()
-        for line in _advice(calibration, runs, question, of_it, seed, jobs):
+    if advise or asked is not None:
+        for line in _advice(calibration, runs, asked, seed, jobs):
             click.echo(line, err=as_json)
 
 
@@ -94,18 +96,25 @@ def _runs(sources: Sequence[str]) -> list[Run]:
     return [read_run(path) for path in paths] if all(path.is_dir() for path in paths) else []
 
 
+def _asked(question: str, sets: Sequence[str]) -> Scenario:
+    """The scenario that advice is for."""
+    from scenarios.load import load
+
+    asked = load(question, *sets)
+    if not asked.load.users:
+        raise BadInput("expected numbers of users; advice is about closed-loop loads", path=question, key="load.users")
+    return asked
+
+
 def _advice(
     calibration: Calibration,
     runs: Sequence[Run],
-    question: str | None,
-    sets: Sequence[str],
+    asked: Scenario | None,
     seed: int,
     jobs: int | None,
 ) -> list[str]:
     from scenarios.advice import next_measurements
-    from scenarios.load import load
 
-    asked = None if question is None else load(question, *sets)
     with working(jobs) as (executor, _):
         return next_measurements(calibration, runs, asked, executor, seed)
 

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario
 
 here = click.Path(path_type=Path)
+processes_option = click.option(
+    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that make load."
+)
+model_option = click.option(
+    "--model", help="The model's name where the server has several, or a folder with its tokenizer.json."
+)
+budget_option = click.option("--budget", type=Seconds(min=0, min_open=True), help="The longest the ladder may take, s.")
 
 
 @command("servecast measure standin --url http://127.0.0.1:8080 -o run")
@@ -24,13 +31,13 @@ here = click.Path(path_type=Path)
 @click.option("--url", help="The server; without it, docker starts one as the scenario's `launch:` says.")
 @click.option("-o", "--output", type=here, required=True, help="The run directory to be written.")
 @click.option("--resume", is_flag=True, help="Go on at the first unfinished rung of the run in -o.")
-@click.option("--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that make load.")
-@click.option("--model", help="The model's name where the server has several, or a folder with its tokenizer.json.")
+@processes_option
+@model_option
 @click.option("--bind", metavar="HOST:PORT", help="Where workers on other machines may join.")
 @click.option(
     "--remote", type=click.IntRange(min=0), default=0, show_default=True, help="How many of them to wait for."
 )
-@click.option("--budget", type=Seconds(min=0, min_open=True), help="The longest the ladder may take, s.")
+@budget_option
 @set_option
 @seed_option
 def measure(
@@ -126,6 +133,9 @@ def standin(
 @click.option("--url", help="The server; without it, docker starts one as the scenario's `launch:` says.")
 @click.option("-o", "--output", type=here, required=True, help="A folder for the run and all that is made of it.")
 @click.option("--resume", is_flag=True, help="Go on with the ladder of the run in -o.")
+@processes_option
+@model_option
+@budget_option
 @set_option
 @replicates_option
 @seed_option
@@ -135,6 +145,9 @@ def run(
     url: str | None,
     output: Path,
     resume: bool,
+    processes: int,
+    model: str | None,
+    budget: float | None,
     sets: tuple[str, ...],
     replicates: int,
     seed: int,
@@ -162,7 +175,8 @@ def run(
     listed = asked.load.users or asked.load.rate or ([0] if asked.load.trace else None)
     if listed is not None and len(listed) < 2:
         raise BadInput("expected at least two loads: some to fit and some to score", path=scenario, key="load")
-    measured = read_run(climb(asked, url, output / "run", resume=resume, seed=seed))
+    made = climb(asked, url, output / "run", resume=resume, processes=processes, model=model, seed=seed, budget=budget)
+    measured = read_run(made)
     out = console()
     with working(jobs) as (executor, commentary):
         scored = set(range(1, len(measured.rungs), 2))

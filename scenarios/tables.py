@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from rich.text import Text
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration
+from sim.forms import LEVEL
 
 if TYPE_CHECKING:
     from scenarios.comparison import Comparison
@@ -137,14 +139,21 @@ def cost(forecast: Forecast) -> Table:
 def parameters(calibration: Calibration) -> Table:
     """Fitted parameters with their 95 % intervals."""
     table = _table("parameter", "value ± s.e.", "95 % interval", "unit", left=(0, 3))
+    largest = calibration.range.get("sequences", (0.0, math.inf))[1]
     for name, p in calibration.parameters.items():
         value = f"{p.value:.3g} ± {p.stderr:.1g}"
-        table.add_row(f"{name}: {p.meaning}" if p.meaning else name, value, f"{p.low:.3g} to {p.high:.3g}", p.unit)
+        beyond = name.startswith(LEVEL) and int(name.removeprefix(LEVEL)) > largest
+        label = f"{name}{'*' if beyond else ''}"
+        table.add_row(f"{label}: {p.meaning}" if p.meaning else label, value, f"{p.low:.3g} to {p.high:.3g}", p.unit)
+    if any(name.startswith(LEVEL) and int(name.removeprefix(LEVEL)) > largest for name in calibration.parameters):
+        table.caption = f"* no batch of more than {largest:g} requests was seen: the trend, continued"
+        table.caption_justify = "left"
     table.columns[0].no_wrap = False
     return table
 
 
 EFFECTIVE = "effective: rungs that are independent, as neighbours share their machine's drift"
+MORE = "every metric at every load: --csv, --json, -o FOLDER"
 MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per_s")
 
 
@@ -175,9 +184,9 @@ def compared(comparison: Comparison) -> list[Table]:
         limit = percent(comparison.tolerances.get(metric), digits=0)
         errors = percent(s.mape), percent(s.bias, "+"), percent(s.coverage, digits=0)
         together.add_row(metric, *errors, str(s.rungs), f"{s.effective:.2g}", limit)
-    together.caption, together.caption_justify = EFFECTIVE, "left"
+    together.caption, together.caption_justify = f"{EFFECTIVE}; {MORE}", "left"
     if comparison.coverage is not None:
-        together.caption = f"in band, all together: {comparison.coverage:.0%} (90 % should be); {EFFECTIVE}"
+        together.caption = f"in band, all together: {comparison.coverage:.0%} (90 % should be); {EFFECTIVE}; {MORE}"
     return [each, together]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim.server import ceil_block
 
 OK, OVERLOADED, VALIDATION, ABORTED, TIMEOUT = "ok", "overloaded", "validation", "aborted", "timeout"
+BROKEN = ("generation", "incomplete", "connect", "reset")  # statuses: of the server or of the way, not of the load
 
 
 class Request:

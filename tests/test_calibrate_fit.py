@@ -216,6 +216,16 @@ def test_the_trend_goes_on_beyond_the_batch_sizes_that_were_seen():
     assert (np.diff(np.median(times, axis=0)) > 0.002).all()
     spread = times.std(axis=0) / times.mean(axis=0)
     assert spread[0] < spread[1] < spread[2]
+    one, many = (np.array(fit.draws[level]) for level in ("level_1", "level_266"))
+    assert (many >= one).all()  # more requests read no fewer weights
+    assert (many == one).any()  # which a line through the draws would have them do
+
+
+def test_what_two_prompt_lengths_cannot_tell_apart_is_said(fits):
+    """Two lengths settle two costs, and a prefill has three; of a mix of lengths all can be told."""
+    assert sum("hardly told apart (a1 and a2" in doubt for doubt in fits[0].doubts) == 1
+    mixed = observe([1, 4, 16], lengths((50, 2500), (20, 80)), noise=NOISE, seconds=20.0).run
+    assert not any("hardly told apart" in doubt for doubt in calibrate_runs([mixed]).doubts)
 
 
 def test_runs_say_what_they_were_measured_on():

@@ -58,6 +58,15 @@ def test_answers_that_came_in_one_piece_beside_streams_are_doubted():
     assert not any("not streamed" in d for d in calibrate_runs([run]).doubts)
 
 
+def test_streams_that_broke_off_are_doubted():
+    run = observe([1, 4], lengths(100, 60), noise=NOISE, seconds=6.0).run
+    statuses, n = run.requests["status"].to_list(), len(run.requests)
+    for broken, said in ((n // 5, True), (n // 200, False)):
+        cut = ["reset" if i < broken else status for i, status in enumerate(statuses)]
+        doubts = calibrate_runs([replace(run, requests=run.requests.assign(status=cut))]).doubts
+        assert (f"{run.name}: {broken} of {n} streams broke off: " in "".join(doubts)) == said
+
+
 def test_what_no_user_showed_is_assumed_and_said():
     closed = observe([1, 4], lengths(100, 60), noise=NOISE, seconds=6.0).run
     rungs = [replace(rung, users=None, rate=1.0) for rung in closed.rungs]

@@ -15,6 +15,7 @@ import pytest
 
 from scenarios import ask, cli
 from scenarios.cli import servecast, status
+from sim.errors import UserError
 from sim.run import read_run
 
 SERVECAST = [sys.executable, "-m", "scenarios"]
@@ -322,6 +323,39 @@ def test_advice_on_a_table_needs_a_question_and_on_a_scenario_is_for_it_as_it_wa
     )
     assert status(["calibrate", str(file), "--advise", "--set", "load.users=[3]", "--jobs", "1"]) == 0
     assert "at 3 users of 500/100 tokens" in capfd.readouterr().out
+
+
+def test_an_open_loop_question_is_refused_before_anything_is_fitted_or_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    written = tmp_path / "calibration.json"
+    asked = ["calibrate", "data/tgi-0.9.4-cpu/long-again", "--question", "llama2-70b-poisson", "-o", str(written)]
+    assert status(asked) == 2
+    out, err = capfd.readouterr()
+    assert "llama2-70b-poisson: load.users: expected numbers of users" in err
+    assert not out and not written.exists()
+
+
+def test_levels_of_batches_that_were_not_seen_are_marked(capfd: pytest.CaptureFixture[str]):
+    assert status(["calibrate", "data/tgi-0.9.4-cpu/short-again"]) == 0
+    out = capfd.readouterr().out
+    assert "* no batch of more than 16 requests was seen" in out
+    marks = dict(re.findall(r"^level_(\d+)(\*?):", out, re.MULTILINE))
+    assert {int(size) > 16 for size, mark in marks.items() if mark} == {True}
+    assert {int(size) > 16 for size, mark in marks.items() if not mark} == {False}
+
+
+def test_run_measures_with_the_options_of_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = {}
+
+    def climb(*place: object, **options: object) -> Path:
+        seen.update(options)
+        raise UserError("far enough")
+
+    monkeypatch.setattr("measure.ladder.measure", climb)
+    options = ["--model", "one", "--processes", "2", "--budget", "30", "--set", "load.users=[1, 2]"]
+    assert status(["run", "standin", "--url", "http://127.0.0.1:1", "-o", str(tmp_path / "out"), *options]) == 2
+    assert {"model": "one", "processes": 2, "budget": 30.0}.items() <= seen.items()
 
 
 def test_a_tolerance_that_cannot_be_judged_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -204,6 +204,15 @@ def test_two_runs_show_their_gaps_at_the_loads_they_share():
     assert found.itl[2].simulated == gaps(again, last.settled, last.end).quantiles(found.shares)
 
 
+def test_runs_that_are_not_alike_are_compared_with_a_doubt():
+    long, short = (read_run(DATA / "tgi-0.9.4-router-http" / name) for name in ("long", "short"))
+    padded = read_run(DATA / "tgi-0.9.4-cpu" / "long")
+    assert "same workload: prompt_tokens 1500 and 50, output_tokens 100 and 500" in compare_runs(long, short).doubts[-1]
+    of_both = compare_runs(padded, long).doubts
+    assert any("not of the same server: " in doubt and "requires_padding True and False" in doubt for doubt in of_both)
+    assert not any("not of the same" in doubt for doubt in compare_runs(long, long).doubts)
+
+
 def test_repeats_are_those_named_and_the_sibling():
     folder = DATA / "tgi-0.9.4-cpu"
     long, short = read_run(folder / "long"), read_run(folder / "short")

@@ -93,6 +93,13 @@ def test_tokens_of_an_answer_in_one_piece_count_when_it_came() -> None:
     assert metrics.rung_metrics(whole, later)["output_tokens_per_s"] == pytest.approx((1 + 3 + 3 + 1) / 10)
 
 
+def test_when_prompts_were_taken_in_is_not_known_of_answers_that_were_not_streamed() -> None:
+    run = by_hand(ROWS)
+    assert metrics.rung_metrics(run, run.rungs[0])["input_tokens_per_s"] > 0
+    blind = replace(run, requests=run.requests.assign(first_token=math.nan), token_times=None)
+    assert math.isnan(metrics.rung_metrics(blind, run.rungs[0])["input_tokens_per_s"])
+
+
 def test_goodput_counts_the_requests_that_met_every_slo() -> None:
     for slo, good in (
         ({"e2e_p95": 5.0}, 1),
