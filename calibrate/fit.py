@@ -22,9 +22,10 @@ from calibrate.budget import fit_budget
 from calibrate.clocks import ASSUMED, fit_clocks
 from calibrate.components import fit_moods
 from calibrate.draws import correlations, parameter
+from calibrate.left_open import left_open, machines, unusual
 from calibrate.noise import fit_noise
 from calibrate.races import WAY_OF_A_DAY, races
-from calibrate.regress import Form, Regression, choose, usualness
+from calibrate.regress import Form, Regression, choose
 from calibrate.rows import TREND, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import DRAWS, draw_coefficients, opposed
@@ -40,8 +41,6 @@ Floats = NDArray[np.float64]
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
 PADDED = ("a4", "c2", "f2", WARMING)  # what only a padded cache costs, and what small machines show
-PREFILL = {"a0", "a1", "a2", "a3"}
-HARDLY_APART = 0.95  # correlation of two of a prefill's costs, from which on that is said: of any mix of prompts 0.9
 CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 
 
@@ -97,7 +96,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         noise=UNSTREAMED_NOISE,
         clocks=ASSUMED,
         correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
-        doubts=doubts + _machines(runs),
+        doubts=doubts + machines(runs),
     )
 
 
@@ -158,7 +157,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         noise=noise,
         clocks=clocks,
         correlations=together,
-        doubts=doubts + _machines(runs) + _unusual(runs, rows, regression) + _left_open(runs, rows, together),
+        doubts=doubts + machines(runs) + unusual(runs, rows, regression) + left_open(runs, rows, together),
     )
 
 
@@ -234,57 +233,6 @@ def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
 
 def _span(x: NDArray[Any]) -> tuple[float, float]:
     return float(x.min()), float(x.max())
-
-
-def _unusual(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
-    """Loads that count for less than a third because the machine was out of the ordinary, in words."""
-    weight, off = usualness(rows.seconds, regression.predicted, rows.rung)
-    doubts = []
-    for rung in np.flatnonzero(weight < 1 / 3).tolist():
-        at = int(np.flatnonzero(rows.rung == rung)[0])
-        run = runs[int(rows.run[at])]
-        load = run.rungs[int(rows.table["rung"].iloc[at])].load
-        how = f"{abs(off[rung]):.0%} {'slower' if off[rung] > 0 else 'quicker'}"
-        doubts.append(
-            f"{run.name}: at load {load:g} the machine was {how} than the rest says; it counts {weight[rung]:.1f} times"
-        )
-    return doubts
-
-
-def _machines(runs: Sequence[Run]) -> list[str]:
-    """A doubt where the runs say that they were measured on different machines."""
-    first = runs[0]
-    others = [run.name for run in runs if run.scenario.machine != first.scenario.machine]
-    if not others:
-        return []
-    return [f"{', '.join(others)}: not of the machine that {first.name} says it is of; fitted as one all the same"]
-
-
-def _left_open(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
-    """What these runs cannot tell, in words."""
-    doubts = []
-    if not any(rung.users for run in runs for rung in run.rungs):
-        doubts.append(
-            "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and in "
-            "forecasts of users milliseconds of that decide who shares a prefill"
-        )
-    prompts = rows.table["longest"].to_numpy()[rows.prefill]
-    if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
-        doubts.append(
-            f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost each "
-            "cannot be told apart; forecasts for other prompts carry that in their bands"
-        )
-    alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > HARDLY_APART]
-    if alike and not doubts:
-        pairs = ", ".join(f"{one} and {other} correlate by {r:.2f}" for one, other, r in alike)
-        doubts.append(
-            f"what a prefill costs at all, per token, per squared token and per prompt is hardly told apart ({pairs}); "
-            "forecasts for other prompts carry that in their bands"
-        )
-    for one, other, r in together:
-        if {one, other} == {"b1", "b2"} or {one, other} == {"b0", "b2"}:
-            doubts.append(f"batch size and context moved together ({one} and {other} correlate by {r:.2f})")
-    return doubts
 
 
 def _flags(run: Run) -> dict[str, Any]:
