@@ -111,8 +111,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     noise = fit_noise(rows, regression.predicted, moods)
     rng = np.random.default_rng(seed)
     all_drawn = draw_coefficients(regression, rows, rng)
-    largest = float(rows.table["sequences"].to_numpy()[~rows.prefill].max())
-    names, values, drawn = _as_parameters(regression, all_drawn, largest)
+    names, values, drawn = _as_parameters(regression, all_drawn)
     parameters = {
         name: parameter(float(value), drawn[:, i], *_meaning(name))
         for i, (name, value) in enumerate(zip(names, values, strict=True))
@@ -174,9 +173,8 @@ def candidates(padded: bool) -> list[Form]:
     return [Form("levels", PLAIN + PADDED + tuple(TREND) + b3) for b3 in longest]
 
 
-def _as_parameters(regression: Regression, drawn: Floats, largest: float) -> tuple[tuple[str, ...], Floats, Floats]:
-    """The form's own parameters: a level is the trend at its batch size plus its deviation. `largest` is the largest
-    batch seen."""
+def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
+    """The form's own parameters: a level is the trend at its batch size plus its deviation."""
     names, values = list(regression.names), regression.coefficients.copy()
     drawn = drawn.copy()
     for i, name in enumerate(names):
@@ -187,8 +185,6 @@ def _as_parameters(regression: Regression, drawn: Floats, largest: float) -> tup
                 for b, curve in TREND.items():
                     trend = trend + table[names.index(b)] * curve(np.asarray(size))
                 table[i] = np.maximum(table[i] + trend, 1e-5)
-                if size > largest:  # more requests read no fewer weights, however a trend is continued
-                    table[i] = np.maximum(table[i], table[names.index(f"{LEVEL}1")])
     hidden = (*CLIENT, WARMING, *(("b0", *TREND) if regression.form.by_batch else ()))
     keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]

@@ -216,9 +216,6 @@ def test_the_trend_goes_on_beyond_the_batch_sizes_that_were_seen():
     assert (np.diff(np.median(times, axis=0)) > 0.002).all()
     spread = times.std(axis=0) / times.mean(axis=0)
     assert spread[0] < spread[1] < spread[2]
-    one, many = (np.array(fit.draws[level]) for level in ("level_1", "level_266"))
-    assert (many >= one).all()  # more requests read no fewer weights
-    assert (many == one).any()  # which a line through the draws would have them do
 
 
 def test_what_two_prompt_lengths_cannot_tell_apart_is_said(fits):
