@@ -46,14 +46,14 @@ def left_open(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, fl
             "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and in "
             "forecasts of users milliseconds of that decide who shares a prefill"
         )
+    alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > HARDLY_APART]
     prompts = rows.table["longest"].to_numpy()[rows.prefill]
     if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
         doubts.append(
             f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost each "
             "cannot be told apart; forecasts for other prompts carry that in their bands"
         )
-    alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > HARDLY_APART]
-    if alike and not doubts:
+    elif alike:
         pairs = ", ".join(f"{one} and {other} correlate by {r:.2f}" for one, other, r in alike)
         doubts.append(
             f"what a prefill costs at all, per token, per squared token and per prompt is hardly told apart ({pairs}); "

@@ -23,14 +23,9 @@ SHOWN = 3
 
 
 def next_measurements(
-    calibration: Calibration, runs: Sequence[Run], asked: Scenario | None, executor: Executor, seed: int
+    calibration: Calibration, runs: Sequence[Run], question: Question, executor: Executor, seed: int
 ) -> list[str]:
-    """A line for each of the best measurements, the best first.
-
-    `asked` is the user's question, at its highest number of users; without one it is the last run's profile beyond the
-    loads measured.
-    """
-    question = _question(runs, asked)
+    """A line for each of the best measurements, the best first."""
     if not calibration.draws:
         raise BadInput("expected a calibration with draws: without them nothing says what is uncertain")
     possible = candidates(question, [run.scenario.workload for run in runs])
@@ -39,9 +34,12 @@ def next_measurements(
     return [_said(advice, question) for advice in (first, *others[: SHOWN - 1])]
 
 
-def _question(runs: Sequence[Run], asked: Scenario | None) -> Question:
+def question_of(runs: Sequence[Run], asked: Scenario | None = None, file: str | None = None) -> Question:
+    """What the advice is for: the user's question (from `file`) at its highest number of users, or without one the last
+    run's profile beyond the loads measured. `BadInput` where there are no users."""
     if asked is not None:
-        assert asked.load.users is not None
+        if not asked.load.users:
+            raise BadInput("expected numbers of users; advice is about closed-loop loads", path=file, key="load.users")
         return Question(asked, max(asked.load.users), pairs=read_pairs(asked.workload))
     run = runs[-1]
     top = max((rung.users for rung in run.rungs if rung.users is not None), default=0)

@@ -16,9 +16,9 @@ from sim.shape import nearest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from calibrate.advise import Question
     from sim.calibration import Calibration
     from sim.run import Run
-    from sim.scenario import Scenario
 
 
 @command("servecast calibrate run-a run-b -o calibration.json")
@@ -62,8 +62,8 @@ def calibrate(
         if Path(sources[0]).suffix == ".csv":
             raise BadInput("expected --question SCENARIO with it: a table does not say what it is for", path="--advise")
         question = sources[0]
-    # before anything is fitted, or written
-    asked = None if question is None else _asked(question, sets if question == sources[0] else ())
+    # refused before anything is fitted, or written
+    asked = _question(runs, question, sets if question == sources[0] else ()) if advise or question else None
     calibration = _fit(sources, runs, where, seed, sets, jobs)
     if output is not None:
         write_calibration(existing(output), calibration)
@@ -79,8 +79,12 @@ def calibrate(
         else:
             click.echo("nothing is written: -o FILE keeps it", err=True)
     doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
-    if advise or asked is not None:
-        for line in _advice(calibration, runs, asked, seed, jobs):
+    if asked is not None:
+        from scenarios.advice import next_measurements
+
+        with working(jobs) as (executor, _):
+            lines = next_measurements(calibration, runs, asked, executor, seed)
+        for line in lines:
             click.echo(line, err=as_json)
 
 
@@ -96,27 +100,12 @@ def _runs(sources: Sequence[str]) -> list[Run]:
     return [read_run(path) for path in paths] if all(path.is_dir() for path in paths) else []
 
 
-def _asked(question: str, sets: Sequence[str]) -> Scenario:
-    """The scenario that advice is for."""
+def _question(runs: Sequence[Run], scenario: str | None, sets: Sequence[str]) -> Question:
+    """What the advice is for."""
+    from scenarios.advice import question_of
     from scenarios.load import load
 
-    asked = load(question, *sets)
-    if not asked.load.users:
-        raise BadInput("expected numbers of users; advice is about closed-loop loads", path=question, key="load.users")
-    return asked
-
-
-def _advice(
-    calibration: Calibration,
-    runs: Sequence[Run],
-    asked: Scenario | None,
-    seed: int,
-    jobs: int | None,
-) -> list[str]:
-    from scenarios.advice import next_measurements
-
-    with working(jobs) as (executor, _):
-        return next_measurements(calibration, runs, asked, executor, seed)
+    return question_of(runs) if scenario is None else question_of(runs, load(scenario, *sets), scenario)
 
 
 def _where(text: str) -> tuple[str, str]:

@@ -140,12 +140,12 @@ def parameters(calibration: Calibration) -> Table:
     """Fitted parameters with their 95 % intervals."""
     table = _table("parameter", "value ± s.e.", "95 % interval", "unit", left=(0, 3))
     largest = calibration.range.get("sequences", (0.0, math.inf))[1]
+    beyond = {n for n in calibration.parameters if n.startswith(LEVEL) and int(n.removeprefix(LEVEL)) > largest}
     for name, p in calibration.parameters.items():
         value = f"{p.value:.3g} ± {p.stderr:.1g}"
-        beyond = name.startswith(LEVEL) and int(name.removeprefix(LEVEL)) > largest
-        label = f"{name}{'*' if beyond else ''}"
+        label = f"{name}{'*' if name in beyond else ''}"
         table.add_row(f"{label}: {p.meaning}" if p.meaning else label, value, f"{p.low:.3g} to {p.high:.3g}", p.unit)
-    if any(name.startswith(LEVEL) and int(name.removeprefix(LEVEL)) > largest for name in calibration.parameters):
+    if beyond:
         table.caption = f"* no batch of more than {largest:g} requests was seen: the trend, continued"
         table.caption_justify = "left"
     table.columns[0].no_wrap = False

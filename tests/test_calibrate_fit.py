@@ -223,6 +223,9 @@ def test_what_two_prompt_lengths_cannot_tell_apart_is_said(fits):
     assert sum("hardly told apart (a1 and a2" in doubt for doubt in fits[0].doubts) == 1
     mixed = observe([1, 4, 16], lengths((50, 2500), (20, 80)), noise=NOISE, seconds=20.0).run
     assert not any("hardly told apart" in doubt for doubt in calibrate_runs([mixed]).doubts)
+    opened = [replace(run, rungs=[replace(g, users=None, rate=1.0) for g in run.rungs]) for run in two_profiles(0)]
+    said = "".join(calibrate_runs(opened).doubts)
+    assert "hardly told apart" in said and "arrivals waited for nobody" in said  # one doubt does not silence another
 
 
 def test_runs_say_what_they_were_measured_on():
