@@ -27,13 +27,14 @@ from calibrate.noise import fit_noise
 from calibrate.races import WAY_OF_A_DAY, races
 from calibrate.regress import Form, Regression, choose
 from calibrate.rows import TREND, WARMING, Rows, rows_of
-from calibrate.steps import rebuild
+from calibrate.steps import rebuild, shows_steps
 from calibrate.uncertainty import DRAWS, draw_coefficients, opposed
 from calibrate.unstreamed import NOISE as UNSTREAMED_NOISE
 from calibrate.unstreamed import fit_unstreamed
 from calibrate.witness import witness
 from sim.calibration import Calibration, Residual, Source, SourceFile
 from sim.errors import NotEnoughData
+from sim.events import tokens_per_event
 from sim.forms import LEVEL, MEANING
 from sim.run import Run
 
@@ -49,7 +50,8 @@ def calibrate_runs(
 ) -> Calibration:
     """Fit one machine to measured runs of it, or to some `rungs` of each run (None: all of them).
 
-    Runs whose answers were not streamed count only where none was. `NotEnoughData` when there is nothing to fit.
+    Runs that show no single steps (answers that were not streamed, or several tokens an event) count only where no
+    other was given. `NotEnoughData` when there is nothing to fit.
     """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")
@@ -59,14 +61,20 @@ def calibrate_runs(
         if not run.rungs:
             raise NotEnoughData(f"{run.name}: it has no rung: nothing says which loads its requests are of")
     chosen = list(zip(runs, rungs or [None] * len(runs), strict=True))
-    streamed = [(run, only) for run, only in chosen if run.token_times is not None]
+    streamed = [(run, only) for run, only in chosen if shows_steps(run)]
     if not streamed:
         return _from_latencies(chosen, seed)
     # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
     with threadpool_limits(limits=1, user_api="blas"):
         calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
-    unseen = [f"{run.name}: not streamed, and so left out" for run in runs if run.token_times is None]
+    unseen = [f"{run.name}: {_why_no_steps(run)}, and so left out" for run in runs if not shows_steps(run)]
     return msgspec.structs.replace(calibration, doubts=calibration.doubts + unseen)
+
+
+def _why_no_steps(run: Run) -> str:
+    if run.token_times is None:
+        return "not streamed"
+    return f"an event carries {tokens_per_event(run):.3g} tokens on average"
 
 
 def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int) -> Calibration:
@@ -74,6 +82,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
     runs, rungs = [run for run, _ in chosen], [only for _, only in chosen]
     padded = runs[0].scenario.server.requires_padding
     rng = np.random.default_rng(seed)
+    why = "; ".join(dict.fromkeys(_why_no_steps(run) for run in runs))
     drawn, doubts = fit_unstreamed(runs, rungs, padded, rng, DRAWS)
     told = {run.server.max_batch_total_tokens for run in runs}
     budget = told.pop()
@@ -83,7 +92,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
     used = [rung for run, only in chosen for i, rung in enumerate(run.rungs) if only is None or i in only]
     users = [rung.users for rung in used if rung.users is not None]
     return Calibration(
-        source=Source(door="run", files=_files(runs), note="fitted through the simulator: answers were not streamed"),
+        source=Source(door="run", files=_files(runs), note=f"fitted through the simulator: {why}"),
         model="padded" if padded else "affine",
         machine=runs[0].scenario.machine,
         parameters={name: parameter(float(np.median(x)), x, *meanings[name]) for name, x in drawn.items()},
@@ -96,7 +105,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         noise=UNSTREAMED_NOISE,
         clocks=ASSUMED,
         correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
-        doubts=doubts + machines(runs),
+        doubts=[f"{why}: no step was seen", *doubts, *machines(runs)],
     )
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from calibrate.strangers import absent, coalesced, hidden, lost, unstreamed
 from calibrate.tally import medians, tally
 from sim.errors import NotEnoughData
+from sim.events import merged
 from sim.run import Run
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,7 @@ Ints = NDArray[np.int64]
 
 _PROBE = 24  # tokens compared when a stream is placed: more do not change the median
 _APART = 0.45  # of a step: a token nearer than this to a step's end belongs to it
+_MERGED = 0.05  # share of tokens that come with others: each hides up to three steps, so a seventh would be lost
 _BURST = 0.005  # s: users whose answers ended together and who come back no further apart than this are one burst
 
 
@@ -61,15 +63,37 @@ class Schedule:
     doubts: list[str] = field(default_factory=list)
 
 
+def shows_steps(run: Run) -> bool:
+    """Whether a run's streams show single steps: it has token times, and nearly all events carry one token."""
+    if run.token_times is None or run.event_tokens is None:
+        return run.token_times is not None
+    return _merged_share(run) <= _MERGED
+
+
+def _merged_share(run: Run) -> float:
+    """The share of a run's tokens that came in an event with others."""
+    tokens = sum(map(len, run.token_times or []))
+    return sum(map(merged, run.event_tokens or [])) / max(1, tokens)
+
+
+def several_an_event(run: Run) -> list[str]:
+    """A doubt where some events carry several tokens: of the steps behind those, only the sum was seen."""
+    if not (share := _merged_share(run)):
+        return []
+    return [f"{run.name}: {share:.2%} of the tokens came several to an event: the steps beside those are not timed"]
+
+
 def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
-    """The schedule behind a measured run's token times; `NotEnoughData` when the run has none.
+    """The schedule behind a measured run's token times; `NotEnoughData` when it has none, or its events carry several.
 
     All of it is rebuilt (who began at one rung runs on into the next), but only steps that end in one of `rungs` are
     marked as `used`; all of them by default.
     """
     if run.token_times is None or not any(len(t) > 1 for t in run.token_times):
         raise NotEnoughData(f"{run.name}: no token times, or none beyond the first: such answers show no steps")
-    doubts: list[str] = []
+    if not shows_steps(run):
+        raise NotEnoughData(f"{run.name}: its events carry several tokens each: such answers show no single steps")
+    doubts = several_an_event(run)
     streams = [r for r, t in enumerate(run.token_times) if len(t)]
     first, misfits = _place(run.token_times, sorted(streams, key=lambda r: float(run.token_times[r][0])))  # type: ignore[index]
     if misfits > 0.01 * len(streams):

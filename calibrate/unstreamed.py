@@ -1,8 +1,8 @@
-"""A run whose answers were not streamed: parameters from when requests began and ended, through the simulator.
+"""A run that shows no steps: parameters from when requests began and ended, through the simulator.
 
-Without token times no step is seen. What is left is how latency and throughput change with the load, and what machines
-can be: one drawn at random is replayed against the run, and weighed by how near it comes (`search`). Few numbers pin
-down few parameters, so the draws stay wide, and say so.
+Without token times, or where an event carries several tokens, no step is seen. What is left is how latency and
+throughput change with the load, and what machines can be: one drawn at random is replayed against the run, and weighed
+by how near it comes (`search`). Few numbers pin down few parameters, so the draws stay wide, and say so.
 """
 
 from __future__ import annotations
@@ -257,7 +257,7 @@ def _answered(run: Run) -> Run:
     last = requests["last_token"].where(
         requests["last_token"].notna() | (requests["status"] != "ok"), requests["ended"]
     )
-    return replace(run, requests=requests.assign(last_token=last), token_times=None)
+    return replace(run, requests=requests.assign(last_token=last), token_times=None, event_tokens=None)
 
 
 def _scored(run: Run, only: Collection[int] | None) -> dict[int, int]:
@@ -288,8 +288,8 @@ def _spread(found: Found) -> Floats:
 
 def _doubts(found: Found) -> list[str]:
     doubts = [
-        "answers were not streamed: no step was seen. Parameters are those of simulated machines that show the same "
-        "latencies and throughput; where the latency goes between prefill and decode stays wide",
+        "parameters are those of simulated machines that show the same latencies and throughput; where the latency "
+        "goes between prefill and decode stays wide",
         "prompts or answers of other lengths than these can be off by more than their bands say: stream the answers to "
         "forecast those",
     ]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 import pandas as pd
 
-from scenarios.compare import compare
+from scenarios.compare import compare, shared_metrics
 from scenarios.comparison import Comparison, Row, verdict
 from scenarios.evidence import side_by_side
 from scenarios.forecast import Forecast
@@ -16,6 +16,7 @@ from scenarios.forecast import Row as ForecastRow
 from scenarios.repeats import relative
 from sim import metrics
 from sim.errors import BadInput, NotEnoughData
+from sim.events import alike, tokens_per_event
 from sim.run import Run
 from sim.scenario import Scenario
 
@@ -38,9 +39,16 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
     doubts += _unlike(_of_run(first), _of_run(second))
     tables = [pd.concat(matched, ignore_index=True)]
-    beside = side_by_side(first, second)
+    beside = side_by_side(first, second) if alike(tokens_per_event(first), tokens_per_event(second)) else None
     found = compare(
-        first, tables, tolerances=tolerances, simulated=second.name, doubts=doubts, evidence=beside, without=without
+        first,
+        tables,
+        tolerances=tolerances,
+        simulated=second.name,
+        doubts=doubts,
+        evidence=beside,
+        without=without,
+        carried=tokens_per_event(second),
     )
     return msgspec.structs.replace(found, of="runs")
 
@@ -62,9 +70,10 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
     """A measured run against a forecast that was made beforehand, at the loads they have in common."""
     forecasts = _by_metric_and_load(forecast)
     rows = []
+    shared, unlike = shared_metrics(run)
     for _, measured in metrics.table(run).iterrows():
         load, rung = float(measured["load"]), int(measured["rung"])
-        for metric in metrics.COMPARED:
+        for metric in shared:
             if (metric, load) in forecasts and not math.isnan(measured[metric]):
                 its = forecasts[metric, load]
                 rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
@@ -73,7 +82,9 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
         "asked again, which is closer",
         *_unlike(_of_run(run), forecast.scenario),
     ]
-    return _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *doubts])
+    return _verdict(
+        rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *unlike, *doubts]
+    )
 
 
 def _of_run(run: Run) -> Scenario:

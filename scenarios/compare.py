@@ -24,6 +24,7 @@ from sim import metrics
 from sim.calibration import Calibration
 from sim.curve import band
 from sim.errors import NotEnoughData
+from sim.events import alike, between_events, tokens_per_event
 from sim.model import Draw, draw_model
 from sim.replay import replay, with_users
 from sim.run import Run
@@ -58,7 +59,7 @@ def forecast_run(
 ) -> list[pd.DataFrame]:
     """Replays of a measured run under draws of a calibration, as tables of metrics."""
     # the streams themselves are not asked again, and are nearly all of a run's bulk
-    asked = replace(with_users(run), token_times=None)
+    asked = replace(with_users(run), token_times=None, event_tokens=None)
     streamed = run.token_times is not None
     tasks = [Replicate(asked, calibration, seed, number, streamed) for number in range(1, replicates + 1)]
     return list(executor.map(_call, tasks, chunksize=max(1, replicates // 16)))
@@ -66,6 +67,18 @@ def forecast_run(
 
 def _call(task: Replicate) -> pd.DataFrame:
     return task()
+
+
+def shared_metrics(run: Run, carried: float = 1.0) -> tuple[list[str], list[str]]:
+    """The metrics that mean the same on both sides, and what to say: `carried` is the other side's tokens an event."""
+    own = tokens_per_event(run)
+    if alike(own, carried):
+        return list(metrics.COMPARED), [] if (said := between_events(run)) is None else [said]
+    said = (
+        f"ITL is not compared: it is the time between events, and an event of {run.name} carries {own:.3g} tokens on "
+        f"average, one of the other side {carried:.3g}"
+    )
+    return [m for m in metrics.COMPARED if not m.startswith("itl_")], [said]
 
 
 def compare(
@@ -79,21 +92,24 @@ def compare(
     doubts: Iterable[str] = (),
     evidence: Evidence | None = None,
     without: Collection[int] = (),
+    carried: float = 1.0,
 ) -> Comparison:
     """A measured run against replicates of its forecast; `fitted` are the rungs the calibration has seen, `repeats` are
-    runs of the same server and workload, rungs `without` a counterpart are left out."""
+    runs of the same server and workload, rungs `without` a counterpart are left out. `carried` is how many tokens an
+    event of the other side carries: where it differs, ITL is not the same quantity, and is left out."""
     measured = metrics.table(run)
     if measured.empty:
         raise NotEnoughData(f"{run.name}: no rung has a complete window")
     together = pd.concat(tables, keys=range(len(tables)), names=["replicate", None]).reset_index("replicate")
     again, others = repeat_errors(run, measured, repeats)
+    shared, unlike = shared_metrics(run, carried)
     rows = []
     for place, (rung, load) in enumerate(zip(measured["rung"], measured["load"], strict=True)):
         if int(rung) in without:
             continue
         here = measured.iloc[place]
         replicates = together[together["rung"] == place]  # a replay has the complete rungs only, in the same order
-        for metric in metrics.COMPARED:
+        for metric in shared:
             value = float(here[metric])
             if math.isnan(value):
                 continue
@@ -119,6 +135,6 @@ def compare(
                     humps=humps(drawn),
                 )
             )
-    said = [*with_users(run).doubts, *doubts, *others]
+    said = [*with_users(run).doubts, *unlike, *doubts, *others]
     found = verdict(rows, run.name, simulated, tolerances or {}, said)
     return msgspec.structs.replace(found, evidence=evidence)

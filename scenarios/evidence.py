@@ -16,6 +16,7 @@ from calibrate.residuals import residuals
 from sim.calibration import Calibration
 from sim.curve import band
 from sim.errors import NotEnoughData
+from sim.events import alike, tokens_per_event
 from sim.gaps import gaps
 from sim.model import Draw, draw_model
 from sim.replay import replay, with_users
@@ -60,8 +61,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def evidence(run: Run, calibration: Calibration, executor: Executor, seed: int = 0) -> Evidence:
-    """A measured run's gaps beside those of replays, and its steps beside the calibration's step time."""
-    found = Evidence(itl=_replayed(run, calibration, executor, seed))
+    """A measured run's gaps beside those of replays, and its steps beside the calibration's step time.
+
+    No gaps where an event carries several tokens: those of replays lie between tokens.
+    """
+    several = not alike(tokens_per_event(run), 1.0)
+    found = Evidence(itl=[] if several else _replayed(run, calibration, executor, seed))
     try:
         table = residuals(run, calibration)
     except NotEnoughData:  # answers that were not streamed show no steps
@@ -88,7 +93,7 @@ def itl(run: Run) -> list[Distribution]:
 def _replayed(run: Run, calibration: Calibration, executor: Executor, seed: int) -> list[Distribution]:
     if not itl(run):
         return []
-    asked = replace(with_users(run), token_times=None)  # a run's bulk, which no replay looks at
+    asked = replace(with_users(run), token_times=None, event_tokens=None)  # a run's bulk, which no replay looks at
     tables = executor.map(partial(_replay, asked, calibration, seed), range(1, REPLAYS + 1), chunksize=REPLAYS // 4)
     simulated = np.stack([np.array(table) for table in tables], axis=1)  # window, replay, share
     found = []

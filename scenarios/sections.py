@@ -17,6 +17,7 @@ from scenarios.evidence import Evidence, itl
 from scenarios.forecast import named
 from scenarios.numbers import percent, significant, simulated, unit_of
 from sim import metrics
+from sim.events import between_events
 from sim.run import Run
 
 Section = dict[str, Any]
@@ -48,14 +49,18 @@ def of_run(run: Run) -> Section:
     if run.requests.empty:
         doubts.append("no request of it is on record")
     pictures = [{"image": image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
+    said = between_events(run)
     if found := itl(run):
         picture = image(overlays.distributions(Evidence(itl=found), unit, (run.kind, "")))
-        pictures.append({"image": picture, "title": "The gaps between tokens"})
+        pictures.append({"image": picture, "title": f"The gaps between {'events' if said else 'tokens'}"})
     return {
         "name": f"{run.name}, {run.kind}",
         "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
         "doubts": doubts,
-        "parts": [{"table": grid([unit, *(title for title, _ in shown)], rows)}, *pictures],
+        "parts": [
+            {"table": grid([unit, *(title for title, _ in shown)], rows, caption=f"{said}." if said else "")},
+            *pictures,
+        ],
         "parameters": _asked(run),
         "provenance": ", ".join(f"{name} {number}" for name, number in run.software.items() if number),
     }

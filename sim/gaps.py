@@ -1,5 +1,7 @@
 """The gaps between a request's consecutive tokens: all of them, without walking over every step.
 
+Where an event carries several tokens, they are the gaps between events (`events`).
+
 The gaps of a run of decode steps of one batch are a line: `first`, `first + growth`, ... So a run of a thousand steps
 is one row here, and what is asked of gaps costs the same however long the answers are (without noise).
 """
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.events import event_times
 from sim.request import OK
 from sim.run import Run
 from sim.steps import DECODE, PREFILL
@@ -98,21 +101,27 @@ def gaps(run: Run, low: float, high: float) -> Gaps:
     times = run.token_times or []
     if times:
         whole &= np.array([not len(t) for t in times], dtype=bool)
-    return _measured(times, low, high, float(run.requests["output_tokens"].to_numpy()[whole].sum()))
+    carried = run.event_tokens if times and run.event_tokens is not None else [None] * len(times)
+    return _measured(times, carried, low, high, float(run.requests["output_tokens"].to_numpy()[whole].sum()))
 
 
 def _single(values: Floats, weights: Floats, tokens: float) -> Gaps:
     return Gaps(values, np.zeros(len(values)), np.ones(len(values), dtype=np.int64), weights, tokens)
 
 
-def _measured(token_times: list[Floats], low: float, high: float, tokens: float) -> Gaps:
-    """The gaps of streams; `tokens` came besides, in one piece."""
+def _measured(
+    token_times: Sequence[Floats], event_tokens: Sequence[Ints | None], low: float, high: float, tokens: float
+) -> Gaps:
+    """The gaps between the events of streams; `tokens` came besides, in one piece."""
     parts = []
-    for times in token_times:
+    for times, carried in zip(token_times, event_tokens, strict=True):
         if not len(times) or times[-1] < low or times[0] >= high:
             continue
         a, b = np.searchsorted(times, [low, high], side="left")
         tokens += int(b - a)
+        if carried is not None:
+            times = event_times(times, carried)
+            a, b = np.searchsorted(times, [low, high], side="left")
         parts.append(np.diff(times[max(a - 1, 0) : b]))
     values = np.concatenate(parts) if parts else np.empty(0)
     return _single(values, np.ones(len(values)), tokens)

@@ -62,6 +62,7 @@ class RequestLine(msgspec.Struct):
     max_new_tokens: int = 0
     output_tokens: int = 0
     token_times: list[float] | None = None
+    event_tokens: list[int] | None = None
     first_token: float | None = None
     last_token: float | None = None
 
@@ -72,6 +73,10 @@ class RequestLine(msgspec.Struct):
                 return name, f"expected 0 or more, found {getattr(self, name)}"
         if self.status not in STATUSES:
             return "status", f"expected one of {', '.join(STATUSES)}, found {self.status!r}"
+        if self.event_tokens:
+            tokens = len(self.token_times or [])
+            if min(self.event_tokens) < 1 or sum(self.event_tokens) != tokens:
+                return "event_tokens", f"expected positive numbers that add up to the {tokens} token_times"
         if self.ended is not None and self.ended < self.sent - CLOCKS:
             return "ended", f"expected no time before it was sent ({self.sent}), found {self.ended}"
         return None

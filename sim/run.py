@@ -74,8 +74,9 @@ class Rung:
 class Run:
     """Requests as a table with `REQUEST_COLUMNS` (times in s since the run began; NaN for what did not happen).
 
-    `token_times` (measured) holds one array per row of `requests`; simulated runs have `steps` instead, and `step_ends`
-    (the ends of every decode row's steps, s) if they had noise.
+    `token_times` (measured) holds one array per row of `requests`, one time per token; simulated runs have `steps`
+    instead, and `step_ends` (the ends of every decode row's steps, s) if they had noise. `event_tokens` (one array per
+    row, None for a stream of one token an event) says how many tokens came with each event, where some had several.
     """
 
     kind: str
@@ -84,6 +85,7 @@ class Run:
     rungs: list[Rung]
     requests: pd.DataFrame
     token_times: list[NDArray[np.float64]] | None = None
+    event_tokens: list[NDArray[np.int64] | None] | None = None
     steps: pd.DataFrame | None = None
     step_ends: list[NDArray[np.float64]] | None = None
     created: str | None = None
@@ -157,6 +159,7 @@ def read_run(path: Path) -> Run:
     records.sort(key=lambda r: (r["sent"], r["id"]))
     steps, ends = read_steps(path, doubts)
     times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
+    carried = [np.asarray(r["event_tokens"], dtype=np.int64) if r.get("event_tokens") else None for r in records]
     try:
         scenario = relocated(lenient(head.get("scenario") or {"name": head.get("name", path.name)}), path, Path())
     except msgspec.ValidationError as e:
@@ -175,6 +178,7 @@ def read_run(path: Path) -> Run:
         rungs=rungs,
         requests=requests,
         token_times=times if any(len(t) for t in times) else None,
+        event_tokens=carried if any(c is not None for c in carried) else None,
         steps=steps,
         step_ends=ends,
         created=head.get("created"),
@@ -243,7 +247,9 @@ def write_run(run: Run, path: Path, *, steps: bool = False) -> Path:
         inside.mkdir()
         here = replace(run, scenario=relocated(run.scenario, Path(), path))
         (inside / "run.json").write_bytes(msgspec.json.format(_encode(_head(here)), indent=1) + b"\n")
-        (inside / "requests.jsonl").write_bytes(_lines(request_records(run.requests, run.token_times)))
+        (inside / "requests.jsonl").write_bytes(
+            _lines(request_records(run.requests, run.token_times, run.event_tokens))
+        )
         if steps and run.steps is not None:
             (inside / "steps.jsonl").write_bytes(_lines(step_records(run.steps, run.step_ends)))
         inside.replace(path)

@@ -69,12 +69,21 @@ def request_table(records: list[dict[str, Any]], times: list[NDArray[np.float64]
     return pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in REQUEST_COLUMNS.items()})
 
 
-def request_records(table: pd.DataFrame, times: list[NDArray[np.float64]] | None) -> Iterator[dict[str, Any]]:
-    """The lines of `requests.jsonl`: with all token times (one array a row, s) where there are some."""
+def request_records(
+    table: pd.DataFrame,
+    times: list[NDArray[np.float64]] | None,
+    event_tokens: list[NDArray[np.int64] | None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The lines of `requests.jsonl`: with all token times (one array a row, s) where there are some.
+
+    `event_tokens` (one array a row) is the tokens of every event, where some events carried several.
+    """
     floats = {name for name, kind in REQUEST_COLUMNS.items() if kind == "float64"}
     for i, row in enumerate(table.to_dict("records")):
         record = {str(k): kept_time(v) if k in floats else v for k, v in row.items()}
         if times is not None:
             record["token_times"] = [kept_time(t) for t in times[i]]
             del record["first_token"], record["last_token"]
+        if event_tokens is not None and (carried := event_tokens[i]) is not None:
+            record["event_tokens"] = carried.tolist()
         yield record
