@@ -15,7 +15,8 @@ import msgspec
 from measure.lines import Lines
 from measure.orders import Report, boot_id
 from sim.errors import BadInput
-from sim.run import FORMAT, write_atomic
+from sim.files import write_file
+from sim.run import FORMAT
 from sim.scenario import Scenario, relocated
 
 LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
@@ -108,7 +109,7 @@ class Journal:
 
     def save(self) -> None:
         """Replace `run.json`."""
-        write_atomic(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.head), indent=1) + b"\n")
+        write_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.head), indent=1) + b"\n")
 
     def doubt(self, sentence: str) -> None:
         """A doubt about the whole run, written once."""

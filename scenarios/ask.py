@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from scenarios.cli import FAILED, command, existing, writable
-from scenarios.load import load, shipped
-from scenarios.options import csv_option, doubt, json_option, one_of, say, simulation_options, working
+from scenarios.cli import FAILED, command
+from scenarios.load import files_of, load, shipped
+from scenarios.options import csv_option, doubt, force_option, json_option, one_of, say, simulation_options, working
+from scenarios.output import FORECAST, check_new, check_output, check_run, write
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
@@ -40,10 +44,9 @@ def new(name: str) -> None:
     if not Path(name).stem.strip():
         raise BadInput("expected a name, such as chat", path=f"new {name!r}")
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
-    if path.exists():
-        raise BadInput("exists already, and is not overwritten", path=path)
+    check_new(path)
     template = Path(__file__).with_name("template.txt").read_text(encoding="utf-8")
-    existing(path).write_text(template.replace("NAME", path.stem), encoding="utf-8")
+    write(path, template.replace("NAME", path.stem).encode())
     say(str(path))
 
 
@@ -64,6 +67,7 @@ def schema() -> None:
 @scenario_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write DIR/NAME/forecast.json and DIR/NAME/run/.")
 @click.option("--steps", is_flag=True, help="With -o: the steps of the run, too (steps.jsonl).")
+@force_option
 @simulation_options
 @json_option
 @csv_option
@@ -71,6 +75,7 @@ def simulate(
     scenarios: tuple[str, ...],
     output: Path | None,
     steps: bool,
+    force: bool,
     sets: tuple[str, ...],
     seed: int,
     replicates: int,
@@ -85,7 +90,10 @@ def simulate(
     one_of(as_json, as_csv)
     if steps and output is None:
         raise BadInput("expected -o DIR with it, where the run is written", path="--steps")
-    found = forecasts(scenarios, sets, seed, replicates, jobs, output, steps=steps)
+    if output is not None:
+        _check_outputs(scenarios, sets, output, force)
+    made = forecasts(scenarios, sets, seed, replicates, jobs)
+    found = [forecast for forecast, _ in made]
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found[0] if len(found) == 1 else found), indent=1).decode())
     elif as_csv:
@@ -96,6 +104,10 @@ def simulate(
             out.print() if i else None
             show(forecast, out)
     doubt(_doubts(found))
+    if output is not None:  # last: what was computed is not lost with a full disk
+        sys.stdout.flush()
+        for forecast, calibration in made:
+            _write(output / forecast.name, forecast, calibration, seed, steps=steps)
 
 
 @command("servecast plan llama2-70b-1500-100 --set slo.ttft_p95=3")
@@ -127,7 +139,7 @@ def plan(
             raise BadInput(
                 "missing; a plan needs something to keep, such as --set slo.e2e_p95=15", path=name, key="slo"
             )
-    found = forecasts(scenarios, sets, seed, replicates, jobs, None)
+    found = [forecast for forecast, _ in forecasts(scenarios, sets, seed, replicates, jobs)]
     if as_json:
         rows = [
             {
@@ -172,28 +184,13 @@ def largest_load(forecast: Forecast) -> float | None:
 
 
 def forecasts(
-    names: tuple[str, ...],
-    sets: tuple[str, ...],
-    seed: int,
-    replicates: int,
-    jobs: int | None,
-    output: Path | None,
-    *,
-    steps: bool = False,
-) -> list[Forecast]:
-    """Forecast scenarios one after another; what one of them is fitted to is fitted once."""
+    names: tuple[str, ...], sets: tuple[str, ...], seed: int, replicates: int, jobs: int | None
+) -> list[tuple[Forecast, Calibration]]:
+    """Forecast scenarios one after another, each with its calibration; what one is fitted to is fitted once."""
     from scenarios.doors import calibration_of
     from scenarios.simulation import simulate as simulate_scenario
 
     asked = [(name, load(name, *sets)) for name in names]  # every complaint before anything runs
-    if output is not None:
-        folders = [output / scenario.name for _, scenario in asked]
-        if len(set(folders)) < len(folders):
-            raise BadInput("expected scenarios of different names, which are the folders' in -o")
-        for folder in folders:
-            if (folder / "run").exists():
-                raise BadInput("exists already, and a run is never overwritten", path=folder / "run")
-            writable(folder / "forecast.json")
     made = []
     known: dict[bytes, Calibration] = {}
     with working(jobs) as (executor, commentary):
@@ -214,16 +211,36 @@ def forecasts(
                 progress=tell,
                 changes=sets,
             )
-            made.append(forecast)
-            if output is not None:
-                from scenarios.forecast import write_forecast
-                from scenarios.simulation import central_run
-                from sim.run import write_run
-
-                folder = output / scenario.name
-                write_forecast(existing(folder / "forecast.json"), forecast)
-                write_run(central_run(scenario, calibration, seed), folder / "run", steps=steps)
+            made.append((forecast, calibration))
     return made
+
+
+def _check_outputs(names: tuple[str, ...], sets: tuple[str, ...], output: Path, force: bool) -> None:
+    asked = [load(name, *sets) for name in names]
+    folders = [output / scenario.name for scenario in asked]
+    if len(set(folders)) < len(folders):
+        raise BadInput("expected scenarios of different names, which are the folders' in -o")
+    inputs = [file for name in names for file in files_of(name, *sets)]
+    inputs += [Path(scenario.calibration) for scenario in asked if scenario.calibration is not None]
+    for folder in folders:
+        check_run(folder / "run", inputs=inputs)
+        check_output(folder / "forecast.json", FORECAST, inputs=inputs, force=force)
+
+
+def _write(folder: Path, forecast: Forecast, calibration: Calibration, seed: int, *, steps: bool) -> None:
+    """Write a forecast and its run, both or neither."""
+    from scenarios.forecast import write_forecast
+    from scenarios.simulation import central_run
+    from sim.run import write_run
+
+    run = write_run(central_run(forecast.scenario, calibration, seed), folder / "run", steps=steps)
+    try:
+        write_forecast(folder / "forecast.json", forecast)
+    except BaseException:
+        shutil.rmtree(run)
+        with suppress(OSError):
+            folder.rmdir()
+        raise
 
 
 def _doubts(found: list[Forecast]) -> list[str]:

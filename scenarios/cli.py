@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import click
 
-from sim.errors import BadInput, UserError
+from sim.errors import UserError
 
 FAILED, MISUSED, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 GRACE = 60.0  # s: the longest that tidying up after a signal may take; stopping a container takes ten
@@ -148,20 +148,3 @@ def _stop(exit_status: int) -> None:
     last = Timer(GRACE, os._exit, [exit_status])
     last.daemon = True
     last.start()
-
-
-def writable(path: Path) -> None:
-    """Complain now about a place where nothing could be written later; makes nothing."""
-    folder = path.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise BadInput("expected a folder to write into", path=folder)
-    if not os.access(folder, os.W_OK):
-        raise BadInput("cannot be written", path=folder)
-
-
-def existing(path: Path) -> Path:
-    """The folder of a file to be written, made if absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

@@ -11,7 +11,7 @@ import numpy as np
 from scenarios.evidence import Evidence
 from scenarios.forecast import named
 from scenarios.patterns import two_patterns
-from sim.run import write_atomic
+from sim.files import write_file
 
 FORMAT = 1  # 1: first
 
@@ -152,7 +152,7 @@ def _unforecast(rows: Iterable[Row]) -> list[str]:
 
 def write_comparison(path: Path, comparison: Comparison) -> None:
     """Write it as `comparison.json`."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
+    write_file(path, msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n")
 
 
 def _effective(errors: np.ndarray) -> float:

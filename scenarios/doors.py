@@ -12,7 +12,7 @@ import numpy as np
 from scenarios.load import origin
 from sim.calibration import Calibration, read_calibration
 from sim.errors import BadInput
-from sim.run import write_atomic
+from sim.files import write_file
 from sim.scenario import Scenario
 
 Progress = Callable[[str, int, int], None]
@@ -83,4 +83,4 @@ def fit_published(
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
     """Replace `calibration.json`; the same calibration gives the same bytes."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")
+    write_file(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")

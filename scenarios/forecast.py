@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from sim.curve import band
 from sim.document import Document
-from sim.run import write_atomic
+from sim.files import write_file
 from sim.scenario import Figure, Scenario, relocated
 from sim.shape import check_shape
 
@@ -182,7 +182,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def write_forecast(path: Path, forecast: Forecast) -> None:
     """Replace `forecast.json`; the same forecast gives the same bytes."""
     here = msgspec.structs.replace(forecast, scenario=relocated(forecast.scenario, Path(), path.parent))
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(here), indent=1) + b"\n")
+    write_file(path, msgspec.json.format(msgspec.json.encode(here), indent=1) + b"\n")
 
 
 def read_forecast(path: Path) -> Forecast:

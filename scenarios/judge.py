@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from scenarios.cli import FAILED, command, existing, writable
+from scenarios.cli import FAILED, command
 from scenarios.options import (
     csv_option,
     doubt,
     file_here,
+    force_option,
     jobs_option,
     json_option,
     one_of,
@@ -21,7 +23,9 @@ from scenarios.options import (
     seed_option,
     working,
 )
+from scenarios.output import COMPARISON, REPORT, check_output, write
 from sim.errors import BadInput
+from sim.files import is_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +54,7 @@ here = click.Path(path_type=Path)
 )
 @click.option("-o", "--output", type=here, help="A folder for comparison.json and report.html.")
 @click.option("--tolerance", "tolerances", metavar="METRIC=0.05", multiple=True, help="Largest mean error; repeatable.")
+@force_option
 @replicates_option
 @seed_option
 @jobs_option
@@ -62,6 +67,7 @@ def compare(
     repeats: tuple[Path, ...],
     output: Path | None,
     tolerances: tuple[str, ...],
+    force: bool,
     replicates: int,
     seed: int,
     jobs: int | None,
@@ -81,10 +87,10 @@ def compare(
     one_of(as_json, as_csv)
     limits = dict(_tolerance(text) for text in tolerances)
     if output is not None:
-        writable(output / "comparison.json")
+        inputs = [*sources, *repeats, *([] if calibrated is None else [calibrated])]
+        check_output(output / "comparison.json", COMPARISON, inputs=inputs, force=force)
+        check_output(output / "report.html", REPORT, inputs=inputs, force=force)
     found = _compare(sources, calibrated, held_out, repeats, limits, replicates, seed, jobs)
-    if output is not None:
-        _write(output, found)
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     elif as_csv:
@@ -92,6 +98,9 @@ def compare(
     else:
         show_comparison(found, console())
     doubt(found.doubts)
+    if output is not None:
+        sys.stdout.flush()
+        _write(output, found)
     unjudged = bool(limits) and found.passed is None  # what was asked to hold was not looked at
     return FAILED if found.passed is False or unjudged else 0
 
@@ -99,11 +108,11 @@ def compare(
 def _write(folder: Path, comparison: Comparison) -> None:
     from scenarios.comparison import write_comparison
     from scenarios.report import page
-    from sim.run import write_atomic
 
-    write_comparison(existing(folder / "comparison.json"), comparison)
     title = f"{comparison.measured} against {comparison.simulated}"
-    write_atomic(folder / "report.html", page([comparison], {}, title).encode())
+    made = page([comparison], {}, title).encode()
+    write_comparison(folder / "comparison.json", comparison)
+    write(folder / "report.html", made)
 
 
 def _tolerance(text: str) -> tuple[str, float]:
@@ -228,17 +237,18 @@ def held_out_comparison(
 @command("servecast report out/llama2-70b-1500-100 run -o report.html")
 @click.argument("sources", metavar="(RUN | FORECAST | COMPARISON)...", nargs=-1, required=True, type=here)
 @click.option("-o", "--output", type=file_here, default=Path("report.html"), show_default=True)
+@force_option
 @click.option("--title", default="What this LLM server will do under load", show_default=True)
-def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
+def report(sources: tuple[Path, ...], output: Path, force: bool, title: str) -> None:
     """Put it all on one self-contained page.
 
     Takes run directories, what `simulate -o` wrote, forecasts and comparisons as JSON.
     """
     from scenarios.forecast import Forecast
     from scenarios.report import page, read_item
-    from sim.run import read_run, write_atomic
+    from sim.run import read_run
 
-    writable(output)
+    check_output(output, REPORT, inputs=sources, force=force)
     items = [read_item(path) for path in sources]
     runs: dict[str, Run] = {}
     for path, item in zip(sources, items, strict=True):
@@ -247,5 +257,6 @@ def report(sources: tuple[Path, ...], output: Path, title: str) -> None:
             run = read_run(beside)
             if run.kind == "simulated":  # not the measured one that a forecast was fitted to
                 runs[item.name] = run
-    write_atomic(existing(output), page(items, runs, title).encode())
-    say(str(output))
+    write(output, page(items, runs, title).encode())
+    if not is_stdout(output):
+        say(str(output))

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from scenarios.cli import command, existing, writable
-from scenarios.options import doubt, file_here, jobs_option, json_option, say, seed_option, set_option, working
+from scenarios.cli import command
+from scenarios.options import (
+    doubt,
+    file_here,
+    force_option,
+    jobs_option,
+    json_option,
+    say,
+    seed_option,
+    set_option,
+    working,
+)
+from scenarios.output import CALIBRATION, check_output
 from sim.errors import BadInput
+from sim.files import is_stdout
 from sim.shape import nearest
 
 if TYPE_CHECKING:
@@ -27,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--where", "wheres", metavar="COLUMN=VALUE", multiple=True, help="Which rows of a table; repeatable.")
 @click.option("--advise", is_flag=True, help="Say what to measure next.")
 @click.option("--question", metavar="SCENARIO", help="What the advice is for: its highest load.")
+@force_option
 @seed_option
 @set_option
 @jobs_option
@@ -37,6 +51,7 @@ def calibrate(
     wheres: tuple[str, ...],
     advise: bool,
     question: str | None,
+    force: bool,
     seed: int,
     sets: tuple[str, ...],
     jobs: int | None,
@@ -54,7 +69,7 @@ def calibrate(
     if where and not all(Path(source).suffix == ".csv" for source in sources):
         raise BadInput("expected only with tables, whose rows it chooses", path="--where")
     if output is not None:
-        writable(output)
+        check_output(output, CALIBRATION, inputs=_read(sources, question, sets), force=force)
     runs = _runs(sources)
     if sets and (runs or all(Path(source).suffix == ".csv" for source in sources)):
         raise BadInput("expected only with a scenario, whose keys it changes", path="--set")
@@ -65,18 +80,16 @@ def calibrate(
     # refused before anything is fitted, or written
     asked = _question(runs, question, sets if question == sources[0] else ()) if advise or question else None
     calibration = _fit(sources, runs, where, seed, sets, jobs)
-    if output is not None:
-        write_calibration(existing(output), calibration)
-    if as_json:
+    if output is not None and is_stdout(output):  # asked for there: as the file, and nothing else
+        write_calibration(output, calibration)
+    elif as_json:
         say(msgspec.json.encode(calibration).decode())
     else:
         out = console()
         out.print(parameters(calibration))
         if calibration.source.note:
-            out.print(calibration.source.note, markup=False)
-        if output is not None:
-            out.print(str(output), markup=False, soft_wrap=True)
-        else:
+            out.print(calibration.source.note)
+        if output is None:
             click.echo("nothing is written: -o FILE keeps it", err=True)
     doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
     if asked is not None:
@@ -86,6 +99,23 @@ def calibrate(
             lines = next_measurements(calibration, runs, asked, executor, seed)
         for line in lines:
             click.echo(line, err=as_json)
+    if output is not None and not is_stdout(output):  # last: what was fitted is not lost with a full disk
+        sys.stdout.flush()
+        write_calibration(output, calibration)
+        if not as_json:
+            say(str(output))
+
+
+def _read(sources: Sequence[str], question: str | None, sets: Sequence[str]) -> list[Path]:
+    """The files and folders that are read."""
+    from scenarios.load import files_of, shipped
+
+    found = []
+    for name in (*sources, *([] if question is None else [question])):
+        path = Path(name)
+        scenario = not path.is_dir() and path.suffix != ".csv" and (path.is_file() or name in shipped())
+        found += files_of(name, *(sets if name == sources[0] else ())) if scenario else [path]
+    return found
 
 
 def _runs(sources: Sequence[str]) -> list[Run]:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from scenarios.cli import FAILED, command, existing
-from scenarios.options import Seconds, doubt, jobs_option, replicates_option, say, seed_option, set_option, working
+from scenarios.cli import FAILED, command
+from scenarios.options import (
+    Seconds,
+    doubt,
+    force_option,
+    jobs_option,
+    replicates_option,
+    say,
+    seed_option,
+    set_option,
+    working,
+)
+from scenarios.output import CALIBRATION, COMPARISON, FORECAST, REPORT, check_measured, check_output, check_run, write
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
@@ -60,10 +72,11 @@ def measure(
     measured with a single answer.
     """
     from measure.ladder import measure as climb
-    from scenarios.load import load
+    from scenarios.load import files_of, load
     from sim import metrics
     from sim.run import read_run
 
+    check_measured(output, resume, inputs=files_of(scenario, *sets))
     if remote and not bind:
         raise BadInput("expected HOST:PORT for the workers of --remote to join", path="--bind")
     found = climb(
@@ -96,8 +109,9 @@ def take(file: Path, output: Path) -> None:
     from scenarios.foreign import import_results
     from sim.run import write_run
 
+    check_run(output, inputs=[file])
     run = import_results(file)
-    say(str(write_run(run, output)))
+    say(str(write_run(run, output, read_back=True)))
     doubt([*run.doubts, *(f"at {rung.load:g}: {text}" for rung in run.rungs for text in rung.doubts)])
 
 
@@ -136,6 +150,7 @@ def standin(
 @processes_option
 @model_option
 @budget_option
+@force_option
 @set_option
 @replicates_option
 @seed_option
@@ -148,6 +163,7 @@ def run(
     processes: int,
     model: str | None,
     budget: float | None,
+    force: bool,
     sets: tuple[str, ...],
     replicates: int,
     seed: int,
@@ -165,13 +181,17 @@ def run(
     from scenarios.doors import write_calibration
     from scenarios.forecast import write_forecast
     from scenarios.judge import held_out_comparison
-    from scenarios.load import load
+    from scenarios.load import files_of, load
     from scenarios.report import page
     from scenarios.simulation import simulate
     from scenarios.tables import console, show, show_comparison
-    from sim.run import read_run, write_atomic
+    from sim.run import read_run
 
     asked = load(scenario, *sets)
+    inputs = files_of(scenario, *sets)
+    check_measured(output / "run", resume, inputs=inputs)
+    for name, kind in _MADE.items():
+        check_output(output / name, kind, inputs=inputs, force=force)
     listed = asked.load.users or asked.load.rate or ([0] if asked.load.trace else None)
     if listed is not None and len(listed) < 2:
         raise BadInput("expected at least two loads: some to fit and some to score", path=scenario, key="load")
@@ -181,9 +201,7 @@ def run(
     with working(jobs) as (executor, commentary):
         scored = set(range(1, len(measured.rungs), 2))
         comparison = held_out_comparison(measured, scored, {}, replicates, seed, executor, commentary)
-        write_comparison(output / "comparison.json", comparison)
         calibration = calibrate_runs([measured], seed)
-        write_calibration(output / "calibration.json", calibration)
 
         def tell(done: int, total: int) -> None:
             commentary(f"simulating {asked.name}", done, total)
@@ -197,15 +215,26 @@ def run(
             progress=tell,
             changes=sets,
         )
-    write_forecast(output / "forecast.json", forecast)
     show(forecast, out)
     out.print()
     show_comparison(comparison, out)
-    report = existing(output / "report.html")
-    write_atomic(report, page([forecast, measured, comparison], {}, f"{asked.name}: measured and forecast").encode())
-    say(str(report))
     doubt(forecast.doubts)
+    sys.stdout.flush()  # shown before it is written: a full disk loses no answer
+    write_comparison(output / "comparison.json", comparison)
+    write_calibration(output / "calibration.json", calibration)
+    write_forecast(output / "forecast.json", forecast)
+    report = output / "report.html"
+    write(report, page([forecast, measured, comparison], {}, f"{asked.name}: measured and forecast").encode())
+    say(str(report))
     return FAILED if comparison.passed is False else 0
+
+
+_MADE = {
+    "comparison.json": COMPARISON,
+    "calibration.json": CALIBRATION,
+    "forecast.json": FORECAST,
+    "report.html": REPORT,
+}
 
 
 def _as_measured(scenario: Scenario, run: Run, calibration: Path) -> Scenario:

@@ -76,6 +76,17 @@ def origin(source: str | Path, key: str, *sets: str) -> Scenario:
     return load(source, *sets) if home is None else load(home)
 
 
+def files_of(source: str | Path, *sets: str) -> list[Path]:
+    """The files that a scenario is read from, with the tables and traces that it names; not its calibration."""
+    tree = _resolved(source, sets)
+    files = {find(str(source)), *(Path(path) for path, line in tree.places.values() if line is not None)}
+    for group, name in FILES:
+        named = _value(tree.values, (group, name) if group else (name,))
+        if isinstance(named, str) and name != "calibration":
+            files.add(Path(named))
+    return sorted(files)
+
+
 def _written_in(tree: Tree, key: str) -> str | None:
     """The file in which a key was written; None for one that is absent, or given by `--set`."""
     path, line = tree.places.get((key,), ("", None))

@@ -39,6 +39,9 @@ set_option = click.option(
     "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Change any key of the scenario; repeatable."
 )
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+force_option = click.option(
+    "--force", is_flag=True, help="Replace files in -o that servecast did not write; never a run, nor an input."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 replicates_option = click.option(

@@ -8,13 +8,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration
+from sim.console import Console
 from sim.forms import LEVEL
 
 if TYPE_CHECKING:
@@ -26,18 +26,10 @@ RATES = (("RPS", "rps"), ("in tok/s", "input_tokens_per_s"), ("out tok/s", "outp
 STEPS = (("TPOT ms", "tpot_mean"), ("queue", "queue"))
 
 
-class _Console(Console):
-    """A console that leaves it to `cli` what a closed pipe means: that somebody has seen enough."""
-
-    def on_broken_pipe(self) -> None:
-        """See `Console`."""
-        raise BrokenPipeError
-
-
 def console() -> Console:
     """stdout as rich sees it; exactly 80 columns and no colour where it is not a terminal."""
-    terminal = _Console()
-    return terminal if terminal.is_terminal else _Console(width=WIDTH, no_color=True, highlight=False)
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=WIDTH, no_color=True, highlight=False)
 
 
 def show(forecast: Forecast, out: Console) -> None:

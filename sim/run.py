@@ -6,9 +6,7 @@ Raw is kept here; every statistic is derived in `metrics`.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from sim.document import Document
 from sim.errors import BadInput
+from sim.files import TEMPORARY, folder_of, in_the_name_of, target_of
 from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, check_known, kept_time, read_lines
 from sim.scenario import Scenario, lenient, relocated
 from sim.server import ServerConfig
@@ -115,21 +114,6 @@ class Run:
         whole = {k: int(v) for k, v in told.items() if v == int(v)}
         ratio = {k: float(v) for k, v in told.items() if k == "waiting_served_ratio"}
         return msgspec.structs.replace(self.scenario.server, **(whole | ratio))
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader sees the old one or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except OSError as e:  # in the name of what was asked for
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 def read_run(path: Path) -> Run:
@@ -234,25 +218,36 @@ def _rung(document: Document, number: int, raw: Any) -> Rung:
     )
 
 
-def write_run(run: Run, path: Path, *, steps: bool = False) -> Path:
+def write_run(run: Run, path: Path, *, steps: bool = False, read_back: bool = False) -> Path:
     """Write a run into a new directory, `steps.jsonl` too if asked; what is there already is never overwritten.
 
-    The directory appears complete or not at all. Times are kept to the microsecond.
+    The directory appears complete or not at all; with `read_back` only if it can be read again. Times are kept to the
+    microsecond.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise BadInput("exists already; expected a new directory (a run is never overwritten)", path=path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+    target = target_of(path)
+    with (
+        in_the_name_of(path),
+        folder_of(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as temporary,
+    ):
         inside = Path(temporary) / "run"
         inside.mkdir()
-        here = replace(run, scenario=relocated(run.scenario, Path(), path))
+        here = replace(run, scenario=relocated(run.scenario, Path(), target))
         (inside / "run.json").write_bytes(msgspec.json.format(_encode(_head(here)), indent=1) + b"\n")
         (inside / "requests.jsonl").write_bytes(
             _lines(request_records(run.requests, run.token_times, run.event_tokens))
         )
         if steps and run.steps is not None:
             (inside / "steps.jsonl").write_bytes(_lines(step_records(run.steps, run.step_ends)))
-        inside.replace(path)
+        if read_back:
+            try:
+                read_run(inside)
+            except BadInput as e:
+                name = None if e.path is None else path / Path(e.path).name
+                raise BadInput(f"not written: {e.message}", path=name, line=e.line, key=e.key) from e
+        inside.replace(target)
     return path
 
 

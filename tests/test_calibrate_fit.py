@@ -16,8 +16,9 @@ from calibrate.races import UPLINK_SPREAD, WAY_OF_A_DAY, race_rows, races
 from calibrate.steps import rebuild
 from sim.calibration import Calibration, Delay, Noise, read_calibration
 from sim.errors import NotEnoughData
+from sim.files import write_file
 from sim.forms import step_time
-from sim.run import Run, read_run, write_atomic
+from sim.run import Run, read_run
 from sim.scenario import Machine
 
 DATA = Path(__file__).parent.parent / "data"
@@ -275,7 +276,7 @@ def test_repeatable_and_written_and_read(tmp_path):
     run = read_run(DATA / "tgi-0.9.4-cpu" / "long-again")
     one, two = calibrate_runs([run], seed=3), calibrate_runs([run], seed=3)
     assert msgspec.json.encode(one) == msgspec.json.encode(two)
-    write_atomic(tmp_path / "calibration.json", msgspec.json.encode(one))
+    write_file(tmp_path / "calibration.json", msgspec.json.encode(one))
     assert read_calibration(tmp_path / "calibration.json") == one
     assert {f.path for f in one.source.files} == {"long-again/run.json", "long-again/requests.jsonl.gz"}
 

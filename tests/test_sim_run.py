@@ -16,11 +16,12 @@ import pytest
 from sim import metrics
 from sim.calibration import Clocks, Delay, Noise
 from sim.errors import BadInput
+from sim.files import write_file
 from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
 from sim.replay import replay
-from sim.run import Run, read_run, write_atomic, write_run
+from sim.run import Run, read_run, write_run
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
 from sim.workload import Lengths, Workload
@@ -226,7 +227,7 @@ def test_a_run_is_never_overwritten_and_leaves_nothing_behind(tmp_path: Path) ->
         write_run(run, tmp_path / "run")
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    write_atomic(tmp_path / "file", b"new")
+    write_file(tmp_path / "file", b"new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "run"]
 
 
@@ -310,7 +311,7 @@ def test_what_cannot_be_read_is_one_line_that_names_the_place(tmp_path: Path, na
 def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError) as error:
-        write_atomic(tmp_path / "taken", b"x")
+        write_file(tmp_path / "taken", b"x")
     assert error.value.filename == str(tmp_path / "taken")
     assert [p.name for p in tmp_path.iterdir()] == ["taken"]
 
