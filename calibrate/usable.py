@@ -83,5 +83,8 @@ def _stood_still(steps: pd.DataFrame) -> pd.Series:
 
 
 def _client_limited(rung: Rung) -> bool:
+    """By the lag that was recorded; runs of earlier versions also flagged rungs whose lag was 5 % of a short gap."""
     canary = rung.extra.get("canary_p99_ms")
-    return bool(rung.extra.get("client_limited")) or (isinstance(canary, int | float) and canary > STALLED)
+    if isinstance(canary, int | float):
+        return canary > STALLED
+    return bool(rung.extra.get("client_limited"))
