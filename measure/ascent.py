@@ -19,7 +19,8 @@ from measure.scrape import Scraper
 from measure.screen import Screen
 from measure.watch import Watch, Window
 from measure.witness import disagreements
-from sim.errors import BadInput, UserError
+from sim.errors import UserError
+from sim.pairs import arrivals
 from sim.run import read_run
 from sim.scenario import Scenario
 from sim.workload import Pairs
@@ -64,9 +65,8 @@ class Ascent:
     def loads(self) -> list[float]:
         """Users, or requests/s, of every rung; a trace is one."""
         if self.load.trace:
-            if self.pairs is None or self.pairs.times is None:
-                raise BadInput("expected a workload.trace with arrival times", key="load.trace")
-            return [len(self.pairs.times) / max(float(self.pairs.times[-1]), 1e-9)]
+            times = arrivals(self.setup.workload, self.pairs)
+            return [len(times) / float(times[-1])]
         if self.load.rate is not None:
             return list(self.load.rate)
         return [float(n) for n in self.load.users or rung.default_users(self.permits or NO_PERMITS_KNOWN)]

@@ -77,9 +77,8 @@ def extent(lengths: int | Lengths | None, column: Any = None) -> tuple[int, int 
         return lengths, lengths
     if lengths is not None and lengths.uniform is not None:
         return lengths.uniform
-    if lengths is not None and lengths.exponential is not None:
-        return lengths.exponential.low, lengths.exponential.high
-    return 1, None
+    law = None if lengths is None else lengths.lognormal or lengths.exponential
+    return (1, None) if law is None else (law.low, law.high)
 
 
 def _check_fits(info: dict[str, Any], flags: ServerConfig, prompt: int | None, asked: int | None) -> None:
@@ -98,7 +97,7 @@ def _check_fits(info: dict[str, Any], flags: ServerConfig, prompt: int | None, a
 def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> list[str]:
     """Doubts about measuring this scenario on this server; raises `Unfit` if no request of it can succeed,
     and `CannotFit` if one could never be scheduled."""
-    info, doubts = server.info or {}, []
+    info, doubts = server.info or {}, list(pairs.doubts if pairs is not None else ())
     work = scenario.workload
     new = work.max_new_tokens if work.max_new_tokens is not None else work.output_tokens
     prompt = extent(work.prompt_tokens, None if pairs is None else pairs.prompt_tokens)

@@ -28,7 +28,7 @@ from measure.probe import learn
 from measure.prompts import Recipe
 from measure.screen import Screen
 from sim.errors import BadInput, UserError
-from sim.pairs import read_pairs
+from sim.pairs import arrivals, read_pairs
 from sim.scenario import Scenario
 from sim.workload import Pairs
 
@@ -68,6 +68,8 @@ def measure(
         refuse_existing(out)
     host, port = ("127.0.0.1", free_port()) if bind is None else listening(bind)
     pairs = read_pairs(scenario.workload)
+    if scenario.load.trace:
+        arrivals(scenario.workload, pairs)
     with ExitStack() as stack:
         stack.enter_context(terminable())
         # before anything is written: a wrong URL, or a server that cannot take the profile, leaves no run

@@ -16,7 +16,7 @@ from sim.errors import CannotFit
 from sim.scenario import Figure, Load, Scenario
 from sim.server import Bounds, ServerConfig
 from sim.shape import Fail, Key, known
-from sim.workload import Gamma, Lengths, Workload
+from sim.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 
 ENGINES = ("tgi-0.9.4",)
 # The names of sim.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
@@ -60,7 +60,12 @@ def check(s: Scenario, fail: Fail) -> None:
                     ("launch", "env", i), "expected only the name of a variable; its value stays in the environment"
                 )
     files: list[tuple[Key, str | None]] = [(("calibration",), s.calibration), (("table",), s.table)]
-    files += [(("workload", "empirical"), s.workload.empirical), (("workload", "trace"), s.workload.trace)]
+    for name in ("empirical", "trace"):
+        if (given := getattr(s.workload, name)) is not None:
+            mapped = isinstance(given, RequestFile)
+            files.append(
+                (("workload", name, "file") if mapped else ("workload", name), given.file if mapped else given)
+            )
     for key, file in files:
         if file is not None and not Path(file).exists():
             raise fail(key, f"no such file: {file}")
@@ -123,12 +128,24 @@ def _workload(w: Workload, fail: Fail) -> None:
     if lengths and (w.prompt_tokens is None or len(lengths) < 2):
         name = "prompt_tokens" if w.prompt_tokens is None else "output_tokens"
         raise fail((*at, name), "missing; expected a number of tokens or a distribution")
+    for name in ("empirical", "trace"):
+        if isinstance(source := getattr(w, name), RequestFile):
+            _source(source, (*at, name), fail)
     for name in given:
         _lengths(getattr(w, name), (*at, name), fail)
     if isinstance(w.output_tokens, int) and isinstance(w.max_new_tokens, int) and w.output_tokens > w.max_new_tokens:
         raise fail(
             (*at, "output_tokens"), f"expected at most max_new_tokens ({w.max_new_tokens}), found {w.output_tokens}"
         )
+
+
+def _source(source: RequestFile, at: Key, fail: Fail) -> None:
+    _positive(source, at, ("scale", "compress"), fail)
+    if source.time_unit is not None:
+        known(source.time_unit, UNITS, "unit of time", (*at, "time_unit"), fail)
+    for name in ("scale", "compress"):
+        if at[-1] == "empirical" and getattr(source, name) != 1:
+            raise fail((*at, name), "expected it under trace: lengths alone have no arrivals to change")
 
 
 def _lengths(lengths: int | Lengths, key: Key, fail: Fail) -> None:
@@ -143,10 +160,10 @@ def _lengths(lengths: int | Lengths, key: Key, fail: Fail) -> None:
         if not 1 <= low <= high:
             raise fail(at, f"expected [low, high] with 1 <= low <= high, found [{low}, {high}]")
     if lengths.lognormal is not None:
-        _positive(lengths.lognormal, at, ("mean", "cv"), fail)
-    if lengths.exponential is not None:
-        _positive(lengths.exponential, at, ("mean", "low", "high"), fail)
-        law = lengths.exponential
+        _positive(lengths.lognormal, at, ("cv",), fail)
+    law = lengths.lognormal or lengths.exponential
+    if law is not None:
+        _positive(law, at, ("mean", "low", "high"), fail)
         if law.high is not None and law.high < law.low:
             raise fail((*at, "high"), f"expected at least low ({law.low}), found {law.high}")
     return None

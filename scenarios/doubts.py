@@ -100,7 +100,7 @@ def doubts(
     """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung, `pairs` the requests of
     the workload's file."""
     unit = unit_of(scenario)
-    found = list(scenario.doubts)
+    found = [*scenario.doubts, *(pairs.doubts if pairs is not None else ())]
     found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
     loads = [float(load) for load in rungs["load"]]
     found += beyond(calibration, rungs, unit)

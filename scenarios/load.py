@@ -159,6 +159,8 @@ def parse(path: Path) -> Tree:
         raise tree.fail(("format",), f"expected 1, found {tree.values['format']!r}")
     for group, name in FILES:
         holder = tree.values.get(group) if group else tree.values
+        if isinstance(holder, dict) and isinstance(holder.get(name), dict):
+            holder, name = holder[name], "file"
         if isinstance(holder, dict) and isinstance(holder.get(name), str):
             holder[name] = str(path.parent / holder[name])
     return tree
@@ -233,6 +235,8 @@ def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]
     if (figure := SOURCED.get(key)) is not None and figure in top:
         merged.pop("source", None)
     for name, value in top.items():
+        if key == ("workload",) and isinstance(value, dict) and isinstance(merged.get(name), str):
+            merged[name] = {"file": merged[name]}  # `trace: FILE` is short for `trace: {file: FILE}`
         if isinstance(value, dict) and isinstance(merged.get(name), dict):
             merged[name] = merge(merged[name], value, (*key, name))
         else:

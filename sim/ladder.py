@@ -15,6 +15,7 @@ from simpy import Event
 from sim.bench import Bench
 from sim.errors import BadInput
 from sim.model import Model
+from sim.pairs import arrivals
 from sim.request import OK, Request
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario, least_completions
@@ -156,18 +157,15 @@ def _stream(
 
 def _trace(bench: Bench, load: Load, pairs: Pairs | None) -> Generator[Event, Any, None]:
     clock = bench.clock
-    if pairs is None or pairs.times is None:
-        raise BadInput("expected a workload.trace with arrival times", key="load.trace")
-    end = float(pairs.times[-1])
-    if not end > 0:
-        raise BadInput("expected requests at several times", path=bench.scenario.workload.trace)
+    due = arrivals(bench.scenario.workload, pairs)
+    end = float(due[-1])
     settled = min(load.settle, end / 2)
     if load.seconds is not None:
         end = min(end, settled + load.seconds)
-    times = pairs.times[pairs.times < end].tolist()
-    bench.clients.arrive((due, bench.clients.source.next(-1)) for due in times)
-    yield clock.at(end)
-    rate = len(times) / end
+    sent = due[due <= end].tolist()
+    bench.clients.arrive((at, bench.clients.source.next(-1)) for at in sent)
+    yield clock.at(end + MOMENT)  # the last one is sent, too
+    rate = int((due < end).sum()) / end
     bench.rungs.append(Rung(start=0.0, ramped=0.0, settled=settled, end=end, rate=rate))
 
 

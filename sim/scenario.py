@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sim.server import ServerConfig
-from sim.workload import Gamma, Workload
+from sim.workload import Gamma, RequestFile, Workload
 
 FORMAT = 1  # 1: first
 
@@ -113,12 +113,17 @@ def relocated(scenario: Scenario, old: Path, new: Path) -> Scenario:
     def moved(name: str | None) -> str | None:
         return name if name is None or Path(name).is_absolute() else os.path.relpath(old / name, new)
 
+    def source(given: str | RequestFile | None) -> str | RequestFile | None:
+        if isinstance(given, RequestFile):
+            return msgspec.structs.replace(given, file=moved(given.file))
+        return moved(given)
+
     work = scenario.workload
     return msgspec.structs.replace(
         scenario,
         calibration=moved(scenario.calibration),
         table=moved(scenario.table),
-        workload=msgspec.structs.replace(work, empirical=moved(work.empirical), trace=moved(work.trace)),
+        workload=msgspec.structs.replace(work, empirical=source(work.empirical), trace=source(work.trace)),
     )
 
 

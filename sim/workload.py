@@ -14,12 +14,19 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
+MOST_TOKENS = 10**9  # of one request: no model has a context of more, and sums of them stay exact in 64 bits
 
-class MeanCv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A distribution by its mean and coefficient of variation (standard deviation over mean)."""
+UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of times in files, per second
+
+
+class Lognormal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A lognormal of mean `mean` and coefficient of variation `cv` (standard deviation over mean), rounded to whole
+    tokens and clipped to `low`..`high`; mean and cv are those before clipping."""
 
     mean: float
     cv: float
+    low: int = 1
+    high: int | None = None
 
 
 class Exponential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +42,7 @@ class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A distribution of a number of tokens: exactly one of the three is given."""
 
     uniform: tuple[int, int] | None = None
-    lognormal: MeanCv | None = None
+    lognormal: Lognormal | None = None
     exponential: Exponential | None = None
 
 
@@ -51,14 +58,44 @@ class Gamma(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     gamma: Cv
 
 
+class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Names of a file's columns (JSON: keys, `a.b` for a nested one); those that are absent are found by name."""
+
+    time: str | None = None
+    prompt_tokens: str | None = None
+    output_tokens: str | None = None
+    max_new_tokens: str | None = None
+
+
+class RequestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of requests and how it is read.
+
+    `time_unit` is the unit of numeric times: s, ms, us or ns. `scale` multiplies the number of requests while hours
+    keep their length: copies, shifted in time, are superposed, or requests are left out at random. `compress` divides
+    the gaps between arrivals.
+    """
+
+    file: str
+    columns: Columns = Columns()
+    time_unit: str | None = None
+    scale: float = 1.0
+    compress: float = 1.0
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lengths by distribution, or pairs drawn from a file (`empirical`), or a file in order (`trace`)."""
 
     prompt_tokens: int | Lengths | None = None
     output_tokens: int | Lengths | None = None
     max_new_tokens: int | Lengths | None = None
-    empirical: str | None = None
-    trace: str | None = None
+    empirical: str | RequestFile | None = None
+    trace: str | RequestFile | None = None
+
+    @property
+    def source(self) -> RequestFile | None:
+        """The file that requests come from; None where lengths are distributions."""
+        given = self.trace if self.trace is not None else self.empirical
+        return RequestFile(file=given) if isinstance(given, str) else given
 
 
 class Asked(NamedTuple):
@@ -76,6 +113,7 @@ class Pairs(NamedTuple):
     output_tokens: Ints
     max_new_tokens: Ints
     times: NDArray[np.float64] | None = None
+    doubts: tuple[str, ...] = ()  # about the file
 
 
 def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> Ints:
@@ -88,8 +126,8 @@ def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> In
     if lengths.lognormal is not None:
         mean, cv = lengths.lognormal.mean, lengths.lognormal.cv
         var = math.log1p(cv * cv)
-        drawn = rng.lognormal(math.log(mean) - var / 2, math.sqrt(var), n)
-        return np.maximum(np.rint(drawn).astype(np.int64), 1)
+        drawn = np.minimum(np.rint(rng.lognormal(math.log(mean) - var / 2, math.sqrt(var), n)), MOST_TOKENS)
+        return np.clip(drawn.astype(np.int64), max(1, lengths.lognormal.low), lengths.lognormal.high)
     assert lengths.exponential is not None
     law = lengths.exponential
     drawn = np.ceil(rng.exponential(law.mean, n)).astype(np.int64)

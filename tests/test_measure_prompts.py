@@ -19,7 +19,7 @@ from measure.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generat
 from sim.errors import BadInput, CannotFit
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
-from sim.workload import Exponential, Lengths, MeanCv, Pairs, Workload
+from sim.workload import Exponential, Lengths, Lognormal, Pairs, Workload
 
 
 def scenario(prompt: Any = 50, **more: Any) -> Scenario:
@@ -186,7 +186,7 @@ def test_a_scenario_is_held_against_info() -> None:
     narrow = scenario(900, server=ServerConfig(max_batch_prefill_tokens=800))
     with pytest.raises(CannotFit, match="max_batch_prefill_tokens 800"):
         check(Server(api="tgi", info=info | {"max_batch_total_tokens": 16000}), narrow)
-    for prompt in (Lengths(uniform=(10, 2000)), Lengths(lognormal=MeanCv(mean=100, cv=1))):
+    for prompt in (Lengths(uniform=(10, 2000)), Lengths(lognormal=Lognormal(mean=100, cv=1))):
         assert any("prompts may exceed" in d for d in check(tgi, scenario(prompt)))
     assert check(tgi, scenario(Lengths(exponential=Exponential(mean=50, high=900)))) == []
     pairs = Pairs(np.array([10, 2000]), np.array([5, 5]), np.array([5, 5]))

@@ -13,7 +13,7 @@ from scenarios.load import load, origin, shipped
 from sim.errors import BadInput
 from sim.metrics import COMPARED
 from sim.server import Bounds
-from sim.workload import Exponential, Gamma, Lengths, MeanCv
+from sim.workload import Exponential, Gamma, Lengths, Lognormal
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_set_changes_any_key():
     assert load(name, "slo.ttft_p95=2").slo == {"e2e_p95": 15, "ttft_p95": 2}
     assert load(name, "price=").price is None
     law = load(name, "workload.prompt_tokens={lognormal: {mean: 800, cv: 1}}").workload.prompt_tokens
-    assert law == Lengths(lognormal=MeanCv(mean=800, cv=1))
+    assert law == Lengths(lognormal=Lognormal(mean=800, cv=1))
 
 
 @pytest.mark.parametrize(

@@ -61,15 +61,22 @@ def test_requests_begun_in_a_run(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "a.csv:1: expected a column prompt_tokens or"),
+        ("", "a.csv:1: empty; expected a CSV or JSON lines"),
+        ("lengths\n1\n", "a.csv:1: expected a column prompt_tokens or"),
         ("prompt_tokens\n1\n", "a.csv:1: expected a column output_tokens or"),
         ("# c\nprompt_tokens,output_tokens\n", "a.csv: expected at least one request, found none"),
         ("# c\nprompt_tokens,output_tokens\n1,2\n3,x\n", "a.csv:4: output_tokens: expected a whole number of tokens"),
-        ("prompt_tokens,output_tokens\n1,0\n", "a.csv:2: output_tokens: expected a whole number of tokens, at least 1"),
+        ("prompt_tokens,output_tokens\n1,0\n", "a.csv: expected at least one request, found none (a.csv: 1 of 1 rows"),
+        ("prompt_tokens,output_tokens\n1,-2\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
+        (f"prompt_tokens,output_tokens\n1,{10**400}\n", "a.csv:2: output_tokens: expected"),
+        ("prompt_tokens,output_tokens,output_tokens\n1,2,3\n", "a.csv:1: expected one column 'output_tokens'"),
         ("prompt_tokens,output_tokens\n1\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
         ("prompt_tokens,output_tokens\n1,²\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
         ('prompt_tokens,output_tokens\n"1\n2",3\n', "a.csv:2: expected a row to end with its line"),
-        ("prompt_tokens,output_tokens,time\n1,2,now\n", "a.csv:2: time: expected a time, found 'now'"),
+        (
+            "prompt_tokens,output_tokens,time\n1,2,now\n",
+            "a.csv:2: time: expected a time (an ISO time such as",
+        ),
     ],
 )
 def test_a_bad_file_names_its_line(text: str, message: str, tmp_path: Path):
@@ -79,7 +86,7 @@ def test_a_bad_file_names_its_line(text: str, message: str, tmp_path: Path):
 
 
 def test_a_missing_file():
-    with pytest.raises(BadInput, match=r"nowhere\.csv: cannot be read"):
+    with pytest.raises(BadInput, match=r"nowhere\.csv: missing; expected a CSV"):
         read_pairs(Workload(trace="nowhere.csv"))
 
 

@@ -15,7 +15,7 @@ from sim.workload import (
     Gamma,
     InOrder,
     Lengths,
-    MeanCv,
+    Lognormal,
     Pairs,
     Workload,
     arrival_gaps,
@@ -36,10 +36,10 @@ def test_uniform_lengths_include_both_ends() -> None:
 
 
 def test_lognormal_lengths_have_the_mean_and_variation_asked() -> None:
-    drawn = draw(Lengths(lognormal=MeanCv(mean=500.0, cv=1.5)))
+    drawn = draw(Lengths(lognormal=Lognormal(mean=500.0, cv=1.5)))
     assert drawn.mean() == pytest.approx(500, rel=0.02)
     assert drawn.std() / drawn.mean() == pytest.approx(1.5, rel=0.05)
-    assert draw(Lengths(lognormal=MeanCv(mean=1.2, cv=2.0))).min() == 1
+    assert draw(Lengths(lognormal=Lognormal(mean=1.2, cv=2.0))).min() == 1
 
 
 def test_exponential_lengths_are_geometric_and_keep_their_bounds() -> None:
