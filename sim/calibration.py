@@ -6,18 +6,27 @@ every replicate of a forecast takes one row, so that whatever the data could not
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from sim.document import Document
-from sim.forms import FORMS, LEVEL, MEANING, step_time
+from sim.forms import FORMS, LEVEL, MEANING, missing, step_time
 from sim.scenario import Machine
-from sim.shape import check_shape, known
+from sim.shape import Key, check_shape, known
 
 FORMAT = 1  # 1: first
 MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
+MOST_SECONDS = 86400.0  # no pass of a model, nor a way through a network, takes a day
+MOST_TOKENS = 2.0**53  # that a float counts exactly
+MOST_SEQUENCES = 100_000  # in a batch; one of 1,024 is large
+MOST_DEVIATION = 3.0  # of the logarithm of a factor: times twenty either way
+MOST_FACTOR = 1e6  # of one step
+OFF_ONE = 0.1  # that the mean of a law of factors may be: fits leave 0.002, by the ends of a table of quantiles
+ROUNDING = 1e-5  # draws are kept to six digits
+RANGES = ("prompt_tokens", "batch_prefill_tokens", "sequences", "context_tokens", "users")
 # what a calibration may hold beside the coefficients of a form
 BESIDES = ("max_batch_total_tokens", "uplink", "uplink_per_token", "output_attained", "takeoff_factor")
 
@@ -168,27 +177,120 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         no draws."""
         if not self.n_draws:
             return self.values
-        at = int(place * self.n_draws)
-        return self.values | {name: column[at] for name, column in self.draws.items()}
+        return self.row(int(place * self.n_draws))
+
+    def row(self, number: int) -> dict[str, float]:
+        """Joint draw `number`; what has no draws keeps its central value."""
+        return self.values | {name: column[number] for name, column in self.draws.items()}
 
 
 def _check_form(calibration: Calibration, document: Document) -> None:
-    """A step-time form takes these parameters, and no decode step takes no time."""
-    rows = [calibration.values]
-    rows += [{name: column[i] for name, column in calibration.draws.items()} for i in range(calibration.n_draws)]
-    for values in rows:
+    """A step-time form takes these parameters, and neither a prefill nor a decode step takes no time."""
+    rows = [(calibration.values, ("parameters",))]
+    rows += [(calibration.row(i), ("draws",)) for i in range(calibration.n_draws)]
+    for values, key in rows:
         try:
-            first, _ = step_time(calibration.model, calibration.values | values).decode(1, 1, 1)
+            form = step_time(calibration.model, values)
+            first, _ = form.decode(1, 1, 1)
+            prefill = form.prefill(1, 1000, 1000**2, 1000)
         except (TypeError, ValueError, LookupError) as e:
-            raise document.fail(("parameters",), f"not those of the form {calibration.model} ({e})") from e
+            raise document.fail(key, f"not those of the form {calibration.model} ({e})") from e
         if not first > 0:
-            raise document.fail(("parameters",), "expected a decode step to take some time; it takes none")
+            raise document.fail(key, "expected a decode step to take some time; it takes none")
+        if not prefill > 0:
+            raise document.fail(key, "expected a prefill to take some time; it takes none")
+
+
+def _check_parameter(name: str, parameter: Parameter, document: Document) -> None:
+    key: Key = ("parameters", name)
+    if name.startswith(LEVEL):
+        size = name.removeprefix(LEVEL)
+        if not (size.isdecimal() and size == str(int(size[:9])) and 0 < int(size) <= MOST_SEQUENCES):
+            raise document.fail(key, f"expected a batch of 1 to {MOST_SEQUENCES} requests after {LEVEL}")
+    else:
+        known(name, (*MEANING, *BESIDES), "parameter", key, document.fail)
+    low, high = _bounds(name)
+    for what in ("low", "high", "value"):
+        _check_bounds(getattr(parameter, what), low, high, (*key, what), document)
+    _check_bounds(parameter.stderr, 0.0, high, (*key, "stderr"), document)
+    if not parameter.low <= parameter.high:
+        raise document.fail((*key, "low"), f"expected at most high ({parameter.high}), found {parameter.low}")
+    if not parameter.low <= parameter.value <= parameter.high:
+        raise document.fail(
+            (*key, "value"), f"expected low to high ({parameter.low} to {parameter.high}), found {parameter.value}"
+        )
+
+
+def _bounds(name: str) -> tuple[float, float]:
+    """What a parameter can be: times are no days, a budget is a number of tokens, a share is one."""
+    if name == "max_batch_total_tokens":
+        return 1.0, MOST_TOKENS
+    if name == "output_attained":
+        return MOST_TOKENS**-1, 1.0
+    if name == "takeoff_factor":
+        return 1.0, 1e3
+    return 0.0, MOST_SECONDS
+
+
+def _check_bounds(value: float, low: float, high: float, key: Key, document: Document) -> None:
+    if not low <= value <= high:
+        raise document.fail(
+            key,
+            f"expected {low:.16g} or more, found {value}"
+            if value < low
+            else f"expected at most {high:.16g}, found {value:g}",
+        )
+
+
+def _check_draws(calibration: Calibration, document: Document) -> None:
+    """Draws are of parameters, equally many, possible, around what the parameters say, and of all that is uncertain."""
+    if not calibration.draws:
+        return
+    for name, column in calibration.draws.items():
+        if name not in calibration.parameters:
+            raise document.fail(("draws", name), "expected only names of parameters")
+        if not column:
+            raise document.fail(("draws", name), "expected at least one draw, found none")
+        if len(column) != calibration.n_draws:
+            raise document.fail(("draws", name), f"expected {calibration.n_draws} draws, found {len(column)}")
+        low, high = _bounds(name)
+        for i, value in enumerate(column):
+            _check_bounds(value, low, high, ("draws", name, i), document)
+        said, middle = calibration.parameters[name], sorted(column)[len(column) // 2]
+        slack = ROUNDING * abs(middle)
+        if not said.low - slack <= middle <= said.high + slack:
+            raise document.fail(
+                ("draws", name),
+                f"expected draws around the interval of the parameter ({said.low:g} to {said.high:g}); "
+                f"the middle one is {middle:g}",
+            )
+    if (lacking := missing(calibration.model, calibration.draws)) is not None:
+        raise document.fail(("draws", lacking), f"missing; the form {calibration.model} requires it in every draw")
+    for name, said in calibration.parameters.items():
+        if name not in calibration.draws and said.low < said.high:
+            raise document.fail(
+                ("draws", name), f"missing; expected draws of it, whose interval is {said.low:g} to {said.high:g}"
+            )
+
+
+def _check_delay(name: str, delay: Delay, document: Document) -> None:
+    key: Key = ("clocks", name)
+    if not delay.quantiles or min(delay.quantiles) < 0 or delay.per_token < 0:
+        raise document.fail(key, "expected at least one quantile, none of them below 0")
+    _check_bounds(delay.per_token, 0.0, MOST_SECONDS, (*key, "per_token"), document)
+    _check_quantiles(delay.quantiles, MOST_SECONDS, (*key, "quantiles"), document)
+
+
+def _check_quantiles(quantiles: list[float], high: float, key: Key, document: Document) -> None:
+    for i, (before, after) in enumerate(pairwise([0.0, *quantiles])):
+        if after < before:
+            raise document.fail((*key, i), f"expected no less than the quantile before ({before}), found {after}")
+        _check_bounds(after, 0.0, high, (*key, i), document)
 
 
 def _check_noise(noise: Noise, document: Document) -> None:
     for name in ("drift", "between", "roughness", "prefill_share"):
-        if getattr(noise, name) < 0:
-            raise document.fail(("noise", name), f"expected 0 or more, found {getattr(noise, name)}")
+        _check_bounds(getattr(noise, name), 0.0, MOST_DEVIATION, ("noise", name), document)
     if not abs(noise.drift_skew) <= MOST_SKEWED:
         raise document.fail(
             ("noise", "drift_skew"), f"expected -{MOST_SKEWED:g} to {MOST_SKEWED:g}, found {noise.drift_skew}"
@@ -205,6 +307,10 @@ def _check_noise(noise: Noise, document: Document) -> None:
         law = getattr(noise, name)
         if law and min(law) <= 0:
             raise document.fail(("noise", name), f"expected factors of more than 0, found {min(law)}")
+        _check_quantiles(law, MOST_FACTOR, ("noise", name), document)
+        mean = Delay(quantiles=law).mean if law else 1.0
+        if abs(mean - 1.0) > OFF_ONE:
+            raise document.fail(("noise", name), f"expected factors whose mean is 1, found a mean of {mean:.3g}")
 
 
 def read_calibration(path: str | Path) -> Calibration:
@@ -214,28 +320,29 @@ def read_calibration(path: str | Path) -> Calibration:
     calibration = msgspec.convert(document.values, Calibration)
     known(calibration.model, FORMS, "step-time form", ("model",), document.fail)
     for name, parameter in calibration.parameters.items():
-        if not (name.startswith(LEVEL) and name.removeprefix(LEVEL).isdecimal()):
-            known(name, (*MEANING, *BESIDES), "parameter", ("parameters", name), document.fail)
-        if not parameter.low <= parameter.high:
-            raise document.fail(
-                ("parameters", name, "low"), f"expected at most high ({parameter.high}), found {parameter.low}"
-            )
-        if parameter.value < 0:
-            raise document.fail(("parameters", name, "value"), f"expected 0 or more, found {parameter.value}")
-    for name, column in calibration.draws.items():
-        if name not in calibration.parameters:
-            raise document.fail(("draws", name), "expected only names of parameters")
-        if len(column) != calibration.n_draws:
-            raise document.fail(("draws", name), f"expected {calibration.n_draws} draws, found {len(column)}")
-        if column and min(column) < 0:
-            raise document.fail(("draws", name, column.index(min(column))), f"expected 0 or more, found {min(column)}")
+        _check_parameter(name, parameter, document)
+    if (lacking := missing(calibration.model, calibration.parameters)) is not None:
+        raise document.fail(("parameters", lacking), f"missing; the form {calibration.model} requires it")
+    _check_draws(calibration, document)
     _check_form(calibration, document)
     _check_noise(calibration.noise, document)
     for name in ("uplink", "downlink", "turnaround", "spacing"):
-        delay = getattr(calibration.clocks, name)
-        if not delay.quantiles or min(delay.quantiles) < 0 or delay.per_token < 0:
-            raise document.fail(("clocks", name), "expected at least one quantile, none of them below 0")
+        _check_delay(name, getattr(calibration.clocks, name), document)
+    _check_bounds(calibration.clocks.reading, 0.0, MOST_SECONDS, ("clocks", "reading"), document)
     for name, (low, high) in calibration.range.items():
+        known(name, RANGES, "range", ("range", name), document.fail)
         if low > high:
             raise document.fail(("range", name), f"expected low up to high, found {low} to {high}")
+        for i, end in enumerate((low, high)):
+            _check_bounds(end, 0.0, MOST_TOKENS, ("range", name, i), document)
+    for i, (first, second, r) in enumerate(calibration.correlations):
+        for name in (first, second):
+            known(name, calibration.parameters, "parameter", ("correlations", i), document.fail)
+        _check_bounds(r, -1.0, 1.0, ("correlations", i, 2), document)
+    for name, residual in calibration.residuals.items():
+        for what in ("rms", "p95_relative", "rows"):
+            _check_bounds(getattr(residual, what), 0.0, MOST_TOKENS, ("residuals", name, what), document)
+    for what in ("gpus", "tensor_parallel"):
+        if (count := getattr(calibration.machine, what)) is not None:
+            _check_bounds(count, 1, MOST_TOKENS, ("machine", what), document)
     return calibration

@@ -6,6 +6,10 @@ with a time of its own for every batch size (kernels are chosen by size, so time
 `level_4`, … are the decode step of 4 rows without its context, interpolated between, and continued with slope b1.
 `affine_levels` is the same for a server that does not pad.
 
+Every form needs a cost per prompt token and a decode step (`REQUIRED`): no server does either for nothing, and a
+parameter that got lost must not pass for one that is zero. All others are 0 where a calibration leaves them out: a fit
+to a table drops terms that do not earn their place.
+
     prefill = a0 + a1·Σin + a2·Σin² + a3·n
     decode  = b0 + b1·B + b2·K + b3·longest        (K: summed contexts; padded: (B − 1) × longest)
     joining = c0 + c1·(old + new)     dropping = f0 + f1·kept
@@ -17,7 +21,7 @@ with a time of its own for every batch size (kernels are chosen by size, so time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -166,9 +170,28 @@ FORMS: dict[str, Callable[..., StepTime]] = {
     "padded": Padded,
     "levels": Levels,
 }
+# `LEVEL` stands for one level at least; b1 continues the levels beyond the largest batch that was seen
+REQUIRED = {
+    "affine": ("a1", "b0"),
+    "affine_levels": ("a1", "b1", LEVEL),
+    "padded": ("a1", "b0"),
+    "levels": ("a1", "b1", LEVEL),
+}
+
+
+def missing(model: str, names: Iterable[str]) -> str | None:
+    """The first parameter that the form requires and `names` lack (`level_1` stands for any level); None if none."""
+    given = {LEVEL if name.startswith(LEVEL) else name for name in names}
+    lacking = next((name for name in REQUIRED[model] if name not in given), None)
+    return f"{LEVEL}1" if lacking == LEVEL else lacking
 
 
 def step_time(model: str, parameters: Mapping[str, float]) -> StepTime:
-    """The named form with these parameters; names that are not the form's (a token budget) are left to others."""
+    """The named form with these parameters; names that are not the form's (a token budget) are left to others.
+
+    `LookupError` where one is missing that the form requires.
+    """
+    if (lacking := missing(model, parameters)) is not None:
+        raise LookupError(f"the form {model} requires {lacking}")
     known = {name: value for name, value in parameters.items() if name in MEANING or name.startswith(LEVEL)}
     return FORMS[model](**known)
