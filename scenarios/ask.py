@@ -13,7 +13,17 @@ import msgspec
 
 from scenarios.cli import FAILED, command
 from scenarios.load import files_of, load, shipped
-from scenarios.options import csv_option, doubt, force_option, json_option, one_of, say, simulation_options, working
+from scenarios.options import (
+    csv_option,
+    doubt,
+    force_option,
+    json_option,
+    one_of,
+    say,
+    simulation_options,
+    warnings_option,
+    working,
+)
 from scenarios.output import FORECAST, check_new, check_output, check_run, write
 from sim.errors import BadInput
 
@@ -71,6 +81,7 @@ def schema() -> None:
 @simulation_options
 @json_option
 @csv_option
+@warnings_option
 def simulate(
     scenarios: tuple[str, ...],
     output: Path | None,
@@ -115,6 +126,7 @@ def simulate(
 @simulation_options
 @json_option
 @csv_option
+@warnings_option
 def plan(
     scenarios: tuple[str, ...],
     sets: tuple[str, ...],

@@ -21,6 +21,7 @@ from scenarios.options import (
     replicates_option,
     say,
     seed_option,
+    warnings_option,
     working,
 )
 from scenarios.output import COMPARISON, REPORT, check_output, write
@@ -60,6 +61,7 @@ here = click.Path(path_type=Path)
 @jobs_option
 @json_option
 @csv_option
+@warnings_option
 def compare(
     sources: tuple[Path, ...],
     calibrated: Path | None,

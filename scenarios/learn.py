@@ -19,6 +19,7 @@ from scenarios.options import (
     say,
     seed_option,
     set_option,
+    warnings_option,
     working,
 )
 from scenarios.output import CALIBRATION, check_output
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @set_option
 @jobs_option
 @json_option
+@warnings_option
 def calibrate(
     sources: tuple[str, ...],
     output: Path | None,

@@ -19,6 +19,7 @@ from scenarios.options import (
     say,
     seed_option,
     set_option,
+    warnings_option,
     working,
 )
 from scenarios.output import CALIBRATION, COMPARISON, FORECAST, REPORT, check_measured, check_output, check_run, write
@@ -52,6 +53,7 @@ budget_option = click.option("--budget", type=Seconds(min=0, min_open=True), hel
 @budget_option
 @set_option
 @seed_option
+@warnings_option
 def measure(
     scenario: str,
     url: str | None,
@@ -99,6 +101,7 @@ def measure(
 @command("servecast import guidellm.json -o run", name="import")
 @click.argument("file", type=here)
 @click.option("-o", "--output", type=here, required=True, help="The run directory to be written.")
+@warnings_option
 def take(file: Path, output: Path) -> None:
     """Make a run of another tool's results.
 
@@ -155,6 +158,7 @@ def standin(
 @replicates_option
 @seed_option
 @jobs_option
+@warnings_option
 def run(
     scenario: str,
     url: str | None,

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from scenarios.changes import Change
 from scenarios.checks import check
 from sim.errors import BadInput
 from sim.scenario import Scenario
@@ -246,7 +247,7 @@ def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]
 
 def option(text: str, onto: Tree) -> Tree:
     """`a.b=value` as a tree of one key; the value is YAML, and a number among the names is a place in a list."""
-    where = f"--set {text}"
+    where = text.option if isinstance(text, Change) else f"--set {text}"
     name, equals, value = text.partition("=")
     parts = name.split(".")
     if not equals or not all(parts):
@@ -254,7 +255,11 @@ def option(text: str, onto: Tree) -> Tree:
     if name in ("extends", "format"):
         raise BadInput("cannot be changed by --set", path=where, key=name)
     tree = Tree({}, {(): (where, None)})
-    value_set = plain(parse_yaml(value, where), tuple(parts), tree, where, ())
+    try:
+        node = parse_yaml(value, where)
+    except BadInput as e:  # an option has no lines
+        raise BadInput(e.message, path=where, key=name) from e
+    value_set = plain(node, tuple(parts), tree, where, ())
     tree.values = nest(onto.values, parts, value_set, tree)
     inside = [key for key in tree.places if len(key) > len(parts)]
     tree.places = dict.fromkeys((*(tuple(parts[:i]) for i in range(len(parts) + 1)), *inside), (where, None))

@@ -6,11 +6,14 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from scenarios.changes import OPTIONS, changes
+from scenarios.severity import first, ranked
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
@@ -35,9 +38,14 @@ class Seconds(click.FloatRange):
 
 
 file_here = click.Path(path_type=Path, dir_okay=False)
-set_option = click.option(
-    "--set", "sets", metavar="KEY=VALUE", multiple=True, help="Change any key of the scenario; repeatable."
-)
+SHORT = {
+    "users": ("N,...", "Users at once, a rung each: load.users."),
+    "rate": ("R,...", "Requests/s, a rung each: load.rate."),
+    "prompt_tokens": ("N", "workload.prompt_tokens."),
+    "output_tokens": ("N", "workload.output_tokens."),
+    "slo": ("METRIC=LIMIT", "slo.METRIC, such as e2e_p95=20; repeatable."),
+}
+ALL_WARNINGS = "servecast.all_warnings"  # in click's `Context.meta`
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 force_option = click.option(
     "--force", is_flag=True, help="Replace files in -o that servecast did not write; never a run, nor an input."
@@ -52,6 +60,33 @@ replicates_option = click.option(
     help="Simulations per scenario; 99 make the bands whole.",
 )
 jobs_option = click.option("--jobs", type=click.IntRange(min=1), help="Processes; all cores if absent.")
+
+
+def set_option(function: F) -> F:
+    """`--set` and its short forms; the command gets all of them as `sets`."""
+
+    @wraps(function)
+    def with_changes(*args: Any, sets: tuple[str, ...], **options: Any) -> Any:
+        given = {name: options.pop(name) for name in SHORT}
+        for name in OPTIONS:
+            if len(given[name]) > 1:
+                raise BadInput("given twice; expected it once", path=f"--{name.replace('_', '-')}")
+        return function(*args, sets=changes(sets, given), **options)
+
+    made: Any = with_changes
+    for name, (metavar, text) in reversed(SHORT.items()):
+        made = click.option(f"--{name.replace('_', '-')}", name, metavar=metavar, multiple=True, help=text)(made)
+    text = "Change any key of the scenario; repeatable. Short forms follow."
+    return cast("F", click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help=text)(made))
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[ALL_WARNINGS] = value
+
+
+warnings_option = click.option(
+    "--warnings", is_flag=True, expose_value=False, callback=_remember, help="Show all warnings, not three."
+)
 
 
 def simulation_options(function: F) -> F:
@@ -83,6 +118,11 @@ def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
 
 
 def doubt(texts: Iterable[str]) -> None:
-    """Doubts go to stderr, each once."""
-    for text in dict.fromkeys(texts):
+    """Warnings go to stderr, each once: the three that move the asked number most, or all of them if asked for."""
+    found = list(dict.fromkeys(texts))
+    ctx = click.get_current_context(silent=True)
+    shown, rest = (ranked(found), []) if ctx is not None and ctx.meta.get(ALL_WARNINGS) else first(found)
+    for text in shown:
         click.echo(f"doubt: {text}", err=True)
+    if rest:
+        click.echo(f"doubt: and {len(rest)} more; --warnings shows all", err=True)

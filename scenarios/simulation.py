@@ -187,6 +187,6 @@ def _provenance(calibration: Calibration, tasks: Sequence[Task], changes: Sequen
         },
         seed=tasks[0].seed,
         replicates=len(tasks),
-        changes=list(changes),
+        changes=[str(change) for change in changes],  # they may know their option, which files do not keep
         software={"servecast": version("servecast"), "python": platform.python_version(), "numpy": np.__version__},
     )

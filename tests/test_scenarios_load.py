@@ -97,7 +97,7 @@ def test_set_changes_any_key():
         ("load.think", "--set load.think: expected KEY=VALUE"),
         ("=1", "--set =1: expected KEY=VALUE"),
         ("load..think=1", "--set load..think=1: expected KEY=VALUE"),
-        ("load.users=[1", "--set load.users=[1:1: not YAML: expected ',' or ']'"),
+        ("load.users=[1", "--set load.users=[1: load.users: not YAML: expected ',' or ']'"),
         ("extends=x", "--set extends=x: extends: cannot be changed by --set"),
         ("published.9.value=1", "--set published.9.value=1: expected a place from 0 to 3 in a list, found 9"),
         ("load.users.first=1", "--set load.users.first=1: expected a place from 0 to 11 in a list, found first"),
