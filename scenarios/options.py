@@ -15,6 +15,7 @@ import click
 from scenarios.changes import OPTIONS, changes
 from scenarios.severity import first, ranked
 from sim.errors import BadInput
+from sim.text import LINE, printable
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -123,6 +124,6 @@ def doubt(texts: Iterable[str]) -> None:
     ctx = click.get_current_context(silent=True)
     shown, rest = (ranked(found), []) if ctx is not None and ctx.meta.get(ALL_WARNINGS) else first(found)
     for text in shown:
-        click.echo(f"doubt: {text}", err=True)
+        click.echo(f"doubt: {printable(text, limit=10 * LINE)}", err=True)
     if rest:
         click.echo(f"doubt: and {len(rest)} more; --warnings shows all", err=True)
