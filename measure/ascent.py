@@ -23,6 +23,7 @@ from sim.errors import UserError
 from sim.pairs import arrivals
 from sim.run import read_run
 from sim.scenario import Scenario
+from sim.severity import folded
 from sim.workload import Pairs
 
 LEAD_SECONDS = 0.1  # orders reach the workers before they take effect
@@ -138,9 +139,20 @@ class Ascent:
             self.journal.save()
         if self.server.api == "tgi" and self.server.metrics:
             self._hear_witness()
+        for line in folded(self._warnings(), f"{self.journal.path}/run.json has all"):
+            self.screen.say(line)
         self.screen.say(f"stopped: {stopped}")
         if self._left() and (unfinished or stopped in ("interrupted", "terminated")):
             self.screen.say(f"all that was measured is in {self.journal.path}; --resume goes on from there")
+
+    def _warnings(self) -> list[str]:
+        """What the rungs give reason to doubt, each sentence with all the loads at which it holds."""
+        loads: dict[str, list[str]] = {}
+        for record in self.journal.rungs:
+            load = f"{record['rate']:g} requests/s" if "rate" in record else f"{record['users']} users"
+            for text in record["doubts"]:
+                loads.setdefault(text, []).append(load)
+        return [f"at {', '.join(at)}: {text}" for text, at in loads.items()]
 
     def _hear_witness(self) -> None:
         try:
@@ -150,8 +162,6 @@ class Ascent:
         for number, doubts in found.items():
             fresh = [doubt for doubt in doubts if doubt not in self.journal.rungs[number]["doubts"]]
             self.journal.rungs[number]["doubts"] += fresh
-            for doubt in fresh:
-                self.screen.say(f"  doubt at rung {number}: {doubt}")
         self.journal.save()
 
     def _warm(self) -> None:

@@ -30,6 +30,7 @@ from measure.screen import Screen
 from sim.errors import BadInput, UserError
 from sim.pairs import arrivals, read_pairs
 from sim.scenario import Scenario
+from sim.severity import folded
 from sim.workload import Pairs
 
 PATIENCE = 300.0
@@ -125,9 +126,11 @@ def _launch(scenario: Scenario, out: Path, journal: Journal, console: Console, s
 
 def _note(server: health.Server, doubts: Iterable[str], journal: Journal, console: Console) -> None:
     """Write down what answers, and say what is doubtful about it."""
+    doubts = list(doubts)
     for sentence in doubts:
         journal.doubt(sentence)
-        console.print(f"doubt: {sentence}", highlight=False, markup=False, soft_wrap=True)
+    for line in folded(doubts, f"{journal.path}/run.json has all"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     journal.head |= {"info": server.info, "api": server.api}
     journal.head["software"]["server"] = (server.info or {}).get("version")
     journal.save()

@@ -10,8 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from measure.watch import Window
+from sim.columns import Column, table
 
-COLUMNS = ("load", "RPS", "TTFT p50", "p95", "E2E p50", "p95", "tokens/s", "±", "errors")
+# title, and how soon the column is left out where there is little room
+COLUMNS = {
+    "load": 0,
+    "RPS": 1,
+    "TTFT p50": 6,
+    "TTFT p95": 3,
+    "E2E p50": 5,
+    "E2E p95": 2,
+    "tokens/s": 4,
+    "±": 7,
+    "errors": 1,
+}
 
 
 def cells(load: str, w: Window) -> list[str]:
@@ -51,20 +63,19 @@ class Screen:
         row = cells(load, window)
         self._rows.append(row)
         if self._live is None:
-            pairs = zip(COLUMNS[1:], row[1:], strict=True)
-            self.say(f"{load}: {status}; " + ", ".join(f"{name} {value}" for name, value in pairs if value))
-        for doubt in doubts:
-            self.say(f"  doubt at {load}: {doubt}")
+            said = [f"{name} {value}" for name, value in list(zip(COLUMNS, row, strict=True))[1:] if value]
+            if found := len(list(doubts)):  # which, is said when the ladder has ended: then it is known what matters
+                said.append(f"{found} warning{'s' if found > 1 else ''}")
+            self.say(f"{load}: {status}; {', '.join(said)}")
 
     def say(self, sentence: str) -> None:
         """A sentence."""
         self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
-    @staticmethod
-    def _table(rows: list[list[str]]) -> Table:
-        table = Table(*COLUMNS, box=None, pad_edge=False)
-        for column in table.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            table.add_row(*row)
-        return table
+    def _table(self, rows: list[list[str]]) -> Table:
+        cells = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
+        columns = [
+            Column(title, list(column), rank, left=rank == 0)
+            for (title, rank), column in zip(COLUMNS.items(), cells, strict=True)
+        ]
+        return table(columns, self.console.width)[0]

@@ -44,7 +44,10 @@ def scenarios(as_json: bool) -> None:
     if as_json:
         say(msgspec.json.encode([{"name": name, "description": text} for name, text in found]).decode())
     else:
-        say("\n".join(f"{name:<24} {text}" for name, text in found))
+        from scenarios.tables import console
+        from sim.columns import show_listed
+
+        show_listed(found, console())
 
 
 @command("servecast new chat && servecast simulate chat.yaml")
@@ -143,7 +146,7 @@ def plan(
     """
     from scenarios.exports import plan_as_csv
     from scenarios.forecast import named
-    from scenarios.tables import console, cost, promises
+    from scenarios.tables import console, show_cost, show_promises
 
     one_of(as_json, as_csv)
     for name in scenarios:
@@ -174,10 +177,10 @@ def plan(
         for i, forecast in enumerate(found):
             out.print() if i else None
             out.print(forecast.name, style="bold")
-            out.print(promises(forecast))
+            show_promises(forecast, out)
             if forecast.cost:
                 out.print()
-                out.print(cost(forecast))
+                show_cost(forecast, out)
             largest = largest_load(forecast)
             kept = f"every SLO is kept up to {named(largest, forecast.unit)}" if largest else "no load keeps every SLO"
             out.print(f"{kept} with a probability of {KEPT:.0%}")

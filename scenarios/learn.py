@@ -65,7 +65,7 @@ def calibrate(
     under `published:`, which are fitted through the simulator.
     """
     from scenarios.doors import write_calibration
-    from scenarios.tables import console, parameters
+    from scenarios.tables import console, show_parameters
 
     where = dict(_where(text) for text in wheres)
     if where and not all(Path(source).suffix == ".csv" for source in sources):
@@ -88,7 +88,7 @@ def calibrate(
         say(msgspec.json.encode(calibration).decode())
     else:
         out = console()
-        out.print(parameters(calibration))
+        show_parameters(calibration, out)
         if calibration.source.note:
             out.print(calibration.source.note)
         if output is None:

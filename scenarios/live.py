@@ -53,7 +53,6 @@ budget_option = click.option("--budget", type=Seconds(min=0, min_open=True), hel
 @budget_option
 @set_option
 @seed_option
-@warnings_option
 def measure(
     scenario: str,
     url: str | None,
@@ -257,11 +256,15 @@ def doctor(scenario: str | None, url: str | None, sets: tuple[str, ...]) -> int:
     """
     from measure.doctor import diagnose
     from scenarios.load import load
+    from scenarios.tables import console
+    from sim.columns import show_listed
 
     findings = diagnose(None if scenario is None else load(scenario, *sets), url)
     words = {True: "well", False: "MISSING", None: "-"}
+    rows = []
     for finding in findings:
-        say(f"{finding.what:<16} {words[finding.well]:<8} {finding.found}")
+        rows.append((f"{finding.what:<16} {words[finding.well]:<7}", finding.found))
         if finding.mend and finding.well is not True:
-            say(f"{'':<16} mend it: {finding.mend}")
+            rows.append((f"{'':<16} mend it:", finding.mend))
+    show_listed(rows, console())
     return FAILED if any(finding.well is False for finding in findings) else 0

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from scenarios.changes import OPTIONS, changes
-from scenarios.severity import first, ranked
 from sim.errors import BadInput
+from sim.severity import SHOWN, folded
 from sim.text import LINE, printable
 
 if TYPE_CHECKING:
@@ -120,10 +120,7 @@ def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
 
 def doubt(texts: Iterable[str]) -> None:
     """Warnings go to stderr, each once: the three that move the asked number most, or all of them if asked for."""
-    found = list(dict.fromkeys(texts))
     ctx = click.get_current_context(silent=True)
-    shown, rest = (ranked(found), []) if ctx is not None and ctx.meta.get(ALL_WARNINGS) else first(found)
-    for text in shown:
-        click.echo(f"doubt: {printable(text, limit=10 * LINE)}", err=True)
-    if rest:
-        click.echo(f"doubt: and {len(rest)} more; --warnings shows all", err=True)
+    most = None if ctx is not None and ctx.meta.get(ALL_WARNINGS) else SHOWN
+    for line in folded(texts, "--warnings shows all", most):
+        click.echo(printable(line, limit=10 * LINE), err=True)

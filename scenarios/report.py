@@ -163,7 +163,7 @@ def _legend(f: Forecast) -> str:
 
 
 def _curves(f: Forecast) -> dict[str, Any]:
-    by_metric = [f.rows(metric) for _, metric in CURVES]
+    by_metric = [f.rows(metric) for _, metric, _ in CURVES]
     rows = [
         {
             "cells": [f"{each[0].load:g}", *(_cell(row, unit_of(row.metric)) for row in each)],
@@ -172,7 +172,7 @@ def _curves(f: Forecast) -> dict[str, Any]:
         for each in zip(*by_metric, strict=True)
     ]
     caption = "Shaded rows lie beyond what was calibrated." if any(row["beyond"] for row in rows) else ""
-    return grid([f.unit, *(title for title, _ in CURVES)], rows, caption=caption)
+    return grid([f.unit, *(title for title, _, _ in CURVES)], rows, caption=caption)
 
 
 def _binding(f: Forecast) -> dict[str, Any]:

@@ -1,19 +1,19 @@
-"""Forecasts and comparisons as tables, 80 columns wide."""
+"""Forecasts and comparisons as tables that fit the terminal, and 80 columns where there is none."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration
+from sim.columns import Column, show_columns, show_listed
 from sim.console import Console
 from sim.forms import LEVEL
 
@@ -21,15 +21,26 @@ if TYPE_CHECKING:
     from scenarios.comparison import Comparison
 
 WIDTH = 80
-LATENCY = (("E2E p50 s", "e2e_p50"), ("E2E p95 s", "e2e_p95"), ("TTFT p50 s", "ttft_p50"), ("TTFT p95 s", "ttft_p95"))
-RATES = (("RPS", "rps"), ("in tok/s", "input_tokens_per_s"), ("out tok/s", "output_tokens_per_s"))
-STEPS = (("TPOT ms", "tpot_mean"), ("queue", "queue"))
+# title, metric, and how soon the column is left out where there is little room
+LATENCY = (
+    ("E2E p50 s", "e2e_p50", 3),
+    ("E2E p95 s", "e2e_p95", 1),
+    ("TTFT p50 s", "ttft_p50", 4),
+    ("TTFT p95 s", "ttft_p95", 2),
+)
+RATES = (("RPS", "rps", 1), ("in tok/s", "input_tokens_per_s", 3), ("out tok/s", "output_tokens_per_s", 2))
+STEPS = (("TPOT ms", "tpot_mean", 1), ("queue", "queue", 2))
+CURVES = "--csv has every metric"
 
 
 def console() -> Console:
-    """stdout as rich sees it; exactly 80 columns and no colour where it is not a terminal."""
+    """stdout as rich sees it; where it is no terminal, without colour and 80 columns wide (or COLUMNS, if set)."""
     terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=WIDTH, no_color=True, highlight=False)
+    if terminal.is_terminal:
+        return terminal
+    width = os.environ.get("COLUMNS", "")
+    columns = int(width) if width.isdecimal() and int(width[:9]) > 0 else WIDTH
+    return Console(width=columns, no_color=True, highlight=False)
 
 
 def show(forecast: Forecast, out: Console) -> None:
@@ -38,48 +49,51 @@ def show(forecast: Forecast, out: Console) -> None:
     out.print(Text(f"median and 90 % band of {forecast.provenance.replicates} replicates", style="dim"))
     for columns in (LATENCY, RATES, STEPS):
         out.print()
-        out.print(curves(forecast, columns))
+        show_columns(curves(forecast, columns), out, instead=CURVES)
     if any(row.extrapolated for row in forecast.curves):
         out.print(Text("* beyond what was calibrated", style="dim"))
     out.print()
-    out.print(corners(forecast))
+    show_corners(forecast, out)
     out.print()
     for line in binding(forecast):
         out.print(Text(line))
     if forecast.published:
         out.print()
-        out.print(published(forecast))
+        show_columns(published(forecast), out)
     out.print()
-    out.print(promises(forecast))
+    show_promises(forecast, out)
     if forecast.cost:
         out.print()
-        out.print(cost(forecast))
+        show_cost(forecast, out)
 
 
-def curves(forecast: Forecast, columns: Sequence[tuple[str, str]]) -> Table:
+def curves(forecast: Forecast, columns: Sequence[tuple[str, str, int]]) -> list[Column]:
     """Some metrics at every load."""
-    table = _table(_load_title(forecast), *(title for title, _ in columns))
-    by_metric = [forecast.rows(metric) for _, metric in columns]
-    for rows in zip(*by_metric, strict=True):
-        mark = "*" if rows[0].extrapolated else " "
-        table.add_row(f"{rows[0].load:g}{mark}", *(banded(row, unit_of(row.metric)) for row in rows))
-    return table
+    made = [_loads(forecast)]
+    for title, metric, rank in columns:
+        rows = forecast.rows(metric)
+        made.append(Column(title, [banded(row, unit_of(metric)) for row in rows], rank))
+    return made
 
 
-def corners(forecast: Forecast) -> Table:
-    """Plateau, knee and takeoff."""
-    table = _table("", _load_title(forecast), "RPS", "where", left=(0, 3))
-    for name in ("plateau", "knee", "takeoff"):
+def show_corners(forecast: Forecast, out: Console) -> None:
+    """Plateau, knee and takeoff, and what each of them is."""
+    names = ("plateau", "knee", "takeoff")
+    loads, rates, notes = [], [], []
+    for name in names:
         corner = getattr(forecast, name)
-        load = banded(corner.load)
-        where = corner.meaning if corner.reached > 0.95 else f"{corner.meaning} (in {corner.reached:.0%} of replicates)"
+        load, where = banded(corner.load), corner.meaning
+        if corner.reached <= 0.95:
+            where = f"{corner.meaning} (in {corner.reached:.0%} of replicates)"
         if corner.reached < 0.05:
             load, where = f"> {forecast.curves[-1].load:g}", f"{corner.meaning}: beyond this ladder"
         elif corner.below:
             load, where = f"< {forecast.curves[0].load:g}", f"{corner.meaning}: at the first rung already"
-        table.add_row(name, load, banded(corner.rps), where)
-    table.columns[3].no_wrap = False
-    return table
+        loads.append(load)
+        rates.append(banded(corner.rps))
+        notes.append(f"{name}: {where}")
+    columns = [Column("", names, 0, left=True), Column(_load_title(forecast), loads), Column("RPS", rates, 2)]
+    show_columns(columns, out, notes)
 
 
 def binding(forecast: Forecast) -> list[str]:
@@ -92,102 +106,127 @@ def binding(forecast: Forecast) -> list[str]:
     return lines
 
 
-def published(forecast: Forecast) -> Table:
+def published(forecast: Forecast) -> list[Column]:
     """The figures somebody printed beside the same, simulated."""
-    table = _table("published", "users", "printed", "simulated", "", left=(0, 4))
-    for row in forecast.published:
-        figure = row.figure
-        users = "–" if figure.users is None else str(figure.users)
-        inside = "in the band" if row.inside else "outside the band"
-        table.add_row(figure.metric, users, f"{figure.value:g} ± {figure.rounding:g}", banded(row.simulated), inside)
-    return table
+    figures = [row.figure for row in forecast.published]
+    return [
+        Column("published", [figure.metric for figure in figures], 0, left=True),
+        Column("users", ["–" if figure.users is None else str(figure.users) for figure in figures], 3),
+        Column("printed", [f"{figure.value:g} ± {figure.rounding:g}" for figure in figures], 1),
+        Column("simulated", [banded(row.simulated) for row in forecast.published], 1),
+        Column("band", ["in" if row.inside else "outside" for row in forecast.published], 2, left=True),
+    ]
 
 
-def promises(forecast: Forecast) -> Table:
+def show_promises(forecast: Forecast, out: Console) -> None:
     """How probable it is, at every load, that each SLO is met; with what the server does there."""
-    limits = list(dict.fromkeys((p.metric, p.limit) for p in forecast.slo))
-    table = _table(_load_title(forecast), "batch", "429 %", *(f"P({metric} ≤ {limit:g})" for metric, limit in limits))
+    batch, refused = forecast.rows("mean_batch"), forecast.rows("overloaded_rate")
+    columns = [
+        _loads(forecast),
+        Column("batch", [f"{row.value or 0:.3g}" for row in batch], 3),
+        Column("429 %", [f"{100 * (row.value or 0):.2g}" for row in refused], 2),
+    ]
     chances = {(p.load, p.metric): f"{p.probability:.0%}" for p in forecast.slo}
-    for batch, refused in zip(forecast.rows("mean_batch"), forecast.rows("overloaded_rate"), strict=True):
-        does = [f"{batch.value or 0:.3g}", f"{100 * (refused.value or 0):.2g}"]
-        table.add_row(f"{batch.load:g} ", *does, *(chances[batch.load, metric] for metric, _ in limits))
-    return table
+    for metric, limit in dict.fromkeys((p.metric, p.limit) for p in forecast.slo):
+        columns.append(Column(f"P({metric} ≤ {limit:g})", [chances[row.load, metric] for row in batch]))
+    show_columns(columns, out)
 
 
-def cost(forecast: Forecast) -> Table:
+def show_cost(forecast: Forecast, out: Console) -> None:
     """What every load costs."""
-    table = _table("", "$/1000 requests", "$/M tokens in", "$/M tokens out", "$/M tokens")
     growing = {named(row.load, forecast.unit) for row in forecast.rows("rps") if row.unstable}
-    for row in forecast.cost:
-        cells = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
-        table.add_row(f"{row.at} !" if row.at in growing else row.at, *map(banded, cells))
     hour = forecast.cost[0].usd_per_hour
-    table.caption = f"at ${hour:g} an hour; in and out each charge the whole machine, the last column counts both"
-    table.caption += "; ! no steady state: of what it gets done" if growing else ""
-    table.caption_justify = "left"
-    return table
+    note = f"at ${hour:g} an hour; in and out each charge the whole machine, the last column counts both"
+    note += "; ! no steady state: of what it gets done" if growing else ""
+    columns = [
+        Column("", [f"{row.at} !" if row.at in growing else row.at for row in forecast.cost], 0),
+        Column("$/1000 requests", [banded(row.per_1000_requests) for row in forecast.cost], 1),
+        Column("$/M tokens in", [banded(row.per_million_input) for row in forecast.cost], 4),
+        Column("$/M tokens out", [banded(row.per_million_output) for row in forecast.cost], 3),
+        Column("$/M tokens", [banded(row.per_million_blended) for row in forecast.cost], 2),
+    ]
+    show_columns(columns, out, [note])
 
 
-def parameters(calibration: Calibration) -> Table:
-    """Fitted parameters with their 95 % intervals."""
-    table = _table("parameter", "value ± s.e.", "95 % interval", "unit", left=(0, 3))
+def show_parameters(calibration: Calibration, out: Console) -> None:
+    """Fitted parameters with their 95 % intervals, and what each of them is."""
     largest = calibration.range.get("sequences", (0.0, math.inf))[1]
     beyond = {n for n in calibration.parameters if n.startswith(LEVEL) and int(n.removeprefix(LEVEL)) > largest}
-    for name, p in calibration.parameters.items():
-        value = f"{p.value:.3g} ± {p.stderr:.1g}"
-        label = f"{name}{'*' if name in beyond else ''}"
-        table.add_row(f"{label}: {p.meaning}" if p.meaning else label, value, f"{p.low:.3g} to {p.high:.3g}", p.unit)
-    if beyond:
-        table.caption = f"* no batch of more than {largest:g} requests was seen: the trend, continued"
-        table.caption_justify = "left"
-    table.columns[0].no_wrap = False
-    return table
+    found = {f"{name}{'*' if name in beyond else ''}": p for name, p in calibration.parameters.items()}
+    columns = [
+        Column("parameter", list(found), 0, left=True),
+        Column("value ± s.e.", [f"{p.value:.3g} ± {p.stderr:.1g}" for p in found.values()], 1),
+        Column("95 % interval", [f"{p.low:.3g} to {p.high:.3g}" for p in found.values()], 2),
+        Column("unit", [p.unit for p in found.values()], 3, left=True),
+    ]
+    notes = [f"* no batch of more than {largest:g} requests was seen: the trend, continued"] if beyond else []
+    show_columns(columns, out, notes)
+    if any(p.meaning for p in found.values()):
+        out.print()
+        show_listed([(name, p.meaning) for name, p in found.items() if p.meaning], out)
 
 
 EFFECTIVE = "effective: rungs that are independent, as neighbours share their machine's drift"
 MORE = "every metric at every load: --csv, --json, -o FOLDER"
-MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per_s")
+MAIN = {
+    "e2e_mean": "E2E mean s",
+    "e2e_p95": "E2E p95 s",
+    "ttft_p50": "TTFT p50 s",
+    "ttft_p95": "TTFT p95 s",
+    "rps": "RPS",
+    "output_tokens_per_s": "out tok/s",
+}
 
 
-def compared(comparison: Comparison) -> list[Table]:
-    """The main metrics at every load, and the errors of all of them together."""
-    repeated = any(row.repeat_error is not None for row in comparison.rows)
+def compared(comparison: Comparison) -> list[Column]:
+    """The main metrics at every load."""
+    rows = [row for row in comparison.rows if row.metric in MAIN]
     error = "error" if comparison.of == "a forecast" else "apart"
-    titles = ("load ", "metric", *comparison.titles, error, "band", *(["repeat"] if repeated else []))
-    each = _table(*titles, left=(1,))
-    if comparison.of != "a forecast":
-        each.title, each.title_justify = f"first: {comparison.measured}; second: {comparison.simulated}", "left"
-    # where 80 columns are too few, a name is broken and no number
-    for column in each.columns:
-        column.no_wrap = column.header != "metric"
-    for row in comparison.rows:
-        if row.metric in MAIN:
-            again = [percent(row.repeat_error, "+")] if repeated else []
-            inside = {None: "–", True: "in", False: "out"}[row.inside]
-            mark = " " if row.held_out else "*"
-            value, band = simulated(row)
-            cells = (f"{row.load:g}{mark}", row.metric, significant(row.measured), f"{value} {band}".rstrip())
-            each.add_row(*cells, percent(row.relative_error, "+"), inside, *again)
-    notes = ["* seen by the fit"] if any(not row.held_out for row in comparison.rows) else []
-    notes += ["repeat: how far the real server was from itself"] if repeated else []
-    each.caption, each.caption_justify = "; ".join(notes) or None, "left"
-    together = _table("metric", "MAPE", "bias", "in band", "rungs", "effective", "tolerance", left=(0,))
-    for metric, s in comparison.summary.items():
-        limit = percent(comparison.tolerances.get(metric), digits=0)
-        errors = percent(s.mape), percent(s.bias, "+"), percent(s.coverage, digits=0)
-        together.add_row(metric, *errors, str(s.rungs), f"{s.effective:.2g}", limit)
-    together.caption, together.caption_justify = f"{EFFECTIVE}; {MORE}", "left"
-    if comparison.coverage is not None:
-        together.caption = f"in band, all together: {comparison.coverage:.0%} (90 % should be); {EFFECTIVE}; {MORE}"
-    return [each, together]
+    inside = {None: "–", True: "in", False: "out"}
+    columns = [
+        Column("load ", [f"{row.load:g}{' ' if row.held_out else '*'}" for row in rows], 0),
+        Column("metric", [MAIN[row.metric] for row in rows], 0, left=True),
+        Column(comparison.titles[0], [significant(row.measured) for row in rows], 4),
+        Column(comparison.titles[1], [" ".join(simulated(row)).rstrip() for row in rows], 5),
+        Column(error, [percent(row.relative_error, "+") for row in rows], 1),
+        Column("band", [inside[row.inside] for row in rows], 2),
+    ]
+    if any(row.repeat_error is not None for row in comparison.rows):
+        columns.append(Column("repeat", [percent(row.repeat_error, "+") for row in rows], 3))
+    return columns
+
+
+def errors(comparison: Comparison) -> list[Column]:
+    """The errors of every metric over all loads together."""
+    limits = [percent(comparison.tolerances.get(metric), digits=0) for metric in comparison.summary]
+    found = list(comparison.summary.values())
+    return [
+        Column("metric", list(comparison.summary), 0, left=True),
+        Column("MAPE", [percent(s.mape) for s in found], 0),
+        Column("bias", [percent(s.bias, "+") for s in found], 3),
+        Column("in band", [percent(s.coverage, digits=0) for s in found], 2),
+        Column("rungs", [str(s.rungs) for s in found], 5),
+        Column("effective", [f"{s.effective:.2g}" for s in found], 4),
+        Column("tolerance", limits, 1),
+    ]
 
 
 def show_comparison(comparison: Comparison, out: Console) -> None:
     """Print a comparison and its verdict."""
-    for table in compared(comparison):
-        if table.row_count:
-            out.print(table)
-            out.print()
+    if comparison.of != "a forecast":
+        out.print(Text(f"first: {comparison.measured}; second: {comparison.simulated}"))
+    if any(row.metric in MAIN for row in comparison.rows):
+        notes = ["* seen by the fit"] if any(not row.held_out for row in comparison.rows) else []
+        if any(row.repeat_error is not None for row in comparison.rows):
+            notes.append("repeat: how far the real server was from itself")
+        show_columns(compared(comparison), out, ["; ".join(notes)] if notes else [])
+        out.print()
+    if comparison.summary:
+        note = f"{EFFECTIVE}; {MORE}"
+        if comparison.coverage is not None:
+            note = f"in band, all together: {comparison.coverage:.0%} (90 % should be); {note}"
+        show_columns(errors(comparison), out, [note])
+        out.print()
     words = {
         None: "no verdict: every rung was used for the fit" if comparison.tolerances else "no tolerances, no verdict",
         True: "within the tolerances",
@@ -196,12 +235,10 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
     out.print(words[comparison.passed])
 
 
+def _loads(forecast: Forecast) -> Column:
+    marks = [f"{row.load:g}{'*' if row.extrapolated else ' '}" for row in forecast.rows("rps")]
+    return Column(_load_title(forecast), marks, 0)
+
+
 def _load_title(forecast: Forecast) -> str:
     return "users " if forecast.scenario.load.users is not None else "req/s "
-
-
-def _table(*titles: str, left: Sequence[int] = ()) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for i, title in enumerate(titles):  # where 80 columns are too few, a band goes below its value: no number is cut
-        table.add_column(title, justify="left" if i in left else "right", overflow="fold")
-    return table

@@ -9,7 +9,7 @@ the order in which they were found: a kind is known by words of its sentence. Un
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum
 
 SHOWN = 3  # as many as are read
@@ -127,7 +127,10 @@ def _factor(text: str) -> float:
     return max((max(asked / known, known / asked) for asked, known in found if asked and known), default=1.0)
 
 
-def first(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The warnings to be shown, and the rest, both ranked."""
+def folded(texts: Iterable[str], rest: str, most: int | None = SHOWN) -> list[str]:
+    """The lines to be shown of some warnings: the `most` that matter most (None: all), and how many more there are;
+    `rest` says where those are."""
     order = ranked(texts)
-    return order[:SHOWN], order[SHOWN:]
+    shown = order[:most]
+    more = len(order) - len(shown)
+    return [f"doubt: {text}" for text in shown] + ([f"doubt: and {more} more; {rest}"] if more else [])
