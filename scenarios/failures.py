@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from measure.dialect import GENERATION, OVERLOADED, VALIDATION
+from sim.request import ABORTED
 
 # The first that occurs in the text decides; aiohttp's and httpx's names of exceptions, and HTTP's reasons.
 WORDS = {
+    "requestcancellation": ABORTED,
+    "cancelled": ABORTED,
     "too many requests": OVERLOADED,
     "service unavailable": OVERLOADED,
     "overloaded": OVERLOADED,

@@ -104,9 +104,10 @@ def measure(
 def take(file: Path, output: Path) -> None:
     """Make a run of another tool's results.
 
-    Of guidellm (JSON), `vllm bench serve --save-result --save-detailed`, aiperf (profile_export.jsonl, or the folder of
-    a sweep), and locust (the history that --csv writes, or rows of locust-plugins' JmeterListener). What they do not
-    say is said on stderr, and in the run.
+    Of guidellm (JSON), `vllm bench serve --save-result --save-detailed`, sglang's bench_serving --output-details,
+    aiperf (profile_export.jsonl, or the folder of a sweep), genai-perf (profile_export.json), inference-perf
+    (per_request_lifecycle_metrics.json), and locust (the history that --csv writes, or rows of locust-plugins'
+    JmeterListener). What they do not say is said on stderr, and in the run. The load is what the requests show.
     """
     from scenarios.foreign import import_results
     from sim.run import write_run
@@ -114,7 +115,7 @@ def take(file: Path, output: Path) -> None:
     check_run(output, inputs=[file])
     run = import_results(file)
     say(str(write_run(run, output, read_back=True)))
-    doubt([*run.doubts, *(f"at {rung.load:g}: {text}" for rung in run.rungs for text in rung.doubts)])
+    doubt([*run.doubts, *(f"at {rung.named}: {text}" for rung in run.rungs for text in rung.doubts)])
 
 
 @command("servecast standin --port 8080 --fault overloaded=0.05")

@@ -26,6 +26,7 @@ from measure.dialect import status_of
 from scenarios.failures import status_of_text
 from scenarios.results import INSTANT, Answer, Stretch, assemble, moment, named, software
 from sim.errors import BadInput
+from sim.rows import delimiter_of
 from sim.run import Run, Rung
 from sim.scenario import Figure, Load, Scenario
 from sim.table import REQUEST_COLUMNS
@@ -57,18 +58,19 @@ Row = dict[str, str]
 
 def speaks(text: str) -> bool:
     """Whether a text begins like one of these files."""
-    header = text.partition("\n")[0].strip().split(",")
+    header = _columns(text.partition("\n")[0])
     return any(set(columns) <= set(header) for columns in (HISTORY, ROWS, SUMS))
 
 
 def read(text: str, path: Path) -> Run:
     """The run of a history or of rows."""
     header, *lines = text.splitlines()
-    columns = header.strip().split(",")
+    columns = _columns(header)
     if set(ROWS) <= set(columns):
-        return _requests([_row(line, columns) for line in lines if line.strip()], path)
+        delimiter = delimiter_of(header)
+        return _requests([_row(line, columns, delimiter) for line in lines if line.strip()], path)
     if set(HISTORY) <= set(columns):
-        return _history(list(csv.DictReader(io.StringIO(text))), path)
+        return _history(list(csv.DictReader(io.StringIO(text), columns, delimiter=delimiter_of(header)))[1:], path)
     raise BadInput(
         "holds sums over the whole test; expected ..._stats_history.csv, or rows as JmeterListener of locust-plugins "
         "writes them (locust itself has no option for one row per request)",
@@ -76,13 +78,25 @@ def read(text: str, path: Path) -> Run:
     )
 
 
-def _row(line: str, columns: list[str]) -> Row:
-    """A row of JmeterListener's, which quotes nothing: commas too many are those of the failure's message."""
-    values = line.split(",")
+def _columns(header: str) -> list[str]:
+    """The names of a header, with or without quotes."""
+    try:
+        return [name.strip() for name in next(csv.reader([header.strip()], delimiter=delimiter_of(header)), [])]
+    except csv.Error:  # no CSV at all
+        return []
+
+
+def _row(line: str, columns: list[str], delimiter: str) -> Row:
+    """A row of JmeterListener's, which quotes nothing: commas too many are those of the failure's message.
+
+    What has gone through a spreadsheet is quoted.
+    """
+    quoted = next(csv.reader([line], delimiter=delimiter))
+    values = quoted if len(quoted) == len(columns) else line.split(delimiter)
     extra = len(values) - len(columns)
     if extra > 0 and "failureMessage" in columns:
         at = columns.index("failureMessage")
-        values[at : at + extra + 1] = [",".join(values[at : at + extra + 1])]
+        values[at : at + extra + 1] = [delimiter.join(values[at : at + extra + 1])]
     return dict(zip_longest(columns, values[: len(columns)], fillvalue=""))
 
 
@@ -196,5 +210,7 @@ def _levels(answers: list[Answer], users: list[int]) -> list[Stretch]:
         steady = len(ended) > count and ended[count - 1] < high
         doubts = [] if steady else [f"not every one of {count} users finished a request here, so there is no window"]
         settled = ended[count - 1] if steady else high
-        stretches.append(Stretch(users=count, settled=settled, end=high, answers=begun, doubts=doubts, start=start))
+        stretches.append(
+            Stretch(users=count, counted=True, settled=settled, end=high, answers=begun, doubts=doubts, start=start)
+        )
     return stretches

@@ -7,7 +7,7 @@ up: what a tool did not write down is left out, or filled with what is said in a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import pairwise
@@ -19,18 +19,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scenarios import observed
+from scenarios.observed import Flights
 from sim.errors import BadInput
+from sim.events import spread
 from sim.replay import lanes
 from sim.request import ABORTED, OK
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig, ceil_block
 from sim.table import REQUEST_COLUMNS
+from sim.workload import Gamma
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 T = TypeVar("T")
 
-BUNDLED = 0.01  # of the answers: where more come in chunks that are not tokens, chunk times say nothing about tokens
+MISCOUNTED = 0.01  # of the answers: where more have chunks that are no tokens, nothing says which chunks are tokens
 INSTANT = 2e-6  # s: windows are half open and runs keep microseconds, so one that ends with an answer ends this later
 BUSY = 0.98  # of the users: fewer in flight means that ramp or drain lies in the window (`measuring.md`)
 NOTHING: Floats = np.empty(0)
@@ -53,13 +58,17 @@ class Answer(NamedTuple):
     first: float | None = None
     last: float | None = None
     chunks: Floats = NOTHING
+    end_known: bool = True  # else `ended` is when it was sent
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
     """Everything measured at one load: closed loop at `users`, or open loop at `rate` requests/s.
 
-    [settled, end) is the window over which the tool itself sums up; `answers` are to the requests begun here.
+    [settled, end) is the window over which the tool itself sums up; `answers` are to the requests begun here. `users`
+    and `rate` are what the tool says; what the requests show stands for it. With neither it is `open_loop` that says
+    how users behaved, and with none of the three the requests do. `counted` users were counted at every request, and
+    think: fewer are in flight.
     """
 
     settled: float
@@ -67,8 +76,33 @@ class Stretch:
     answers: Sequence[Answer]
     users: int | None = None
     rate: float | None = None
+    open_loop: bool | None = None
+    arrivals: str | Gamma | None = None
+    counted: bool = False
     start: float | None = None  # absent: the window's, or when the first request was due or sent if that was before
     doubts: list[str] = field(default_factory=list)
+
+    def shown(self) -> Stretch:
+        """The stretch with the load that its requests show."""
+        if self.counted or not self.answers:
+            return self
+        columns = ([_due(a) for a in self.answers], [a.sent for a in self.answers], [a.ended for a in self.answers])
+        due, sent, ended = (np.array(column, dtype=np.float64) for column in columns)
+        flights = Flights(due, sent, ended, np.array([a.end_known for a in self.answers], dtype=np.bool_))
+        if self.users is not None or self.open_loop is False:
+            load = observed.closed(flights, self.users)
+        elif self.rate is not None or self.open_loop:
+            load = observed.opened(flights, self.rate, self.arrivals, (self.settled, self.end))
+        else:
+            load = observed.told(flights)
+        return replace(
+            self,
+            answers=self.answers if load.users is None else [a._replace(due=None) for a in self.answers],
+            users=load.users,
+            rate=load.rate,
+            arrivals=None if load.rate is None else load.arrivals,
+            doubts=[*self.doubts, *load.doubts],
+        )
 
     @property
     def began(self) -> float:
@@ -76,6 +110,15 @@ class Stretch:
         if self.start is not None:
             return self.start
         return min([self.settled, *(_due(a) for a in self.answers)])
+
+
+def _streamed(answer: Answer) -> Answer:
+    """The answer, without the time of a first token if all of them came at once: then it was not streamed."""
+    chunks = answer.chunks
+    at_once = len(chunks) == 1 or (answer.first is not None and answer.last is not None and answer.first >= answer.last)
+    if not at_once or answer.output_tokens < 2 or answer.status != OK:
+        return answer
+    return answer._replace(first=None, chunks=NOTHING, last=float(chunks[-1]) if len(chunks) else answer.last)
 
 
 def _due(answer: Answer) -> float:
@@ -118,12 +161,15 @@ def assemble(
     for before, after in pairwise(stretches):
         if anew and after.began < max((a.ended for a in before.answers), default=before.began):
             raise BadInput("two of its benchmarks overlap in time; expected one after the other", path=path)
+    stretches = [replace(s, answers=[_streamed(a) for a in s.answers]).shown() for s in stretches]
     zero = stretches[0].began
     answers = [a for s in stretches for a in s.answers]
-    times, found = _token_times(answers)
+    times, carried, found = _token_times(answers)
     groups = [[s] for s in stretches] if anew else [stretches]
     users = [user for group in groups for user in _users(group)]
     requests = _table(stretches, users, times, zero)
+    said = [*doubts, *found]
+    said += _lacking(requests, times, said)
     name = named(path)
     return Run(
         kind="measured",
@@ -132,11 +178,19 @@ def assemble(
         rungs=[_rung(s, zero) for s in stretches],
         requests=requests,
         token_times=[np.maximum(t - zero, 0.0) for t in times] if times is not None else None,
+        event_tokens=carried,
         created=None if epoch is None else moment(epoch + zero),
         software=software(tool),
         segments=[{"start": g[0].began - zero, "first_rung": stretches.index(g[0])} for g in groups],
         stopped=f"{tool} had done what it was asked",
-        doubts=[*doubts, *found, *_unasked(answers), _UNKNOWN_SERVER],
+        doubts=[
+            *doubts,
+            *found,
+            *_lacking(requests, times, doubts),
+            *_unasked(answers),
+            *_mixed(stretches),
+            _UNKNOWN_SERVER,
+        ],
     )
 
 
@@ -172,6 +226,7 @@ def _rung(stretch: Stretch, zero: float) -> Rung:
         users=stretch.users,
         rate=stretch.rate,
         doubts=[*stretch.doubts, *_doubts_of(stretch)],
+        extra={} if stretch.arrivals is None else {"arrivals": msgspec.to_builtins(stretch.arrivals)},
     )
 
 
@@ -186,41 +241,89 @@ def _doubts_of(stretch: Stretch) -> list[str]:
                 f"on average {busy:.3g} of {stretch.users} users had a request in flight in the window: ramp, drain "
                 "or the tool's own pauses lie in it"
             )
+    unended = sum(not a.end_known for a in answers)
+    if unended:
+        doubts.append(f"when {unended} requests ended is not recorded; when they were sent stands in for it")
     failed = sum(a.status not in (OK, ABORTED) for a in answers)
     if failed:
         doubts.append(f"{failed} of {len(answers)} requests failed")
     return doubts
 
 
-def _token_times(answers: Sequence[Answer]) -> tuple[list[Floats] | None, list[str]]:
-    """When every token came, if chunks are tokens, and what is to be said about it."""
+def _token_times(
+    answers: Sequence[Answer],
+) -> tuple[list[Floats] | None, list[Ints | None] | None, list[str]]:
+    """When every token came, how many came with each chunk where some had several, and what is to be said about it."""
     streamed = [a for a in answers if a.status == OK and len(a.chunks)]
     if not streamed:
-        return None, []
+        return None, None, []
     # OpenAI-style servers other than vLLM say why an answer ended in a chunk of its own, without a token
     closing = sum(len(a.chunks) == a.output_tokens + 1 for a in streamed)
-    bundled = sum(len(a.chunks) not in (a.output_tokens, a.output_tokens + 1) for a in streamed)
+    miscounted = sum(len(a.chunks) > a.output_tokens + 1 for a in streamed)
     doubts = []
     if closing:
         doubts.append(
             f"{closing} of {len(streamed)} answers came in one chunk more than they have tokens; the last, which only "
             "says why they ended, is left out, so E2E is to the last token"
         )
-    if bundled:
+    if miscounted:
+        unknown = miscounted > MISCOUNTED * len(streamed)
         doubts.append(
-            f"in {bundled} of {len(streamed)} answers a chunk is not a token"
-            + ("" if bundled <= BUNDLED * len(streamed) else ": when each token came is not known, so there is no ITL")
+            f"{miscounted} of {len(streamed)} answers came in more chunks than they have tokens: when each token came "
+            + ("is not known, so there is no ITL" if unknown else "is not known of them, and they are left out of ITL")
         )
-    if bundled > BUNDLED * len(streamed):
-        return None, doubts
-    return [a.chunks[: a.output_tokens] if a.status == OK else a.chunks for a in answers], doubts
+        if unknown:
+            return None, None, doubts
+    times, carried = zip(*(_stream(a) for a in answers), strict=True)
+    tokens = sum(a.output_tokens for a in streamed)
+    surplus = sum(max(0, a.output_tokens - len(a.chunks)) for a in streamed)
+    if not surplus:
+        return list(times), None, doubts
+    doubts.append(
+        f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others, the file does not say in "
+        "which: they are spread evenly, and ITL is between chunks"
+    )
+    return list(times), list(carried), doubts
+
+
+def _stream(answer: Answer) -> tuple[Floats, Ints | None]:
+    """The time of every token of an answer, and the tokens of each chunk where some carried several."""
+    chunks, tokens = answer.chunks, answer.output_tokens
+    if answer.status != OK or not len(chunks) or len(chunks) == tokens:
+        return chunks, None
+    if len(chunks) > tokens:
+        return (chunks[:tokens] if len(chunks) == tokens + 1 else NOTHING), None
+    each = np.array(spread(tokens, len(chunks)), dtype=np.int64)
+    return np.repeat(chunks, each), each
+
+
+def _lacking(requests: pd.DataFrame, times: list[Floats] | None, said: Sequence[str]) -> list[str]:
+    """The metrics that this run has not, because the file does not say what they need."""
+    ok = requests[(requests["status"] == OK) & (requests["output_tokens"] > 0)]
+    found = []
+    silent = int(ok["first_token"].isna().sum())
+    if silent:
+        which = "no record says" if silent == len(ok) else f"{silent} of {len(ok)} answers do not say"
+        found.append(f"{which} when the first token came: no TTFT and no TPOT of such answers")
+    if len(ok) and times is None and not any("no ITL" in text for text in said):
+        found.append("no record says when each token came: no ITL, and no steps to calibrate from")
+    if len(ok) and not ok["prompt_tokens"].any():
+        found.append("prompt lengths are not recorded: no input tokens/s, and nothing to forecast from")
+    return found
+
+
+def _mixed(stretches: Sequence[Stretch]) -> list[str]:
+    closed = sum(s.users is not None for s in stretches)
+    if closed in (0, len(stretches)):
+        return []
+    return [f"{closed} of {len(stretches)} loads are users, the others requests/s: each is said with its doubts"]
 
 
 def _table(stretches: Sequence[Stretch], users: Sequence[int], times: list[Floats] | None, zero: float) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for rung, stretch in enumerate(stretches):
         for answer in stretch.answers:
-            chunks = answer.chunks if times is None else times[len(rows)]
+            chunks = answer.chunks if times is None or not len(times[len(rows)]) else times[len(rows)]
             first, last = (chunks[0], chunks[-1]) if len(chunks) else (answer.first, answer.last)
             moments: dict[str, float | None] = {
                 "scheduled": _due(answer),
@@ -263,6 +366,7 @@ def _scenario(name: str, stretches: Sequence[Stretch], requests: pd.DataFrame, d
     usual = ServerConfig()
     users = [s.users for s in stretches if s.users is not None]
     rates = [s.rate for s in stretches if s.rate is not None]
+    kinds = list({msgspec.json.encode(s.arrivals): s.arrivals for s in stretches if s.arrivals is not None}.values())
     return Scenario(
         name=name,
         description=description,
@@ -272,5 +376,7 @@ def _scenario(name: str, stretches: Sequence[Stretch], requests: pd.DataFrame, d
             max_batch_prefill_tokens=max(usual.max_batch_prefill_tokens, ceil_block(longest)),
             max_concurrent_requests=max([usual.max_concurrent_requests, *users]),
         ),
-        load=Load(users=users or None, rate=None if users else rates),
+        load=Load(
+            users=users or None, rate=None if users else rates, arrivals=kinds[0] if len(kinds) == 1 else "poisson"
+        ),
     )

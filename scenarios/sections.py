@@ -14,7 +14,6 @@ from scenarios import overlays, plots, tables
 from scenarios.comparison import Comparison
 from scenarios.comparison import Row as ComparisonRow
 from scenarios.evidence import Evidence, itl
-from scenarios.forecast import named
 from scenarios.numbers import percent, significant, simulated, unit_of
 from sim import metrics
 from sim.events import between_events
@@ -40,12 +39,14 @@ def of_run(run: Run) -> Section:
     table = metrics.table(run)
     counted = int(run.requests["output_tokens"].sum()) > 0
     shown = [(title, name) for title, name in OF_A_RUN if counted or not name.endswith("tokens_per_s")]
+    units = {"users" if rung.users is not None else "requests/s" for rung in run.rungs}
+    unit = "load" if len(units) > 1 else next(iter(units), "users")
+    loads = [rung.named if len(units) > 1 else f"{rung.load:g}" for rung in run.rungs]
     rows = [
-        {"cells": [f"{row['load']:g}", *(_number(unit_of(name) * row[name]) for _, name in shown)]}
+        {"cells": [loads[int(row["rung"])], *(_number(unit_of(name) * row[name]) for _, name in shown)]}
         for _, row in table.iterrows()
     ]
-    unit = "users" if run.scenario.load.users else "requests/s"
-    doubts = list(run.doubts) + [f"{named(rung.load, unit)}: {text}" for rung in run.rungs for text in rung.doubts]
+    doubts = list(run.doubts) + [f"{rung.named}: {text}" for rung in run.rungs for text in rung.doubts]
     if run.requests.empty:
         doubts.append("no request of it is on record")
     pictures = [{"image": image(plots.over_time(run)), "title": "Over time"}] if len(table) else []

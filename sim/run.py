@@ -64,6 +64,11 @@ class Rung:
         return float(self.users if self.users is not None else self.rate or 0.0)
 
     @property
+    def named(self) -> str:
+        """The load with its unit."""
+        return f"{self.load:g} {'requests/s' if self.users is None else 'users'}"
+
+    @property
     def seconds(self) -> float:
         """The length of the steady window."""
         return self.end - self.settled

@@ -1,0 +1,149 @@
+"""The load that requests show by when they were sent and when they ended, whatever the head of a file says of it.
+
+Closed loop: the users are the requests in flight. Open loop: the rate is that of the arrivals, and a rate that changed
+is said (Laplace's test for a trend, Cox and Lewis, The Statistical Analysis of Series of Events, 1966, §3.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.replay import ROUNDED
+from sim.workload import Cv, Gamma
+
+Floats = NDArray[np.float64]
+
+BRIEF = 0.01  # of the time: more in flight for less is a tool that noted an end late, not another user
+ALWAYS = 0.95  # of the users in flight on average: an open loop's numbers vary more
+AS_SAID = 0.01  # relative: a rate this near to what a tool was asked for is that rate
+BURST = 0.1  # of the time measured: requests that were sent within less came all at once
+TREND = 2.576  # standard deviations: 1 % of steady streams look as if their rate changed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """Users (closed loop), or requests/s (open loop) with how they arrive; what is to be said about it."""
+
+    users: int | None = None
+    rate: float | None = None
+    arrivals: str | Gamma = "poisson"
+    doubts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flights:
+    """When each request was due (open loop; else sent), sent and over, s; `known` where the end is."""
+
+    due: Floats
+    sent: Floats
+    ended: Floats
+    known: NDArray[np.bool_]
+
+
+def closed(flights: Flights, said: int | None) -> Load:
+    """The load of users who wait for their answers; `said` is how many the tool says there were."""
+    most, held = _in_flight(flights)
+    if said is None:
+        return Load(users=max(1, most))
+    users = most if most < said and flights.known.all() else max(said, held)
+    if users == said or not users:
+        return Load(users=said)
+    doubt = f"the file says {said} users, but {users} requests were in flight at most: the load is {users} users"
+    return Load(users=users, doubts=(doubt,))
+
+
+def opened(
+    flights: Flights,
+    said: float | None = None,
+    arrivals: str | Gamma | None = None,
+    window: tuple[float, float] = (-np.inf, np.inf),
+) -> Load:
+    """The load of arrivals that wait for nobody; `said` and `arrivals` are what the tool says of them, `window` is
+    what it measured: warm-up before it is none."""
+    due = np.sort(flights.due)
+    inside = due[(due >= window[0]) & (due < window[1])]
+    due = inside if len(inside) > 1 else due
+    span = float(due[-1] - due[0]) if len(due) else 0.0
+    if not span > ROUNDED:
+        if said is not None and len(due) < 2:
+            return Load(rate=said, arrivals=arrivals or "poisson")
+        return replace(
+            closed(flights, None), doubts=("all requests were sent at the same time, so they are one burst of users",)
+        )
+    rate = (len(due) - 1) / span
+    doubts = []
+    if said is not None and abs(rate / said - 1) <= AS_SAID:
+        rate = said
+    elif said is not None:
+        doubts.append(f"the file says {said:.4g} requests/s, but {rate:.4g}/s came: that is the load")
+    changed = _trend(due)
+    if changed is not None:
+        doubts.append(
+            f"the rate changed, from {changed[0]:.3g} requests/s in the first third to {changed[1]:.3g}/s in the last: "
+            "no steady load, but a trace, which is replayed as it was recorded"
+        )
+    return Load(rate=float(f"{rate:.6g}"), arrivals=arrivals or _regularity(due), doubts=tuple(doubts))
+
+
+def told(flights: Flights) -> Load:
+    """The load of a tool that does not say whether its users waited for their answers."""
+    most, _ = _in_flight(flights)
+    sent, ended = flights.sent[flights.known], flights.ended[flights.known]
+    if len(sent) > 2 * most and most:
+        low, high = float(np.sort(sent)[most - 1]), float(np.max(sent))  # between ramp and drain
+        busy = np.maximum(0.0, np.minimum(ended, high) - np.maximum(sent, low)).sum()
+        busy += (~flights.known).sum() * float(np.mean(ended - sent))  # as long as the others took, for want of an end
+        if high > low and busy >= ALWAYS * most * (high - low):
+            return Load(users=most, doubts=(f"the load is not stated; {most} requests were in flight all the time",))
+    if len(sent) <= 1 or float(np.ptp(flights.due)) <= BURST * float(ended.max() - sent.min()):
+        return Load(users=max(1, most), doubts=(f"the load is not stated; {most} requests were sent at once",))
+    load = opened(flights)
+    said = f"the load is not stated; requests came at {load.rate:.4g}/s, whether or not others had ended"
+    return replace(load, doubts=(said, *load.doubts))
+
+
+def at_once(flights: Flights, seconds: float) -> bool:
+    """Whether all requests of a test that took so long were sent together."""
+    return float(np.ptp(flights.sent)) <= BURST * seconds
+
+
+def gamma(burstiness: float) -> str | Gamma:
+    """Arrivals by vLLM's burstiness: the shape of gamma-distributed gaps, 1 for Poisson arrivals."""
+    if not np.isfinite(burstiness):
+        return "constant"
+    return "poisson" if burstiness == 1 else Gamma(gamma=Cv(cv=round(burstiness**-0.5, 6)))
+
+
+def _in_flight(flights: Flights) -> tuple[int, int]:
+    """The most requests in flight, ever and for longer than `BRIEF`; ends count early by what times are rounded to."""
+    sent, ended = flights.sent[flights.known], flights.ended[flights.known]
+    ended = np.maximum(sent, ended - ROUNDED)
+    times = np.concatenate([sent, ended])
+    change = np.concatenate([np.ones(len(sent)), -np.ones(len(ended))])
+    order = np.lexsort((change, times))
+    level = np.cumsum(change[order])
+    if not len(level):
+        return 0, 0
+    lasting = np.diff(times[order], append=times[order][-1])
+    most = int(level.max())
+    needed = BRIEF * lasting.sum()
+    held = next((n for n in range(most, 0, -1) if lasting[level >= n].sum() > needed), most)
+    return max(most, 1), held
+
+
+def _trend(due: Floats) -> tuple[float, float] | None:
+    """The rates of the first and the last third, if arrivals moved through the time; None for a steady stream."""
+    at = (due - due[0]) / (due[-1] - due[0])
+    inside = at[1:-1]
+    if len(inside) < 10 or abs(float(inside.mean()) - 0.5) * (12 * len(inside)) ** 0.5 <= TREND:
+        return None
+    third = (due[-1] - due[0]) / 3
+    return float((at < 1 / 3).sum() / third), float((at > 2 / 3).sum() / third)
+
+
+def _regularity(due: Floats) -> str:
+    gaps = np.diff(due)
+    return "constant" if len(gaps) > 2 and gaps.std() < 0.1 * gaps.mean() else "poisson"
