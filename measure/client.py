@@ -1,13 +1,14 @@
-"""One streamed request over HTTP: when each token came, and what became of it.
+"""One request over HTTP: when each token came, and what became of it.
 
-Lines are read with geventhttpclient's `readline`, which hands over what has arrived; reading blocks of a fixed size
-would hold tokens back until a block is full. An event ends at a blank line, with LF or CRLF.
+The body is read as it arrives; reading blocks of a fixed size would hold tokens back until a block is full. What an
+event says is the `dialect`'s, how many tokens it carries `tokens`'.
 """
 
 from __future__ import annotations
 
 import gc
 import socket
+import zlib
 from collections.abc import Callable
 from time import perf_counter_ns
 from urllib.parse import urlsplit
@@ -16,14 +17,23 @@ import msgspec
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
-from measure.dialect import INCOMPLETE, Dialect, Prompt, refusal
+from measure.dialect import INCOMPLETE, Dialect, Heard, Prompt, refusal
+from measure.sse import EventParser, UnknownEncoding, unpacker
+from measure.tokens import Counter, Habit
 
 ABORTED, OK, TIMEOUT, CONNECT, RESET = "aborted", "ok", "timeout", "connect", "reset"
 CONNECT_SECONDS = 10.0
+LINGER_SECONDS = (
+    0.02  # from `[DONE]` to the end of the message: more than a packet needs, less than a user would notice
+)
+LINGERS = 3  # answers in a row after which nobody waits for that any more
+CLOSING_SECONDS = 2.0  # from the last token to what follows it: the usage, `[DONE]`
 
 
 class Record(msgspec.Struct):
-    """A line of `requests.jsonl` (`formats.md`). `generated_tokens` and `counted_prompt` are the server's counts."""
+    """A line of `requests.jsonl` (`formats.md`). `generated_tokens` and `counted_prompt` are the server's counts;
+    `event_tokens` is there where an event carried several, and `spread` where only their sum is known.
+    """
 
     id: int
     rung: int
@@ -40,6 +50,8 @@ class Record(msgspec.Struct):
     error: str | None = None
     generated_tokens: int | None = None
     counted_prompt: int | None = None
+    event_tokens: list[int] | msgspec.UnsetType = msgspec.UNSET
+    spread: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Stopwatch:
@@ -58,20 +70,35 @@ class Client:
 
     Some servers close, without saying so, what they promised to keep (llama.cpp after every stream). A request that
     meets such a connection, closed before a byte of an answer, goes out again on a new one, and from then on every
-    request has its own. Apart from that nothing is ever sent twice. `patience` is how long it waits for the next token,
+    request has its own. Apart from that nothing is ever sent twice. Others keep open what they have ended: an answer
+    ends at its `[DONE]`, and its connection is then given up. `habit` is what is known of how the server counts, shared
+    by all its clients. `patience` is how long it waits for the next token,
     s; comment lines show that a server lives, not that it works.
     """
 
     def __init__(
-        self, url: str, dialect: Dialect, now: Callable[[], float], *, patience: float, token: str | None = None
+        self,
+        url: str,
+        dialect: Dialect,
+        now: Callable[[], float],
+        *,
+        patience: float,
+        token: str | None = None,
+        habit: Habit | None = None,
     ):
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+        }
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._http = HTTPClient.from_url(
             url, headers=headers, concurrency=1, network_timeout=patience, connection_timeout=CONNECT_SECONDS
         )
         self._dialect, self._now, self._patience = dialect, now, patience
+        self._habit = habit or Habit()
+        self._lingered = 0  # answers in a row whose message did not end
         self._kept, self._keep = False, True  # whether the connection has been used before; whether it may be again
         self._path = urlsplit(url).path.rstrip("/") + dialect.path
 
@@ -99,7 +126,7 @@ class Client:
                 heard = refusal(response.status_code, response.read())
                 record.status, record.error = heard.status or INCOMPLETE, heard.error
                 return
-            self._listen(record, response.readline)
+            self._listen(record, response)
         except TimeoutError:
             self._fail(record, TIMEOUT, f"no token for {self._patience:g} s")
         except (ConnectionRefusedError, socket.gaierror) as e:
@@ -110,11 +137,14 @@ class Client:
             self._fail(record, RESET if connected else CONNECT, str(e) or type(e).__name__)
         except msgspec.DecodeError as e:
             self._fail(record, INCOMPLETE, f"an event that is not this API's: {e}")
+        except (UnknownEncoding, zlib.error) as e:
+            self._fail(record, INCOMPLETE, f"the answer cannot be unpacked: {e}")
         finally:
             if response is not None:
+                self._kept = self._keep and record.status == OK and not response.should_close()
                 response.release()
-            self._kept = self._keep and record.status == OK
-            record.output_tokens = len(record.token_times)
+            else:
+                self._kept = False
 
     def _post(self, number: int, body: bytes) -> HTTPSocketPoolResponse:
         headers = {"X-Request-Id": str(number)}
@@ -122,41 +152,119 @@ class Client:
             headers["Connection"] = "close"
         return self._http.request("POST", self._path, body, headers)
 
-    def _listen(self, record: Record, readline: Callable[[bytes], bytes]) -> None:
+    def _listen(self, record: Record, response: HTTPSocketPoolResponse) -> None:
+        """Read an answer to its end, whatever it turns out to be."""
+        sock = response._sock
+        counter, parser = Counter(self._habit), EventParser()
+        record.token_times = counter.times
+        try:
+            self._read(record, response, parser, counter)
+        finally:
+            if sock is not None:  # it may be used again
+                sock.settimeout(self._patience)
+            if parser.body is None:
+                limited = record.finish_reason == "length"
+                found = counter.settle(record.status == OK, record.max_new_tokens if limited else None)
+                record.token_times, record.output_tokens = found.times, len(found.times)
+                if any(n != 1 for n in found.carried):
+                    record.event_tokens = found.carried
+                if found.spread:
+                    record.spread = True
+        if parser.body is not None:
+            self._take_whole(record, bytes(parser.body), str(response.get("content-type") or "no content type"))
+
+    def _read(self, record: Record, response: HTTPSocketPoolResponse, parser: EventParser, counter: Counter) -> None:
         now, hear = self._now, self._dialect.hear
-        times = record.token_times = []
+        unpack = unpacker(str(response.get("content-encoding") or ""))
         progress = record.sent
-        data = b""
-        while line := readline(b"\n"):
-            if line.startswith(b"data:"):
-                data += line[5:]
-            elif line in (b"\n", b"\r\n"):
-                if not data:
-                    continue
-                at = now()
-                heard = hear(data)
-                data = b""
-                progress = at
-                if heard.token:
-                    times.append(at)
-                if heard.status is not None:
-                    record.status, record.error = heard.status, heard.error
+        while block := arrived(response):
+            for event in parser.feed(unpack(block)):
+                progress = now()
+                if self._take(record, counter, progress, hear(event)):
+                    self._finish(response)
                     return
-                if heard.finish_reason is not None:
-                    record.finish_reason, record.status = heard.finish_reason, OK
-                if heard.tokens is not None:
-                    record.generated_tokens = heard.tokens
-                if heard.prompt_tokens is not None:
-                    record.counted_prompt = heard.prompt_tokens
-            elif now() - progress > self._patience:  # a comment, or a field we have no use for
+                if record.status == OK:
+                    self._wait(response, CLOSING_SECONDS)
+            waited = now() - progress  # meanwhile came comments, or fields we have no use for
+            if waited > (CLOSING_SECONDS if record.status == OK else self._patience) and parser.body is None:
                 raise TimeoutError
-        if record.status != OK:
+        for event in parser.end():
+            if self._take(record, counter, now(), hear(event)):
+                return
+        if parser.body is None and record.status != OK:
             record.status, record.error = INCOMPLETE, "the stream ended without a last token"
+
+    def _take(self, record: Record, counter: Counter, at: float, heard: Heard) -> bool:
+        """Write down what an event says; whether the answer ends with it."""
+        if heard.status is not None:
+            record.status, record.error = heard.status, heard.error
+            return True
+        if heard.kind or heard.tokens is not None:
+            counter.hear(at, heard.kind, heard.tokens)
+        if heard.finish_reason is not None:
+            record.finish_reason, record.status = heard.finish_reason, OK
+        if heard.tokens is not None:
+            record.generated_tokens = heard.tokens
+        if heard.prompt_tokens is not None:
+            record.counted_prompt = heard.prompt_tokens
+        if heard.done and counter.begun:
+            record.status = OK
+        if record.status == OK:
+            record.ended = at
+        return heard.done
+
+    def _take_whole(self, record: Record, body: bytes, content_type: str) -> None:
+        """An answer that was not streamed, or no answer at all."""
+        if body.startswith(b"<"):
+            text = body[:100].decode("utf-8", "replace")
+            self._fail(record, INCOMPLETE, f"HTTP 200, but {content_type} instead of a stream of events: {text}")
+            return
+        heard = self._dialect.whole(body)
+        record.finish_reason, record.error = heard.finish_reason, heard.error
+        record.status = heard.status or OK
+        record.generated_tokens, record.counted_prompt = heard.tokens, heard.prompt_tokens
+        if heard.tokens is not None:
+            record.output_tokens = heard.tokens
+        elif heard.finish_reason == "length":
+            record.output_tokens = record.max_new_tokens
+
+    def _finish(self, response: HTTPSocketPoolResponse) -> None:
+        """See the message to its end after the answer's, so that its connection can be used again; but hardly wait."""
+        if self._lingered >= LINGERS:
+            return
+        self._wait(response, LINGER_SECONDS)
+        try:
+            while arrived(response):
+                pass
+        except TimeoutError:
+            self._lingered += 1
+        except (HTTPParseError, OSError):
+            pass
+        else:
+            self._lingered = 0
+
+    @staticmethod
+    def _wait(response: HTTPSocketPoolResponse, seconds: float) -> None:
+        """How long to wait for more of this message."""
+        if response._sock is not None:
+            response._sock.settimeout(seconds)
 
     @staticmethod
     def _fail(record: Record, status: str, error: str) -> None:
         if record.status != OK:  # after the last token it no longer matters how the connection ended
             record.status, record.error = status, error
+
+
+def arrived(response: HTTPSocketPoolResponse) -> bytes:
+    """What has come of a body since the last time, waiting for a first byte; nothing at its end."""
+    buffer = response._body_buffer
+    while not buffer and not response.message_complete:
+        if response._sock is None:
+            raise HTTPConnectionClosed("connection closed.")
+        response.feed(response._sock.recv(response.block_size))
+    block = bytes(buffer)
+    buffer.clear()
+    return block
 
 
 def settle_memory() -> None:

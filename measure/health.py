@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from measure.dialect import EXTRAS
 from measure.endpoint import Endpoint, Unreachable, decoded
 from measure.prompts import tokenizer_file
 from sim.errors import UserError
@@ -23,12 +24,14 @@ class Unfit(UserError):
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """What answers at the URL: its `api` (see `dialect`), `GET /info` if it has one, whether it has `/metrics`."""
+    """What answers at the URL: its `api` (see `dialect`), `GET /info` if it has one, whether it has `/metrics`, and
+    which of `dialect.EXTRAS` it takes."""
 
     api: str
     info: dict[str, Any] | None = None
     metrics: bool = False
     model: str | None = None
+    extras: tuple[str, ...] = EXTRAS
 
 
 def look(endpoint: Endpoint, model: str | None = None) -> Server:

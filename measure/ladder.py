@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
 from measure import health
@@ -24,9 +25,10 @@ from measure.generator import free_port
 from measure.journal import Journal, refuse_existing
 from measure.orders import Setup, boot_id
 from measure.overlay import endless
-from measure.probe import learn
+from measure.probe import learn, sample
 from measure.prompts import Recipe
 from measure.screen import Screen
+from measure.trial import try_stream
 from sim.errors import BadInput, UserError
 from sim.pairs import arrivals, read_pairs
 from sim.scenario import Scenario
@@ -98,6 +100,7 @@ def measure(
             recipe=recipe,
             workload=scenario.workload,
             model=server.model,
+            extras=server.extras,
             pairs=None if pairs is None else [column.tolist() for column in pairs[:3]],
             open_loop=scenario.load.users is None and (scenario.load.rate is not None or scenario.load.trace),
             patience=patience,
@@ -152,7 +155,8 @@ def attach(
     server = health.look(endpoint, model)
     doubts = health.check(server, scenario, pairs)
     recipe, unsure = learn(endpoint, server, scenario, pairs, model, seed)
-    return endpoint, server, recipe, doubts + unsure
+    extras, unheard = try_stream(endpoint, server, *sample(recipe, scenario, pairs, seed))
+    return endpoint, msgspec.structs.replace(server, extras=extras), recipe, [*doubts, *unsure, *unheard]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from measure.dialect import EXTRAS
 from measure.prompts import Recipe
 from sim.workload import Gamma, Workload
 
@@ -34,6 +35,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     workload: Workload
     model: str | None = None
+    extras: tuple[str, ...] = EXTRAS  # keys that the server takes (`dialect`)
     pairs: list[list[int]] | None = None  # prompt, output, max_new of a workload's file
     open_loop: bool = False
     patience: float = 300.0
@@ -74,9 +76,11 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     status: str
     error: str | None
     asked: int  # max_new_tokens
-    counted: int | None  # the server's own count of output tokens
     prompt: int
-    counted_prompt: int | None
+    counted_prompt: int | None  # by the server
+    events: int = 0  # that carried tokens
+    spread: bool = False  # it is not known which event carried how many
+    finish_reason: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from sim.scenario import Scenario
 from sim.workload import Drawn, Pairs
 
 FEW, MANY = 64, 192  # words of the two probes that tell a template's tokens from a word's
-PROBE = 2**41  # a request number that no run reaches
+PROBE, SAMPLE = 2**41, 2**41 + 1  # request numbers that no run reaches
 INPUT_LENGTH = "tgi_request_input_length"
 
 
@@ -28,7 +28,7 @@ def learn(
     endpoint: Endpoint, server: Server, scenario: Scenario, pairs: Pairs | None, model: str | None, seed: int
 ) -> tuple[Recipe, list[str]]:
     """The recipe for this server, and what is unsure about it."""
-    tokens = Drawn(scenario.workload, np.random.default_rng(seed), pairs).next(0).prompt_tokens
+    tokens = _length(scenario, pairs, seed)
     tokenizer = tokenizer_file(model)
     recipe = Recipe(words=WORDS) if tokenizer is None else by_tokenizer(tokenizer)
     if server.api == "tgi":
@@ -37,22 +37,39 @@ def learn(
         recipe = Recipe(ids=True)
     elif tokenizer is None:
         words = Recipe(words=WORDS)
-        recipe = by_counts({n: _counted(endpoint, server, _prompt(words, n, seed)) for n in (FEW, MANY)})
+        counts = {n: _counted(endpoint, server, _prompt(words, n, seed)) for n in (FEW, MANY)}
+        known = {n: count for n, count in counts.items() if count is not None}
+        recipe = by_counts(known) if len(known) == len(counts) else words
     else:
         # the tokenizer knows the words, only the server knows its template
         found = _counted(endpoint, server, _prompt(recipe, FEW, seed))
-        recipe = Recipe(words=recipe.words, overhead=recipe.overhead + found - FEW)
+        if found is not None:
+            recipe = Recipe(words=recipe.words, overhead=recipe.overhead + found - FEW)
     found = _counted(endpoint, server, _prompt(recipe, tokens, seed))
+    if found is None:
+        taken = "token ids" if recipe.ids else "words"
+        return recipe, [f"the server does not say how many tokens a prompt has (usage): its {taken} stand in for them"]
     if found == tokens:
         return recipe, []
     return recipe, [f"a prompt meant to have {tokens} tokens has {found} by the server's count"]
+
+
+def sample(recipe: Recipe, scenario: Scenario, pairs: Pairs | None, seed: int) -> tuple[Prompt, int]:
+    """A prompt of the scenario's size, and how many tokens it is meant to have."""
+    tokens = _length(scenario, pairs, seed)
+    return recipe.prompt(tokens, generator(seed, SAMPLE)), tokens
+
+
+def _length(scenario: Scenario, pairs: Pairs | None, seed: int) -> int:
+    return Drawn(scenario.workload, np.random.default_rng(seed), pairs).next(0).prompt_tokens
 
 
 def _prompt(recipe: Recipe, tokens: int, seed: int) -> Prompt:
     return recipe.prompt(tokens, generator(seed, PROBE))
 
 
-def _counted(endpoint: Endpoint, server: Server, prompt: Prompt) -> int:
+def _counted(endpoint: Endpoint, server: Server, prompt: Prompt) -> int | None:
+    """How many tokens a prompt has by the server's count; None where it gives none."""
     ask: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
     if server.model is not None:
         ask["model"] = server.model
@@ -65,9 +82,7 @@ def _counted(endpoint: Endpoint, server: Server, prompt: Prompt) -> int:
         raise Refused(f"the server refuses a request of the scenario's size: {refusal(status, body).error}")
     usage = decoded(body).get("usage") or {}
     count = usage.get("prompt_tokens")
-    if not isinstance(count, int):
-        raise Refused("the server does not say how many tokens a prompt has (usage.prompt_tokens)")
-    return count
+    return count if isinstance(count, int) else None
 
 
 def _verify_tgi(endpoint: Endpoint, recipe: Recipe, tokens: int, seed: int, truncate: bool) -> list[str]:

@@ -183,9 +183,14 @@ def doubts(w: Window, users: int | None, rate: float | None = None) -> list[str]
         kinds = ", ".join(f"{n} {status}" for status, n in sorted(w.errors.items()))
         found.append(f"unhealthy: {w.error_rate:.1%} of the requests failed ({kinds})")
     if w.attained < ATTAINED:
-        found.append(f"answers were {w.attained:.0%} of the length asked: the model ends them by itself")
-    if w.miscounted:
-        found.append(f"{w.miscounted} answers do not have one token an event by the server's own count")
+        found.append(f"answers were {w.attained:.0%} of the length asked: {_why_short(w.short)}")
+    if w.per_event != 1.0:
+        found.append(f"an event carries {w.per_event:.3g} tokens on average: ITL is the time between events")
+    if w.spread:
+        found.append(
+            f"of {w.spread} answers the server says only how many tokens they have: these are spread evenly over the "
+            "events"
+        )
     if w.mismade:
         found.append(f"{w.mismade} prompts do not have the length meant by the server's own count")
     if not w.completions:
@@ -197,6 +202,20 @@ def doubts(w: Window, users: int | None, rate: float | None = None) -> list[str]
     if users is not None and w.completions and abs(w.in_flight / users - 1) > 0.02:
         found.append(f"{w.in_flight:.2f} requests were in flight on average, not {users}")
     return found
+
+
+def _why_short(short: dict[str, int]) -> str:
+    """Who ended the answers that are shorter than asked, by how many give which reason."""
+    cut, unsaid = short.get("length", 0), short.get("", 0)
+    ended = sum(short.values()) - cut - unsaid
+    parts = []
+    if ended:
+        parts.append(f"the model ended {ended} by itself")
+    if cut:
+        parts.append(f"the server cut {cut} off at a limit of its own (finish_reason: length)")
+    if unsaid:
+        parts.append(f"{unsaid} do not say why they ended")
+    return ", ".join(parts) or "some ended before the window"
 
 
 def reason_to_stop(windows: list[Window], users: list[int], permits: int | None, listed: bool) -> str | None:

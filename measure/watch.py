@@ -38,7 +38,9 @@ class Window:
     in_flight: float
     errors: dict[str, int] = field(default_factory=dict)
     attained: float = 1.0  # tokens that came, of those asked
-    miscounted: int = 0  # answers in which the server counted other than one token an event
+    short: dict[str, int] = field(default_factory=dict)  # answers shorter than asked, by their finish_reason
+    per_event: float = 1.0  # tokens that an event carries
+    spread: int = 0  # answers of which it is not known which event carried how many
     mismade: int = 0  # prompts in which the server counted other than the tokens meant
     canary_p99: float = float("nan")
     cpu: float = 0.0
@@ -118,6 +120,7 @@ class Watch:
         first = np.array([e.first - e.scheduled for e in self.ended if e.first is not None and start <= e.first < end])
         e2e = np.array([e.last - e.scheduled for e in done if e.last is not None])
         gaps = [(e.last - e.first, e.tokens - 1) for e in done if e.first is not None and e.last is not None]
+        streamed = [e for e in done if e.first is not None and e.events]
         steps = sum(n for _, n in gaps)
         cycle = float(e2e.mean()) if len(e2e) else float("nan")
         edges = np.array([start, end])
@@ -138,7 +141,9 @@ class Watch:
             in_flight=self._area(start, end) / span,
             errors=dict(failed),
             attained=sum(e.tokens for e in done) / max(1, sum(e.asked for e in done)) if done else 1.0,
-            miscounted=sum(e.counted is not None and e.counted != e.tokens for e in done),
+            short=dict(Counter(e.finish_reason or "" for e in done if e.tokens < e.asked)),
+            per_event=sum(e.tokens for e in streamed) / max(1, sum(e.events for e in streamed)) if streamed else 1.0,
+            spread=sum(e.spread for e in done),
             mismade=sum(e.counted_prompt is not None and e.counted_prompt != e.prompt for e in done),
             canary_p99=quantile(np.array([lag for t, lag in self._lags if start <= t < end]), 0.99),
             cpu=max((cpu for t, cpu in self._cpu if start <= t < end), default=0.0),

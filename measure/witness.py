@@ -76,8 +76,8 @@ def disagreements(run: Run) -> dict[int, list[str]]:
     scrapes = read_looks(run.path / "server.jsonl") if run.path is not None else []
     found: dict[int, list[str]] = {}
     for i, rung in enumerate(run.rungs):
-        if not rung.end > rung.settled or run.token_times is None:
-            continue
+        if not rung.end > rung.settled or run.token_times is None or run.event_tokens is not None:
+            continue  # events of several tokens show no single steps
         said = by_metrics(scrapes, rung.settled, rung.end)
         if said is None or said.number < FEWEST:
             continue

@@ -24,6 +24,7 @@ from measure.dialect import DIALECTS
 from measure.lines import Lines
 from measure.orders import REPORT_SECONDS, Ended, Order, Report, Setup, boot_id
 from measure.prompts import generator
+from measure.tokens import Habit
 from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
 
 CANARY_SECONDS = 0.01
@@ -57,6 +58,7 @@ class Worker:
         self.count = self.users = 0
         self.since = 0.0
         self.idle: list[Client] = []
+        self.habit = Habit()
         self.source, self.pairs = self._source()
         name = f"requests-{index}.jsonl" if index else "requests.jsonl"
         self.file = Lines(Path(setup.out) / name) if setup.boot == boot_id() else None
@@ -80,7 +82,14 @@ class Worker:
     def client(self) -> Client:
         """A new connection to the server."""
         s = self.setup
-        return Client(s.url, DIALECTS[s.api](s.model), self.watch.now, patience=s.patience, token=self.token)
+        return Client(
+            s.url,
+            DIALECTS[s.api](s.model, s.extras),
+            self.watch.now,
+            patience=s.patience,
+            token=self.token,
+            habit=self.habit,
+        )
 
     def ask(self, client: Client, user: int, scheduled: float | None = None, asked: Asked | None = None) -> bool:
         """One request from beginning to end, written down whatever happens to it; whether it went well."""
@@ -94,7 +103,7 @@ class Worker:
         try:
             client.ask(record, prompt)
         finally:  # locust stops users by killing their greenlets
-            record.ended = self.watch.now()
+            record.ended = record.ended or self.watch.now()
             record.scheduled = record.sent if scheduled is None else scheduled
             record.rung = self.rung_at(record.scheduled)
             del self.alive[number]
@@ -107,9 +116,9 @@ class Worker:
             self.file.write(line)
         else:  # another machine's disk is not the ladder's
             self.runner.send_message("record", line.decode())
-        times = record.token_times
-        self.tokens_ended += len(times)
-        first, last = (times[0], times[-1]) if times else (None, None)
+        times, carried = record.token_times, record.event_tokens
+        self.tokens_ended += record.output_tokens
+        first, last = (times[0], times[-1]) if times else (None, record.ended if record.status == OK else None)
         self.ended.append(
             Ended(
                 record.user,
@@ -119,13 +128,15 @@ class Worker:
                 record.ended,
                 first,
                 last,
-                len(times),
+                record.output_tokens,
                 record.status,
                 record.error,
                 record.max_new_tokens,
-                record.generated_tokens,
                 record.prompt_tokens,
                 record.counted_prompt,
+                len(times) if carried is msgspec.UNSET else len(carried),
+                record.spread is True,
+                record.finish_reason,
             )
         )
 
@@ -150,7 +161,8 @@ class Worker:
             if record.status != OK:
                 errors.append(f"{record.status}: {record.error}")
         client.close()
-        self.report("warmed", errors[0] if errors else "")
+        # one that fails now and then is measured, and its failures are counted
+        self.report("warmed", errors[0] if len(errors) == requests else "")
 
     def arrivals(self, order: Order) -> Iterator[tuple[int, float]]:
         """This worker's share of an open-loop rung: (number, due), every one of them known before it is due.

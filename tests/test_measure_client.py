@@ -213,8 +213,9 @@ def test_an_openai_stream_with_a_usage_chunk_and_done() -> None:
     usage = b'data: {"choices":[],"usage":{"prompt_tokens":11,"completion_tokens":4}}\n\ndata: [DONE]\n\n'
     server = Scripted(say(HEAD, chunk(event("a") + event("b c") + event("", "length") + usage) + END))
     got = ask(client(server, "completions"))
-    assert (got.status, got.output_tokens, got.finish_reason) == ("ok", 2, "length")
-    assert (got.generated_tokens, got.counted_prompt) == (4, 11)  # an event was not a token: the record says so
+    assert (got.status, got.output_tokens, got.finish_reason) == ("ok", 4, "length")
+    assert (got.generated_tokens, got.counted_prompt) == (4, 11)
+    assert (got.event_tokens, got.spread) == ([2, 2], True)  # an event was not a token: the record says so
 
 
 def test_a_chat_stream_begins_with_a_role_that_is_no_token() -> None:

@@ -22,7 +22,7 @@ from sim.scenario import Load
 def ended(user: int, sent: float, took: float = 1.0, tokens: int = 10, status: str = "ok", **more: Any) -> Ended:
     first = sent + took / tokens if tokens else None
     last = sent + took if tokens else None
-    told = {"asked": tokens, "counted": None, "prompt": 5, "counted_prompt": None} | more
+    told = {"asked": tokens, "prompt": 5, "counted_prompt": None} | more
     return Ended(user, 0, sent, sent, sent + took, first, last, tokens, status, None, **told)
 
 
@@ -226,7 +226,10 @@ def test_what_gives_reason_to_doubt() -> None:
         ({"end": 2.0}, "the window is only 2.0 times as long as a request"),
         ({"completions": 0}, "no request was completed"),
         ({"attained": 0.9}, "answers were 90% of the length asked"),
-        ({"miscounted": 2}, "2 answers do not have one token an event"),
+        ({"attained": 0.9, "short": {"eos_token": 3}}, "of the length asked: the model ended 3 by itself"),
+        ({"attained": 0.9, "short": {"length": 3, "": 1}}, "the server cut 3 off at a limit of its own"),
+        ({"per_event": 3.9}, "an event carries 3.9 tokens on average"),
+        ({"spread": 2}, "of 2 answers the server says only how many tokens they have"),
         ({"mismade": 1}, "1 prompts do not have the length meant"),
     ):
         assert any(sentence in d for d in doubts(window(**changed), 1)), sentence
