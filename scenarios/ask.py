@@ -6,11 +6,13 @@ import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
 
+from scenarios.changes import Variation, called, variants
+from scenarios.changes import variations as variations_of
 from scenarios.cli import FAILED, command
 from scenarios.load import files_of, load, shipped
 from scenarios.options import (
@@ -28,8 +30,11 @@ from scenarios.output import FORECAST, check_new, check_output, check_run, write
 from sim.errors import BadInput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scenarios.forecast import Forecast
     from sim.calibration import Calibration
+    from sim.scenario import Scenario
 
 KEPT = 0.9  # the probability with which a plan must keep an SLO
 
@@ -76,10 +81,17 @@ def schema() -> None:
     say(msgspec.json.format(msgspec.json.encode(made)).decode())
 
 
-@command("servecast simulate llama2-70b-1500-100 --set server.max_batch_prefill_tokens=4096")
+@command("servecast simulate llama2-70b-1500-100 --users 1,8,32 --slo e2e_p95=15")
 @scenario_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write DIR/NAME/forecast.json and DIR/NAME/run/.")
 @click.option("--steps", is_flag=True, help="With -o: the steps of the run, too (steps.jsonl).")
+@click.option(
+    "--vary",
+    "varied",
+    metavar="KEY=A,B,...",
+    multiple=True,
+    help="What-ifs side by side, on the same seeds; repeatable.",
+)
 @force_option
 @simulation_options
 @json_option
@@ -89,6 +101,7 @@ def simulate(
     scenarios: tuple[str, ...],
     output: Path | None,
     steps: bool,
+    varied: tuple[str, ...],
     force: bool,
     sets: tuple[str, ...],
     seed: int,
@@ -97,16 +110,23 @@ def simulate(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Forecast a scenario at every load, with bands."""
+    """Forecast a scenario at every load, with bands.
+
+    --vary server.max_batch_prefill_tokens=4096,8192 forecasts the scenario with each value, and shows them side by
+    side; given again, every combination. All are simulated with the same random numbers: what differs is no noise.
+    """
     from scenarios.exports import curves_as_csv
     from scenarios.tables import console, show
+    from scenarios.whatif import show_variants
 
     one_of(as_json, as_csv)
     if steps and output is None:
         raise BadInput("expected -o DIR with it, where the run is written", path="--steps")
+    variations = variations_of(varied, sets)
+    questions = _questions(scenarios, sets, variations)
     if output is not None:
-        _check_outputs(scenarios, sets, output, force)
-    made = forecasts(scenarios, sets, seed, replicates, jobs)
+        _check_outputs(questions, output, force)
+    made = forecasts(questions, seed, replicates, jobs)
     found = [forecast for forecast, _ in made]
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found[0] if len(found) == 1 else found), indent=1).decode())
@@ -114,9 +134,14 @@ def simulate(
         say(curves_as_csv(found))
     else:
         out = console()
-        for i, forecast in enumerate(found):
+        several = len(found) // len(scenarios) if varied else 1
+        for i in range(0, len(found), several):
             out.print() if i else None
-            show(forecast, out)
+            if varied:
+                values = [question.values for question in questions[i : i + several]]
+                show_variants(found[i : i + several], [v.key for v in variations], values, out)
+            else:
+                show(found[i], out)
     doubt(_doubts(found))
     if output is not None:  # last: what was computed is not lost with a full disk
         sys.stdout.flush()
@@ -154,7 +179,7 @@ def plan(
             raise BadInput(
                 "missing; a plan needs something to keep, such as --set slo.e2e_p95=15", path=name, key="slo"
             )
-    found = [forecast for forecast, _ in forecasts(scenarios, sets, seed, replicates, jobs)]
+    found = [forecast for forecast, _ in forecasts(_questions(scenarios, sets), seed, replicates, jobs)]
     if as_json:
         rows = [
             {
@@ -198,18 +223,40 @@ def largest_load(forecast: Forecast) -> float | None:
     return largest
 
 
+class Question(NamedTuple):
+    """A scenario as it is asked: the file or name it was loaded from, the changes, and the values of keys varied."""
+
+    source: str
+    sets: tuple[str, ...]
+    scenario: Scenario
+    values: tuple[str, ...] = ()
+
+
+def _questions(names: tuple[str, ...], sets: tuple[str, ...], variations: Sequence[Variation] = ()) -> list[Question]:
+    """Every scenario, with every combination of what is varied; every complaint comes before anything runs."""
+    if not variations:
+        return [Question(name, sets, load(name, *sets)) for name in names]
+    found = []
+    for name in names:
+        for number, variant in enumerate(variants(variations, sets), 1):
+            scenario = load(name, *variant.sets)
+            title = called(scenario.name, variations, variant, number)
+            scenario = msgspec.structs.replace(scenario, name=title)
+            found.append(Question(name, variant.sets, scenario, variant.values))
+    return found
+
+
 def forecasts(
-    names: tuple[str, ...], sets: tuple[str, ...], seed: int, replicates: int, jobs: int | None
+    asked: Sequence[Question], seed: int, replicates: int, jobs: int | None
 ) -> list[tuple[Forecast, Calibration]]:
     """Forecast scenarios one after another, each with its calibration; what one is fitted to is fitted once."""
     from scenarios.doors import calibration_of
     from scenarios.simulation import simulate as simulate_scenario
 
-    asked = [(name, load(name, *sets)) for name in names]  # every complaint before anything runs
     made = []
     known: dict[bytes, Calibration] = {}
     with working(jobs) as (executor, commentary):
-        for name, scenario in asked:
+        for name, sets, scenario, _ in asked:
             calibration = calibration_of(
                 name, scenario, sets=sets, seed=seed, executor=executor, progress=commentary, known=known
             )
@@ -230,13 +277,12 @@ def forecasts(
     return made
 
 
-def _check_outputs(names: tuple[str, ...], sets: tuple[str, ...], output: Path, force: bool) -> None:
-    asked = [load(name, *sets) for name in names]
-    folders = [output / scenario.name for scenario in asked]
+def _check_outputs(asked: Sequence[Question], output: Path, force: bool) -> None:
+    folders = [output / question.scenario.name for question in asked]
     if len(set(folders)) < len(folders):
         raise BadInput("expected scenarios of different names, which are the folders' in -o")
-    inputs = [file for name in names for file in files_of(name, *sets)]
-    inputs += [Path(scenario.calibration) for scenario in asked if scenario.calibration is not None]
+    inputs = [file for question in asked for file in files_of(question.source, *question.sets)]
+    inputs += [Path(q.scenario.calibration) for q in asked if q.scenario.calibration is not None]
     for folder in folders:
         check_run(folder / "run", inputs=inputs)
         check_output(folder / "forecast.json", FORECAST, inputs=inputs, force=force)

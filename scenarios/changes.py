@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sim.errors import BadInput
 
-LONGEST = 80  # characters of a variant's name; folders are named so
+LONGEST = 80  # characters that say how a variant differs: folders are named so
 OPTIONS = {
     "users": "load.users",
     "rate": "load.rate",
@@ -77,14 +77,6 @@ def _same(one: str, other: str) -> bool:
     return False
 
 
-class Variant(NamedTuple):
-    """One of the scenarios that `--vary` asks for: what it is called, its values in print, and its changes."""
-
-    name: str
-    values: tuple[str, ...]
-    sets: tuple[str, ...]
-
-
 class Variation(NamedTuple):
     """A key and the values it takes, as written."""
 
@@ -111,17 +103,27 @@ def variations(texts: Sequence[str], sets: Sequence[str]) -> list[Variation]:
     return found
 
 
-def variants(name: str, found: Sequence[Variation], sets: Sequence[str]) -> list[Variant]:
-    """Every combination of the values, in the order written; `name` is the scenario's."""
-    made: list[Variant] = []
+class Variant(NamedTuple):
+    """One of the scenarios that `--vary` asks for: the values of the keys varied, and all its changes."""
+
+    values: tuple[str, ...]
+    sets: tuple[str, ...]
+
+
+def variants(found: Sequence[Variation], sets: Sequence[str]) -> list[Variant]:
+    """Every combination of the values, in the order written."""
+    made = []
     for values in product(*(v.values for v in found)):
-        said = ",".join(f"{v.key.rpartition('.')[2]}={value}" for v, value in zip(found, values, strict=True))
-        called = re.sub(r"[^\w.,=+-]", "_", f"{name},{said}")
-        if len(called) > LONGEST or any(called == other.name for other in made):
-            called = f"{name},{len(made) + 1}"
         each = (Change(f"{v.key}={value}", v.option) for v, value in zip(found, values, strict=True))
-        made.append(Variant(called, values, (*sets, *each)))
+        made.append(Variant(values, (*sets, *each)))
     return made
+
+
+def called(name: str, found: Sequence[Variation], variant: Variant, number: int) -> str:
+    """What a variant of the scenario of this name is called, and its folder: by its values, or by its number."""
+    said = ",".join(f"{v.key.rpartition('.')[2]}={value}" for v, value in zip(found, variant.values, strict=True))
+    plain = re.fullmatch(r"[\w.,=+-]+", said) and len(said) <= LONGEST and len({v.key for v in found}) == len(found)
+    return f"{name},{said}" if plain else f"{name},{number}"
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 here = click.Path(path_type=Path)
 
 
-@command("servecast compare run --calibration calibration.json --tolerance e2e_mean=0.05")
+@command("servecast compare run --calibration fit.json --tolerance e2e_mean=0.05")
 @click.argument("sources", metavar="RUN [RUN | FORECAST]", nargs=-1, required=True, type=here)
 @click.option("--calibration", "calibrated", type=here, help="Forecast the run with this calibration.")
 @click.option(

@@ -92,7 +92,7 @@ def show_corners(forecast: Forecast, out: Console) -> None:
         loads.append(load)
         rates.append(banded(corner.rps))
         notes.append(f"{name}: {where}")
-    columns = [Column("", names, 0, left=True), Column(_load_title(forecast), loads), Column("RPS", rates, 2)]
+    columns = [Column("", names, 0, left=True), Column(load_title(forecast), loads), Column("RPS", rates, 2)]
     show_columns(columns, out, notes)
 
 
@@ -237,8 +237,9 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
 
 def _loads(forecast: Forecast) -> Column:
     marks = [f"{row.load:g}{'*' if row.extrapolated else ' '}" for row in forecast.rows("rps")]
-    return Column(_load_title(forecast), marks, 0)
+    return Column(load_title(forecast), marks, 0)
 
 
-def _load_title(forecast: Forecast) -> str:
+def load_title(forecast: Forecast) -> str:
+    """What heads a column of loads."""
     return "users " if forecast.scenario.load.users is not None else "req/s "
