@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from calibrate.laws import TAKEOFF
-from sim import metrics
+from sim import rates
 from sim.calibration import Clocks, Delay
 from sim.curve import plateau, takeoff
 from sim.errors import BadInput
@@ -137,7 +137,7 @@ class Article:
 
     def show(self, machine: Mapping[str, float], seed: Sequence[int]) -> Floats:
         """Every figure as this machine shows it, for each of `FACTORS`: (figures, factors)."""
-        tables = {of: metrics.table(self.climb(machine, of, users, seed)) for of, users in self.ladders.items()}
+        tables = {of: rates.table(self.climb(machine, of, users, seed)) for of, users in self.ladders.items()}
         shown = np.empty((len(self.figures), len(FACTORS)))
         for i, figure in enumerate(self.figures):
             table = tables[profile(figure)]

@@ -14,7 +14,7 @@ import numpy as np
 from calibrate import laws
 from calibrate.figures import Article, Profile, alone_terms
 from calibrate.published import calibrate_published
-from sim import metrics
+from sim import rates
 from sim.curve import Band, band, plateau, takeoff
 from sim.scenario import Figure, Scenario
 from sim.server import ServerConfig
@@ -53,7 +53,7 @@ def trial(number: int, seed: int, simulations: int, forecasts: int = FORECASTS) 
     bench = Article((), SERVER, {})
 
     def reached(one: dict[str, float]) -> float:
-        return plateau(metrics.table(bench.climb(one, THIRD, TOP, (seed, number, 1)))).rps
+        return plateau(rates.table(bench.climb(one, THIRD, TOP, (seed, number, 1)))).rps
 
     drawn = [{name: column[i] for name, column in fitted.draws.items()} for i in range(fitted.n_draws)]
     return Trial(reached(machine), band([reached(one) for one in drawn]))
@@ -79,7 +79,7 @@ def article(machine: dict[str, float], factor: float, seed: tuple[int, ...]) -> 
         figures.append(_printed(of, "e2e_mean", alone, decimals, users=1))
     bench = Article(tuple(_printed(of, "rps_takeoff", 1.0, 1) for of in (LONG_PROMPTS, LONG_ANSWERS)), SERVER, {})
     for of, users in bench.ladders.items():
-        table = metrics.table(bench.climb(machine, of, users, (*seed, 0)))
+        table = rates.table(bench.climb(machine, of, users, (*seed, 0)))
         figures.append(_printed(of, "rps_takeoff", takeoff(table, factor).rps, 1))
     return figures
 

@@ -14,9 +14,10 @@ from scenarios.evidence import side_by_side
 from scenarios.forecast import Forecast
 from scenarios.forecast import Row as ForecastRow
 from scenarios.repeats import relative
-from sim import metrics
+from sim import metrics, rates
 from sim.errors import BadInput, NotEnoughData
 from sim.events import alike, tokens_per_event
+from sim.replay import with_users
 from sim.run import Run
 from sim.scenario import Scenario
 
@@ -67,11 +68,18 @@ def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str
 
 
 def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str, float]) -> Comparison:
-    """A measured run against a forecast that was made beforehand, at the loads they have in common."""
+    """A measured run against a forecast that was made beforehand, at the loads they have in common.
+
+    A forecast's rates are long-run rates, and so are those of the run here (`sim.rates`).
+    """
     forecasts = _by_metric_and_load(forecast)
+    run = with_users(run)
+    table = rates.table(run)
+    if run.scenario.load.rate is not None:
+        table = rates.steady(table, [int(row["rung"]) for _, row in table.iterrows() if not rates.growing(row)])
     rows = []
     shared, unlike = shared_metrics(run)
-    for _, measured in metrics.table(run).iterrows():
+    for _, measured in table.iterrows():
         load, rung = float(measured["load"]), int(measured["rung"])
         for metric in shared:
             if (metric, load) in forecasts and not math.isnan(measured[metric]):

@@ -20,11 +20,7 @@ from sim.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 
 ENGINES = ("tgi-0.9.4",)
 # The names of sim.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
-TIMES = (
-    *(f"{what}_{which}" for what in ("e2e", "ttft", "itl") for which in ("mean", "p50", "p95", "p99")),
-    "tpot_mean",
-    "tpot_p50",
-)
+TIMES = (*(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", "p50", "p95", "p99")),)
 RATES = ("rps", "output_tokens_per_s", "input_tokens_per_s", "goodput", "error_rate", "overloaded_rate")
 LADDER_METRICS = ("rps_takeoff", "rps_plateau")
 

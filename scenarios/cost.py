@@ -12,6 +12,15 @@ from sim.curve import Corner
 from sim.scenario import Price
 
 SECONDS = 3600.0
+MONTH, YEAR = 730.0, 8760.0  # hours
+
+
+def of_the_machine(usd_per_hour: float) -> str:
+    """What it costs to keep, in words: by the hour, the month and the year."""
+    return (
+        f"${usd_per_hour:g} an hour, ${MONTH * usd_per_hour:,.0f} a month ({MONTH:.0f} h), "
+        f"${YEAR * usd_per_hour:,.0f} a year"
+    )
 
 
 def costs(
@@ -48,4 +57,6 @@ def _cost(at: str, price: Price, rates: pd.DataFrame) -> Cost:
         per_million_input=per(1e6, tokens[0]),
         per_million_output=per(1e6, tokens[1]),
         per_million_blended=per(1e6, tokens[0] + tokens[1]),
+        usd_per_month=MONTH * price.usd_per_hour,
+        usd_per_year=YEAR * price.usd_per_hour,
     )

@@ -10,6 +10,7 @@ import pandas as pd
 from scenarios.forecast import Promise, named, unit_of
 from scenarios.patterns import humps
 from sim.calibration import Calibration
+from sim.rates import growing
 from sim.request import BROKEN
 from sim.run import Run
 from sim.scenario import Scenario
@@ -86,8 +87,7 @@ def beyond(calibration: Calibration, rungs: pd.DataFrame, unit: str) -> list[str
 
 def unstable(scenario: Scenario, rung: pd.Series) -> bool:
     """Whether an open loop has no steady state here: requests stay behind, or are turned away."""
-    open_loop = scenario.load.users is None
-    return open_loop and bool(rung["backlog"] > 0.05 or rung["overloaded_rate"] > 0.01)
+    return scenario.load.users is None and growing(rung)
 
 
 def doubts(

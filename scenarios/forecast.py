@@ -79,7 +79,7 @@ class Corner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the machine's hours come to at one load, USD.
+    """What the machine's hours come to at one load, USD; a month is 730 hours, a year 8,760.
 
     Per million input tokens and per million output tokens each charge the whole machine; `blended` counts both.
     """
@@ -90,6 +90,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     per_million_input: Estimate
     per_million_output: Estimate
     per_million_blended: Estimate
+    usd_per_month: float | None = None  # absent from older files, which have the hour alone
+    usd_per_year: float | None = None
 
 
 class Binding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim import metrics
+from sim import metrics, rates
 from sim.run import Run, Rung
 from sim.server import ServerConfig, ceil_block
 from sim.steps import DECODE, PREFILL
@@ -20,15 +20,20 @@ COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")
 
 
 def replicate(task: Task) -> pd.DataFrame:
-    """The metrics of one replicate, one row a rung, with the columns of `circumstances`."""
+    """The metrics of one replicate with long-run rates, one row a rung, with the columns of `circumstances`."""
     model = task.model()
-    return described(task.run(), model.server)
+    run = task.run()
+    return _described(run, rates.table(run), model.server)
 
 
 def described(run: Run, server: ServerConfig) -> pd.DataFrame:
-    """The metrics of a simulated run with their circumstances, one row a rung."""
+    """What a simulated run's windows counted, with their circumstances, one row a rung."""
+    return _described(run, metrics.table(run), server)
+
+
+def _described(run: Run, table: pd.DataFrame, server: ServerConfig) -> pd.DataFrame:
     extra = [circumstances(run, rung, server) for rung in run.rungs if rung.end > rung.settled]
-    return pd.concat([metrics.table(run), pd.DataFrame(extra)], axis=1)
+    return pd.concat([table, pd.DataFrame(extra)], axis=1)
 
 
 def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float]:

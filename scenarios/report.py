@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from scenarios import plots, tables
 from scenarios.comparison import Comparison
+from scenarios.cost import of_the_machine
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
 from scenarios.numbers import parts, unit_of
 from scenarios.sections import Section, grid, image, mark, of_comparison, of_run
@@ -214,8 +215,8 @@ def _plan(f: Forecast) -> dict[str, Any]:
         titles += ["$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
         source = f" ({price.source})" if price.source else ""
         caption += (
-            f" At ${price.usd_per_hour:g} an hour{source}. Input alone and output alone each charge the whole machine; "
-            "the last column counts both."
+            f" At {of_the_machine(price.usd_per_hour)}{source}. Input alone and output alone each charge the whole "
+            "machine; the last column counts both."
         )
     return grid(titles, rows, left=(0,), caption=caption)
 

@@ -22,7 +22,7 @@ from scenarios.cost import costs
 from scenarios.doubts import above, below, doubts, luck, several_patterns, unstable
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
-from sim import curve
+from sim import curve, rates
 from sim.calibration import Calibration
 from sim.pairs import read_pairs
 from sim.run import Run
@@ -33,7 +33,7 @@ from sim.workload import Workload
 REPLICATES = 99
 METRICS = (
     *(f"{what}_{which}" for what in ("e2e", "ttft") for which in ("mean", "p50", "p95", "p99")),
-    *("itl_p50", "itl_p95", "itl_p99", "tpot_mean", "tpot_p50"),
+    *("itl_p50", "itl_p95", "itl_p99", "tpot_mean", "tpot_p50", "tpot_p95", "tpot_p99"),
     *("rps", "input_tokens_per_s", "output_tokens_per_s", "goodput", "error_rate", "overloaded_rate"),
     *("queue", "in_flight", "mean_batch", "prefill_share", "decode_share", "idle_share", "budget_full", "prefill_full"),
 )
@@ -83,10 +83,14 @@ def summarise(
     changes: Sequence[str] = (),
 ) -> Forecast:
     """What the replicates (`tables` of `replicate`, one for each of `tasks`) say together."""
-    rungs = pd.concat(tables, ignore_index=True).groupby("rung", sort=True).median(numeric_only=True)
+    rungs = _medians(tables)
     unit = unit_of(scenario)
     outside = [bool(above(calibration, rung, unit) or below(calibration, rung, unit)) for _, rung in rungs.iterrows()]
     growing = [unstable(scenario, rung) for _, rung in rungs.iterrows()]
+    if scenario.load.rate is not None:
+        steady = [int(str(number)) for number, grows in zip(rungs.index, growing, strict=True) if not grows]
+        tables = [rates.steady(table, steady) for table in tables]
+        rungs = _medians(tables)
     promises = list(_promises(scenario, tables, growing))
     reasons = doubts(scenario, calibration, rungs, growing, tasks[0].pairs)
     limit = scenario.slo.get("e2e_p95")
@@ -115,6 +119,10 @@ def summarise(
         published=list(_published(scenario, tables, takeoff.rps)),
         doubts=[*reasons, *several_patterns(scenario, tables), *luck(scenario, rungs, promises)],
     )
+
+
+def _medians(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True).groupby("rung", sort=True).median(numeric_only=True)
 
 
 def _rows(scenario: Scenario, tables: Sequence[pd.DataFrame], beyond: list[bool], growing: list[bool]) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from scenarios.cost import of_the_machine
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration
@@ -29,7 +30,7 @@ LATENCY = (
     ("TTFT p95 s", "ttft_p95", 2),
 )
 RATES = (("RPS", "rps", 1), ("in tok/s", "input_tokens_per_s", 3), ("out tok/s", "output_tokens_per_s", 2))
-STEPS = (("TPOT ms", "tpot_mean", 1), ("queue", "queue", 2))
+STEPS = (("TPOT ms", "tpot_mean", 1), ("TPOT p95 ms", "tpot_p95", 2), ("queue", "queue", 3))
 CURVES = "--csv has every metric"
 
 
@@ -135,8 +136,8 @@ def show_promises(forecast: Forecast, out: Console) -> None:
 def show_cost(forecast: Forecast, out: Console) -> None:
     """What every load costs."""
     growing = {named(row.load, forecast.unit) for row in forecast.rows("rps") if row.unstable}
-    hour = forecast.cost[0].usd_per_hour
-    note = f"at ${hour:g} an hour; in and out each charge the whole machine, the last column counts both"
+    machine = of_the_machine(forecast.cost[0].usd_per_hour)
+    note = f"at {machine}; in and out each charge the whole machine, the last column counts both"
     note += "; ! no steady state: of what it gets done" if growing else ""
     columns = [
         Column("", [f"{row.at} !" if row.at in growing else row.at for row in forecast.cost], 0),

@@ -1,7 +1,8 @@
 """Every statistic of a run, for measured and simulated alike: latencies, rates, shares, over each rung's steady window.
 
 Who counts (`formats.md`): E2E, TPOT and RPS: requests whose last token falls in [settled, end); TTFT: whose first token
-does; ITL: gaps whose later token does; output tokens by their own time; input tokens at the first token.
+does; ITL: gaps whose later token does; output tokens by their own time; input tokens at the first token. Rates without
+the luck of a window's edges, which forecasts quote, are in `rates`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from sim.steps import DECODE, PREFILL
 Floats = NDArray[np.float64]
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+SHARES = list(QUANTILES.values())
 COMPARED = (
-    *(f"{what}_{which}" for what in ("e2e", "ttft", "itl") for which in ("mean", *QUANTILES)),
-    "tpot_mean",
-    "tpot_p50",
+    *(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", *QUANTILES)),
     "rps",
     "output_tokens_per_s",
     "input_tokens_per_s",
@@ -70,26 +70,18 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     between = gaps(run, low, high)
 
     found: dict[str, float] = {}
-    shares = list(QUANTILES.values())
     for name, values in (("e2e", e2e), ("ttft", ttft)):
-        mean = float(values.mean()) if len(values) else float("nan")
-        found |= _spread(name, mean, weighted_quantiles(values, np.ones(len(values)), shares))
-    found |= _spread("itl", between.mean(), between.quantiles(shares))
-    found["tpot_mean"] = float(tpot.mean()) if len(tpot) else float("nan")
-    found["tpot_p50"] = float(np.median(tpot)) if len(tpot) else float("nan")
+        found |= _spread(name, *_of(values))
+    found |= _spread("itl", between.mean(), between.quantiles(SHARES))
+    found |= _spread("tpot", *_of(tpot))
+    if len(tpot):
+        found["tpot_p50"] = float(np.median(tpot))
     found["rps"] = float(done.sum()) / seconds
     found["output_tokens_per_s"] = between.tokens / seconds
     unseen = ok.any() and np.isnan(first[ok]).all()  # not streamed: nobody knows when a prompt was taken in
     prompts = requests["prompt_tokens"].to_numpy()[began]
     found["input_tokens_per_s"] = float("nan") if unseen else float(prompts.sum()) / seconds
-    each = (last - first) / np.maximum(output - 1, 1)
-    per_request = {"e2e": last - sent, "ttft": first - sent, "tpot": each, "itl": each}
-    good = done.copy()
-    for metric, limit in (run.scenario.slo if slo is None else slo).items():
-        what = metric.partition("_")[0]
-        if what in per_request:
-            good &= per_request[what] <= limit
-    found["goodput"] = float(good.sum()) / seconds
+    found["goodput"] = float((done & keeps(run, slo)).sum()) / seconds
     found["error_rate"] = float((over & ~ok).sum() / max(1, over.sum()))
     found["overloaded_rate"] = float((over & (status == "overloaded")).sum() / max(1, over.sum()))
     found["in_flight"] = _area(sent, ended, low, high) / seconds
@@ -101,6 +93,27 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     if run.steps is not None:
         found |= _shares(run, low, high)
     return found
+
+
+def keeps(run: Run, slo: Mapping[str, float] | None = None) -> NDArray[np.bool_]:
+    """Which requests, if answered, keep every one of the `slo` (by metric, s; the scenario's if absent)."""
+    requests = run.requests
+    first, last = requests["first_token"].to_numpy(), requests["last_token"].to_numpy()
+    sent, output = requests["scheduled"].to_numpy(), requests["output_tokens"].to_numpy()
+    each = (last - first) / np.maximum(output - 1, 1)
+    per_request = {"e2e": last - sent, "ttft": first - sent, "tpot": each, "itl": each}
+    kept = np.ones(len(requests), dtype=bool)
+    for metric, limit in (run.scenario.slo if slo is None else slo).items():
+        what = metric.partition("_")[0]
+        if what in per_request:
+            kept &= per_request[what] <= limit
+    return kept
+
+
+def _of(values: Floats) -> tuple[float, list[float]]:
+    """Mean and quantiles of one number a request; NaN without any."""
+    mean = float(values.mean()) if len(values) else float("nan")
+    return mean, weighted_quantiles(values, np.ones(len(values)), SHARES)
 
 
 def _spread(name: str, mean: float, quantiles: list[float]) -> dict[str, float]:

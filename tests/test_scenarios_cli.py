@@ -327,7 +327,7 @@ def test_spreadsheets_read_plans_and_comparisons(tmp_path: Path, capfd: pytest.C
     assert status(["compare", f"{cpu}/short", f"{cpu}/short-again", "--csv"]) == 0
     title, *rows = capfd.readouterr().out.splitlines()
     assert title.startswith("rung,load,users,metric,measured,simulated,low,high,relative_error")
-    assert len(rows) == 3 * 20
+    assert len(rows) == 3 * 22
     assert status(["compare", f"{cpu}/short", f"{cpu}/short-again"]) == 0
     out = capfd.readouterr().out
     assert out.startswith("first: tgi-cpu-short; second: tgi-cpu-short-again") and "measured" not in out

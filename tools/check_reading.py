@@ -15,7 +15,7 @@ import numpy as np
 
 from calibrate.figures import READING, USERS, Article, Profile
 from calibrate.recovery import LONG_ANSWERS, LONG_PROMPTS, SERVER, draw_machine
-from sim import metrics
+from sim import rates
 from sim.calibration import read_calibration
 from sim.curve import takeoff
 from sim.sweep import processes
@@ -58,7 +58,7 @@ def main() -> int:
 
 def _read(task: Task) -> float:
     machine, factor, of, users, number = task
-    return takeoff(metrics.table(Article((), SERVER, {}).climb(machine, of, users, (7, number))), factor).rps
+    return takeoff(rates.table(Article((), SERVER, {}).climb(machine, of, users, (7, number))), factor).rps
 
 
 if __name__ == "__main__":
