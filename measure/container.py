@@ -21,9 +21,9 @@ import docker
 import docker.errors
 import docker.types
 import requests
-from rich.console import Console
 
 from measure.endpoint import Endpoint, Unreachable
+from sim.console import Console
 from sim.errors import UserError
 from sim.scenario import Launch
 from sim.server import ServerConfig
@@ -186,7 +186,7 @@ def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) 
 def _tail(container: Any, console: Console) -> str:
     """Show the log's last lines; returns the very last."""
     text: str = container.logs(tail=TAIL).decode("utf-8", "replace").rstrip()
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True)
     return text.rpartition("\n")[2] or "it said nothing"
 
 

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any
 
 import msgspec
-from rich.console import Console
 
 from measure import health
 from measure.ascent import Ascent
@@ -29,10 +28,12 @@ from measure.probe import learn, sample
 from measure.prompts import Recipe
 from measure.screen import Screen
 from measure.trial import try_stream
+from sim.console import Console
 from sim.errors import BadInput, UserError
 from sim.pairs import arrivals, read_pairs
 from sim.scenario import Scenario
 from sim.severity import folded
+from sim.text import printable
 from sim.workload import Pairs
 
 PATIENCE = 300.0
@@ -133,7 +134,7 @@ def _note(server: health.Server, doubts: Iterable[str], journal: Journal, consol
     for sentence in doubts:
         journal.doubt(sentence)
     for line in folded(doubts, f"{journal.path}/run.json has all"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, soft_wrap=True)
     journal.head |= {"info": server.info, "api": server.api}
     journal.head["software"]["server"] = (server.info or {}).get("version")
     journal.save()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from measure.watch import Window
 from sim.columns import Column, table
+from sim.console import Console
+from sim.text import printable
 
 # title, and how soon the column is left out where there is little room
 COLUMNS = {
@@ -70,7 +72,7 @@ class Screen:
 
     def say(self, sentence: str) -> None:
         """A sentence."""
-        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(sentence), highlight=False, soft_wrap=True)
 
     def _table(self, rows: list[list[str]]) -> Table:
         cells = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)

@@ -16,6 +16,7 @@ from sim.errors import CannotFit
 from sim.scenario import Figure, Load, Scenario
 from sim.server import Bounds, ServerConfig
 from sim.shape import Fail, Key, known
+from sim.text import NAME_BYTES, shortened_name
 from sim.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 
 ENGINES = ("tgi-0.9.4",)
@@ -27,8 +28,11 @@ LADDER_METRICS = ("rps_takeoff", "rps_plateau")
 
 def check(s: Scenario, fail: Fail) -> None:
     """Complain about the first value that cannot be meant."""
-    if not s.name or s.name.startswith(".") or set(s.name) & set("/\\\0\n"):
-        raise fail(("name",), f"expected a name that can be a folder's, found {s.name!r}")
+    if not s.name.strip() or s.name.startswith(".") or set(s.name) & set("/\\") or s.name != shortened_name(s.name):
+        raise fail(
+            ("name",),
+            f"expected a name that can be a folder's, of at most {NAME_BYTES} bytes, found {s.name[:NAME_BYTES]!r}",
+        )
     _positive(s, (), ("replicas",), fail)
     if s.replicas > 1:
         raise fail(("replicas",), f"expected 1, found {s.replicas}: several replicas cannot be forecast yet")

@@ -12,7 +12,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from socket import gaierror
 from threading import Timer
@@ -22,11 +24,18 @@ from typing import Any, NoReturn
 import click
 
 from sim.errors import UserError
+from sim.text import ENCODING_ERRORS, escaped, printable
 
 FAILED, MISUSED, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 GRACE = 60.0  # s: the longest that tidying up after a signal may take; stopping a container takes ten
 _stopped = 0  # what a signal said to exit with
-OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EADDRINUSE, errno.EADDRNOTAVAIL)  # no file's fault, and not ours
+# what the system refuses that is neither a file's fault nor ours, and what to do about it
+OUTSIDE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), ""),
+    **dict.fromkeys((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM), ""),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "; allow more of them with `ulimit -n`"),
+    **dict.fromkeys((errno.EAGAIN, errno.ENOMEM), "; ask for fewer processes (--jobs, --processes)"),
+}
 
 GUIDE = """\
 Forecasts what an LLM server will do under load - latency, requests per second,
@@ -78,8 +87,7 @@ def command(example: str, name: str | None = None) -> Callable[[Callable[..., An
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    if sys.stdout is None:  # closed by whoever started us: there is nobody to tell
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we live
+    _open_streams()
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a script put us in its background
         signal.signal(signal.SIGINT, _interrupt)
@@ -96,12 +104,10 @@ def status(arguments: Sequence[str] | None = None) -> int:
             found = servecast.main(args=arguments, prog_name="servecast", standalone_mode=False)
             sys.stdout.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
+            _discard_stdout()
             return 0
         except OSError as e:
-            if e.filename is None and not isinstance(e, gaierror) and e.errno not in OUTSIDE:
-                raise
-            return _complain(f"{e.filename}: {e.strerror}" if e.filename is not None else str(e.strerror))
+            return _complain(_refused(e))
     except click.UsageError as e:
         name = e.ctx.command_path if e.ctx else "servecast"
         return _complain(f"{e.format_message()} (`{name} --help` has an example)")
@@ -109,17 +115,57 @@ def status(arguments: Sequence[str] | None = None) -> int:
         return _complain(e.format_message())
     except UserError as e:
         return _complain(str(e))
+    except MemoryError:
+        return _complain("out of memory; ask for less at a time (fewer loads, shorter windows, fewer --jobs)")
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except Exception:
-        traceback.print_exc()
+        print(escaped(traceback.format_exc()), file=sys.stderr, end="")  # noqa: T201
         print("servecast: this is a bug of ours; please report it with the lines above", file=sys.stderr)  # noqa: T201
         return BUG
     return found if isinstance(found, int) else 0
 
 
+def _open_streams() -> None:
+    """Standard streams that take any text, and are there: else the next file opened would be in their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed by whoever started us: there is nobody to tell
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - for as long as we live
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=ENCODING_ERRORS)
+
+
+def _refused(e: OSError) -> str:
+    """What the system refused, in words; raises the error again if that is our own fault."""
+    if e.filename is not None:
+        return f"{os.fsdecode(e.filename) if isinstance(e.filename, bytes) else e.filename}: {e.strerror}"
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return "the working directory is gone; change to one that exists"
+    if not isinstance(e, gaierror) and e.errno not in OUTSIDE:
+        raise e
+    try:
+        sys.stdout.flush()
+    except OSError as full:
+        _discard_stdout()
+        return f"standard output: {full.strerror}"
+    return f"{e.strerror}{OUTSIDE.get(e.errno or 0, '')}"
+
+
+def _discard_stdout() -> None:
+    """Nothing more can be written to stdout: Python must not try, and complain, at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(line: str) -> int:
-    print(f"servecast: {' '.join(line.split())}", file=sys.stderr)  # noqa: T201 - one line, whatever a name contains
+    print(f"servecast: {printable(' '.join(line.split()))}", file=sys.stderr)  # noqa: T201
     return MISUSED
 
 

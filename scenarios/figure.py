@@ -6,6 +6,7 @@ The same picture gives the same bytes: fixed ids, no date.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +16,15 @@ import numpy as np
 from matplotlib.axes import Axes as Axes  # for those that draw on them
 from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from sim.text import escaped
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2563a8", "#d9730d", "#2f7d4f", "#6b7280", "#b42318"
 STYLE: Any = {
     "svg.hashsalt": "servecast",
+    "text.parse_math": False,  # a $ in a name is a dollar
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -89,6 +94,10 @@ def figure(
 
 def svg(drawn: Figure) -> bytes:
     """The picture; the same figure gives the same bytes."""
+    for text in drawn.findobj(Text):
+        text.set_text(escaped(text.get_text()))
     out = io.BytesIO()
-    drawn.savefig(out, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a name in a script that no font has
+        drawn.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()

@@ -16,6 +16,7 @@ from scenarios.options import (
     force_option,
     jobs_option,
     json_option,
+    remark,
     say,
     seed_option,
     set_option,
@@ -92,7 +93,7 @@ def calibrate(
         if calibration.source.note:
             out.print(calibration.source.note)
         if output is None:
-            click.echo("nothing is written: -o FILE keeps it", err=True)
+            remark("nothing is written: -o FILE keeps it")
     doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
     if asked is not None:
         from scenarios.advice import next_measurements
@@ -100,7 +101,7 @@ def calibrate(
         with working(jobs) as (executor, _):
             lines = next_measurements(calibration, runs, asked, executor, seed)
         for line in lines:
-            click.echo(line, err=as_json)
+            (remark if as_json else say)(line)
     if output is not None and not is_stdout(output):  # last: what was fitted is not lost with a full disk
         sys.stdout.flush()
         write_calibration(output, calibration)

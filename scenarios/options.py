@@ -15,7 +15,7 @@ import click
 from scenarios.changes import OPTIONS, changes
 from sim.errors import BadInput
 from sim.severity import SHOWN, folded
-from sim.text import LINE, printable
+from sim.text import LINE, escaped, printable
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -104,8 +104,14 @@ def one_of(as_json: bool, as_csv: bool) -> None:
 
 
 def say(text: str) -> None:
-    """A line of the result."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """A line of the result, or several."""
+    # escapes are JSON's: of JSON, which escapes control characters but not all that look like nothing, it stays valid
+    sys.stdout.write(escaped(text) + ("" if text.endswith("\n") else "\n"))
+
+
+def remark(text: str) -> None:
+    """A line of commentary."""
+    click.echo(printable(text), err=True)
 
 
 @contextmanager

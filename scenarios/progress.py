@@ -6,8 +6,10 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from sim.console import Console
+from sim.text import printable
 
 EVERY = 3.0  # s between lines where there is no terminal
 
@@ -17,7 +19,7 @@ class Commentary:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._bars = Progress(*columns, console=self._console, transient=True)
         self._tasks: dict[str, object] = {}
         self._said = time.monotonic()
@@ -35,7 +37,7 @@ class Commentary:
         """`done` of `total` of `what`."""
         if self._console.is_terminal:
             if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=total)
+                self._tasks[what] = self._bars.add_task(printable(what), total=total)
             self._bars.update(self._tasks[what], completed=done)  # type: ignore[arg-type]
         elif time.monotonic() - self._said >= EVERY:
             self.say(f"{what}: {done} of {total}")
@@ -44,6 +46,6 @@ class Commentary:
         """A line of commentary."""
         self._said = time.monotonic()
         if self._console.is_terminal:
-            self._bars.console.print(text, highlight=False, markup=False)
+            self._bars.console.print(printable(text), highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - commentary goes to stderr as it is
+            print(printable(text), file=sys.stderr, flush=True)  # noqa: T201 - commentary goes to stderr as it is

@@ -24,6 +24,7 @@ from scenarios.sections import Section, grid, image, mark, of_comparison, of_run
 from sim.document import Document
 from sim.errors import BadInput
 from sim.run import Run, read_run
+from sim.text import escaped
 
 CURVES = tables.LATENCY + tables.RATES + tables.STEPS
 
@@ -45,10 +46,19 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
     for i, section in enumerate(sections):
         section["id"] = f"s{i}"
     folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
+    )
     return environment.get_template("report.html").render(
         title=title, sections=[_EMPTY | section for section in sections], version=version("servecast")
     )
+
+
+def _shown(value: object) -> object:
+    """What the page shows of a value: text and names from outside cannot command a browser, nor look like others."""
+    if isinstance(value, Markup):
+        return Markup(escaped(value))
+    return escaped(value) if isinstance(value, str) else value
 
 
 def read_item(path: Path) -> Forecast | Run | Comparison:

@@ -29,6 +29,7 @@ from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig, ceil_block
 from sim.table import REQUEST_COLUMNS
+from sim.text import shortened_name
 from sim.workload import Gamma
 
 Floats = NDArray[np.float64]
@@ -196,7 +197,7 @@ def assemble(
 
 def named(path: Path) -> str:
     """What a run of this file is called."""
-    return path.resolve().name.partition(".")[0] or "imported"
+    return shortened_name(path.resolve().name.partition(".")[0]).strip() or "imported"
 
 
 def moment(unix: float) -> str:

@@ -27,6 +27,7 @@ from sim.server import ServerConfig
 from sim.shape import Key, found
 from sim.steps import read_steps, step_records
 from sim.table import once, request_records, request_table
+from sim.text import shortened_name
 
 FORMAT = 1  # 1: first
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
@@ -162,7 +163,7 @@ def read_run(path: Path) -> Run:
         raise BadInput("a whole number of a request is too large for 64 bits", path=path) from e
     return Run(
         kind=head.get("kind", "measured"),
-        name=head.get("name", path.name),
+        name=shortened_name(head.get("name", path.name)),
         scenario=scenario,
         rungs=rungs,
         requests=requests,

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -19,6 +20,7 @@ import numpy as np
 
 from sim.calibration import Calibration
 from sim.curve import TAKEOFF_FACTOR
+from sim.errors import UserError
 from sim.ladder import climb
 from sim.model import Draw, Model, draw_model
 from sim.run import Run
@@ -62,6 +64,10 @@ class Task:
         return climb(self.scenario, self.model(), (self.seed, self.number), self.pairs, members=members)
 
 
+class WorkerEnded(UserError):
+    """A process that simulated came to an end that was not its own."""
+
+
 @contextmanager
 def processes(jobs: int | None = None) -> Iterator[Executor]:
     """A pool of `jobs` processes (all cores if absent, and never many times as many); tasks not begun are dropped when
@@ -77,6 +83,12 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
             for _ in range(jobs):
                 pool.submit(int)
         yield pool
+    except BrokenProcessPool as e:
+        killed = any(worker.exitcode == -signal.SIGKILL for worker in (pool._processes or {}).values())
+        with _held():
+            _abandon(pool)
+        why = "by the system, as happens when memory runs out" if killed else "before it was done"
+        raise WorkerEnded(f"a simulating process was ended {why}; try fewer at a time with --jobs") from e
     except BaseException:
         with _held():  # a second Ctrl-C must not stop half-way what the first began
             _abandon(pool)

@@ -30,9 +30,17 @@ def escaped(text: str) -> str:
 
 
 def printable(text: str, limit: int = LINE) -> str:
-    """A text as one line of at most `limit` characters, with every unsafe character shown as an escape."""
-    line = escaped(_BREAKS.sub(" ", text[: 2 * limit + 2]))  # no time is spent on what is not shown
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    """A text as one line of at most `limit` characters, with every unsafe character shown as an escape.
+
+    Of a longer one the middle is left out: a complaint begins with where, and ends with what was expected.
+    """
+    if len(text) > 4 * limit:  # no time is spent on what is not shown
+        text = f"{text[: 2 * limit]}…{text[-2 * limit :]}"
+    line = escaped(_BREAKS.sub(" ", text))
+    if len(line) <= limit:
+        return line
+    head = 2 * limit // 3
+    return f"{line[:head]}…{line[head + 1 - limit :]}"
 
 
 def shortened_name(text: str) -> str:
