@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sim.errors import BadInput
+from sim.files import read_file
 
 PHASES = ("prefill", "decode", "batch")
 SEQUENCES = ("sequences", "batch", "batch_size")
@@ -173,7 +174,7 @@ LAYOUTS: list[tuple[set[str], Callable[[Cells], Iterator[Timing]]]] = [
 def read_table(path: Path) -> list[Row]:
     """Every timing of a CSV of any known layout; `BadInput` names file, line and column."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else "not text"
         raise BadInput(f"cannot be read ({why}); expected a CSV of step times", path=path) from e

@@ -23,6 +23,7 @@ from calibrate.machines import choose_machine, machine_of
 from calibrate.selection import Floats, Selection, fit_relative, select, subsets
 from sim.calibration import Calibration, Residual, Source, SourceFile
 from sim.errors import NotEnoughData
+from sim.files import read_file
 from sim.forms import MEANING
 from sim.scenario import Machine
 
@@ -76,7 +77,7 @@ def calibrate_table(
     return Calibration(
         source=Source(
             door="table",
-            files=[SourceFile(path=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths],
+            files=[SourceFile(path=path.name, sha256=hashlib.sha256(read_file(path)).hexdigest()) for path in paths],
             note="; ".join(reports),
         ),
         model="affine",

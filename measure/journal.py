@@ -15,7 +15,7 @@ import msgspec
 from measure.lines import Lines
 from measure.orders import Report, boot_id
 from sim.errors import BadInput
-from sim.files import write_file
+from sim.files import read_file, write_file
 from sim.run import FORMAT
 from sim.scenario import Scenario, relocated
 
@@ -62,7 +62,7 @@ class Journal:
         """An interrupted run, to be continued in a new segment; refuses a changed scenario and a run that is none."""
         file = path / "run.json"
         try:
-            head: dict[str, Any] = msgspec.json.decode(file.read_bytes())
+            head: dict[str, Any] = msgspec.json.decode(read_file(file))
         except OSError as e:
             raise BadInput(f"cannot be read ({e.strerror}); expected a measured run to resume", path=file) from e
         except msgspec.DecodeError as e:

@@ -28,6 +28,7 @@ from measure.dialect import status_of
 from scenarios.failures import status_of_text
 from scenarios.results import INSTANT, NOTHING, Answer, Floats, Stretch, assemble, has, understood
 from sim.errors import BadInput
+from sim.files import read_file
 from sim.request import ABORTED, OK
 from sim.run import Run
 from sim.workload import MOST_TOKENS
@@ -152,7 +153,7 @@ def _summary(records: Path) -> _Summary | None:
     if beside == records or not beside.is_file():
         return None
     try:
-        raw = msgspec.json.decode(beside.read_bytes())
+        raw = msgspec.json.decode(read_file(beside))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         if beside.name != SUMMARY:
             return None  # somebody else's

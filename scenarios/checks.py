@@ -28,11 +28,10 @@ LADDER_METRICS = ("rps_takeoff", "rps_plateau")
 
 def check(s: Scenario, fail: Fail) -> None:
     """Complain about the first value that cannot be meant."""
+    if len(s.name.encode(errors="replace")) > NAME_BYTES:
+        raise fail(("name",), f"expected at most {NAME_BYTES} bytes, found {len(s.name.encode(errors='replace'))}")
     if not s.name.strip() or s.name.startswith(".") or set(s.name) & set("/\\") or s.name != shortened_name(s.name):
-        raise fail(
-            ("name",),
-            f"expected a name that can be a folder's, of at most {NAME_BYTES} bytes, found {s.name[:NAME_BYTES]!r}",
-        )
+        raise fail(("name",), f"expected a name that can be a folder's, found {s.name!r}")
     _positive(s, (), ("replicas",), fail)
     if s.replicas > 1:
         raise fail(("replicas",), f"expected 1, found {s.replicas}: several replicas cannot be forecast yet")

@@ -29,9 +29,9 @@ from sim.text import ENCODING_ERRORS, escaped, printable
 FAILED, MISUSED, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 GRACE = 60.0  # s: the longest that tidying up after a signal may take; stopping a container takes ten
 _stopped = 0  # what a signal said to exit with
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # about a file of ours it names that file
 # what the system refuses that is neither a file's fault nor ours, and what to do about it
 OUTSIDE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), ""),
     **dict.fromkeys((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM), ""),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "; allow more of them with `ulimit -n`"),
     **dict.fromkeys((errno.EAGAIN, errno.ENOMEM), "; ask for fewer processes (--jobs, --processes)"),
@@ -148,13 +148,11 @@ def _refused(e: OSError) -> str:
         Path.cwd()
     except FileNotFoundError:
         return "the working directory is gone; change to one that exists"
+    if e.errno in FULL:
+        _discard_stdout()
+        return f"standard output: {e.strerror}"
     if not isinstance(e, gaierror) and e.errno not in OUTSIDE:
         raise e
-    try:
-        sys.stdout.flush()
-    except OSError as full:
-        _discard_stdout()
-        return f"standard output: {full.strerror}"
     return f"{e.strerror}{OUTSIDE.get(e.errno or 0, '')}"
 
 

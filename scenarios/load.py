@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from scenarios.changes import Change
 from scenarios.checks import check
+from scenarios.yaml import Values, parse_yaml
 from sim.errors import BadInput
+from sim.files import read_file
 from sim.scenario import Scenario
 from sim.shape import Key, check_shape, dotted, nearest
 
+MOST = 1 << 20  # bytes of a scenario: YAML is read slowly
 SHIPPED = Path(__file__).parent
 
 # What a figure was taken from is not what another one, laid over it, was taken from.
@@ -116,7 +116,7 @@ def shipped() -> list[str]:
 def find(source: str, beside: Path = Path()) -> Path:
     """The file that `source` names: a path, relative to the folder `beside`, or the name of a shipped scenario."""
     path = beside / source
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return path
     if (SHIPPED / f"{source}.yaml").is_file():
         return Path(os.path.relpath(SHIPPED / f"{source}.yaml"))  # no place of this machine goes into what is written
@@ -146,16 +146,15 @@ def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Tree:
 def parse(path: Path) -> Tree:
     """One file as it stands, its file names resolved against its folder."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, MOST).decode()
     except OSError as e:
         raise BadInput(f"cannot be read ({e.strerror}); expected a scenario file", path=path) from e
     except UnicodeDecodeError as e:
         raise BadInput("not UTF-8 text; expected a scenario file", path=path) from e
-    document = parse_yaml(text, path)
-    if not isinstance(document, CommentedMap):
-        raise BadInput("expected a scenario: keys and values, as `servecast new` writes them", path=path, line=1)
     tree = Tree({}, {(): (str(path), None)})
-    tree.values = plain(document, (), tree, path, ())
+    tree.values = plain(text, (), tree, path)
+    if not isinstance(tree.values, dict):
+        raise BadInput("expected a scenario: keys and values, as `servecast new` writes them", path=path, line=1)
     if tree.values.get("format", 1) != 1:
         raise tree.fail(("format",), f"expected 1, found {tree.values['format']!r}")
     for group, name in FILES:
@@ -167,46 +166,13 @@ def parse(path: Path) -> Tree:
     return tree
 
 
-def parse_yaml(text: str, path: str | Path) -> Any:
-    """YAML 1.2 with positions; `BadInput` names the line where it stops making sense."""
-    try:
-        return YAML(typ="rt").load(text)
-    except MarkedYAMLError as e:
-        last = len(text.splitlines())  # what a truncated file lacks is missed after its end
-        line = min(e.problem_mark.line + 1, last) if e.problem_mark else None
-        problem = (e.problem or str(e.context)).partition(" with value")[0]
-        raise BadInput(f"not YAML: {problem}", path=path, line=line) from e
-    except YAMLError as e:
-        raise BadInput(f"not YAML: {str(e).splitlines()[0]}", path=path) from e
+def plain(text: str, key: Key, tree: Tree, path: str | Path) -> Any:
+    """A YAML text as Python's own types, the value of `key`; the lines of its keys go to `tree.places`."""
 
+    def place(at: Key, line: int) -> None:
+        tree.places[at] = (str(path), line)
 
-def plain(node: Any, key: Key, tree: Tree, path: str | Path, around: tuple[int, ...]) -> Any:
-    """A node as Python's own types; the lines of its keys go to `tree.places`."""
-    if id(node) in around:
-        raise tree.fail(key, "an alias that contains itself")
-    inside = (*around, id(node))
-    if isinstance(node, CommentedMap):
-        values = {}
-        for name, value in node.items():
-            at: Key = (*key, name)
-            if not isinstance(name, str):
-                raise tree.fail(key, f"expected text as the name of a key, found {name!r}")
-            if name in node.lc.data:  # a key merged in by << has no line of its own
-                tree.places[at] = (str(path), node.lc.data[name][0] + 1)
-            values[name] = plain(value, at, tree, path, inside)
-        return values
-    if isinstance(node, CommentedSeq):
-        for i in range(len(node)):
-            tree.places[*key, i] = (str(path), node.lc.data[i][0] + 1)
-        return [plain(value, (*key, i), tree, path, inside) for i, value in enumerate(node)]
-    if isinstance(node, TaggedScalar):
-        raise tree.fail(key, f"expected a plain value, found the tag {node.tag.value}")
-    if isinstance(node, float) and node.is_integer():  # 1e5 is a whole number
-        return int(node)
-    for kind in (bool, int, float, str):  # ruamel's own scalars remember how they were written
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+    return Values(place, tree.fail).of(parse_yaml(text, path), key)
 
 
 def lay_over(base: Tree, top: Tree) -> Tree:
@@ -256,10 +222,9 @@ def option(text: str, onto: Tree) -> Tree:
         raise BadInput("cannot be changed by --set", path=where, key=name)
     tree = Tree({}, {(): (where, None)})
     try:
-        node = parse_yaml(value, where)
+        value_set = plain(value, tuple(parts), tree, where)
     except BadInput as e:  # an option has no lines
-        raise BadInput(e.message, path=where, key=name) from e
-    value_set = plain(node, tuple(parts), tree, where, ())
+        raise BadInput(e.message, path=where, key=e.key or name) from e
     tree.values = nest(onto.values, parts, value_set, tree)
     inside = [key for key in tree.places if len(key) > len(parts)]
     tree.places = dict.fromkeys((*(tuple(parts[:i]) for i in range(len(parts) + 1)), *inside), (where, None))

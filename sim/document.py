@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sim.errors import BadInput
+from sim.files import read_file
 from sim.shape import Key, dotted
 
 _DECODER = json.JSONDecoder()
@@ -21,7 +22,7 @@ class Document:
         """Read `path`, which should be `what` of format `formats` at most; raises `BadInput`."""
         self.path = path
         try:
-            self._text = path.read_bytes().decode()
+            self._text = read_file(path).decode()
         except FileNotFoundError as e:
             raise BadInput(f"missing; expected {what}", path=path) from e
         except OSError as e:

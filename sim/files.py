@@ -1,4 +1,6 @@
-"""Files replaced in one piece, and never what should not be: a reader sees the old content or the new, never half.
+"""Files read with an end in sight, and replaced in one piece: a reader sees the old content or the new, never half.
+
+Nothing is replaced that should not be.
 
 A symbolic link stays, and what it leads to is replaced. What is no regular file (a device, a pipe) is written to as a
 stream. When a write fails, the error names the file that was asked for, and nothing is left behind.
@@ -6,8 +8,12 @@ stream. When a write fails, the error names the file that was asked for, and not
 
 from __future__ import annotations
 
+import errno
+import gzip
+import io
 import os
 import secrets
+import select
 import stat
 import sys
 from collections.abc import Iterator
@@ -17,6 +23,55 @@ from pathlib import Path
 from sim.errors import BadInput
 
 TEMPORARY = ".servecast-"  # how names of files begin that are not yet in place; short, whatever the file's name is
+
+
+MOST = 1 << 29  # bytes of a file that is read whole: what is made of them takes several times as much memory
+PIPE_SECONDS = 10.0  # that a pipe is waited for: whoever writes to one by hand is there, and a forgotten one never ends
+
+
+def read_file(path: Path, most: int = MOST) -> bytes:
+    """The content of a regular file, or what comes through a pipe: of at most `most` bytes.
+
+    Raises `OSError`, whose `strerror` says why, for more than that, for a device, which may never end, and for a pipe
+    through which nothing comes.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        about = os.fstat(fd)
+        if stat.S_ISDIR(about.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISFIFO(about.st_mode)):
+            raise OSError(errno.EINVAL, "a device, not a file", str(path))
+        if stat.S_ISREG(about.st_mode) and about.st_size > most:
+            raise _too_large(path, most)
+        parts, size = [], 0
+        while part := _next_part(fd, path, stat.S_ISFIFO(about.st_mode)):
+            parts.append(part)
+            size += len(part)
+            if size > most:
+                raise _too_large(path, most)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def gunzip(raw: bytes, path: Path, most: int = MOST) -> bytes:
+    """What gzipped bytes hold, of at most `most` bytes; raises `OSError`, `EOFError` and `zlib.error`."""
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as f:
+        content = f.read(most + 1)
+    if len(content) > most:
+        raise _too_large(path, most)
+    return content
+
+
+def _next_part(fd: int, path: Path, pipe: bool) -> bytes:
+    if pipe and not select.select([fd], [], [], PIPE_SECONDS)[0]:
+        raise OSError(errno.ETIMEDOUT, f"nothing came through this pipe for {PIPE_SECONDS:g} s", str(path))
+    return os.read(fd, 1 << 20)
+
+
+def _too_large(path: Path, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"more than {most / 2**20:.0f} MB", str(path))
 
 
 @contextmanager
@@ -102,7 +157,7 @@ def _replace(path: Path, data: bytes) -> None:
     with suppress(FileNotFoundError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if not os.access(path, os.W_OK):
-            raise PermissionError(13, os.strerror(13))
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     with folder_of(path):
         temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import msgspec
 
 from sim.errors import BadInput
+from sim.files import gunzip, read_file
 
 DELIMITERS = ",;\t|"
 _GZIP = b"\x1f\x8b"
@@ -46,8 +46,8 @@ class Rows:
 def read_text(path: Path, expected: str) -> str:
     """The text of a file, plain or gzipped, without its byte order mark; `BadInput` says what was `expected`."""
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
+        raw = read_file(path)
+        raw = gunzip(raw, path) if raw.startswith(_GZIP) else raw
     except FileNotFoundError as e:
         raise BadInput(f"missing; expected {expected}", path=path) from e
     except (OSError, EOFError, zlib.error) as e:
