@@ -11,6 +11,8 @@
 `orders`     what ladder and generator say to each other; `generator` is the ladder's end of it
 `ladder`     what comes before the first request and after the last; `ascent` climbs, `screen` shows it
 `journal`    the run directory while it is written; `lines` makes its files survive a kill
+`deadline`   one time limit for a whole phase, and the line that says what is waited for
+`key` `refusal`  the API key, which reaches no file; why an answer is not what was asked for  (no I/O)
 `endpoint` `health`  the server's address, its kind, its limits against the scenario
 `scrape` `exposition` `witness`  the server's own metrics, and whether they agree with the streams
 `container` `overlay` `doctor`  the server in docker, with answers as long as asked; what is missing for that

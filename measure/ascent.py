@@ -6,12 +6,11 @@ and what came of it goes to the files (`journal`, `scrape`) and to a person (`sc
 
 from __future__ import annotations
 
-import time
-
 from measure import health, rung
 from measure.client import Stopwatch
+from measure.deadline import Deadline, in_words, wait_for
 from measure.endpoint import Endpoint
-from measure.generator import Generator, GeneratorDied
+from measure.generator import READY_SECONDS, STOP_SECONDS, Generator, GeneratorDied
 from measure.journal import Journal
 from measure.orders import REPORT_SECONDS, Order, Setup
 from measure.rung import Climb
@@ -28,6 +27,7 @@ from sim.workload import Pairs
 
 LEAD_SECONDS = 0.1  # orders reach the workers before they take effect
 WARM_REQUESTS = 2
+WARM_SECONDS = 600.0  # for both of them: 70B on a machine without GPUs takes minutes for one
 HOPELESS = 10  # failures in a row after which the server is asked whether it lives; more with more users
 DRAIN_SECONDS = 60.0
 WINDOW_SECONDS = 1.0  # between two looks at a window: they cost more the longer it is
@@ -51,10 +51,12 @@ class Ascent:
         server: health.Server,
         pairs: Pairs | None,
         screen: Screen,
-        budget: float | None,
+        budget: Deadline | None,
+        timeout: float | None = None,
     ):
         self.load, self.setup, self.journal, self.screen = scenario.load, setup, journal, screen
         self.endpoint, self.server, self.pairs, self.budget = endpoint, server, pairs, budget
+        self.timeout = WARM_SECONDS if timeout is None else timeout
         self.watch, self.time = Watch(), Stopwatch(setup.zero)
         self.window: Window | None = None  # of the rung being climbed, as of a second ago at most
         self.generator: Generator
@@ -85,7 +87,7 @@ class Ascent:
                 limit = load.max_seconds if settling is None else settling
                 total += (n - present) / load.spawn_rate + limit + window
                 present = n
-        return min(total, self.budget or total)
+        return total if self.budget is None else min(total, self.budget.left())
 
     def run(self, processes: int) -> None:
         """Climb what is left to climb; closes the run whatever happens."""
@@ -128,6 +130,7 @@ class Ascent:
     def _close(self, stopped: str) -> None:
         unfinished = any(r["status"] == "aborted" for r in self.journal.rungs)
         try:
+            self.screen.say(f"waiting for the load generator to stop (at most {in_words(STOP_SECONDS)})")
             self.generator.stop()
         except RuntimeError as e:
             stopped = f"{stopped}; {e}"
@@ -135,6 +138,9 @@ class Ascent:
             self.generator.close()
             if self.scraper is not None:
                 self.scraper.close()
+                for doubt in self.scraper.doubts():
+                    self.journal.doubt(doubt)
+                    self.screen.say(f"doubt: {doubt}")
             self.journal.head["stopped"] = stopped
             self.journal.save()
         if self.server.api == "tgi" and self.server.metrics:
@@ -165,25 +171,29 @@ class Ascent:
         self.journal.save()
 
     def _warm(self) -> None:
-        self.generator.ready()
+        workers = "the load generator" if self.setup.workers == 1 else f"{self.setup.workers} load generators"
+        starting = wait_for(self.screen.say, READY_SECONDS, f"{workers} to start", self.budget)
+        self.generator.ready(starting)
+        what = f"{WARM_REQUESTS} warm-up requests at {self.endpoint.url}"
+        deadline = wait_for(self.screen.say, self.timeout, what, self.budget)
         self.generator.order(Order(do="warm", requests=WARM_REQUESTS))
-        self.screen.say("warming up")
-        while True:
-            for report in self.generator.reports(1.0):
+        while deadline.left():
+            for report in self.generator.reports(min(1.0, deadline.left())):
                 if report.said == "warmed":
                     if report.text:
                         raise UserError(f"a warm-up request failed: {report.text}")
                     return
+        raise deadline.passed()
 
     def _climb(self, left: list[float]) -> str:
         climbed: list[int] = []
         windows = []
-        end = float("inf") if self.budget is None else self.time.now() + self.budget
+        end = float("inf") if self.budget is None else self.time.now() + self.budget.left()
         for n in left:
             climb = self._rung(n, end)
             if climb.settled is None or climb.end is None:
                 self.journal.rungs[-1] = climb.record()
-                return f"the budget of {self.budget:g} s is spent"
+                return self._spent()
             window = self.watch.window(climb.settled, climb.end)
             climb.doubts += rung.doubts(window, climb.users, climb.rate)
             self.journal.rungs[-1] = climb.record(window)
@@ -193,12 +203,16 @@ class Ascent:
             if climb.users is not None:
                 climbed.append(climb.users)
             if self.time.now() >= end:
-                return f"the budget of {self.budget:g} s is spent"
+                return self._spent()
             if reason := rung.reason_to_stop(windows, climbed, self.permits, self.listed):
                 return reason
         if self.load.trace:
             self._drain()
         return "the ladder is climbed"
+
+    def _spent(self) -> str:
+        assert self.budget is not None
+        return f"the budget of {self.budget.seconds:g} s is spent"
 
     def _rung(self, n: float, end: float) -> Climb:
         """Climb one rung; without an end it did not get to its window before `end`."""
@@ -208,6 +222,8 @@ class Ascent:
         if self.load.trace and self.pairs is not None and self.pairs.times is not None:
             times = self.pairs.times.tolist()
         climb = Climb(self.load, start, users, None if users else n, None if times is None else times[-1])
+        most = in_words(min(self.longest([n]), max(0.0, end - self.time.now())))
+        self.screen.say(f"waiting for {climb.label} to be measured at {self.endpoint.url} (at most {most})")
         self.watch.forget(start)
         self.journal.rungs.append(climb.record())
         self.journal.save()
@@ -262,12 +278,9 @@ class Ascent:
 
     def _drain(self) -> None:
         """A trace is over when its last answer is."""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while self.watch.alive() and time.monotonic() < deadline:
+        if not self.watch.alive():
+            return
+        deadline = wait_for(self.screen.say, DRAIN_SECONDS, "the trace's last answers", self.budget)
+        while self.watch.alive() and deadline.left():
             for report in self.generator.reports(REPORT_SECONDS):
                 self.watch.hear(report)
-
-
-def in_words(seconds: float) -> str:
-    """A duration a person can plan with."""
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

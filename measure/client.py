@@ -11,13 +11,17 @@ import socket
 import zlib
 from collections.abc import Callable
 from time import perf_counter_ns
+from typing import Any
 from urllib.parse import urlsplit
 
+import gevent
+import geventhttpclient.client
 import msgspec
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
 from measure.dialect import INCOMPLETE, Dialect, Heard, Prompt, refusal
+from measure.refusal import clean, explain
 from measure.sse import EventParser, UnknownEncoding, unpacker
 from measure.tokens import Counter, Habit
 
@@ -27,6 +31,9 @@ LINGER_SECONDS = (
     0.02  # from `[DONE]` to the end of the message: more than a packet needs, less than a user would notice
 )
 LINGERS = 3  # answers in a row after which nobody waits for that any more
+MOST_BYTES = 1 << 20  # between two events: the last one repeats the whole answer, half a megabyte for 100,000 tokens
+ENDLESS_FACTOR, ENDLESS_EVENTS = 2, 1000  # events of an answer without end, beside the tokens that were asked
+REFUSAL_BYTES = 1 << 16  # of an answer that is an error
 CLOSING_SECONDS = 2.0  # from the last token to what follows it: the usage, `[DONE]`
 
 
@@ -65,6 +72,68 @@ class Stopwatch:
         return (perf_counter_ns() - self.zero) // 1000 / 1e6
 
 
+class Bounded(HTTPSocketPoolResponse):
+    """An answer that gives up on headers, lines and comments without end; `unread`: bytes since the last event."""
+
+    unread = 0
+
+    def feed(self, data: str | bytes) -> None:
+        """See `HTTPResponse.feed`."""
+        self.count(len(data))
+        super().feed(data)
+
+    def count(self, more: int) -> None:
+        """Give up if there are too many bytes, `more` of them new."""
+        self.unread += more
+        if self.unread > MOST_BYTES:
+            raise HTTPParseError(f"more than {MOST_BYTES >> 20} MiB came without an event")
+
+
+setattr(geventhttpclient.client, "HTTPSocketPoolResponse", Bounded)  # noqa: B010 - it cannot be told which to make
+
+
+class Patience:
+    """Throws `TimeoutError` into the greenlet that began it, `seconds` after the last `progress` and not before.
+
+    One timer, set anew only when it goes off: tokens cost nothing. A socket's timeout would begin anew with every byte.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float]):
+        self.seconds, self._now = seconds, now
+        self._greenlet = gevent.getcurrent()
+        self._hub = gevent.get_hub()
+        self.progress = now()
+        self._timer = self._begin(seconds)
+
+    def limit(self, seconds: float) -> None:
+        """Wait no longer than this from now on."""
+        self.seconds, self.progress = seconds, self._now()
+        self.close()
+        self._timer = self._begin(seconds)
+
+    def passed(self) -> bool:
+        """Whether it is over: where bytes never stop coming, nobody else gets to run and say so."""
+        return self._now() - self.progress > self.seconds
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._timer.stop()
+        self._timer.close()
+
+    def _begin(self, seconds: float) -> Any:
+        timer = self._hub.loop.timer(seconds)
+        timer.start(self._look)
+        return timer
+
+    def _look(self) -> None:
+        left = self.progress + self.seconds - self._now()
+        if left <= 0.001:
+            self._greenlet.throw(TimeoutError)
+            return
+        self.close()
+        self._timer = self._begin(left)
+
+
 class Client:
     """A user's connection: kept alive between requests, one request at a time.
 
@@ -101,6 +170,7 @@ class Client:
         self._lingered = 0  # answers in a row whose message did not end
         self._kept, self._keep = False, True  # whether the connection has been used before; whether it may be again
         self._path = urlsplit(url).path.rstrip("/") + dialect.path
+        self._url = url + dialect.path
 
     def close(self) -> None:
         """Close the connection."""
@@ -114,6 +184,7 @@ class Client:
         body = self._dialect.body(prompt, record.prompt_tokens, record.max_new_tokens)
         record.sent = self._now()
         response = None
+        waiting = Patience(self._patience, self._now)
         try:
             try:
                 response = self._post(record.id, body)
@@ -123,10 +194,11 @@ class Client:
                 self._keep = self._kept = False
                 response = self._post(record.id, body)
             if response.status_code != 200:
-                heard = refusal(response.status_code, response.read())
+                said = response.read(REFUSAL_BYTES)
+                heard = refusal(response.status_code, said, headers_of(response), self._url)
                 record.status, record.error = heard.status or INCOMPLETE, heard.error
                 return
-            self._listen(record, response)
+            self._listen(record, response, waiting)
         except TimeoutError:
             self._fail(record, TIMEOUT, f"no token for {self._patience:g} s")
         except (ConnectionRefusedError, socket.gaierror) as e:
@@ -134,12 +206,13 @@ class Client:
         except (HTTPParseError, OSError) as e:
             # errors of connecting, like "no route to host", come before there is a response, and are not resets
             connected = isinstance(e, HTTPParseError | ConnectionError)
-            self._fail(record, RESET if connected else CONNECT, str(e) or type(e).__name__)
-        except msgspec.DecodeError as e:
-            self._fail(record, INCOMPLETE, f"an event that is not this API's: {e}")
+            self._fail(record, RESET if connected else CONNECT, clean(str(e)) or type(e).__name__)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+            self._fail(record, INCOMPLETE, f"an event that is not this API's: {clean(str(e))}")
         except (UnknownEncoding, zlib.error) as e:
-            self._fail(record, INCOMPLETE, f"the answer cannot be unpacked: {e}")
+            self._fail(record, INCOMPLETE, f"the answer cannot be unpacked: {clean(str(e))}")
         finally:
+            waiting.close()
             if response is not None:
                 self._kept = self._keep and record.status == OK and not response.should_close()
                 response.release()
@@ -152,16 +225,13 @@ class Client:
             headers["Connection"] = "close"
         return self._http.request("POST", self._path, body, headers)
 
-    def _listen(self, record: Record, response: HTTPSocketPoolResponse) -> None:
+    def _listen(self, record: Record, response: HTTPSocketPoolResponse, waiting: Patience) -> None:
         """Read an answer to its end, whatever it turns out to be."""
-        sock = response._sock
         counter, parser = Counter(self._habit), EventParser()
         record.token_times = counter.times
         try:
-            self._read(record, response, parser, counter)
+            self._read(record, response, parser, counter, waiting)
         finally:
-            if sock is not None:  # it may be used again
-                sock.settimeout(self._patience)
             if parser.body is None:
                 limited = record.finish_reason == "length"
                 found = counter.settle(record.status == OK, record.max_new_tokens if limited else None)
@@ -171,22 +241,36 @@ class Client:
                 if found.spread:
                     record.spread = True
         if parser.body is not None:
-            self._take_whole(record, bytes(parser.body), str(response.get("content-type") or "no content type"))
+            self._take_whole(record, bytes(parser.body), headers_of(response))
 
-    def _read(self, record: Record, response: HTTPSocketPoolResponse, parser: EventParser, counter: Counter) -> None:
+    def _read(
+        self,
+        record: Record,
+        response: HTTPSocketPoolResponse,
+        parser: EventParser,
+        counter: Counter,
+        waiting: Patience,
+    ) -> None:
         now, hear = self._now, self._dialect.hear
+        assert isinstance(response, Bounded)
+        most = ENDLESS_FACTOR * record.max_new_tokens + ENDLESS_EVENTS
         unpack = unpacker(str(response.get("content-encoding") or ""))
-        progress = record.sent
         while block := arrived(response):
-            for event in parser.feed(unpack(block)):
-                progress = now()
-                if self._take(record, counter, progress, hear(event)):
-                    self._finish(response)
+            unpacked = unpack(block)
+            response.count(len(unpacked) - len(block))
+            for event in parser.feed(unpacked):
+                at = waiting.progress = now()
+                response.unread = 0
+                most -= 1
+                if most < 0:
+                    record.status, record.error = INCOMPLETE, "far more came than was asked: the answer has no end"
+                    return
+                if self._take(record, counter, at, hear(event)):
+                    self._finish(response, waiting)
                     return
                 if record.status == OK:
-                    self._wait(response, CLOSING_SECONDS)
-            waited = now() - progress  # meanwhile came comments, or fields we have no use for
-            if waited > (CLOSING_SECONDS if record.status == OK else self._patience) and parser.body is None:
+                    waiting.limit(CLOSING_SECONDS)
+            if waiting.passed():  # meanwhile came comments, or fields we have no use for
                 raise TimeoutError
         for event in parser.end():
             if self._take(record, counter, now(), hear(event)):
@@ -213,11 +297,10 @@ class Client:
             record.ended = at
         return heard.done
 
-    def _take_whole(self, record: Record, body: bytes, content_type: str) -> None:
+    def _take_whole(self, record: Record, body: bytes, headers: dict[str, str]) -> None:
         """An answer that was not streamed, or no answer at all."""
         if body.startswith(b"<"):
-            text = body[:100].decode("utf-8", "replace")
-            self._fail(record, INCOMPLETE, f"HTTP 200, but {content_type} instead of a stream of events: {text}")
+            self._fail(record, INCOMPLETE, explain(200, headers | {"content-encoding": ""}, body))
             return
         heard = self._dialect.whole(body)
         record.finish_reason, record.error = heard.finish_reason, heard.error
@@ -228,11 +311,11 @@ class Client:
         elif heard.finish_reason == "length":
             record.output_tokens = record.max_new_tokens
 
-    def _finish(self, response: HTTPSocketPoolResponse) -> None:
+    def _finish(self, response: HTTPSocketPoolResponse, waiting: Patience) -> None:
         """See the message to its end after the answer's, so that its connection can be used again; but hardly wait."""
         if self._lingered >= LINGERS:
             return
-        self._wait(response, LINGER_SECONDS)
+        waiting.limit(LINGER_SECONDS)
         try:
             while arrived(response):
                 pass
@@ -242,12 +325,6 @@ class Client:
             pass
         else:
             self._lingered = 0
-
-    @staticmethod
-    def _wait(response: HTTPSocketPoolResponse, seconds: float) -> None:
-        """How long to wait for more of this message."""
-        if response._sock is not None:
-            response._sock.settimeout(seconds)
 
     @staticmethod
     def _fail(record: Record, status: str, error: str) -> None:
@@ -265,6 +342,11 @@ def arrived(response: HTTPSocketPoolResponse) -> bytes:
     block = bytes(buffer)
     buffer.clear()
     return block
+
+
+def headers_of(response: HTTPSocketPoolResponse) -> dict[str, str]:
+    """The headers of an answer, by their names in lower case."""
+    return {name.lower(): value for name, value in response.items()}
 
 
 def settle_memory() -> None:

@@ -22,6 +22,7 @@ import docker.errors
 import docker.types
 import requests
 
+from measure.deadline import OutOfTime, wait_for
 from measure.endpoint import Endpoint, Unreachable
 from sim.console import Console
 from sim.errors import UserError
@@ -170,17 +171,22 @@ def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]
 
 
 def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) -> None:
-    console.print(f"starting the server (at most {seconds / 60:.0f} min)", highlight=False)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    what = f"the started server to be well at {endpoint.url}"
+    deadline = wait_for(lambda line: console.print(line, highlight=False, markup=False), seconds, what)
+    why = ""
+    while deadline.left():
         container.reload()
         if container.status in ("exited", "dead"):
             raise CannotStart(f"the server ended before it was well: {_tail(container, console)}")
-        with suppress(Unreachable):
-            if endpoint.get("/health")[0] == 200:
+        try:
+            answer = endpoint.get("/health", deadline)
+            if answer.status == 200:
                 return
-        time.sleep(0.25)
-    raise CannotStart(f"the server was not well within {seconds:g} s: {_tail(container, console)}")
+            why = endpoint.explain("/health", answer)
+        except (Unreachable, OutOfTime) as e:
+            why = str(e)
+        time.sleep(min(0.25, deadline.left()))
+    raise CannotStart(f"the server was not well within {seconds:.3g} s ({why}): {_tail(container, console)}")
 
 
 def _tail(container: Any, console: Console) -> str:

@@ -6,11 +6,12 @@ llama.cpp and later TGIs speak. Everything here is bytes and values: no sockets,
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from measure.refusal import clean, explain
 from measure.sse import Event
 from measure.tokens import CLOSING, EMPTY, NONE, OPENING, OUTPUT
 
@@ -241,8 +242,8 @@ def failure(error: Any, error_type: str | None) -> Heard:
         code = str(error.get("code"))
         kind = ERROR_TYPES.get(str(error.get("type")), "")
         status = kind or (status_of(int(code)) if code.isdecimal() and len(code) == 3 else GENERATION)
-        return Heard(status=status, error=str(error.get("message") or error.get("detail") or error))
-    return Heard(status=ERROR_TYPES.get(error_type or "", GENERATION), error=str(error))
+        return Heard(status=status, error=clean(str(error.get("message") or error.get("detail") or error)))
+    return Heard(status=ERROR_TYPES.get(error_type or "", GENERATION), error=clean(str(error)))
 
 
 def failed(body: bytes, otherwise: Heard | None = None) -> Heard:
@@ -255,17 +256,17 @@ def failed(body: bytes, otherwise: Heard | None = None) -> Heard:
             return failure(said["error"], error_type if isinstance(error_type, str) else None)
         if said.get("object") == "error" or said.get("message") or said.get("detail"):
             return failure(said, None)
-    text = body[:200].decode("utf-8", "replace").strip()
+    text = clean(body[:1000].decode("utf-8", "replace"))
     return otherwise or Heard(status=INCOMPLETE, error=f"an answer without a choice: {text}")
 
 
 def error_event(data: bytes) -> Heard:
     """An event whose type says that it is an error, whatever its data."""
-    text = data[:200].decode("utf-8", "replace").strip()
+    text = clean(data[:1000].decode("utf-8", "replace"))
     otherwise = Heard(status=GENERATION, error=text or "an error without a word")
     try:
         return failed(data, otherwise)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return otherwise
 
 
@@ -276,17 +277,11 @@ def status_of(code: int) -> str:
     return GENERATION if code == 424 or code >= 500 else VALIDATION
 
 
-def refusal(code: int, body: bytes) -> Heard:
-    """An answer that is not a stream: JSON of either style or, as axum writes them, plain text."""
+def refusal(code: int, body: bytes, headers: Mapping[str, str] = {}, url: str = "") -> Heard:
+    """An answer that is not a stream, as what became of the request; its text is `refusal.explain`'s."""
     try:
         said = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = None
-    text = body[:200].decode("utf-8", "replace").strip()
-    if isinstance(said, dict) and said.get("error") is not None:
-        error = said["error"]
-        text = str(error.get("message", error)) if isinstance(error, dict) else str(error)
-        known = ERROR_TYPES.get(str(said.get("error_type")))
-        if known is not None:
-            return Heard(status=known, error=text)
-    return Heard(status=status_of(code), error=f"HTTP {code}: {text}" if text else f"HTTP {code}")
+    known = ERROR_TYPES.get(str(said.get("error_type"))) if isinstance(said, dict) and said.get("error") else None
+    return Heard(status=known or status_of(code), error=explain(code, headers, body, url))

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 from measure import health
 from measure.container import CannotStart, engine, image_present, leftovers, runtimes
-from measure.endpoint import Endpoint
+from measure.deadline import Say, run_within, wait_for
+from measure.endpoint import ANSWER_SECONDS, Endpoint
+from measure.refusal import shown_url
 from sim.errors import UserError
 from sim.pairs import read_pairs
 from sim.scenario import Launch, Scenario
 
 IMAGE_GB = 12.0  # TGI 0.9.4's image unpacked, before any weights
+DOCKER_SECONDS = 60.0
 FILES_PER_USER, SPARE_FILES = 2, 100
 
 
@@ -33,14 +36,29 @@ class Finding(NamedTuple):
     mend: str = ""
 
 
-def diagnose(scenario: Scenario | None = None, url: str | None = None) -> list[Finding]:
-    """Look at this machine, and at a server and its flags against a scenario where they are given."""
+def diagnose(
+    scenario: Scenario | None = None,
+    url: str | None = None,
+    say: Say = lambda line: None,
+    timeout: float = health.PROBE_SECONDS,
+) -> list[Finding]:
+    """Look at this machine, and at a server and its flags against a scenario where they are given.
+
+    `say` is told what is waited for; docker and the server get `timeout` s each.
+    """
     launch = None if scenario is None else scenario.launch
     needed = url is None and launch is not None
     found = [_library("locust"), _library("geventhttpclient"), _cores(), _files(scenario)]
-    found += _docker(launch or Launch(model=""), needed)
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    seconds = min(timeout, DOCKER_SECONDS)
+    wait_for(say, seconds, f"docker at {shown_url(host)}")
+    try:
+        found += run_within(seconds, lambda: list(_docker(launch or Launch(model=""), needed)))
+    except TimeoutError:
+        missing = False if needed else None
+        found.append(Finding("docker", missing, f"does not answer within {seconds:g} s", _start_docker()))
     if url is not None:
-        found += _server(url, scenario)
+        found += _server(url, scenario, say, timeout)
     return found
 
 
@@ -141,9 +159,10 @@ def _port(port: int, needed: bool) -> Finding:
     return Finding("port", True, f"{port} is free")
 
 
-def _server(url: str, scenario: Scenario | None) -> Iterator[Finding]:
+def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> Iterator[Finding]:
     try:
-        server = health.look(Endpoint(url))
+        endpoint = Endpoint(url, min(timeout, ANSWER_SECONDS))
+        server = health.look(endpoint, deadline=wait_for(say, timeout, f"{endpoint.url} to say what it is"))
     except UserError as e:
         yield Finding("server", False, str(e), "start it, or correct --url")
         return
@@ -151,6 +170,8 @@ def _server(url: str, scenario: Scenario | None) -> Iterator[Finding]:
     name = f"TGI {info.get('version')}" if server.api == "tgi" else f"OpenAI style ({server.api})"
     yield Finding("server", True, f"{name}, {server.model}")
     if scenario is None:
+        for doubt in server.doubts:
+            yield Finding("server", None, doubt)
         return
     try:
         doubts = health.check(server, scenario, read_pairs(scenario.workload))

@@ -15,9 +15,11 @@ from typing import IO
 
 import msgspec
 
+from measure.deadline import Deadline
 from measure.orders import Order, Report, Setup
 
-READY_SECONDS, BYE_SECONDS = 30.0, 5.0
+READY_SECONDS, BYE_SECONDS, END_SECONDS = 30.0, 5.0, 2.0
+STOP_SECONDS = BYE_SECONDS + END_SECONDS
 
 
 class GeneratorDied(RuntimeError):
@@ -105,13 +107,14 @@ class Generator:
         except queue.Empty:
             return found
 
-    def ready(self) -> None:
-        """Wait until every worker is there, those of other machines included."""
-        missing, deadline = self.workers, time.monotonic() + READY_SECONDS
-        while missing and time.monotonic() < deadline:
-            missing -= sum(report.said == "ready" for report in self.reports(1.0))
+    def ready(self, deadline: Deadline | None = None) -> None:
+        """Wait until every worker is there, those of other machines included; `OutOfTime` if they do not come."""
+        deadline = deadline or Deadline(READY_SECONDS, "the load generator to start")
+        missing = self.workers
+        while missing and deadline.left():
+            missing -= sum(report.said == "ready" for report in self.reports(min(1.0, deadline.left())))
         if missing:
-            raise GeneratorDied(f"{missing} of {self.workers} workers did not come within {READY_SECONDS:g} s")
+            raise deadline.passed(f"{missing} of {self.workers} workers did not come")
 
     def stop(self) -> list[Report]:
         """Stop all users, so that what they were at is on record; returns the last reports."""
@@ -132,7 +135,7 @@ class Generator:
                     process.stdin.close()
         for process in self._processes:
             try:
-                process.wait(2.0)
+                process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -18,8 +18,9 @@ import msgspec
 
 from measure import health
 from measure.ascent import Ascent
-from measure.container import launched
-from measure.endpoint import Endpoint
+from measure.container import START_SECONDS, launched
+from measure.deadline import Deadline, Say, wait_for
+from measure.endpoint import ANSWER_SECONDS, Endpoint
 from measure.generator import free_port
 from measure.journal import Journal, refuse_existing
 from measure.orders import Setup, boot_id
@@ -51,6 +52,7 @@ def measure(
     console: Console | None = None,
     seed: int = 0,
     patience: float = PATIENCE,
+    timeout: float | None = None,
     budget: float | None = None,
     bind: str | None = None,
     remote: int = 0,
@@ -59,13 +61,16 @@ def measure(
 
     `resume` goes on at the first unfinished rung of the run in `out`. `processes` generate the load here; `remote`
     more workers are waited for at `bind` (HOST:PORT). `model` names the model where the server has several, or a folder
-    with its `tokenizer.json`. `patience` is how long a request waits for its next token, `budget` how long the whole
-    ladder may take, s. Progress goes to `console`.
+    with its `tokenizer.json`. `patience` is how long a request waits for its next token, `timeout` how long each phase
+    before the load may take (the probe, the length of a prompt, the warm-up), `budget` how long all of it may, from now
+    on, s. Progress goes to `console`.
 
     Raises `UserError` for what the user can mend, `KeyboardInterrupt` or `SystemExit(143)` when stopped; the run is
     closed first.
     """
+    spent = None if budget is None else Deadline(budget, "the measurement")
     console = console or Console(stderr=True)
+    screen = Screen(console)
     if url is None and scenario.launch is None:
         raise BadInput("expected a server: give --url URL, or a launch: block in the scenario")
     if not resume:
@@ -77,14 +82,14 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(terminable())
         # before anything is written: a wrong URL, or a server that cannot take the profile, leaves no run
-        found = None if url is None else attach(url, scenario, pairs, model, seed)
+        found = None if url is None else attach(url, scenario, pairs, model, seed, screen.say, timeout, spent)
         journal = Journal.resume(out, scenario) if resume else Journal.begin(out, scenario, seed=seed)
         stack.callback(journal.close)
         seed = journal.head.get("seed", seed)
         if found is None:
             try:
-                url = _launch(scenario, out, journal, console, stack)
-                found = attach(url, scenario, pairs, model, seed)
+                url = _launch(scenario, out, journal, console, stack, spent)
+                found = attach(url, scenario, pairs, model, seed, screen.say, timeout, spent)
             except UserError as e:
                 journal.head["stopped"] = f"the server did not start: {e}"
                 journal.save()
@@ -113,17 +118,20 @@ def measure(
             bind=host,
             port=port if processes + remote > 1 else 0,
         )
-        ascent = Ascent(scenario, setup, journal, endpoint, server, pairs, Screen(console), budget)
+        ascent = Ascent(scenario, setup, journal, endpoint, server, pairs, screen, spent, timeout)
         ascent.run(processes)
     return out
 
 
-def _launch(scenario: Scenario, out: Path, journal: Journal, console: Console, stack: ExitStack) -> str:
+def _launch(
+    scenario: Scenario, out: Path, journal: Journal, console: Console, stack: ExitStack, budget: Deadline | None
+) -> str:
     """Start the scenario's container, which ends with `stack`; its URL."""
     assert scenario.launch is not None
     # answers are to be as long as asked, unless the scenario charges for more than comes back
     covers = endless(scenario.launch, out) if scenario.workload.max_new_tokens is None else {}
-    running = stack.enter_context(launched(scenario.launch, scenario.server, out, console, covers))
+    seconds = START_SECONDS if budget is None else min(START_SECONDS, budget.left())
+    running = stack.enter_context(launched(scenario.launch, scenario.server, out, console, covers, seconds))
     journal.head["container"] = running.described
     return running.url
 
@@ -149,14 +157,26 @@ def listening(bind: str) -> tuple[str, int]:
 
 
 def attach(
-    url: str, scenario: Scenario, pairs: Pairs | None, model: str | None, seed: int
+    url: str,
+    scenario: Scenario,
+    pairs: Pairs | None,
+    model: str | None,
+    seed: int,
+    say: Say,
+    timeout: float | None = None,
+    budget: Deadline | None = None,
 ) -> tuple[Endpoint, health.Server, Recipe, list[str]]:
-    """The server at a URL, how to make prompts for it, and what is doubtful about it and the scenario."""
-    endpoint = Endpoint(url)
-    server = health.look(endpoint, model)
+    """The server at a URL, how to make prompts for it, and what is doubtful about it and the scenario.
+
+    `say` is told what is waited for; `timeout` limits each of the two phases, s.
+    """
+    seconds = health.PROBE_SECONDS if timeout is None else timeout
+    endpoint = Endpoint(url, min(seconds, ANSWER_SECONDS))
+    server = health.look(endpoint, model, wait_for(say, seconds, f"{endpoint.url} to say what it is", budget))
     doubts = health.check(server, scenario, pairs)
-    recipe, unsure = learn(endpoint, server, scenario, pairs, model, seed)
-    extras, unheard = try_stream(endpoint, server, *sample(recipe, scenario, pairs, seed))
+    learning = wait_for(say, seconds, f"{endpoint.url} to say how many tokens a prompt has", budget)
+    recipe, unsure = learn(endpoint, server, scenario, pairs, model, seed, learning)
+    extras, unheard = try_stream(endpoint, server, *sample(recipe, scenario, pairs, seed), learning)
     return endpoint, msgspec.structs.replace(server, extras=extras), recipe, [*doubts, *unsure, *unheard]
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from measure.dialect import Prompt, refusal
-from measure.endpoint import Endpoint, decoded
+from measure.deadline import Deadline
+from measure.dialect import Prompt
+from measure.endpoint import Endpoint, Unreachable, decoded, rows, table
 from measure.exposition import parse
 from measure.health import PROBE_SECONDS, Server
 from measure.prompts import WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
@@ -25,27 +26,34 @@ class Refused(UserError):
 
 
 def learn(
-    endpoint: Endpoint, server: Server, scenario: Scenario, pairs: Pairs | None, model: str | None, seed: int
+    endpoint: Endpoint,
+    server: Server,
+    scenario: Scenario,
+    pairs: Pairs | None,
+    model: str | None,
+    seed: int,
+    deadline: Deadline | None = None,
 ) -> tuple[Recipe, list[str]]:
     """The recipe for this server, and what is unsure about it."""
+    deadline = deadline or Deadline(PROBE_SECONDS, f"{endpoint.url} to say how many tokens a prompt has")
     tokens = _length(scenario, pairs, seed)
     tokenizer = tokenizer_file(model)
     recipe = Recipe(words=WORDS) if tokenizer is None else by_tokenizer(tokenizer)
     if server.api == "tgi":
-        return recipe, _verify_tgi(endpoint, recipe, tokens, seed, truncate=tokenizer is None)
+        return recipe, _verify_tgi(endpoint, recipe, tokens, seed, deadline, truncate=tokenizer is None)
     if server.api == "completions":
         recipe = Recipe(ids=True)
     elif tokenizer is None:
         words = Recipe(words=WORDS)
-        counts = {n: _counted(endpoint, server, _prompt(words, n, seed)) for n in (FEW, MANY)}
+        counts = {n: _counted(endpoint, server, _prompt(words, n, seed), deadline) for n in (FEW, MANY)}
         known = {n: count for n, count in counts.items() if count is not None}
         recipe = by_counts(known) if len(known) == len(counts) else words
     else:
         # the tokenizer knows the words, only the server knows its template
-        found = _counted(endpoint, server, _prompt(recipe, FEW, seed))
+        found = _counted(endpoint, server, _prompt(recipe, FEW, seed), deadline)
         if found is not None:
             recipe = Recipe(words=recipe.words, overhead=recipe.overhead + found - FEW)
-    found = _counted(endpoint, server, _prompt(recipe, tokens, seed))
+    found = _counted(endpoint, server, _prompt(recipe, tokens, seed), deadline)
     if found is None:
         taken = "token ids" if recipe.ids else "words"
         return recipe, [f"the server does not say how many tokens a prompt has (usage): its {taken} stand in for them"]
@@ -68,34 +76,38 @@ def _prompt(recipe: Recipe, tokens: int, seed: int) -> Prompt:
     return recipe.prompt(tokens, generator(seed, PROBE))
 
 
-def _counted(endpoint: Endpoint, server: Server, prompt: Prompt) -> int | None:
+def _counted(endpoint: Endpoint, server: Server, prompt: Prompt, deadline: Deadline) -> int | None:
     """How many tokens a prompt has by the server's count; None where it gives none."""
     ask: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
     if server.model is not None:
         ask["model"] = server.model
     if server.api == "completions":
-        status, body = endpoint.post("/v1/completions", ask | {"prompt": prompt}, PROBE_SECONDS)
+        path = "/v1/completions"
+        ask["prompt"] = prompt
     else:
-        said = {"messages": [{"role": "user", "content": prompt}]}
-        status, body = endpoint.post("/v1/chat/completions", ask | said, PROBE_SECONDS)
-    if status != 200:
-        raise Refused(f"the server refuses a request of the scenario's size: {refusal(status, body).error}")
-    usage = decoded(body).get("usage") or {}
-    count = usage.get("prompt_tokens")
-    return count if isinstance(count, int) else None
+        path = "/v1/chat/completions"
+        ask["messages"] = [{"role": "user", "content": prompt}]
+    answer = endpoint.post(path, ask, deadline)
+    if answer.status != 200:
+        raise Refused(f"the server refuses a request of the scenario's size: {endpoint.explain(path, answer)}")
+    count = table(decoded(answer.body).get("usage")).get("prompt_tokens")
+    return count if isinstance(count, int) and 0 < count < 2**53 else None
 
 
-def _verify_tgi(endpoint: Endpoint, recipe: Recipe, tokens: int, seed: int, truncate: bool) -> list[str]:
-    before = _input_lengths(endpoint)
+def _verify_tgi(
+    endpoint: Endpoint, recipe: Recipe, tokens: int, seed: int, deadline: Deadline, truncate: bool
+) -> list[str]:
+    before = _input_lengths(endpoint, deadline)
     parameters: dict[str, Any] = {"max_new_tokens": 1, "details": True, "decoder_input_details": True}
     if truncate:
         parameters["truncate"] = tokens
     body: dict[str, Any] = {"inputs": _prompt(recipe, tokens, seed), "parameters": parameters}
-    status, answer = endpoint.post("/generate", body, PROBE_SECONDS)
-    if status != 200:
-        raise Refused(f"the server refuses a prompt of {tokens} tokens: {refusal(status, answer).error}")
-    prefill = (decoded(answer).get("details") or {}).get("prefill") or []
-    total, count = (b - a for a, b in zip(before, _input_lengths(endpoint), strict=True))
+    answer = endpoint.post("/generate", body, deadline)
+    if answer.status != 200:
+        raise Refused(f"the server refuses a prompt of {tokens} tokens: {endpoint.explain('/generate', answer)}")
+    prefill = rows(table(decoded(answer.body).get("details")).get("prefill"))
+    after = _input_lengths(endpoint, deadline)
+    total, count = (b - a for a, b in zip(before, after, strict=True))
     doubts = []
     if not prefill and count != 1:
         doubts.append(f"nothing confirms that prompts have {tokens} tokens")
@@ -108,7 +120,10 @@ def _verify_tgi(endpoint: Endpoint, recipe: Recipe, tokens: int, seed: int, trun
     return doubts
 
 
-def _input_lengths(endpoint: Endpoint) -> tuple[float, float]:
-    status, body = endpoint.get("/metrics")
-    said = parse(body.decode("utf-8", "replace")) if status == 200 else {}
+def _input_lengths(endpoint: Endpoint, deadline: Deadline) -> tuple[float, float]:
+    try:
+        answer = endpoint.get("/metrics", deadline)
+    except Unreachable:
+        return 0.0, 0.0
+    said = parse(answer.body.decode("utf-8", "replace")) if answer.status == 200 else {}
     return said.get(f"{INPUT_LENGTH}_sum", 0.0), said.get(f"{INPUT_LENGTH}_count", 0.0)

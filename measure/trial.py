@@ -3,14 +3,18 @@ whether it counts its tokens."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from contextlib import closing
 from time import perf_counter_ns
 
+import gevent
+
 from measure.client import OK, Client, Record, Stopwatch
+from measure.deadline import Deadline
 from measure.dialect import CONTINUOUS, DIALECTS, FEWER, USAGE, VALIDATION, Prompt
-from measure.endpoint import TOKEN_VARIABLE, Endpoint
+from measure.endpoint import Endpoint
 from measure.health import PROBE_SECONDS, Server
+from measure.key import api_key
 from measure.probe import Refused
 
 TOKENS = 4  # of the answer
@@ -18,7 +22,7 @@ ATTEMPTS = 2  # a server that fails now and then is still measured
 
 
 def try_stream(
-    endpoint: Endpoint, server: Server, prompt: Prompt, prompt_tokens: int
+    endpoint: Endpoint, server: Server, prompt: Prompt, prompt_tokens: int, deadline: Deadline | None = None
 ) -> tuple[tuple[str, ...], list[str]]:
     """The extra keys to ask an OpenAI-style server with, and what is doubtful; `Refused` where no answer comes.
 
@@ -26,9 +30,10 @@ def try_stream(
     """
     if server.api == "tgi":
         return (), []
+    deadline = deadline or Deadline(PROBE_SECONDS, f"{endpoint.url} to stream an answer")
     record = Record(-1, -1, -1, 0.0, 0.0, prompt_tokens, TOKENS)
     for extras in FEWER:
-        record = _ask(endpoint, server, extras, prompt, prompt_tokens)
+        record = _ask(endpoint, server, extras, prompt, prompt_tokens, deadline)
         if record.status != VALIDATION:
             break
     if record.status != OK:
@@ -36,16 +41,16 @@ def try_stream(
     return extras, [*_refused(extras), *_uncounted(record)]
 
 
-def _ask(endpoint: Endpoint, server: Server, extras: Sequence[str], prompt: Prompt, prompt_tokens: int) -> Record:
+def _ask(
+    endpoint: Endpoint, server: Server, extras: Sequence[str], prompt: Prompt, prompt_tokens: int, deadline: Deadline
+) -> Record:
     now = Stopwatch(perf_counter_ns()).now
     dialect = DIALECTS[server.api](server.model, extras)
     for _ in range(ATTEMPTS):
-        client = Client(
-            endpoint.url, dialect, now, patience=PROBE_SECONDS, token=os.environ.get(TOKEN_VARIABLE) or None
-        )
+        client = Client(endpoint.url, dialect, now, patience=deadline.left() + 1.0, token=api_key())
         record = Record(-1, -1, -1, 0.0, 0.0, prompt_tokens, TOKENS)
-        client.ask(record, prompt)
-        client.close()
+        with closing(client), gevent.Timeout(deadline.left(), deadline.passed()):
+            client.ask(record, prompt)
         if record.status in (OK, VALIDATION):
             break
     return record

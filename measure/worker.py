@@ -21,6 +21,7 @@ import psutil
 
 from measure.client import OK, Client, Record, Stopwatch
 from measure.dialect import DIALECTS
+from measure.key import api_key
 from measure.lines import Lines
 from measure.orders import REPORT_SECONDS, Ended, Order, Report, Setup, boot_id
 from measure.prompts import generator
@@ -49,7 +50,7 @@ class Worker:
     def __init__(self, runner: Any, setup: Setup, index: int, offset: int):
         self.runner, self.setup, self.index = runner, setup, index
         self.watch = Stopwatch(setup.zero + offset)
-        self.token = os.environ.get("SERVECAST_API_KEY")
+        self.token = api_key()
         self.rungs: list[Order] = []
         self.alive: dict[int, Record] = {}
         self.ended: list[Ended] = []

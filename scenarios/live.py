@@ -36,7 +36,21 @@ processes_option = click.option(
 model_option = click.option(
     "--model", help="The model's name where the server has several, or a folder with its tokenizer.json."
 )
-budget_option = click.option("--budget", type=Seconds(min=0, min_open=True), help="The longest the ladder may take, s.")
+budget_option = click.option(
+    "--budget", type=Seconds(min=0, min_open=True), help="The longest all of it may take, s, from the start."
+)
+timeout_option = click.option(
+    "--timeout",
+    type=Seconds(min=0, min_open=True),
+    help="The longest to wait, s, for the server to say what it is, then to count a prompt, then to warm up.",
+)
+patience_option = click.option(
+    "--patience",
+    type=Seconds(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="The longest a request may go without a token, s.",
+)
 
 
 @command("servecast measure standin --url http://127.0.0.1:8080 -o run")
@@ -50,6 +64,8 @@ budget_option = click.option("--budget", type=Seconds(min=0, min_open=True), hel
 @click.option(
     "--remote", type=click.IntRange(min=0), default=0, show_default=True, help="How many of them to wait for."
 )
+@timeout_option
+@patience_option
 @budget_option
 @set_option
 @seed_option
@@ -62,6 +78,8 @@ def measure(
     model: str | None,
     bind: str | None,
     remote: int,
+    timeout: float | None,
+    patience: float,
     budget: float | None,
     sets: tuple[str, ...],
     seed: int,
@@ -88,6 +106,8 @@ def measure(
         processes=processes,
         model=model,
         seed=seed,
+        timeout=timeout,
+        patience=patience,
         budget=budget,
         bind=bind,
         remote=remote,
@@ -152,6 +172,8 @@ def standin(
 @click.option("--resume", is_flag=True, help="Go on with the ladder of the run in -o.")
 @processes_option
 @model_option
+@timeout_option
+@patience_option
 @budget_option
 @force_option
 @set_option
@@ -166,6 +188,8 @@ def run(
     resume: bool,
     processes: int,
     model: str | None,
+    timeout: float | None,
+    patience: float,
     budget: float | None,
     force: bool,
     sets: tuple[str, ...],
@@ -199,7 +223,18 @@ def run(
     listed = asked.load.users or asked.load.rate or ([0] if asked.load.trace else None)
     if listed is not None and len(listed) < 2:
         raise BadInput("expected at least two loads: some to fit and some to score", path=scenario, key="load")
-    made = climb(asked, url, output / "run", resume=resume, processes=processes, model=model, seed=seed, budget=budget)
+    made = climb(
+        asked,
+        url,
+        output / "run",
+        resume=resume,
+        processes=processes,
+        model=model,
+        seed=seed,
+        timeout=timeout,
+        patience=patience,
+        budget=budget,
+    )
     measured = read_run(made)
     out = console()
     with working(jobs) as (executor, commentary):
@@ -249,18 +284,25 @@ def _as_measured(scenario: Scenario, run: Run, calibration: Path) -> Scenario:
 @command("servecast doctor llama2-70b --url http://127.0.0.1:8080")
 @click.argument("scenario", required=False)
 @click.option("--url", help="A server to look at, and to hold against the scenario.")
+@timeout_option
 @set_option
-def doctor(scenario: str | None, url: str | None, sets: tuple[str, ...]) -> int:
+def doctor(scenario: str | None, url: str | None, timeout: float | None, sets: tuple[str, ...]) -> int:
     """Say what is missing here, and what mends it.
 
     Exit status 1 when something is missing that the scenario (or the URL) needs.
     """
     from measure.doctor import diagnose
+    from measure.health import PROBE_SECONDS
     from scenarios.load import load
     from scenarios.tables import console
     from sim.columns import show_listed
 
-    findings = diagnose(None if scenario is None else load(scenario, *sets), url)
+    findings = diagnose(
+        None if scenario is None else load(scenario, *sets),
+        url,
+        lambda line: click.echo(line, err=True),
+        PROBE_SECONDS if timeout is None else timeout,
+    )
     words = {True: "well", False: "MISSING", None: "-"}
     rows = []
     for finding in findings:

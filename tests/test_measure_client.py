@@ -95,14 +95,24 @@ def test_an_error_inside_http_200_is_a_failure_and_keeps_the_tokens_before_it(er
 @pytest.mark.parametrize(
     ("code", "body", "status", "error"),
     [
-        (429, b'{"error":"Model is overloaded","error_type":"overloaded"}', "overloaded", "Model is overloaded"),
-        (422, b'{"error":"too long","error_type":"validation"}', "validation", "too long"),
+        (
+            429,
+            b'{"error":"Model is overloaded","error_type":"overloaded"}',
+            "overloaded",
+            "HTTP 429: too many requests (Model is overloaded)",
+        ),
+        (422, b'{"error":"too long","error_type":"validation"}', "validation", "HTTP 422: too long"),
         (422, b"Failed to deserialize", "validation", "HTTP 422: Failed to deserialize"),
-        (424, b'{"error":"Request failed","error_type":"generation"}', "generation", "Request failed"),
-        (500, b'{"error":"x","error_type":"incomplete_generation"}', "incomplete", "x"),
-        (503, b"", "overloaded", "HTTP 503"),
-        (502, b"<html>bad gateway</html>", "generation", "HTTP 502: <html>bad gateway</html>"),
-        (401, b'{"error":{"message":"no key","type":"auth","code":401}}', "validation", "HTTP 401: no key"),
+        (424, b'{"error":"Request failed","error_type":"generation"}', "generation", "HTTP 424: Request failed"),
+        (500, b'{"error":"x","error_type":"incomplete_generation"}', "incomplete", "HTTP 500: x"),
+        (503, b"", "overloaded", "HTTP 503: overloaded, or not ready yet"),
+        (502, b"<html>", "generation", "HTTP 502: a gateway cannot reach the server behind it (an HTML page)"),
+        (
+            401,
+            b'{"error":{"message":"no key","type":"auth","code":401}}',
+            "validation",
+            "HTTP 401: set SERVECAST_API_KEY (no key)",
+        ),
     ],
 )
 def test_an_answer_that_is_no_stream_is_classified(code: int, body: bytes, status: str, error: str) -> None:

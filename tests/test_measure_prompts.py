@@ -129,11 +129,11 @@ def test_a_server_that_refuses_the_probe_is_said_to() -> None:
 def test_what_answers_is_found_out_by_asking() -> None:
     nothing = say(answer(b"", 404))
     good = say(answer({"choices": [{"text": "x"}]}))
-    # /info, /metrics, /v1/models, /v1/completions, /v1/chat/completions
+    # /info, /v1/models, /v1/completions, /v1/chat/completions
     models = say(answer({"data": [{"id": "llama"}]}))
     for scripts, api in (
-        ((nothing, nothing, models, good), "completions"),
-        ((nothing, nothing, models, nothing, good), "chat"),
+        ((nothing, models, good), "completions"),
+        ((nothing, models, nothing, good), "chat"),
     ):
         server = Scripted(*scripts)
         found = look(Endpoint(server.url))
@@ -142,8 +142,8 @@ def test_what_answers_is_found_out_by_asking() -> None:
         server.close()
     for scripts, message in (
         ((nothing,), "neither TGI"),
-        ((nothing, nothing, say(answer(b"", 401))), "SERVECAST_API_KEY"),
-        ((say(answer({"model_id": "m"})), nothing, say(answer(b"", 503))), "unhealthy"),
+        ((nothing, say(answer(b"", 401))), "HTTP 401: set SERVECAST_API_KEY"),
+        ((say(answer({"model_id": "m"})), say(answer(b"", 503))), "unhealthy: /health answers HTTP 503"),
     ):
         server = Scripted(*scripts)
         with pytest.raises(Unreachable, match=message):
@@ -192,8 +192,8 @@ def test_a_scenario_is_held_against_info() -> None:
     pairs = Pairs(np.array([10, 2000]), np.array([5, 5]), np.array([5, 5]))
     assert any("may exceed" in d for d in check(tgi, scenario(), pairs))
     assert any("200 users" in d for d in check(tgi, scenario(load=Load(users=[200]))))
-    other = Server(api="tgi", info=info | {"version": "2.0.4", "max_waiting_tokens": 10, "max_batch_total_tokens": 9})
-    said = check(other, scenario(server=ServerConfig(max_batch_total_tokens=10)))
+    other = Server(api="tgi", info=info | {"version": "2.0.4", "max_waiting_tokens": 10, "max_batch_total_tokens": 90})
+    said = check(other, scenario(server=ServerConfig(max_batch_total_tokens=100)))
     assert [d for d in said if "2.0.4" in d]
     assert [d for d in said if "max_waiting_tokens is 10, the scenario says 20" in d]
-    assert [d for d in said if "max_batch_total_tokens is 9, the scenario says 10" in d]
+    assert [d for d in said if "max_batch_total_tokens is 90, the scenario says 100" in d]
