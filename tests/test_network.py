@@ -94,12 +94,13 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command: its exit status, what it printed on stdout and on stderr."""
+    """Run a command: its exit status, what it printed on stdout (unwrapped) and on stderr."""
 
     def ran(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         found = status([str(a) for a in arguments])
-        return found, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return found, " ".join(out.split()), err
 
     return ran
 
