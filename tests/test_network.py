@@ -281,14 +281,18 @@ def test_http_and_https_are_told_apart(tmp_path: Path, run: Run) -> None:
         assert "it does not answer in TLS" in out
 
 
+STREAM = HEAD + chunk(b'data: {"choices":[{"text":"x","finish_reason":"length"}]}\n\ndata: [DONE]\n\n') + END
+
+
 def openai(prompt: int = 60, stream: Script | None = None, **model: object) -> dict[bytes, Script]:
     """An OpenAI-style server's paths; what it says about its model, and what it streams."""
     good = {"choices": [{"text": "x"}], "usage": {"prompt_tokens": prompt}}
     asked = [0]
 
     def completions(connection: socket.socket) -> None:
-        asked[0] += 1
-        (answer(good) if asked[0] <= 2 or stream is None else stream)(connection)
+        asked[0] += 1  # before the warm-up: what it is, the tokens of a prompt, whether it streams
+        first = [answer(good), answer(good), say(STREAM)]
+        (first[asked[0] - 1] if asked[0] <= len(first) or stream is None else stream)(connection)
 
     return {b"/v1/models": answer({"data": [{"id": "m"} | model]}), b"/v1/completions": completions}
 
@@ -385,11 +389,10 @@ STREAMS = {
 
 
 def test_streams_that_come_to_no_end_fail_with_their_cause(run: Run, file: str, tmp_path: Path) -> None:
-    good = b'data: {"choices":[{"text":"x","finish_reason":"length"}]}\n\ndata: [DONE]\n\n'
-    waiting = [say(HEAD + chunk(good) + END)] * 2 + [script for script, _ in STREAMS.values()]
+    waiting = [say(STREAM)] * 2 + [script for script, _ in STREAMS.values()]
 
     def next_one(connection: socket.socket) -> None:
-        (waiting.pop(0) if waiting else say(HEAD + chunk(good) + END))(connection)
+        (waiting.pop(0) if waiting else say(STREAM))(connection)
 
     with serving(openai(stream=next_one)) as server:
         where = ("--url", server.url, "-o", tmp_path / "run", "--set", "load.seconds=4", "--set", "load.retry=0.01")
