@@ -292,7 +292,7 @@ def openai(prompt: int = 60, stream: Script | None = None, **model: object) -> d
     def completions(connection: socket.socket) -> None:
         asked[0] += 1  # before the warm-up: what it is, the tokens of a prompt, whether it streams
         first = [answer(good), answer(good), say(STREAM)]
-        (first[asked[0] - 1] if asked[0] <= len(first) or stream is None else stream)(connection)
+        (answer(good) if stream is None else [*first, stream][min(asked[0], 4) - 1])(connection)
 
     return {b"/v1/models": answer({"data": [{"id": "m"} | model]}), b"/v1/completions": completions}
 
