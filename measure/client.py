@@ -20,10 +20,10 @@ import msgspec
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
-from measure.dialect import INCOMPLETE, Dialect, Heard, Prompt, refusal
+from measure.dialect import INCOMPLETE, TOKEN, Dialect, Heard, Prompt, refusal
 from measure.refusal import clean, explain
 from measure.sse import EventParser, UnknownEncoding, unpacker
-from measure.tokens import Counter, Habit
+from measure.tokens import OUTPUT, Counter, Habit
 
 ABORTED, OK, TIMEOUT, CONNECT, RESET = "aborted", "ok", "timeout", "connect", "reset"
 CONNECT_SECONDS = 10.0
@@ -280,6 +280,9 @@ class Client:
 
     def _take(self, record: Record, counter: Counter, at: float, heard: Heard) -> bool:
         """Write down what an event says; whether the answer ends with it."""
+        if heard is TOKEN:
+            counter.hear(at, OUTPUT, None)
+            return False
         if heard.status is not None:
             record.status, record.error = heard.status, heard.error
             return True

@@ -71,6 +71,8 @@ class Counter:
             self.told = count
             if kind in (OUTPUT, EMPTY):
                 self.times += [at] * (count - len(self.times))
+        elif kind == OUTPUT and habit.each == 1.0:
+            self.times.append(at)
         elif kind == OUTPUT or (kind == EMPTY and habit.empty):
             self._ahead += habit.each
             whole = int(self._ahead)
