@@ -35,6 +35,7 @@ MOST_BYTES = 1 << 20  # between two events: the last one repeats the whole answe
 ENDLESS_FACTOR, ENDLESS_EVENTS = 2, 1000  # events of an answer without end, beside the tokens that were asked
 REFUSAL_BYTES = 1 << 16  # of an answer that is an error
 CLOSING_SECONDS = 2.0  # from the last token to what follows it: the usage, `[DONE]`
+COUNTED_SECONDS = 0.25  # the same where the usage has come, so that nothing is lost with the rest
 
 
 class Record(msgspec.Struct):
@@ -269,7 +270,7 @@ class Client:
                     self._finish(response, waiting)
                     return
                 if record.status == OK:
-                    waiting.limit(CLOSING_SECONDS)
+                    waiting.limit(CLOSING_SECONDS if record.generated_tokens is None else COUNTED_SECONDS)
             if waiting.passed():  # meanwhile came comments, or fields we have no use for
                 raise TimeoutError
         for event in parser.end():
