@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from sim.calibration import Calibration
     from sim.scenario import Scenario
 
-KEPT = 0.9  # the probability with which a plan must keep an SLO
-
 scenario_argument = click.argument("scenarios", metavar="SCENARIO...", nargs=-1, required=True)
 
 
@@ -169,8 +167,8 @@ def plan(
     For every load the cost and the probability, over all that is not known for sure, that each SLO is met.
     Exit status 1 when no load of the ladder keeps every SLO with a probability of 90 %.
     """
+    from scenarios import crossing
     from scenarios.exports import plan_as_csv
-    from scenarios.forecast import named
     from scenarios.tables import console, show_cost, show_promises
 
     one_of(as_json, as_csv)
@@ -189,9 +187,10 @@ def plan(
                 "slo": f.slo,
                 "cost": f.cost,
                 "price": f.scenario.price,
-                "largest_load": largest_load(f),
+                "largest_load": f.crossing.kept_at if f.crossing else None,
                 "doubts": f.doubts,
             }
+            | crossing.plain(f)
             for f in found
         ]
         say(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
@@ -206,21 +205,9 @@ def plan(
             if forecast.cost:
                 out.print()
                 show_cost(forecast, out)
-            largest = largest_load(forecast)
-            kept = f"every SLO is kept up to {named(largest, forecast.unit)}" if largest else "no load keeps every SLO"
-            out.print(f"{kept} with a probability of {KEPT:.0%}")
+            out.print(crossing.said(forecast))
     doubt(_doubts(found))
-    return 0 if all(largest_load(forecast) is not None for forecast in found) else FAILED
-
-
-def largest_load(forecast: Forecast) -> float | None:
-    """The largest load up to which every rung keeps every SLO with probability `KEPT`; None if the first does not."""
-    largest = None
-    for rung in dict.fromkeys(promise.load for promise in forecast.slo):
-        if any(promise.probability < KEPT for promise in forecast.slo if promise.load == rung):
-            break
-        largest = rung
-    return largest
+    return 0 if all(f.crossing is not None and f.crossing.kept_at is not None for f in found) else FAILED
 
 
 class Question(NamedTuple):

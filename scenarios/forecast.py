@@ -78,6 +78,18 @@ class Corner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.passed > 0.5
 
 
+class Crossing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Up to which load every SLO is kept: at the rung `kept_at`, and all before it, with the `probability`; no longer,
+    more likely than not, at the rung `broken_at`; and where in between (`load`; no value beyond either end of the
+    ladder). `breaks` is the SLO that is broken first in most replicates."""
+
+    kept_at: float | None
+    broken_at: float | None
+    load: Estimate
+    breaks: str | None
+    probability: float
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the machine's hours come to at one load, USD; a month is 730 hours, a year 8,760.
 
@@ -162,6 +174,7 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     slo: list[Promise]
     published: list[Printed]
     doubts: list[str]
+    crossing: Crossing | None = None  # without SLOs, and in older files
 
     @property
     def unit(self) -> str:

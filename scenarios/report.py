@@ -18,6 +18,7 @@ from markupsafe import Markup
 from scenarios import plots, tables
 from scenarios.comparison import Comparison
 from scenarios.cost import of_the_machine
+from scenarios.crossing import said
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
 from scenarios.numbers import parts, unit_of
 from scenarios.sections import Section, grid, image, mark, of_comparison, of_run
@@ -154,6 +155,9 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
 
 
 def _headline(f: Forecast) -> str:
+    if f.crossing is not None:
+        kept, top = said(f), f.binding[-1]
+        return f"{kept[0].upper()}{kept[1:]}. At {named(top.load, f.unit)} the limit is: {top.binds}."
     (load, loads), (rps, rates), top = parts(f.knee.load), parts(f.knee.rps), f.binding[-1]
     loads, rates = (f" ({band})" if band else "" for band in (loads, rates))
     if f.knee.below:

@@ -13,12 +13,12 @@ from concurrent.futures import Executor
 from importlib.metadata import version
 from itertools import islice
 
-import msgspec
 import numpy as np
 import pandas as pd
 
 from scenarios.binding import binding
 from scenarios.cost import costs
+from scenarios.crossing import corner, crossing
 from scenarios.doubts import above, below, doubts, luck, several_patterns, unstable
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
@@ -95,10 +95,12 @@ def summarise(
     reasons = doubts(scenario, calibration, rungs, growing, tasks[0].pairs)
     limit = scenario.slo.get("e2e_p95")
     plateaus = [curve.plateau(table) for table in tables]
-    knees = [curve.knee(table, limit) for table in tables]
+    without = [place for place, grows in enumerate(growing) if grows]
+    knees = [curve.knee(table, limit, without) for table in tables]
     first = float(rungs["load"].iloc[0])
-    passed = float(np.mean([corner.reached and corner.load == first for corner in knees]))
-    if passed > 0.5:  # it lies below the ladder, nobody knows where
+    bends = f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"
+    knee = corner(knees, first, bends)
+    if knee.below:
         knees = [curve.Corner(math.nan, math.nan, True)] * len(knees)
     takeoffs = [curve.takeoff(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
     takeoff = _corner(takeoffs, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
@@ -108,10 +110,8 @@ def summarise(
         provenance=_provenance(calibration, tasks, changes),
         curves=list(_rows(scenario, tables, outside, growing)),
         plateau=_corner(plateaus, "the largest RPS over the rungs"),
-        knee=msgspec.structs.replace(
-            _corner(knees, f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"),
-            passed=passed,
-        ),
+        knee=knee,
+        crossing=crossing(scenario.slo, tables, without),
         takeoff=takeoff,
         cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
         binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],

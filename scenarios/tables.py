@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from scenarios.cost import of_the_machine
+from scenarios.crossing import said
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration
@@ -63,6 +64,8 @@ def show(forecast: Forecast, out: Console) -> None:
         show_columns(published(forecast), out)
     out.print()
     show_promises(forecast, out)
+    if forecast.crossing is not None:
+        out.print(Text(said(forecast)))
     if forecast.cost:
         out.print()
         show_cost(forecast, out)

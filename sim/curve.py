@@ -6,11 +6,12 @@ mean of many hockey sticks has no corner.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 LOW, HIGH = 0.05, 0.95
 TAKEOFF_FACTOR = (1.15, 2.5)  # uniform: a judgement by eye on a printed plot (`formats.md`, Forecast)
@@ -48,26 +49,40 @@ def plateau(table: pd.DataFrame) -> Corner:
     return Corner(float(table["load"].iloc[at]), float(table["rps"].iloc[at]), at < len(table) - 1)
 
 
-def knee(table: pd.DataFrame, e2e_p95: float | None = None) -> Corner:
+def knee(table: pd.DataFrame, e2e_p95: float | None = None, growing: Collection[int] = ()) -> Corner:
     """Where p95 E2E first exceeds `e2e_p95`, s, or without it twice the lowest rung's mean, in one replicate."""
     limit = 2.0 * float(table["e2e_mean"].iloc[0]) if e2e_p95 is None else e2e_p95
-    return _crossing(table, "e2e_p95", limit)
+    return crossing(table, "e2e_p95", limit, growing)
 
 
 def takeoff(table: pd.DataFrame, factor: float) -> Corner:
     """Where mean E2E first reaches `factor` times the lowest rung's, in one replicate."""
-    return _crossing(table, "e2e_mean", factor * float(table["e2e_mean"].iloc[0]))
+    return crossing(table, "e2e_mean", factor * float(table["e2e_mean"].iloc[0]))
 
 
-def _crossing(table: pd.DataFrame, metric: str, limit: float) -> Corner:
-    """Where `metric` first passes `limit`, load and RPS interpolated between rungs; the top rung if it never does."""
+def broken(table: pd.DataFrame, metric: str, limit: float, growing: Collection[int] = ()) -> NDArray[np.bool_]:
+    """Which rungs do not keep `metric` within `limit`, in one replicate. Those without a value do not, nor those at the
+    places in `growing`: an open loop's without a steady state."""
+    value = table[metric].to_numpy(dtype=np.float64)
+    found = np.zeros(len(value), dtype=bool) if np.isnan(limit) else ~(value <= limit)
+    found[list(growing)] = True
+    return np.asarray(found)
+
+
+def crossing(table: pd.DataFrame, metric: str, limit: float, growing: Collection[int] = ()) -> Corner:
+    """Where `metric` first passes `limit`, in one replicate: load and RPS on the straight line between the last rung
+    that keeps it and the first that does not. The top rung, not `reached`, if it never does.
+
+    Where the line says nothing, since the rung shows no value beyond the limit, that rung itself is taken; likewise the
+    first rung, if that does not keep it.
+    """
     load, rps, value = (table[name].to_numpy(dtype=np.float64) for name in ("load", "rps", metric))
-    over = np.flatnonzero(value > limit)
+    over = np.flatnonzero(broken(table, metric, limit, growing))
     if not len(over):
         return Corner(float(load[-1]), float(rps[-1]), False)
     i = int(over[0])
-    if i == 0:
-        return Corner(float(load[0]), float(rps[0]), True)
+    if i == 0 or not value[i] > limit:
+        return Corner(float(load[i]), float(rps[i]), True)
     share = (limit - value[i - 1]) / (value[i] - value[i - 1])
     return Corner(
         float(load[i - 1] + share * (load[i] - load[i - 1])), float(rps[i - 1] + share * (rps[i] - rps[i - 1])), True
