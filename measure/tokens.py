@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sim.events import spread
+from sim.events import alike, spread
 
 # What an event is: with output, with empty output, with empty output and the reason for the end (often the model's end
 # token), with nothing but a role (a token only where something like it came before).
@@ -24,14 +24,17 @@ class Habit:
 
     def __init__(self) -> None:
         self.empty, self.each = False, 1.0
+        self._total, self._kinds = 0, [0] * (OPENING + 1)
 
     def learn(self, kinds: Sequence[int], total: int) -> None:
         """Take in a whole answer of `total` tokens."""
-        output, empty, closing = (sum(kind == of for kind in kinds) for of in (OUTPUT, EMPTY, CLOSING))
-        if total <= output + closing:
-            self.empty, self.each = False, min(1.0, total / max(1, output))
-        else:
-            self.empty, self.each = True, max(1.0, total / max(1, output + empty))
+        self._total += total
+        for kind in kinds:
+            self._kinds[kind] += 1
+        output, empty, closing = (self._kinds[kind] for kind in (OUTPUT, EMPTY, CLOSING))
+        self.empty = self._total > output + closing
+        each = self._total / max(1, output + empty if self.empty else output)
+        self.each = 1.0 if alike(each, 1.0) or (each > 1.0 and not self.empty) else each
 
 
 class Counted(NamedTuple):
