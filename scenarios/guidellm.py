@@ -116,11 +116,10 @@ def speaks(document: Any) -> bool:
 
 def read(document: Any, path: Path) -> Run:
     """The run of a guidellm report."""
-    for i, raw in enumerate(document.get("benchmarks") or []):
-        if has(raw, "benchmarks"):
-            message = "written by guidellm before 0.2, which is too old; expected the report of a later one"
-            raise BadInput(message, path=path, key=f"benchmarks[{i}]")
     listed = document.get("benchmarks")
+    if has(_first(listed), "benchmarks"):
+        message = "written by guidellm before 0.2, which is too old; expected the report of a later one"
+        raise BadInput(message, path=path, key="benchmarks[0]")
     raw = document | {"benchmarks": [_modern(b) for b in listed]} if isinstance(listed, list) else document
     report = understood(raw, _Report, path)
     if not report.benchmarks:

@@ -43,6 +43,7 @@ OF_A_RUN = {"id", "sent", "prompt_tokens", "status"}
 SECONDS = ("scheduled", "sent", "time", "arrived_at")  # a run's, our own CSVs' and Vidur's, which are documented
 MOST_ROWS = 50_000_000  # requests after `scale`: more do not fit into the memory of one machine
 HOUR = 3600.0  # s
+LONGEST = 1e9  # s, thirty years: a longer trace has its times in another unit
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, lie evenly spread however many there are
 _SEED = 20231116  # which requests `scale` leaves out is part of what the file says, not of a replicate's luck
 
@@ -310,4 +311,8 @@ def _scaled(
             raise BadInput(f"expected a scale that leaves at least one request, found {source.scale:g}", path=path)
         sorting = np.argsort(times, kind="stable")
         order, times = order[sorting], times[sorting]
+    if not float(times[-1]) <= LONGEST * min(1.0, source.compress):
+        lasts = float(times[-1] / source.compress) if source.compress > 1e-9 else float("inf")
+        message = f"expected arrivals within {LONGEST:g} s of each other, found {lasts:.3g} s: is time_unit right?"
+        raise BadInput(message, path=path)
     return order, times / source.compress

@@ -14,6 +14,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ISO = re.compile(
     r"(?P<whole>\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?)(?:[.,](?P<part>\d+))?\s*(?P<zone>Z|[+-]\d\d:?\d\d)?"
 )
+_MOST = 10**30  # more is no time, and no number of tokens
 # A number within these bounds is a unix time between 2001 and 2128, of this unit.
 _UNIX = {"s": (1e9, 5e9), "ms": (1e12, 5e12), "us": (1e15, 5e15), "ns": (1e18, 5e18)}
 
@@ -22,12 +23,14 @@ def number(value: object) -> int | float | None:
     """A number, exact where it was written as a whole one; None for what is none, or not finite."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, int):
+        return value if abs(value) < _MOST else None
+    if isinstance(value, float):
         return value if math.isfinite(value) else None
     if not isinstance(value, str) or "_" in value or len(value) > 40:
         return None
     try:
-        return int(value)
+        return number(int(value))
     except ValueError:
         pass
     try:
@@ -43,7 +46,8 @@ def nanoseconds(value: object) -> int | None:
     if found is None:
         return None
     try:
-        whole = datetime.fromisoformat(found["whole"] + (found["zone"] or "+00:00"))
+        of_day = "" if ":" in found["whole"] else "T00:00"
+        whole = datetime.fromisoformat(found["whole"] + of_day + (found["zone"] or "+00:00"))
     except ValueError:
         return None
     return (whole - _EPOCH) // timedelta(seconds=1) * 10**9 + int((found["part"] or "0").ljust(9, "0")[:9])

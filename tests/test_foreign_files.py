@@ -306,6 +306,7 @@ TRACE = "a trace, not a measurement; name it in a scenario, as workload.trace"
             {"duration": 1, "completed": 3, "total_output_tokens_retokenized": 3},
             "ttfts: missing; expected what every request did, which sglang's bench_serving writes with",
         ),
+        ({"metadata": {"guidellm_version": "0.8.1"}, "benchmarks": 5.0}, "benchmarks: Expected `array`"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,48,10\n", TRACE),
         ('{"timestamp": 0, "input_length": 15, "output_length": 10}\n{"timestamp": 1, "input_length": 1}', TRACE),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -24,7 +25,7 @@ from measure.generator import free_port
 from measure.ladder import measure
 from sim.run import read_run
 from sim.scenario import Load, Scenario
-from sim.workload import Lengths, Workload, arrival_gaps
+from sim.workload import Columns, Lengths, RequestFile, Workload, arrival_gaps
 
 
 def test_a_ladder_is_a_run_that_agrees_with_the_server(
@@ -176,10 +177,12 @@ def test_open_loop_sends_what_was_scheduled_whether_or_not_the_server_keeps_up(
 
 
 def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp_path: Path) -> None:
-    file = tmp_path / "trace.csv"
-    rows = [(0.0, 10, 3), (0.3, 20, 5), (0.3, 30, 2), (0.9, 40, 4)]
-    file.write_text("time,prompt_tokens,output_tokens\n" + "".join(f"{t},{p},{o}\n" for t, p, o in rows))
-    s = Scenario(name="trace", workload=Workload(trace=str(file)), load=Load(trace=True, settle=0.1))
+    file = tmp_path / "trace.log"
+    rows = [(0, 10, 3), (600, 20, 5), (600, 30, 2), (1800, 40, 4)]
+    file.write_text("".join(json.dumps({"at": t, "in": p, "out": o}) + "\n" for t, p, o in rows))
+    columns = Columns(time="at", prompt_tokens="in", output_tokens="out")
+    trace = RequestFile(file=str(file), columns=columns, time_unit="ms", compress=2)
+    s = Scenario(name="trace", workload=Workload(trace=trace), load=Load(trace=True, settle=0.1))
     run, _ = climb(s, server[0].url, tmp_path / "run")
     got = run.requests.sort_values(["scheduled", "id"])
     assert got["prompt_tokens"].tolist() == [10, 20, 30, 40]
