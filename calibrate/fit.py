@@ -36,6 +36,7 @@ from sim.calibration import Calibration, Residual, Source, SourceFile
 from sim.errors import NotEnoughData
 from sim.events import tokens_per_event
 from sim.forms import LEVEL, MEANING
+from sim.identity import Identity, named
 from sim.run import Run
 
 Floats = NDArray[np.float64]
@@ -51,11 +52,16 @@ def calibrate_runs(
     """Fit one machine to measured runs of it, or to some `rungs` of each run (None: all of them).
 
     Runs that show no single steps (answers that were not streamed, or several tokens an event) count only where no
-    other was given. `NotEnoughData` when there is nothing to fit.
+    other was given. `NotEnoughData` when there is nothing to fit, `NotTheEngine` where the server of one is not known
+    to be of the engine that its flags are for (`sim.assume`).
     """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")
-    if len({run.scenario.server.requires_padding for run in runs}) > 1:
+    engine = _one_engine(runs)
+    assumed = [text for run in runs for text in run.assumptions]
+    # a simulated server has the flags that its scenario says
+    untold = list(dict.fromkeys(text for run in runs if run.kind != "simulated" for text in run.untold))
+    if len({run.server.requires_padding for run in runs}) > 1:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
     for run in runs:
         if not run.rungs:
@@ -63,12 +69,22 @@ def calibrate_runs(
     chosen = list(zip(runs, rungs or [None] * len(runs), strict=True))
     streamed = [(run, only) for run, only in chosen if shows_steps(run)]
     if not streamed:
-        return _from_latencies(chosen, seed)
+        calibration = _from_latencies(chosen, seed)
+        return msgspec.structs.replace(calibration, engine=engine, doubts=[*assumed, *calibration.doubts, *untold])
     # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
     with threadpool_limits(limits=1, user_api="blas"):
         calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
     unseen = [f"{run.name}: {_why_no_steps(run)}, and so left out" for run in runs if not shows_steps(run)]
-    return msgspec.structs.replace(calibration, doubts=calibration.doubts + unseen)
+    return msgspec.structs.replace(calibration, engine=engine, doubts=[*assumed, *calibration.doubts, *untold, *unseen])
+
+
+def _one_engine(runs: Sequence[Run]) -> Identity | None:
+    """The engine of all runs; raises `NotEnoughData` where they are of several."""
+    found = {run.engine if run.engine is None else (run.engine.name, run.engine.version) for run in runs}
+    if len(found) > 1:
+        said = "; ".join(f"{run.name}: {named(run.engine)}" for run in runs)
+        raise NotEnoughData(f"these runs are not of one engine ({said}); expected runs of one server")
+    return runs[0].engine
 
 
 def _why_no_steps(run: Run) -> str:
@@ -80,7 +96,7 @@ def _why_no_steps(run: Run) -> str:
 def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int) -> Calibration:
     """Runs that show no steps: through the simulator."""
     runs, rungs = [run for run, _ in chosen], [only for _, only in chosen]
-    padded = runs[0].scenario.server.requires_padding
+    padded = runs[0].server.requires_padding
     rng = np.random.default_rng(seed)
     why = "; ".join(dict.fromkeys(_why_no_steps(run) for run in runs))
     drawn, doubts = fit_unstreamed(runs, rungs, padded, rng, DRAWS)
@@ -114,7 +130,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = rows_of(runs, schedules)
     raced = races(runs, schedules)
-    forms = candidates(runs[0].scenario.server.requires_padding)
+    forms = candidates(runs[0].server.requires_padding)
     moods = fit_moods(choose(rows, forms, raced)[0], rows, runs)
     regression, choice = choose(rows, forms, raced, moods)
     noise = fit_noise(rows, regression.predicted, moods)
@@ -241,7 +257,8 @@ def _span(x: NDArray[Any]) -> tuple[float, float]:
 
 
 def _flags(run: Run) -> dict[str, Any]:
-    return {"run": run.name, **msgspec.to_builtins(run.server)}
+    sources = {name: flag.source for name, flag in run.flags.items()}
+    return {"run": run.name, **msgspec.to_builtins(run.server), "sources": sources}
 
 
 def _files(runs: Sequence[Run]) -> list[SourceFile]:

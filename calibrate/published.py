@@ -22,6 +22,7 @@ from calibrate.search import search
 from calibrate.space import Space
 from sim.calibration import Calibration, Residual, Source
 from sim.forms import MEANING
+from sim.identity import identity
 from sim.scenario import Figure, Scenario
 from sim.steps import PREFILL
 
@@ -85,6 +86,7 @@ def calibrate_published(
         source=Source(door="published", note=verdict.fitted(ordered, shown, center)),
         model="affine",
         machine=scenario.machine,
+        engine=identity(scenario.server.engine, "scenario"),
         parameters={name: parameter(float(x[center]), x, *meaning[name]) for name, x in columns.items()},
         draws={name: x.tolist() for name, x in columns.items()},
         range=_range(article, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),

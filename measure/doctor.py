@@ -17,8 +17,11 @@ from measure import health
 from measure.container import CannotStart, engine, image_present, leftovers, runtimes
 from measure.deadline import Say, run_within, wait_for
 from measure.endpoint import ANSWER_SECONDS, Endpoint
+from measure.provenance import flags_of
 from measure.refusal import shown_url
 from sim.errors import UserError
+from sim.flags import WORDS, plain_flag, untold
+from sim.identity import is_engine, named
 from sim.pairs import read_pairs
 from sim.scenario import Launch, Scenario
 
@@ -173,6 +176,7 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
         for doubt in server.doubts:
             yield Finding("server", None, doubt)
         return
+    yield _engine(server, scenario)
     try:
         doubts = health.check(server, scenario, read_pairs(scenario.workload))
     except UserError as e:
@@ -181,3 +185,21 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
     yield Finding("profile", True, "the server can take it")
     for doubt in doubts:
         yield Finding("flags", None, doubt)
+    if is_engine(server.engine, scenario.server.engine):
+        yield from _flags(server, scenario)
+
+
+def _engine(server: health.Server, scenario: Scenario) -> Finding:
+    """Whether the server can be forecast as what the scenario says it is."""
+    asked = scenario.server.engine
+    if is_engine(server.engine, asked):
+        return Finding("engine", True, f"{named(server.engine)}, as the scenario says")
+    return Finding("engine", None, f"{named(server.engine)}: a forecast as {asked} of a run of it needs --as {asked}")
+
+
+def _flags(server: health.Server, scenario: Scenario) -> Iterator[Finding]:
+    """Every flag with its value, and where that is from."""
+    found = flags_of(server, scenario)
+    doubtful = {text.partition(" ")[0]: text for text in untold(found)}
+    for name, flag in found.items():
+        yield Finding("flag", None, doubtful.get(name, f"{name} {plain_flag(flag)}: {WORDS[flag.source]}"))

@@ -13,7 +13,8 @@ from measure.endpoint import Answer, Endpoint, Unreachable, decoded, rows, table
 from measure.prompts import tokenizer_file
 from measure.refusal import REDIRECTS, clean
 from sim.errors import UserError
-from sim.run import TOLD
+from sim.flags import TOLD
+from sim.identity import OWNERS, Identity, identity, is_engine, of_info
 from sim.scenario import Scenario
 from sim.server import ServerConfig
 from sim.workload import Lengths, Pairs
@@ -51,6 +52,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     extras: tuple[str, ...] = EXTRAS
     limits: dict[str, int] = {}
     doubts: list[str] = []
+    engine: Identity | None = None
 
 
 def look(endpoint: Endpoint, model: str | None = None, deadline: Deadline | None = None) -> Server:
@@ -78,7 +80,7 @@ def look(endpoint: Endpoint, model: str | None = None, deadline: Deadline | None
     ):
         answer = answers[path] = endpoint.post(path, ask | prompt, deadline)
         if answer.status == 200 and "choices" in decoded(answer.body):
-            return Server(api=api, model=model, limits=limits)
+            return Server(api=api, model=model, limits=limits, engine=_engine(endpoint, offered, deadline))
     raise _nothing(endpoint, answers)
 
 
@@ -95,7 +97,8 @@ def _tgi(endpoint: Endpoint, info: dict[str, Any], deadline: Deadline) -> Server
         if not deadline.left():
             raise
         doubts = [f"what the server measures of itself is not known: {e}"]
-    return Server(api="tgi", info=info, metrics=metrics, model=clean(str(info["model_id"])), doubts=doubts)
+    model = clean(str(info["model_id"]))
+    return Server(api="tgi", info=info, metrics=metrics, model=model, doubts=doubts, engine=of_info(info))
 
 
 def _limits_of_model(endpoint: Endpoint, model: dict[str, Any], deadline: Deadline) -> dict[str, int]:
@@ -129,6 +132,16 @@ def _nothing(endpoint: Endpoint, answers: dict[str, Answer]) -> Unreachable:
         f"{endpoint.url}: neither TGI nor an OpenAI-style server answers: {path}: {endpoint.explain(path, answer)} "
         f"(asked: {tried})"
     )
+
+
+def _engine(endpoint: Endpoint, models: list[dict[str, Any]], deadline: Deadline) -> Identity | None:
+    """The engine of an OpenAI-style server, where the models that it offers say who owns them."""
+    owners = [str(m.get("owned_by")) for m in models]
+    name = next((OWNERS[owner] for owner in owners if owner in OWNERS), None)
+    if name is None:
+        return None
+    version = decoded(endpoint.get("/version", deadline).body).get("version") if name == "vllm" else None
+    return identity(name, "server", version if isinstance(version, str) else None)
 
 
 def alive(endpoint: Endpoint) -> bool:
@@ -209,7 +222,8 @@ def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> lis
     doubts += _check_limits(server, prompt, total)
     if str(info.get("version", "")).startswith(("0.9.", "1.")):
         _check_fits(info, scenario.server, prompt[1], asked[1])
-    for name in TOLD:
+    ours = is_engine(server.engine, scenario.server.engine)
+    for name in TOLD if ours else ():
         said, wanted = info.get(name), getattr(scenario.server, name)
         if (
             isinstance(said, int | float)
@@ -222,6 +236,4 @@ def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> lis
         doubts.append(
             f"the ladder goes to {max(scenario.load.users or [0])} users, the server takes {permits} at a time"
         )
-    if server.api == "tgi" and not str(info.get("version", "")).startswith("0.9.4"):
-        doubts.append(f"the server is TGI {info.get('version')}, the simulated one 0.9.4")
     return doubts

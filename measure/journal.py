@@ -46,6 +46,8 @@ class Journal:
             "host": {"platform": platform.platform(), "python": platform.python_version()},
             "units": {"times": "s", "lengths": "tokens", "canary_p99_ms": "ms", "client_cpu": "cores"},
             "info": None,
+            "engine": None,
+            "flags": {},
             "anchor": {"unix": now, "perf_counter_ns": zero, "boot": boot_id()},
             "rungs": [],
             "segments": [{"start": 0.0, "first_rung": 0}],
@@ -70,6 +72,8 @@ class Journal:
         if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("kind") != "measured":
             raise BadInput(f"expected a measured run of format {FORMAT} to resume", path=file)
         before, now = head.get("scenario"), _plain(scenario, path)
+        if isinstance(before, dict) and "server" not in before:  # of another engine, whose flags are not the scenario's
+            now.pop("server")
         if before != now:
             keys = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
             raise BadInput(
@@ -137,7 +141,8 @@ def refuse_existing(path: Path) -> None:
 
 def _plain(scenario: Scenario, path: Path) -> dict[str, Any]:
     """The scenario as `run.json` in the folder `path` has it."""
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(relocated(scenario, Path(), path)))
+    here = msgspec.structs.replace(relocated(scenario, Path(), path), written=msgspec.UNSET)
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(here))
     return plain
 
 

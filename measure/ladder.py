@@ -27,10 +27,13 @@ from measure.orders import Setup, boot_id
 from measure.overlay import endless
 from measure.probe import learn, sample
 from measure.prompts import Recipe
+from measure.provenance import engine_of, flags_of
 from measure.screen import Screen
 from measure.trial import try_stream
 from sim.console import Console
 from sim.errors import BadInput, UserError
+from sim.flags import untold
+from sim.identity import Identity, is_engine, named
 from sim.pairs import arrivals, read_pairs
 from sim.scenario import Scenario
 from sim.severity import folded
@@ -95,7 +98,7 @@ def measure(
                 journal.save()
                 raise
         endpoint, server, recipe, doubts = found
-        _note(server, doubts, journal, console)
+        _note(server, doubts, scenario, journal, console)
         setup = Setup(
             url=endpoint.url,
             api=server.api,
@@ -136,16 +139,39 @@ def _launch(
     return running.url
 
 
-def _note(server: health.Server, doubts: Iterable[str], journal: Journal, console: Console) -> None:
-    """Write down what answers, and say what is doubtful about it."""
-    doubts = list(doubts)
-    for sentence in doubts:
+def _note(server: health.Server, doubts: Iterable[str], scenario: Scenario, journal: Journal, console: Console) -> None:
+    """Write down what answers, with its flags and where each is from, and say what is doubtful about it.
+
+    Of a server that is not known to be of the scenario's engine no flags are kept: the scenario's are not its own.
+    """
+    head, said = journal.head, list(doubts)
+    engine = engine_of(server, head.get("container"))
+    _same_engine(head, engine, journal)
+    for sentence in said:
         journal.doubt(sentence)
-    for line in folded(doubts, f"{journal.path}/run.json has all"):
+    head |= {"info": server.info, "api": server.api, "engine": None if engine is None else msgspec.to_builtins(engine)}
+    head["software"]["server"] = None if engine is None else engine.version
+    asked = scenario.server.engine
+    if is_engine(engine, asked):
+        flags = flags_of(server, scenario, head.get("container"))
+        head["flags"] = msgspec.to_builtins(flags)
+        said += untold(flags)
+    else:
+        head["scenario"].pop("server", None)
+        said.append(f"the server is {named(engine)}: it is measured, and a forecast as {asked} needs --as {asked}")
+    for line in folded(said, f"{journal.path}/run.json has all"):
         console.print(printable(line), highlight=False, soft_wrap=True)
-    journal.head |= {"info": server.info, "api": server.api}
-    journal.head["software"]["server"] = (server.info or {}).get("version")
     journal.save()
+
+
+def _same_engine(head: dict[str, Any], engine: Identity | None, journal: Journal) -> None:
+    """Raise `BadInput` where a run is resumed on a server of another engine than the one it was begun on."""
+    before = head.get("engine")
+    if not head["rungs"] or not before:
+        return
+    if engine is None or (before.get("name"), before.get("version")) != (engine.name, engine.version):
+        was = f"{before.get('name')} {before.get('version') or ''}".strip()
+        raise BadInput(f"the run was begun on {was}, and {named(engine)} answers now", path=journal.path / "run.json")
 
 
 def listening(bind: str) -> tuple[str, int]:

@@ -102,6 +102,7 @@ def simulate(
     varied: tuple[str, ...],
     force: bool,
     sets: tuple[str, ...],
+    taken_as: str | None,
     seed: int,
     replicates: int,
     jobs: int | None,
@@ -124,7 +125,7 @@ def simulate(
     questions = _questions(scenarios, sets, variations)
     if output is not None:
         _check_outputs(questions, output, force)
-    made = forecasts(questions, seed, replicates, jobs)
+    made = forecasts(questions, seed, replicates, jobs, taken_as)
     found = [forecast for forecast, _ in made]
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found[0] if len(found) == 1 else found), indent=1).decode())
@@ -156,6 +157,7 @@ def simulate(
 def plan(
     scenarios: tuple[str, ...],
     sets: tuple[str, ...],
+    taken_as: str | None,
     seed: int,
     replicates: int,
     jobs: int | None,
@@ -169,7 +171,7 @@ def plan(
     """
     from scenarios import crossing
     from scenarios.exports import plan_as_csv
-    from scenarios.tables import console, show_cost, show_promises
+    from scenarios.tables import console, flags, show_cost, show_promises, warned
 
     one_of(as_json, as_csv)
     for name in scenarios:
@@ -177,7 +179,7 @@ def plan(
             raise BadInput(
                 "missing; a plan needs something to keep, such as --set slo.e2e_p95=15", path=name, key="slo"
             )
-    found = [forecast for forecast, _ in forecasts(_questions(scenarios, sets), seed, replicates, jobs)]
+    found = [forecast for forecast, _ in forecasts(_questions(scenarios, sets), seed, replicates, jobs, taken_as)]
     if as_json:
         rows = [
             {
@@ -188,6 +190,9 @@ def plan(
                 "cost": f.cost,
                 "price": f.scenario.price,
                 "largest_load": f.crossing.kept_at if f.crossing else None,
+                "engine": f.engine,
+                "taken_as": f.taken_as,
+                "flags": f.flags,
                 "doubts": f.doubts,
             }
             | crossing.plain(f)
@@ -201,11 +206,13 @@ def plan(
         for i, forecast in enumerate(found):
             out.print() if i else None
             out.print(forecast.name, style="bold")
+            warned(forecast.assumptions, out)
             show_promises(forecast, out)
             if forecast.cost:
                 out.print()
                 show_cost(forecast, out)
             out.print(crossing.said(forecast))
+            out.print(flags(forecast))
     doubt(_doubts(found))
     return 0 if all(f.crossing is not None and f.crossing.kept_at is not None for f in found) else FAILED
 
@@ -234,12 +241,17 @@ def _questions(names: tuple[str, ...], sets: tuple[str, ...], variations: Sequen
 
 
 def forecasts(
-    asked: Sequence[Question], seed: int, replicates: int, jobs: int | None
+    asked: Sequence[Question], seed: int, replicates: int, jobs: int | None, taken_as: str | None = None
 ) -> list[tuple[Forecast, Calibration]]:
     """Forecast scenarios one after another, each with its calibration; what one is fitted to is fitted once."""
     from scenarios.doors import calibration_of
     from scenarios.simulation import simulate as simulate_scenario
+    from sim.calibration import check_suits, read_calibration
 
+    for question in asked:  # every complaint before anything runs
+        its = question.scenario
+        if its.calibration is not None:
+            check_suits(read_calibration(its.calibration), its.server.engine, taken_as, its.calibration)
     made = []
     known: dict[bytes, Calibration] = {}
     with working(jobs) as (executor, commentary):
@@ -259,6 +271,7 @@ def forecasts(
                 executor=executor,
                 progress=tell,
                 changes=sets,
+                taken_as=taken_as,
             )
             made.append((forecast, calibration))
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import pandas as pd
@@ -17,6 +17,7 @@ from scenarios.repeats import relative
 from sim import metrics, rates
 from sim.errors import BadInput, NotEnoughData
 from sim.events import alike, tokens_per_event
+from sim.identity import check_engine, named
 from sim.replay import with_users
 from sim.run import Run
 from sim.scenario import Scenario
@@ -38,7 +39,7 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
     ]
     if not matched:
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
-    doubts += _unlike(_of_run(first), _of_run(second))
+    doubts += _unlike_runs(first, second)
     tables = [pd.concat(matched, ignore_index=True)]
     beside = side_by_side(first, second) if alike(tokens_per_event(first), tokens_per_event(second)) else None
     found = compare(
@@ -63,15 +64,21 @@ def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str
         for row in first.curves
         if row.value is not None and (row.metric, row.load) in others
     ]
-    doubts = _unlike(first.scenario, second.scenario)
-    return _verdict(rows, first.name, second.name, tolerances, doubts, of="forecasts")
+    assumed = [*first.assumptions, *second.assumptions]
+    doubts = [*assumed, *_unlike(first.scenario, second.scenario)]
+    found = _verdict(rows, first.name, second.name, tolerances, doubts, of="forecasts")
+    return msgspec.structs.replace(found, taken_as=first.taken_as or second.taken_as)
 
 
 def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str, float]) -> Comparison:
     """A measured run against a forecast that was made beforehand, at the loads they have in common.
 
-    A forecast's rates are long-run rates, and so are those of the run here (`sim.rates`).
+    A forecast's rates are long-run rates, and so are those of the run here (`sim.rates`). `NotTheEngine` for a run
+    whose server is not known to be of the engine that was forecast, unless it is taken for it.
     """
+    engine = forecast.scenario.server.engine
+    check_engine(run.engine, engine, run.taken_as, f"the server of {run.name}", run.path)
+    assumed = [*run.assumptions, *forecast.assumptions]
     forecasts = _by_metric_and_load(forecast)
     run = with_users(run)
     table = rates.table(run)
@@ -90,9 +97,9 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
         "asked again, which is closer",
         *_unlike(_of_run(run), forecast.scenario),
     ]
-    return _verdict(
-        rows, run.name, forecast.name, tolerances or run.scenario.tolerances, [*run.doubts, *unlike, *doubts]
-    )
+    said = [*assumed, *run.doubts, *unlike, *doubts]
+    found = _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, said)
+    return msgspec.structs.replace(found, taken_as=engine if assumed else None)
 
 
 def _of_run(run: Run) -> Scenario:
@@ -100,10 +107,20 @@ def _of_run(run: Run) -> Scenario:
     return msgspec.structs.replace(run.scenario, server=run.server)
 
 
-def _unlike(first: Scenario, second: Scenario) -> list[str]:
+def _unlike_runs(first: Run, second: Run) -> list[str]:
+    """A doubt where two runs are of different engines, or else of other lengths or flags."""
+    if first.known and second.known:
+        return _unlike(_of_run(first), _of_run(second))
+    doubts = _unlike(first.scenario, second.scenario, ("workload",))
+    if named(first.engine) != named(second.engine):
+        doubts.append(f"the first is of {named(first.engine)}, the second of {named(second.engine)}")
+    return doubts
+
+
+def _unlike(first: Scenario, second: Scenario, of: Sequence[str] = ("workload", "server")) -> list[str]:
     """A doubt where the two are known to ask for other lengths, or to have other flags."""
     doubts = []
-    for what in ("workload", "server"):
+    for what in of:
         mine, its = (msgspec.to_builtins(getattr(s, what)) for s in (first, second))
         known = [key for key in mine if mine[key] is not None and its.get(key) is not None]
         differ = [f"{key} {_plain(mine[key])} and {_plain(its[key])}" for key in known if mine[key] != its[key]]

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 
 from sim.errors import CannotFit
+from sim.identity import SIMULATED
 from sim.scenario import Figure, Load, Scenario
 from sim.server import Bounds, ServerConfig
 from sim.shape import Fail, Key, known
 from sim.text import NAME_BYTES, shortened_name
 from sim.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 
-ENGINES = ("tgi-0.9.4",)
 # The names of sim.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
 TIMES = (*(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", "p50", "p95", "p99")),)
 RATES = ("rps", "output_tokens_per_s", "input_tokens_per_s", "goodput", "error_rate", "overloaded_rate")
@@ -89,7 +89,7 @@ def _not_negative(values: Any, at: Key, names: Iterable[str], fail: Fail) -> Non
 
 def _server(server: ServerConfig, fail: Fail) -> None:
     """The launcher's own cross checks, too (launcher/src/main.rs:1016-1059)."""
-    known(server.engine, ENGINES, "engine", ("server", "engine"), fail)
+    known(server.engine, SIMULATED, "engine", ("server", "engine"), fail)
     sizes = ("max_batch_prefill_tokens", "max_input_length", "max_total_tokens", "max_waiting_tokens")
     _positive(server, ("server",), (*sizes, "max_concurrent_requests"), fail)
     _not_negative(server, ("server",), ("waiting_served_ratio",), fail)

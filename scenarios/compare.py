@@ -21,7 +21,7 @@ from scenarios.patterns import humps
 from scenarios.repeats import relative, repeat_errors
 from scenarios.replicate import described
 from sim import metrics
-from sim.calibration import Calibration
+from sim.calibration import Calibration, check_suits
 from sim.curve import band
 from sim.errors import NotEnoughData
 from sim.events import alike, between_events, tokens_per_event
@@ -55,9 +55,19 @@ class Replicate:
 
 
 def forecast_run(
-    run: Run, calibration: Calibration, executor: Executor, *, replicates: int = REPLICATES, seed: int = 0
+    run: Run,
+    calibration: Calibration,
+    executor: Executor,
+    *,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    taken_as: str | None = None,
 ) -> list[pd.DataFrame]:
-    """Replays of a measured run under draws of a calibration, as tables of metrics."""
+    """Replays of a measured run under draws of a calibration, as tables of metrics.
+
+    `NotTheEngine` where either is not known to be of the engine that is simulated, unless `taken_as` it.
+    """
+    check_suits(calibration, run.server.engine, taken_as or run.taken_as)
     # the streams themselves are not asked again, and are nearly all of a run's bulk
     asked = replace(with_users(run), token_times=None, event_tokens=None)
     streamed = run.token_times is not None
@@ -93,10 +103,13 @@ def compare(
     evidence: Evidence | None = None,
     without: Collection[int] = (),
     carried: float = 1.0,
+    taken_as: str | None = None,
+    assumed: Iterable[str] = (),
 ) -> Comparison:
     """A measured run against replicates of its forecast; `fitted` are the rungs the calibration has seen, `repeats` are
     runs of the same server and workload, rungs `without` a counterpart are left out. `carried` is how many tokens an
-    event of the other side carries: where it differs, ITL is not the same quantity, and is left out."""
+    event of the other side carries: where it differs, ITL is not the same quantity, and is left out. `taken_as` is the
+    engine for which the user takes the run or the calibration, with the warnings of what is `assumed` then."""
     measured = metrics.table(run)
     if measured.empty:
         raise NotEnoughData(f"{run.name}: no rung has a complete window")
@@ -135,6 +148,6 @@ def compare(
                     humps=humps(drawn),
                 )
             )
-    said = [*with_users(run).doubts, *unlike, *doubts, *others]
+    said = list(dict.fromkeys([*assumed, *with_users(run).doubts, *unlike, *doubts, *others]))
     found = verdict(rows, run.name, simulated, tolerances or {}, said)
-    return msgspec.structs.replace(found, evidence=evidence)
+    return msgspec.structs.replace(found, evidence=evidence, taken_as=taken_as)

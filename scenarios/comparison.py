@@ -60,7 +60,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     """What `compare` says: rows, a summary of those held out of the fit, a verdict if tolerances were stated, and what
     lies behind it. `coverage` is the share of all scored rows inside their intervals; nine tenths should be. Where none
     was expected and none came (errors, mostly) there is no interval to be in. `of` says what `simulated` is: `a
-    forecast` of the run `measured`, or one of two `runs` or `forecasts`."""
+    forecast` of the run `measured`, or one of two `runs` or `forecasts`. `taken_as` is the engine for which
+    the user takes a run or a calibration of another."""
 
     format: int = FORMAT
     measured: str
@@ -73,6 +74,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     evidence: Evidence | None = None
     coverage: float | None = None
     of: str = "a forecast"
+    taken_as: str | None = None
+
+    @property
+    def assumptions(self) -> list[str]:
+        """The warnings that belong to every number of it: those it begins with, if something is taken for what it is
+        not known to be."""
+        return [text for text in self.doubts if "(--as)" in text] if self.taken_as is not None else []
 
     @property
     def titles(self) -> tuple[str, str]:

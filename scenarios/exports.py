@@ -12,33 +12,41 @@ import msgspec
 from scenarios.forecast import Estimate, Forecast, Row, named
 
 if TYPE_CHECKING:
-    from scenarios.comparison import Row as ComparisonRow
+    from scenarios.comparison import Comparison
 
 
 def curves_as_csv(forecasts: Iterable[Forecast]) -> str:
     """The curves as CSV, one line per scenario, load and metric."""
     fields = Row.__struct_fields__
-    return _csv(fields, ([getattr(row, name) for name in fields] for f in forecasts for row in f.curves))
+    return _warned(fields, [(f, [getattr(row, name) for name in fields]) for f in forecasts for row in f.curves])
 
 
-def rows_as_csv(rows: Sequence[ComparisonRow]) -> str:
+def rows_as_csv(comparison: Comparison) -> str:
     """A comparison as CSV, one line per load and metric; of two patterns the centres are joined by a space."""
+    rows = comparison.rows
     fields = rows[0].__struct_fields__ if rows else ()
     lines = (msgspec.structs.astuple(msgspec.structs.replace(row, humps=None)) for row in rows)
     humps = (" ".join(f"{centre:.6g}" for centre in row.humps or ()) for row in rows)
-    return _csv(fields, ([*line[:-1], two] for line, two in zip(lines, humps, strict=True)))
+    return _warned(fields, [(comparison, [*line[:-1], two]) for line, two in zip(lines, humps, strict=True)])
+
+
+def _warned(fields: Sequence[str], lines: Sequence[tuple[Forecast | Comparison, list[object]]]) -> str:
+    """Lines as CSV, each with what it is of; one more column where a warning belongs to every number of one."""
+    if not any(of.assumptions for of, _ in lines):
+        return _csv(fields, (line for _, line in lines))
+    return _csv((*fields, "warning"), ([*line, "; ".join(of.assumptions)] for of, line in lines))
 
 
 def plan_as_csv(forecasts: Iterable[Forecast]) -> str:
     """What each load costs and which SLO it keeps, as CSV: one line per scenario, load and SLO."""
     fields = ("scenario", "load", "metric", "limit", "probability", "usd_per_1000_requests", "low", "high")
-    lines = []
+    lines: list[tuple[Forecast | Comparison, list[object]]] = []
     for f in forecasts:
         costs = {row.at: row.per_1000_requests for row in f.cost}
         for p in f.slo:
             price = costs.get(named(p.load, f.unit), Estimate(value=None, low=None, high=None))
-            lines.append([f.name, p.load, p.metric, p.limit, p.probability, price.value, price.low, price.high])
-    return _csv(fields, lines)
+            lines.append((f, [f.name, p.load, p.metric, p.limit, p.probability, price.value, price.low, price.high]))
+    return _warned(fields, lines)
 
 
 def _csv(fields: Sequence[str], lines: Iterable[Sequence[object]]) -> str:

@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike
 from sim.curve import band
 from sim.document import Document
 from sim.files import write_file
+from sim.flags import Flag
+from sim.identity import Identity
+from sim.identity import named as named_engine
 from sim.scenario import Figure, Scenario, relocated
 from sim.shape import check_shape
 
@@ -159,7 +162,11 @@ def named(load: float, unit: str) -> str:
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that can be said about a scenario."""
+    """Everything that can be said about a scenario.
+
+    `engine` is whose step times the calibration has; `taken_as` the engine for which the user takes them, if it is
+    another; `flags` says where each flag of the server is from.
+    """
 
     format: int = FORMAT
     name: str
@@ -175,6 +182,16 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     published: list[Printed]
     doubts: list[str]
     crossing: Crossing | None = None  # without SLOs, and in older files
+    engine: Identity | None = None
+    taken_as: str | None = None
+    flags: dict[str, Flag] = {}
+
+    @property
+    def assumptions(self) -> list[str]:
+        """The warning that belongs to every number of it, if the user takes its calibration for another engine's."""
+        if self.taken_as is None:
+            return []
+        return [f"{self.name} has the step times of {named_engine(self.engine)}, taken for {self.taken_as} (--as)"]
 
     @property
     def unit(self) -> str:

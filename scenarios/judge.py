@@ -11,6 +11,9 @@ import msgspec
 
 from scenarios.cli import FAILED, command
 from scenarios.options import (
+    AS_HELP,
+    Assumed,
+    assumed_engine,
     csv_option,
     doubt,
     file_here,
@@ -21,6 +24,7 @@ from scenarios.options import (
     replicates_option,
     say,
     seed_option,
+    taken_for,
     warnings_option,
     working,
 )
@@ -53,6 +57,7 @@ here = click.Path(path_type=Path)
     type=here,
     help="The same measured again, for what no model can beat; repeatable. RUN-again is found by itself.",
 )
+@click.option("--as", "taken_as", metavar="ENGINE|SCENARIO", help=AS_HELP)
 @click.option("-o", "--output", type=here, help="A folder for comparison.json and report.html.")
 @click.option("--tolerance", "tolerances", metavar="METRIC=0.05", multiple=True, help="Largest mean error; repeatable.")
 @force_option
@@ -67,6 +72,7 @@ def compare(
     calibrated: Path | None,
     held_out: str | None,
     repeats: tuple[Path, ...],
+    taken_as: str | None,
     output: Path | None,
     tolerances: tuple[str, ...],
     force: bool,
@@ -92,11 +98,11 @@ def compare(
         inputs = [*sources, *repeats, *([] if calibrated is None else [calibrated])]
         check_output(output / "comparison.json", COMPARISON, inputs=inputs, force=force)
         check_output(output / "report.html", REPORT, inputs=inputs, force=force)
-    found = _compare(sources, calibrated, held_out, repeats, limits, replicates, seed, jobs)
+    found = _compare(sources, calibrated, held_out, repeats, assumed_engine(taken_as), limits, replicates, seed, jobs)
     if as_json:
         say(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     elif as_csv:
-        say(rows_as_csv(found.rows))
+        say(rows_as_csv(found))
     else:
         show_comparison(found, console())
     doubt(found.doubts)
@@ -138,6 +144,7 @@ def _compare(
     calibrated: Path | None,
     held_out: str | None,
     repeated: tuple[Path, ...],
+    taken: Assumed | None,
     tolerances: dict[str, float],
     replicates: int,
     seed: int,
@@ -150,7 +157,7 @@ def _compare(
     from scenarios.forecast import Forecast
     from scenarios.repeats import read_repeats
     from scenarios.report import read_item
-    from sim.calibration import read_calibration
+    from sim.calibration import check_suits, read_calibration
     from sim.run import Run, read_run
 
     if len(sources) == 2 and repeated:
@@ -162,21 +169,24 @@ def _compare(
         if isinstance(first, Forecast) and isinstance(second, Forecast):
             return beside.compare_forecasts(first, second, tolerances)
         if isinstance(first, Run) and isinstance(second, Forecast):
-            return beside.compare_with_forecast(first, second, tolerances)
+            return beside.compare_with_forecast(taken_for(first, taken), second, tolerances)
         raise BadInput("expected a run and a forecast, two runs, or two forecasts")
     if len(sources) != 1 or (calibrated is not None and held_out is not None):
         raise BadInput(
             "expected a run (with --calibration FILE, or --held-out, or neither), or two of runs and forecasts"
         )
-    run = read_run(sources[0])
+    run = taken_for(read_run(sources[0]), taken)
+    engine = run.server.engine  # known, or refused, before anything is fitted
     again = read_repeats(run, repeated)
     with working(jobs) as (executor, commentary):
         if calibrated is None:
             scored = _rungs(held_out, run)
             return held_out_comparison(run, scored, tolerances, replicates, seed, executor, commentary, again)
         calibration = read_calibration(calibrated)
+        meant = None if taken is None else taken.engine
+        suits = [] if run.assumptions else check_suits(calibration, engine, meant, calibrated)
         commentary.say(f"replaying {run.name} {replicates} times")
-        tables = compare.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
+        tables = compare.forecast_run(run, calibration, executor, replicates=replicates, seed=seed, taken_as=meant)
         behind = evidence(run, calibration, executor, seed)
     fitted, said = fitted_rungs(run, calibration)
     return compare.compare(
@@ -188,6 +198,8 @@ def _compare(
         simulated=calibrated.name,
         doubts=[*said, *misfits(run, calibration, tables)],
         evidence=behind,
+        taken_as=engine if run.assumptions or suits else None,
+        assumed=[*run.assumptions, *suits],
     )
 
 
@@ -233,6 +245,8 @@ def held_out_comparison(
         simulated="forecast",
         doubts=misfits(run, calibration, tables),
         evidence=evidence(run, calibration, executor, seed),
+        taken_as=run.taken_as,
+        assumed=run.assumptions,
     )
 
 

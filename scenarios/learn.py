@@ -11,6 +11,8 @@ import msgspec
 
 from scenarios.cli import command
 from scenarios.options import (
+    AS_HELP,
+    assumed_engine,
     doubt,
     file_here,
     force_option,
@@ -20,6 +22,7 @@ from scenarios.options import (
     say,
     seed_option,
     set_option,
+    taken_for,
     warnings_option,
     working,
 )
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--advise", is_flag=True, help="Say what to measure next.")
 @click.option("--question", metavar="SCENARIO", help="What the advice is for: its highest load.")
 @force_option
+@click.option("--as", "taken_as", metavar="ENGINE|SCENARIO", help=AS_HELP)
 @seed_option
 @set_option
 @jobs_option
@@ -55,6 +59,7 @@ def calibrate(
     advise: bool,
     question: str | None,
     force: bool,
+    taken_as: str | None,
     seed: int,
     sets: tuple[str, ...],
     jobs: int | None,
@@ -66,14 +71,19 @@ def calibrate(
     under `published:`, which are fitted through the simulator.
     """
     from scenarios.doors import write_calibration
-    from scenarios.tables import console, show_parameters
+    from scenarios.tables import console, show_parameters, warned
 
     where = dict(_where(text) for text in wheres)
     if where and not all(Path(source).suffix == ".csv" for source in sources):
         raise BadInput("expected only with tables, whose rows it chooses", path="--where")
     if output is not None:
         check_output(output, CALIBRATION, inputs=_read(sources, question, sets), force=force)
-    runs = _runs(sources)
+    taken = assumed_engine(taken_as)
+    runs = [taken_for(run, taken) for run in _runs(sources)]
+    if taken is not None and not runs:
+        raise BadInput("expected only with runs, whose engine it says", path="--as")
+    for run in runs:
+        _ = run.server  # refused before anything else is done with it
     if sets and (runs or all(Path(source).suffix == ".csv" for source in sources)):
         raise BadInput("expected only with a scenario, whose keys it changes", path="--set")
     if advise and question is None and not runs:
@@ -89,6 +99,7 @@ def calibrate(
         say(msgspec.json.encode(calibration).decode())
     else:
         out = console()
+        warned([text for run in runs for text in run.assumptions], out)
         show_parameters(calibration, out)
         if calibration.source.note:
             out.print(calibration.source.note)

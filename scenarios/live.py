@@ -12,6 +12,7 @@ import msgspec
 from scenarios.cli import FAILED, command
 from scenarios.options import (
     Seconds,
+    as_option,
     doubt,
     force_option,
     jobs_option,
@@ -176,6 +177,7 @@ def standin(
 @patience_option
 @budget_option
 @force_option
+@as_option
 @set_option
 @replicates_option
 @seed_option
@@ -192,6 +194,7 @@ def run(
     patience: float,
     budget: float | None,
     force: bool,
+    taken_as: str | None,
     sets: tuple[str, ...],
     replicates: int,
     seed: int,
@@ -201,7 +204,8 @@ def run(
 
     Measures the scenario, fits a model to every second rung and holds it against the others, then fits it to all of
     them and forecasts. Writes run/, comparison.json, calibration.json, forecast.json and report.html. Exit status 1
-    when an error exceeds the scenario's tolerances.
+    when an error exceeds the scenario's tolerances. A server that is not known to be the scenario's engine is measured;
+    the rest needs --as.
     """
     from calibrate.fit import calibrate_runs
     from measure.ladder import measure as climb
@@ -213,6 +217,8 @@ def run(
     from scenarios.report import page
     from scenarios.simulation import simulate
     from scenarios.tables import console, show, show_comparison
+    from sim.assume import taken_as as assumed
+    from sim.identity import check_engine
     from sim.run import read_run
 
     asked = load(scenario, *sets)
@@ -236,6 +242,9 @@ def run(
         budget=budget,
     )
     measured = read_run(made)
+    check_engine(measured.engine, asked.server.engine, taken_as, "this run, measured and kept,", made)
+    if taken_as is not None:
+        measured = assumed(measured, taken_as, asked)
     out = console()
     with working(jobs) as (executor, commentary):
         scored = set(range(1, len(measured.rungs), 2))
@@ -253,6 +262,8 @@ def run(
             executor=executor,
             progress=tell,
             changes=sets,
+            taken_as=taken_as,
+            flags=measured.flags,
         )
     show(forecast, out)
     out.print()

@@ -95,8 +95,11 @@ def _written_in(tree: Tree, key: str) -> str | None:
 
 
 def _checked(tree: Tree) -> Scenario:
+    if "written" in tree.values:  # which only we write, below
+        raise tree.fail(("written",), "unknown key")
     check_shape(tree.values, Scenario, tree.fail)
-    scenario = msgspec.convert(without_nothing(tree.values), Scenario)
+    values = without_nothing(tree.values)
+    scenario = msgspec.convert(values | {"written": list(values.get("server", {}))}, Scenario)
     check(scenario, tree.fail)
     return scenario
 

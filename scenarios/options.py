@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
 from scenarios.changes import OPTIONS, changes
 from sim.errors import BadInput
+from sim.identity import SIMULATED
 from sim.severity import SHOWN, folded
 from sim.text import LINE, escaped, printable
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from scenarios.progress import Commentary
+    from sim.run import Run
+    from sim.scenario import Scenario
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,6 +65,56 @@ replicates_option = click.option(
 )
 jobs_option = click.option("--jobs", type=click.IntRange(min=1), help="Processes; all cores if absent.")
 
+as_option = click.option(
+    "--as",
+    "taken_as",
+    metavar="ENGINE",
+    callback=lambda _, __, name: engine_named(name),
+    help="Take a server of another engine, or of none that is known, for this one (tgi-0.9.4).",
+)
+
+
+def engine_named(name: str | None) -> str | None:
+    """The engine that `--as` names; complains about one that is not simulated."""
+    if name is not None and name not in SIMULATED:
+        raise BadInput(f"expected an engine that is simulated ({', '.join(SIMULATED)})", path=f"--as {name}")
+    return name
+
+
+AS_HELP = (
+    "Take the server for this engine (tgi-0.9.4, with default flags), or for that of a scenario with its flags, "
+    "whatever the run says; warned about at every number."
+)
+
+
+class Assumed(NamedTuple):
+    """What `--as` says: an engine, and a scenario that has its flags, if one was named."""
+
+    engine: str
+    like: Scenario | None = None
+
+
+def assumed_engine(text: str | None) -> Assumed | None:
+    """What `--as ENGINE|SCENARIO` says."""
+    if text is None or text in SIMULATED:
+        return None if text is None else Assumed(text)
+    from scenarios.load import load
+
+    try:
+        like = load(text)
+    except BadInput as e:
+        if e.path is not None and str(e.path) != text:
+            raise
+        raise BadInput(f"expected {' or '.join(SIMULATED)}, or a scenario ({e.message})", path=f"--as {text}") from e
+    return Assumed(like.server.engine, like)
+
+
+def taken_for(run: Run, taken: Assumed | None) -> Run:
+    """The run with its server taken for what `--as` says."""
+    from sim.assume import taken_as
+
+    return run if taken is None else taken_as(run, taken.engine, taken.like)
+
 
 def set_option(function: F) -> F:
     """`--set` and its short forms; the command gets all of them as `sets`."""
@@ -92,7 +145,7 @@ warnings_option = click.option(
 
 def simulation_options(function: F) -> F:
     """The options of commands that simulate."""
-    for option in (jobs_option, replicates_option, seed_option, set_option):
+    for option in (jobs_option, replicates_option, seed_option, as_option, set_option):
         function = option(function)
     return function
 

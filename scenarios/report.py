@@ -21,7 +21,7 @@ from scenarios.cost import of_the_machine
 from scenarios.crossing import said
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
 from scenarios.numbers import parts, unit_of
-from scenarios.sections import Section, grid, image, mark, of_comparison, of_run
+from scenarios.sections import Section, grid, image, mark, of_comparison, of_flags, of_run
 from sim.document import Document
 from sim.errors import BadInput
 from sim.run import Run, read_run
@@ -137,6 +137,8 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
         sections.append({"title": "Beside what was published", "table": _published(f)})
     if f.slo or f.cost:
         sections.append({"title": "Cost and service levels", "table": _plan(f)})
+    if f.flags:
+        sections.append({"title": "The server's flags", "table": of_flags(f.flags)})
     if run is not None:
         text = "One simulated climb, with central parameters; the steady windows are shaded."
         sections.append(

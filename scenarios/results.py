@@ -27,7 +27,6 @@ from sim.replay import lanes
 from sim.request import ABORTED, OK
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
-from sim.server import ServerConfig, ceil_block
 from sim.table import REQUEST_COLUMNS
 from sim.text import shortened_name
 from sim.workload import Gamma
@@ -175,7 +174,7 @@ def assemble(
     return Run(
         kind="measured",
         name=name,
-        scenario=_scenario(name, stretches, requests, f"imported from {path.name}, written by {tool}"),
+        scenario=_scenario(name, stretches, f"imported from {path.name}, written by {tool}"),
         rungs=[_rung(s, zero) for s in stretches],
         requests=requests,
         token_times=[np.maximum(t - zero, 0.0) for t in times] if times is not None else None,
@@ -184,14 +183,7 @@ def assemble(
         software=software(tool),
         segments=[{"start": g[0].began - zero, "first_rung": stretches.index(g[0])} for g in groups],
         stopped=f"{tool} had done what it was asked",
-        doubts=[
-            *doubts,
-            *found,
-            *_lacking(requests, times, doubts),
-            *_unasked(answers),
-            *_mixed(stretches),
-            _UNKNOWN_SERVER,
-        ],
+        doubts=[*doubts, *found, *_lacking(requests, times, doubts), *_unasked(answers), *_mixed(stretches)],
     )
 
 
@@ -208,12 +200,6 @@ def moment(unix: float) -> str:
 def software(tool: str) -> dict[str, str]:
     """What measured and what imported."""
     return {"servecast": version("servecast"), "client": tool}
-
-
-_UNKNOWN_SERVER = (
-    "the tool says nothing about the server: TGI 0.9.4's scheduler and default flags stand in for its own, "
-    "widened to what it was seen to accept"
-)
 
 
 def _rung(stretch: Stretch, zero: float) -> Rung:
@@ -361,22 +347,13 @@ def _unasked(answers: Sequence[Answer]) -> list[str]:
     return doubts
 
 
-def _scenario(name: str, stretches: Sequence[Stretch], requests: pd.DataFrame, description: str) -> Scenario:
-    longest = int(requests["prompt_tokens"].max())
-    total = int((requests["prompt_tokens"] + requests["max_new_tokens"]).max())
-    usual = ServerConfig()
+def _scenario(name: str, stretches: Sequence[Stretch], description: str) -> Scenario:
     users = [s.users for s in stretches if s.users is not None]
     rates = [s.rate for s in stretches if s.rate is not None]
     kinds = list({msgspec.json.encode(s.arrivals): s.arrivals for s in stretches if s.arrivals is not None}.values())
     return Scenario(
         name=name,
         description=description,
-        server=ServerConfig(
-            max_input_length=max(usual.max_input_length, longest),
-            max_total_tokens=max(usual.max_total_tokens, total),
-            max_batch_prefill_tokens=max(usual.max_batch_prefill_tokens, ceil_block(longest)),
-            max_concurrent_requests=max([usual.max_concurrent_requests, *users]),
-        ),
         load=Load(
             users=users or None, rate=None if users else rates, arrivals=kinds[0] if len(kinds) == 1 else "poisson"
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +17,8 @@ from scenarios.evidence import Evidence, itl
 from scenarios.numbers import percent, significant, simulated, unit_of
 from sim import metrics
 from sim.events import between_events
+from sim.flags import WORDS, Flag, plain_flag
+from sim.identity import named as named_engine
 from sim.run import Run
 
 Section = dict[str, Any]
@@ -46,7 +48,9 @@ def of_run(run: Run) -> Section:
         {"cells": [loads[int(row["rung"])], *(_number(unit_of(name) * row[name]) for _, name in shown)]}
         for _, row in table.iterrows()
     ]
-    doubts = list(run.doubts) + [f"{rung.named}: {text}" for rung in run.rungs for text in rung.doubts]
+    untold = [] if run.kind == "simulated" else run.untold
+    doubts = [*run.doubts, *untold]
+    doubts += [f"{rung.named}: {text}" for rung in run.rungs for text in rung.doubts]
     if run.requests.empty:
         doubts.append("no request of it is on record")
     pictures = [{"image": image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
@@ -54,6 +58,7 @@ def of_run(run: Run) -> Section:
     if found := itl(run):
         picture = image(overlays.distributions(Evidence(itl=found), unit, (run.kind, "")))
         pictures.append({"image": picture, "title": f"The gaps between {'events' if said else 'tokens'}"})
+    flags = [{"title": "The server's flags", "table": of_flags(run.flags)}] if run.flags else []
     return {
         "name": f"{run.name}, {run.kind}",
         "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
@@ -61,6 +66,7 @@ def of_run(run: Run) -> Section:
         "parts": [
             {"table": grid([unit, *(title for title, _ in shown)], rows, caption=f"{said}." if said else "")},
             *pictures,
+            *flags,
         ],
         "parameters": _asked(run),
         "provenance": ", ".join(f"{name} {number}" for name, number in run.software.items() if number),
@@ -73,9 +79,16 @@ def _asked(run: Run) -> dict[str, Any]:
     said = {name: info[name] for name in ("model_id", "model_dtype", "version") if info.get(name) is not None}
     asked = {f"workload.{name}": value for name, value in _given(run.scenario.workload).items()}
     asked |= {f"load.{name}": value for name, value in _given(run.scenario.load).items()}
-    facts = said | {f"server.{name}": value for name, value in msgspec.to_builtins(run.server).items()} | asked
+    facts = {"engine": named_engine(run.engine)} | said | asked
     rows = [{"cells": [name, str(value)]} for name, value in facts.items() if value is not None]
     return grid(["what", "value"], rows, left=(0, 1), wide=(1,))
+
+
+def of_flags(flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """The flags of a server, and where each is from."""
+    rows = [{"cells": [name, plain_flag(flag), WORDS[flag.source]]} for name, flag in flags.items()]
+    caption = "What only the scenario or a default says may not be so: check it against the server's launch command."
+    return grid(["flag", "value", "from"], rows, left=(0, 2), caption=caption)
 
 
 def _given(values: msgspec.Struct) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
 from itertools import islice
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -23,7 +24,8 @@ from scenarios.doubts import above, below, doubts, luck, several_patterns, unsta
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
 from sim import curve, rates
-from sim.calibration import Calibration
+from sim.calibration import Calibration, check_suits
+from sim.flags import Flag, unwritten
 from sim.pairs import read_pairs
 from sim.run import Run
 from sim.scenario import Figure, Scenario
@@ -51,17 +53,22 @@ def simulate(
     executor: Executor | None = None,
     progress: Progress = lambda done, total: None,
     changes: Sequence[str] = (),
+    taken_as: str | None = None,
+    flags: Mapping[str, Flag] | None = None,
 ) -> Forecast:
     """Forecast a scenario. The same scenario, calibration and seed give the same forecast, whatever the executor.
 
     Without an executor (`sim.sweep.processes` makes one) the replicates run here, one after another. `progress` hears
-    how many are done; `changes` are the `--set` options to be recorded.
+    how many are done; `changes` are the `--set` options to be recorded. `flags` says where each flag of the server is
+    from, if not all are from the scenario. `NotTheEngine` for a calibration from runs that are not known to be of the
+    scenario's engine, unless they are `taken_as` it.
     """
+    check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
     pairs = read_pairs(scenario.workload)
     tasks = [Task(scenario, calibration, seed, number, pairs) for number in range(1, replicates + 1)]
     results = executor.map(replicate, tasks) if executor else map(replicate, tasks)
     tables = list(_counted(results, replicates, progress))
-    return summarise(scenario, calibration, tasks, tables, changes)
+    return summarise(scenario, calibration, tasks, tables, changes, taken_as, flags)
 
 
 def _counted(results: Iterable[pd.DataFrame], total: int, progress: Progress) -> Iterator[pd.DataFrame]:
@@ -81,6 +88,8 @@ def summarise(
     tasks: Sequence[Task],
     tables: Sequence[pd.DataFrame],
     changes: Sequence[str] = (),
+    taken_as: str | None = None,
+    flags: Mapping[str, Flag] | None = None,
 ) -> Forecast:
     """What the replicates (`tables` of `replicate`, one for each of `tasks`) say together."""
     rungs = _medians(tables)
@@ -92,7 +101,12 @@ def summarise(
         tables = [rates.steady(table, steady) for table in tables]
         rungs = _medians(tables)
     promises = list(_promises(scenario, tables, growing))
-    reasons = doubts(scenario, calibration, rungs, growing, tasks[0].pairs)
+    engine = scenario.server.engine
+    assumed = check_suits(calibration, engine, taken_as, scenario.calibration)
+    known = flags if flags is not None else scenario.flags
+    reasons = [*assumed, *doubts(scenario, calibration, rungs, growing, tasks[0].pairs)]
+    if flags is None:
+        reasons += unwritten(known)
     limit = scenario.slo.get("e2e_p95")
     plateaus = [curve.plateau(table) for table in tables]
     without = [place for place, grows in enumerate(growing) if grows]
@@ -106,7 +120,7 @@ def summarise(
     takeoff = _corner(takeoffs, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
     return Forecast(
         name=scenario.name,
-        scenario=scenario,
+        scenario=msgspec.structs.replace(scenario, written=msgspec.UNSET),
         provenance=_provenance(calibration, tasks, changes),
         curves=list(_rows(scenario, tables, outside, growing)),
         plateau=_corner(plateaus, "the largest RPS over the rungs"),
@@ -118,6 +132,9 @@ def summarise(
         slo=promises,
         published=list(_published(scenario, tables, takeoff.rps)),
         doubts=[*reasons, *several_patterns(scenario, tables), *luck(scenario, rungs, promises)],
+        engine=calibration.engine,
+        taken_as=engine if assumed and calibration.source.door != "table" else None,
+        flags=dict(known),
     )
 
 

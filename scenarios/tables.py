@@ -17,6 +17,7 @@ from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration
 from sim.columns import Column, show_columns, show_listed
 from sim.console import Console
+from sim.flags import in_words
 from sim.forms import LEVEL
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def console() -> Console:
 def show(forecast: Forecast, out: Console) -> None:
     """Print a forecast: curves, corners, what binds, the published figures beside it, cost and SLO."""
     out.print(Text(forecast.name, style="bold"), Text(forecast.scenario.description))
+    warned(forecast.assumptions, out)
     out.print(Text(f"median and 90 % band of {forecast.provenance.replicates} replicates", style="dim"))
     for columns in (LATENCY, RATES, STEPS):
         out.print()
@@ -69,6 +71,19 @@ def show(forecast: Forecast, out: Console) -> None:
     if forecast.cost:
         out.print()
         show_cost(forecast, out)
+    out.print()
+    out.print(flags(forecast))
+
+
+def warned(assumptions: Sequence[str], out: Console) -> None:
+    """Print the warnings that belong to every number below."""
+    for text in assumptions:
+        out.print(Text(f"warning: {text}", style="bold red"))
+
+
+def flags(forecast: Forecast) -> Text:
+    """The server's flags, and where each is from."""
+    return Text(f"flags {in_words(forecast.flags)}", style="dim")
 
 
 def curves(forecast: Forecast, columns: Sequence[tuple[str, str, int]]) -> list[Column]:
@@ -217,6 +232,7 @@ def errors(comparison: Comparison) -> list[Column]:
 
 def show_comparison(comparison: Comparison, out: Console) -> None:
     """Print a comparison and its verdict."""
+    warned(comparison.assumptions, out)
     if comparison.of != "a forecast":
         out.print(Text(f"first: {comparison.measured}; second: {comparison.simulated}"))
     if any(row.metric in MAIN for row in comparison.rows):

@@ -10,6 +10,7 @@ import numpy as np
 from sim.clients import FOR_EVER, Clients, Patience
 from sim.clock import Clock
 from sim.errors import BadInput
+from sim.identity import identity
 from sim.model import Model
 from sim.noise import Noise
 from sim.replica import Replica
@@ -78,4 +79,5 @@ class Bench:
             steps=steps,
             step_ends=self.replica.step_ends,
             stopped="all rungs of the list are done",
+            engine=identity(self.model.server.engine, "scenario"),
         )

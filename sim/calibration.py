@@ -14,6 +14,7 @@ import msgspec
 
 from sim.document import Document
 from sim.forms import FORMS, LEVEL, MEANING, missing, step_time
+from sim.identity import Identity, check_engine, is_engine, named
 from sim.scenario import Machine
 from sim.shape import Key, check_shape, known
 
@@ -146,12 +147,17 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything `sim` needs to know of a machine. `range` is what was observed; outside it a forecast says so."""
+    """Everything `sim` needs to know of a machine. `range` is what was observed; outside it a forecast says so.
+
+    `engine` is whose step times these are, None where nothing tells. `server` has the flags of each run that was
+    fitted, under `run` its name and under `sources` where each flag is from (`sim.flags`).
+    """
 
     format: int = FORMAT
     source: Source
     model: str
     machine: Machine = Machine()
+    engine: Identity | None = None
     parameters: dict[str, Parameter]
     draws: dict[str, list[float]] = {}
     range: dict[str, tuple[float, float]] = {}
@@ -182,6 +188,31 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def row(self, number: int) -> dict[str, float]:
         """Joint draw `number`; what has no draws keeps its central value."""
         return self.values | {name: column[number] for name, column in self.draws.items()}
+
+
+def check_suits(
+    calibration: Calibration, engine: str, taken_as: str | None = None, path: str | Path | None = None
+) -> list[str]:
+    """Raise `NotTheEngine` for a calibration from runs that are not known to be of `engine`, unless the user takes them
+    for it; the warning that then belongs to every number. Tables of other engines' step times only get a warning: what
+    a step takes is the machine's in the first place.
+    """
+    found = calibration.engine
+    if is_engine(found, engine) or (found is None and calibration.source.door not in ("run", "table")):
+        return []
+    if calibration.source.door == "table":
+        return [
+            f"the step times are of {named(found)}, scheduled here as {engine} does, which takes its own time "
+            "for a step; a run of your own server (`servecast measure`) would tell"
+            if found is not None
+            else f"the table does not say which engine was timed; its steps are scheduled as {engine} does, which may "
+            "take another time for a step (a column `engine` would say)"
+        ]
+    check_engine(found, engine, taken_as, "what this calibration was fitted to", path)
+    return [
+        f"the calibration was fitted to {named(found)} and is taken for {engine} (--as): the scheduler is assumed, and "
+        "a forecast can be far off"
+    ]
 
 
 def _check_form(calibration: Calibration, document: Document) -> None:

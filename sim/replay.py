@@ -187,4 +187,5 @@ def _joined(parts: list[Run]) -> Run:
         steps=pd.concat([part.steps for part in parts if part.steps is not None], ignore_index=True),
         step_ends=[ends for part in parts for ends in part.step_ends or []],
         stopped=first.stopped,
+        engine=first.engine,
     )

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from sim.document import Document
 from sim.errors import BadInput
 from sim.files import TEMPORARY, folder_of, in_the_name_of, target_of
+from sim.flags import FLAGS, LAUNCH, SCENARIO, Flag, flags, in_words, launched_by, told_by, untold
+from sim.identity import SIMULATED, SOURCES, Identity, check_engine, identity, is_engine, named, of_info
 from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, check_known, kept_time, read_lines
 from sim.scenario import Scenario, lenient, relocated
 from sim.server import ServerConfig
@@ -33,16 +35,6 @@ FORMAT = 1  # 1: first
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
 _MOST = 2**53  # that a float counts exactly
 _LATE = 1e6  # s: no ladder waits for days; a clock of the wall was taken for the run's
-
-# what `GET /info` tells of a ServerConfig (tgi-0.9.4.md §1.1); not max_batch_prefill_tokens, not requires_padding
-TOLD = (
-    "max_batch_total_tokens",
-    "max_input_length",
-    "max_total_tokens",
-    "waiting_served_ratio",
-    "max_waiting_tokens",
-    "max_concurrent_requests",
-)
 
 
 @dataclass(frozen=True)
@@ -82,6 +74,10 @@ class Run:
     `token_times` (measured) holds one array per row of `requests`, one time per token; simulated runs have `steps`
     instead, and `step_ends` (the ends of every decode row's steps, s) if they had noise. `event_tokens` (one array per
     row, None for a stream of one token an event) says how many tokens came with each event, where some had several.
+
+    `engine` is that of its server, None where nothing tells; `launched` are the flags on the command line of a server
+    that was started for it. `taken_as` is the engine for which the user takes a server of another, or of none that is
+    known; the scenario's server then has the flags that are assumed.
     """
 
     kind: str
@@ -100,6 +96,9 @@ class Run:
     stopped: str = ""
     doubts: list[str] = field(default_factory=list)
     path: Path | None = None
+    engine: Identity | None = None
+    launched: dict[str, Any] = field(default_factory=dict)
+    taken_as: str | None = None
 
     @property
     def stretches(self) -> list[tuple[float, float]]:
@@ -112,14 +111,42 @@ class Run:
         return list(zip(edges, [*edges[1:], math.inf], strict=True))
 
     @property
+    def known(self) -> bool:
+        """Whether its server is known to be of the engine that its scenario's flags are for."""
+        return is_engine(self.engine, self.scenario.server.engine)
+
+    @property
+    def flags(self) -> dict[str, Flag]:
+        """The flags of its server with where each is from; none where it is not known whose flags they would be."""
+        if not self.known and self.taken_as is None:
+            return {}
+        written = [name for name, flag in self.scenario.flags.items() if flag.source == SCENARIO]
+        return flags(self.scenario.server, written, told_by(self.info), self.launched)
+
+    @property
     def server(self) -> ServerConfig:
-        """The scenario's server, with what the real one said of itself at `/info` where it did, and it can be."""
-        said = {name: (self.info or {}).get(name) for name in TOLD}
-        numbers = {k: v for k, v in said.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        told = {k: v for k, v in numbers.items() if 0 < v < _MOST}
-        whole = {k: int(v) for k, v in told.items() if v == int(v)}
-        ratio = {k: float(v) for k, v in told.items() if k == "waiting_served_ratio"}
-        return msgspec.structs.replace(self.scenario.server, **(whole | ratio))
+        """The scenario's server, with what the real one said of itself at `/info` where it did, and it can be.
+
+        Raises `NotTheEngine` where the server is not known to be of that engine, and the user does not take it for it.
+        """
+        server = self.scenario.server
+        check_engine(self.engine, server.engine, self.taken_as, f"the server of {self.name}", self.path)
+        return msgspec.structs.replace(server, **self.launched | told_by(self.info))
+
+    @property
+    def untold(self) -> list[str]:
+        """A warning for each decisive flag that the server did not tell and its launch command does not show."""
+        return untold(self.flags)
+
+    @property
+    def assumptions(self) -> list[str]:
+        """The warning that belongs to every number that is forecast from it, if it is taken for what it is not."""
+        if self.known or self.taken_as is None:
+            return []
+        return [
+            f"{self.name} was measured on {named(self.engine)} and is taken for {self.taken_as} (--as): its scheduler "
+            f"and flags are assumed ({in_words(self.flags)}), and a forecast can be far off"
+        ]
 
 
 def read_run(path: Path) -> Run:
@@ -150,13 +177,12 @@ def read_run(path: Path) -> Run:
     steps, ends = read_steps(path, doubts)
     times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
     carried = [np.asarray(r["event_tokens"], dtype=np.int64) if r.get("event_tokens") else None for r in records]
+    engine, launched = _engine(document), _launched(document)
     try:
-        scenario = relocated(lenient(head.get("scenario") or {"name": head.get("name", path.name)}), path, Path())
+        scenario = relocated(lenient(_its_server(head, path, engine)), path, Path())
     except msgspec.ValidationError as e:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
-    if (silent := _silent(head)) is not None:
-        doubts.append(silent)
     try:
         requests = request_table(records, times)
     except OverflowError as e:
@@ -178,16 +204,69 @@ def read_run(path: Path) -> Run:
         stopped=head.get("stopped") or "",
         doubts=doubts + list(head.get("doubts") or []),
         path=path,
+        engine=engine,
+        launched=launched,
     )
 
 
-def _silent(head: dict[str, Any]) -> str | None:
-    """A doubt where a measured run does not say its prefill budget, which `/info` does not tell either."""
-    flag, scenario = "max_batch_prefill_tokens", head.get("scenario")
-    server = scenario.get("server") if isinstance(scenario, dict) else None
-    if head.get("kind") == "simulated" or (isinstance(server, dict) and flag in server):
-        return None
-    return f"run.json does not say server.{flag}: taken for {getattr(ServerConfig(), flag)}, which decides who waits"
+def _engine(document: Document) -> Identity | None:
+    """The engine of a run's server. Runs of before it was recorded: what `/info` told; of simulated ones the
+    scenario's; else the one that the scenario names, if that is none of ours, whose name was written unasked."""
+    head = document.values
+    if "engine" in head:
+        said = head["engine"]
+        if said is None:
+            return None
+        if not isinstance(said, dict):
+            raise document.fail(
+                ("engine",), f"expected a map of name, version and source, or null, found {found(said)}"
+            )
+        for name in ("name", "version", "source"):
+            value = said.get(name)
+            if not isinstance(value, str) and (name != "version" or value is not None):
+                raise document.fail(("engine", name), f"expected text, found {found(value)}")
+        if said["source"] not in SOURCES:
+            raise document.fail(("engine", "source"), f"expected one of {', '.join(SOURCES)}, found {said['source']!r}")
+        return identity(said["name"], said["source"], said.get("version"))
+    server = (head.get("scenario") or {}).get("server")
+    asked = server.get("engine", SIMULATED[0]) if isinstance(server, dict) else SIMULATED[0]
+    if not isinstance(asked, str):
+        return None  # the scenario is complained about elsewhere
+    if head.get("kind") == "simulated":
+        return identity(asked, "scenario")
+    told = of_info(head.get("info"))
+    if told is not None or asked in SIMULATED:
+        return told
+    return identity(asked, "scenario", server.get("version") if isinstance(server, dict) else None)
+
+
+def _launched(document: Document) -> dict[str, Any]:
+    """The flags that a run's server was launched with, as far as they are on record."""
+    head = document.values
+    container, recorded = head.get("container"), head.get("flags")
+    if isinstance(recorded, dict):
+        said = {k: v for k, v in recorded.items() if isinstance(v, dict) and v.get("source") == LAUNCH}
+        return launched_by([f"--{name}={flag.get('value')}" for name, flag in said.items()])
+    argv = container.get("argv") if isinstance(container, dict) else None
+    return launched_by([str(word) for word in argv]) if isinstance(argv, list) else {}
+
+
+def _its_server(head: dict[str, Any], path: Path, engine: Identity | None) -> dict[str, Any]:
+    """A run's scenario with the flags that are of an engine of ours, and which of them a person wrote.
+
+    In runs of before that was recorded it is not told from a default: what is there counts as written.
+    """
+    scenario = dict(head.get("scenario") or {"name": head.get("name", path.name)})
+    server, recorded = scenario.get("server"), head.get("flags")
+    if isinstance(server, dict) and server.get("engine", SIMULATED[0]) not in SIMULATED:
+        del scenario["server"]
+        server = None
+    if not isinstance(server, dict):
+        return scenario
+    written = list(server)
+    if isinstance(recorded, dict):
+        written = [name for name, flag in recorded.items() if isinstance(flag, dict) and flag.get("source") == SCENARIO]
+    return scenario | {"written": [name for name in FLAGS if name in written]}
 
 
 def _check_map(document: Document, key: Key, raw: Any, shape: type[msgspec.Struct]) -> None:
@@ -265,6 +344,15 @@ def _lines(records: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(_encode(record) + b"\n" for record in records)
 
 
+def plain_scenario(scenario: Scenario, engine: Identity | None) -> dict[str, Any]:
+    """A scenario as `run.json` has it: with a server only if the run's is known to be of its engine. Which flags were
+    written is told by `flags`."""
+    plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(scenario, written=msgspec.UNSET))
+    if not is_engine(engine, scenario.server.engine):
+        del plain["server"]
+    return plain
+
+
 def _head(run: Run) -> dict[str, Any]:
     head: dict[str, Any] = {"format": FORMAT, "kind": run.kind, "name": run.name}
     if run.created is not None:
@@ -275,9 +363,11 @@ def _head(run: Run) -> dict[str, Any]:
         times = {name: kept_time(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
         rungs.append({**load, **times, "status": rung.status, "doubts": rung.doubts, **rung.extra})
     return head | {
-        "scenario": msgspec.to_builtins(run.scenario),
+        "scenario": plain_scenario(run.scenario, run.engine),
         "software": run.software,
         "info": run.info,
+        "engine": None if run.engine is None else msgspec.to_builtins(run.engine),
+        "flags": msgspec.to_builtins(run.flags) if run.known else {},
         "rungs": rungs,
         "segments": run.segments,
         "stopped": run.stopped,

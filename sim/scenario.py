@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sim.flags import FLAGS, Flag, flags
 from sim.server import ServerConfig
 from sim.workload import Gamma, RequestFile, Workload
 
@@ -86,7 +87,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that is asked. `calibration`, `table` and file names are as resolved by the reader."""
+    """Everything that is asked. `calibration`, `table` and file names are as resolved by the reader.
+
+    `written` are the keys of `server` that a file or an option gave, the others being defaults; unset where nobody kept
+    count. It is in no file: runs and forecasts have `flags`, which say it of each.
+    """
 
     format: int = FORMAT
     name: str
@@ -104,6 +109,15 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     price: Price | None = None
     launch: Launch | None = None
     doubts: list[str] = []
+    written: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def flags(self) -> dict[str, Flag]:
+        """The flags of its server, and whether somebody wrote them; without a count, what differs from the defaults."""
+        usual, written = msgspec.structs.asdict(ServerConfig()), self.written
+        if written is msgspec.UNSET:
+            written = [name for name in FLAGS if getattr(self.server, name) != usual[name]]
+        return flags(self.server, written)
 
 
 def relocated(scenario: Scenario, old: Path, new: Path) -> Scenario:

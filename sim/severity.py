@@ -45,7 +45,9 @@ KINDS: tuple[tuple[Severity, tuple[str, ...]], ...] = (
             "no request was completed in the window",
             "the server stopped answering",
             "several servers behind one address",
-            "the simulated one 0.9.4",
+            "(--as)",
+            "scheduled here as",
+            "its steps are scheduled as",
         ),
     ),
     (

@@ -20,6 +20,7 @@ from sim.errors import UserError
 Key = tuple[str | int, ...]
 Fail = Callable[[Key, str], UserError]
 
+NOTHING = (type(None), msgspec.UnsetType)
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a map", list: "a list"}
 
 
@@ -48,7 +49,7 @@ def known(name: str, names: Iterable[str], what: str, key: Key, fail: Fail) -> N
 
 def check_shape(value: Any, hint: Any, fail: Fail, key: Key = ()) -> None:
     """Complain about unknown and missing keys, and about values of another type than `hint`."""
-    options = [h for h in alternatives(hint) if h is not type(None)]
+    options = [h for h in alternatives(hint) if h not in NOTHING]
     struct = next((h for h in options if isinstance(h, type) and issubclass(h, msgspec.Struct)), None)
     if isinstance(value, dict) and struct is not None:
         hints = typing.get_type_hints(struct)
@@ -89,7 +90,7 @@ def expected(hint: Any) -> str:
     words = []
     for option in alternatives(hint):
         origin, arguments = typing.get_origin(option), typing.get_args(option)
-        if option is type(None):
+        if option in NOTHING:
             continue
         if isinstance(option, type) and issubclass(option, msgspec.Struct):
             words.append(f"a map of {', '.join(option.__struct_fields__)}")

@@ -11,6 +11,7 @@ import pandas as pd
 from sim.bench import Bench
 from sim.calibration import Clocks, Delay, Noise
 from sim.forms import step_time
+from sim.identity import Identity
 from sim.model import Model
 from sim.request import Request
 from sim.run import Run, Rung
@@ -26,6 +27,7 @@ TRUTH = {
 SERVER = ServerConfig(
     max_batch_prefill_tokens=14000, max_batch_total_tokens=36000, max_input_length=3000, max_total_tokens=3600
 )
+TGI = Identity(name="tgi", version="0.9.4", source="server")
 CLOCKS = Clocks(
     uplink=Delay(quantiles=[0.0015, 0.0018]),
     downlink=Delay(quantiles=[0.0, 1e-4, 2e-4]),
@@ -106,7 +108,7 @@ def observe(
             "error": None,
         }
     )
-    run = Run("measured", "seen", scenario, rungs, requests, token_times=times)
+    run = Run("measured", "seen", scenario, rungs, requests, token_times=times, engine=TGI)
     return Seen(run, [(op, frozenset(row[r] for r in members)) for op, members in calls])
 
 

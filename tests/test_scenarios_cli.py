@@ -232,7 +232,7 @@ def test_compare_writes_a_page_that_shows_what_lies_behind_it(tmp_path: Path, ca
     assert status(["calibrate", str(folder / "long-between"), "-o", calibration]) == 0
     capfd.readouterr()
     arguments = ["compare", str(folder / "long"), "--calibration", calibration, "--replicates", "19", "--jobs", "1"]
-    assert status([*arguments, "-o", str(out), "--repeat", str(folder / "short-again")]) == 0
+    assert status([*arguments, "--warnings", "-o", str(out), "--repeat", str(folder / "short-again")]) == 0
     said = capfd.readouterr()
     assert "how far the real server was from itself" in said.out
     assert "short-again does not repeat" in said.err

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from calibrate.steps import rebuild
 from scenarios.cli import status
 from scenarios.foreign import import_results
+from sim.assume import taken_as
 from sim.errors import BadInput
 from sim.metrics import table
 from sim.replay import lanes
@@ -152,7 +153,7 @@ def test_every_token_of_vllm_has_its_time_and_its_step() -> None:
 def test_the_server_is_as_wide_as_what_it_was_seen_to_accept(tmp_path: Path) -> None:
     (document, *_) = documents("vllm.json.gz")
     document["input_lens"][0] = 5000
-    server = import_results(saved(tmp_path, document)).scenario.server
+    server = taken_as(import_results(saved(tmp_path, document)), "tgi-0.9.4").server
     assert not server.refuses(5000, document["output_lens"][0])
 
 

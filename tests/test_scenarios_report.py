@@ -213,7 +213,7 @@ def test_a_measured_run_says_what_was_asked_of_what(run: Run):
     for words in (
         "model_id",
         "llama",
-        "server.max_batch_total_tokens",
+        "max_batch_total_tokens",
         "12345",
         "workload.prompt_tokens",
         "load.users",
