@@ -4,8 +4,10 @@
 `precision`  how well a window knows its throughput  (no I/O)
 `watch`      what the load generator's reports add up to  (no I/O)
 `dialect`    how TGI and OpenAI-style servers are asked, and what an event says  (no I/O)
+`sse`        events out of bytes, however these are cut or packed  (no I/O)
+`tokens`     which events carry tokens, and how many, by the server's count  (no I/O)
 `prompts`    prompts of an exact length; `probe` finds out how, on the server at hand
-`client`     one streamed request: when each token came, what became of it
+`client`     one request: when each token came, what became of it; `trial` sends the first one
 `worker`     the users of one process, their records, the canary
 `locustfile` the load generator: locust's runners around workers; the only module that imports locust
 `orders`     what ladder and generator say to each other; `generator` is the ladder's end of it
