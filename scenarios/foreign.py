@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from scenarios import aiperf, genai_perf, guidellm, inference_perf, locust_csv, vllm_bench
 from scenarios.results import has
@@ -53,6 +54,7 @@ CSV_SUMS = {
 }
 
 
+@np.errstate(over="ignore", invalid="ignore")  # impossible times are refused by name once they are together
 def import_results(path: Path) -> Run:
     """The run of another tool's results: a file, plain or `.gz`, or the folder of an aiperf sweep.
 

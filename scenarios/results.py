@@ -23,13 +23,14 @@ from scenarios import observed
 from scenarios.observed import Flights
 from sim.errors import BadInput
 from sim.events import spread
+from sim.records import CLOCKS
 from sim.replay import lanes
 from sim.request import ABORTED, OK
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.table import REQUEST_COLUMNS
 from sim.text import shortened_name
-from sim.workload import Gamma
+from sim.workload import MOST_TOKENS, Gamma
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -112,6 +113,22 @@ class Stretch:
         return min([self.settled, *(_due(a) for a in self.answers)])
 
 
+def _possible(answer: Answer, number: int, path: Path) -> Answer:
+    """The answer, if it can be; one that ended before it was sent has an end of another clock, which is not known."""
+    for name in ("prompt_tokens", "output_tokens", "max_new_tokens"):
+        count = getattr(answer, name)
+        if count is not None and not 0 <= count <= MOST_TOKENS:
+            found = "more" if count > 0 else str(count)
+            message = f"expected 0 to {MOST_TOKENS:,} {name} of request {number}, found {found}"
+            raise BadInput(message, path=path)
+    moments = [answer.sent, answer.ended, *(t for t in (answer.due, answer.first, answer.last) if t is not None)]
+    if not all(np.isfinite(moments)) or not np.isfinite(answer.chunks).all():
+        raise BadInput(f"expected finite times of request {number}, found others", path=path)
+    if answer.ended < answer.sent - CLOCKS:
+        return answer._replace(ended=answer.sent, end_known=False)
+    return answer
+
+
 def _streamed(answer: Answer) -> Answer:
     """The answer, without the time of a first token if all of them came at once: then it was not streamed."""
     chunks = answer.chunks
@@ -161,7 +178,10 @@ def assemble(
     for before, after in pairwise(stretches):
         if anew and after.began < max((a.ended for a in before.answers), default=before.began):
             raise BadInput("two of its benchmarks overlap in time; expected one after the other", path=path)
-    stretches = [replace(s, answers=[_streamed(a) for a in s.answers]).shown() for s in stretches]
+    stretches = [
+        replace(s, answers=[_streamed(_possible(a, i, path)) for i, a in enumerate(s.answers, 1)]).shown()
+        for s in stretches
+    ]
     zero = stretches[0].began
     answers = [a for s in stretches for a in s.answers]
     times, carried, found = _token_times(answers)

@@ -307,6 +307,12 @@ TRACE = "a trace, not a measurement; name it in a scenario, as workload.trace"
             "ttfts: missing; expected what every request did, which sglang's bench_serving writes with",
         ),
         ({"metadata": {"guidellm_version": "0.8.1"}, "benchmarks": 5.0}, "benchmarks: Expected `array`"),
+        (vllm("inf", [0.0, 1.0], output_lens=[4, 10**12]), "expected 0 to 1,000,000,000 output_tokens of request 2"),
+        (
+            vllm("inf", [0.0, 1.0], input_lens=[4, -1]),
+            "expected 0 to 1,000,000,000 prompt_tokens of request 2, found -1",
+        ),
+        (vllm("inf", [0.0, 1.0], ttfts=[1e308, 1e308], itls=[[1e308], [1e308]]), "expected finite times of request 1"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,48,10\n", TRACE),
         ('{"timestamp": 0, "input_length": 15, "output_length": 10}\n{"timestamp": 1, "input_length": 1}', TRACE),
     ],
