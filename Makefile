@@ -31,7 +31,7 @@ validate: .venv/ready ## hold forecasts against the measured runs in data/, and 
 	@failed=0; for program in check_fit check_bands validate check_floor; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
 
 recovery: .venv/ready ## calibrate made-up articles, and measure what is assumed: is the truth in the band as often as it should be?
-	@failed=0; for program in check_reading check_way check_published; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
+	@failed=0; for program in check_reading check_way check_published check_fit_check; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
 
 advice: .venv/ready ## follow the advice on what to measure next on the stand-in; is it better than chance?
 	@$(BIN)/python tools/check_advice.py

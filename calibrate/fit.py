@@ -70,12 +70,14 @@ def calibrate_runs(
     streamed = [(run, only) for run, only in chosen if shows_steps(run)]
     if not streamed:
         calibration = _from_latencies(chosen, seed)
-        return msgspec.structs.replace(calibration, engine=engine, doubts=[*assumed, *calibration.doubts, *untold])
+        doubts = [*assumed, *calibration.doubts, *untold, *_of_rungs(chosen)]
+        return msgspec.structs.replace(calibration, engine=engine, doubts=doubts)
     # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
     with threadpool_limits(limits=1, user_api="blas"):
         calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
     unseen = [f"{run.name}: {_why_no_steps(run)}, and so left out" for run in runs if not shows_steps(run)]
-    return msgspec.structs.replace(calibration, engine=engine, doubts=[*assumed, *calibration.doubts, *untold, *unseen])
+    doubts = [*assumed, *calibration.doubts, *untold, *unseen, *_of_rungs(streamed)]
+    return msgspec.structs.replace(calibration, engine=engine, doubts=doubts)
 
 
 def _one_engine(runs: Sequence[Run]) -> Identity | None:
@@ -85,6 +87,17 @@ def _one_engine(runs: Sequence[Run]) -> Identity | None:
         said = "; ".join(f"{run.name}: {named(run.engine)}" for run in runs)
         raise NotEnoughData(f"these runs are not of one engine ({said}); expected runs of one server")
     return runs[0].engine
+
+
+def _of_rungs(chosen: Sequence[tuple[Run, Collection[int] | None]]) -> list[str]:
+    """The doubts of the rungs that were fitted: what is said of several loads of a run is said once."""
+    loads: dict[tuple[str, str], list[str]] = {}
+    for run, only in chosen:
+        for i, rung in enumerate(run.rungs):
+            if only is None or i in only:
+                for text in dict.fromkeys(rung.doubts):
+                    loads.setdefault((run.name, text), []).append(f"{rung.load:g}")
+    return [f"{name}, at {', '.join(dict.fromkeys(at))}: {text}" for (name, text), at in loads.items()]
 
 
 def _why_no_steps(run: Run) -> str:

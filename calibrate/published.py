@@ -8,16 +8,17 @@ said in words (`verdict`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate import laws, verdict
 from calibrate.draws import correlations, parameter
-from calibrate.figures import CLOCKS, FACTORS, Article, log_fit, profile, resolve, title
+from calibrate.figures import CLOCKS, FACTORS, Article, alone_terms, is_alone, log_fit, profile, resolve, title
 from calibrate.search import search
 from calibrate.space import Space
 from sim.calibration import Calibration, Residual, Source
@@ -32,6 +33,7 @@ SIMULATIONS = 500
 DRAWS = 200
 EFFECTIVE = 40.0  # machines that the draws should stand for, at least
 SCENE = 10  # machines simulated per task
+AGAIN = 10**6  # the first seed that no machine of a fit has
 
 
 def calibrate_published(
@@ -99,6 +101,46 @@ def calibrate_published(
             *verdict.assumed(scenario),
         ],
     )
+
+
+class Shown(NamedTuple):
+    """A figure as somebody printed it, and as the calibrated machine shows it in the simulator."""
+
+    title: str
+    figure: Figure
+    central: float
+    drawn: Floats
+
+
+def show_again(
+    scenario: Scenario, calibration: Calibration, seed: int, draws: int, executor: Executor | None = None
+) -> list[Shown]:
+    """Every published figure of the scenario as a calibration's central values show it, and as many of its draws do,
+    with seeds that the fit has not seen."""
+    figures = resolve(scenario)
+    alone = {profile(figure): figure.value for figure in figures if is_alone(figure)}
+    ladder = [figure for figure in figures if not is_alone(figure)]
+    article = Article(tuple(ladder), scenario.server, alone)
+    rows = [int(i * calibration.n_draws / draws) for i in range(draws)] if calibration.n_draws else []
+    machines = [calibration.values, *(calibration.row(i) for i in rows)]
+    tasks = [(article, machines[at : at + SCENE], seed, AGAIN + at) for at in range(0, len(machines), SCENE)]
+    parts = list(executor.map(_show, tasks) if executor else map(_show, tasks)) if ladder else []
+    climbed = [shown for part in parts for shown in part]
+    found = []
+    for figure in figures:
+        if is_alone(figure):
+            values = [_alone(figure, machine) for machine in machines]
+        else:
+            at = ladder.index(figure)
+            cells = [int(np.abs(FACTORS - machine.get("takeoff_factor", FACTORS[0])).argmin()) for machine in machines]
+            values = [float(shown[at, cell]) for shown, cell in zip(climbed, cells, strict=True)]
+        found.append(Shown(title(figure), figure, values[0], np.array(values[1:])))
+    return found
+
+
+def _alone(figure: Figure, machine: Mapping[str, float]) -> float:
+    terms, clocks = alone_terms(profile(figure), np.array([machine.get("output_attained", 1.0)]))
+    return clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
 
 
 def _show(task: tuple[Article, list[dict[str, float]], int, int]) -> list[Floats]:

@@ -23,7 +23,7 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, doubts: list[st
     rungs whose client was too busy to time anything.
     """
     used = steps.loc[steps["used"], "rung"].unique()
-    limited = [i for i, g in enumerate(run.rungs) if i in used and _client_limited(g)]
+    limited = [i for i, g in enumerate(run.rungs) if i in used and client_limited(g)]
     usable = (steps["seen"] | idle) & steps["used"]
     count = max(1, int(steps["used"].sum()))
     lumped = _lumped(steps) & usable
@@ -82,7 +82,7 @@ def _stood_still(steps: pd.DataFrame) -> pd.Series:
     return each > _STILL * usual
 
 
-def _client_limited(rung: Rung) -> bool:
+def client_limited(rung: Rung) -> bool:
     """By the lag that was recorded; runs of earlier versions also flagged rungs whose lag was 5 % of a short gap."""
     canary = rung.extra.get("canary_p99_ms")
     if isinstance(canary, int | float):

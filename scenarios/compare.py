@@ -7,7 +7,7 @@ so that the 5 % and 95 % quantiles over replicates are a 90 % prediction interva
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
@@ -68,11 +68,18 @@ def forecast_run(
     `NotTheEngine` where either is not known to be of the engine that is simulated, unless `taken_as` it.
     """
     check_suits(calibration, run.server.engine, taken_as or run.taken_as)
+    return list(replays(run, calibration, executor, range(1, replicates + 1), seed=seed))
+
+
+def replays(
+    run: Run, calibration: Calibration, executor: Executor, numbers: Sequence[int], *, seed: int = 0
+) -> Iterator[pd.DataFrame]:
+    """The replicates of `forecast_run` with these numbers, one after another as they are done."""
     # the streams themselves are not asked again, and are nearly all of a run's bulk
     asked = replace(with_users(run), token_times=None, event_tokens=None)
     streamed = run.token_times is not None
-    tasks = [Replicate(asked, calibration, seed, number, streamed) for number in range(1, replicates + 1)]
-    return list(executor.map(_call, tasks, chunksize=max(1, replicates // 16)))
+    tasks = [Replicate(asked, calibration, seed, number, streamed) for number in numbers]
+    return executor.map(_call, tasks, chunksize=max(1, len(tasks) // 16))
 
 
 def _call(task: Replicate) -> pd.DataFrame:

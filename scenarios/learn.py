@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from scenarios.cli import command
+from scenarios.cli import FAILED, command
 from scenarios.options import (
     AS_HELP,
     assumed_engine,
@@ -64,14 +64,16 @@ def calibrate(
     sets: tuple[str, ...],
     jobs: int | None,
     as_json: bool,
-) -> None:
+) -> int:
     """Fit a model: to measured runs, tables or figures.
 
     Measured runs are best. A table has columns for prefill and decode times; a scenario names a table or has figures
-    under `published:`, which are fitted through the simulator.
+    under `published:`, which are fitted through the simulator. What was fitted is simulated again; exit status 1, after
+    the file is written, when the calibration does not show it.
     """
     from scenarios.doors import write_calibration
-    from scenarios.tables import console, show_parameters, warned
+    from scenarios.fit_check import said
+    from scenarios.tables import console, show_check, show_parameters, warned
 
     where = dict(_where(text) for text in wheres)
     if where and not all(Path(source).suffix == ".csv" for source in sources):
@@ -103,6 +105,7 @@ def calibrate(
         show_parameters(calibration, out)
         if calibration.source.note:
             out.print(calibration.source.note)
+        show_check(calibration, out)
         if output is None:
             remark("nothing is written: -o FILE keeps it")
     doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
@@ -118,6 +121,10 @@ def calibrate(
         write_calibration(output, calibration)
         if not as_json:
             say(str(output))
+    assert calibration.check is not None
+    for line in said(calibration.check):
+        remark(f"check failed: {line}")
+    return 0 if calibration.check.passed else FAILED
 
 
 def _read(sources: Sequence[str], question: str | None, sets: Sequence[str]) -> list[Path]:
@@ -167,25 +174,30 @@ def _fit(
     sets: tuple[str, ...],
     jobs: int | None,
 ) -> Calibration:
+    """Fit what the sources are, and check the fit."""
+    from scenarios.fit_check import check_published, check_runs, check_table, with_check
+
     paths = [Path(source) for source in sources]
-    tables = all(path.suffix == ".csv" for path in paths)
     if runs:
         from calibrate.fit import calibrate_runs
 
-        return calibrate_runs(runs, seed)
-    if tables:
+        calibration = calibrate_runs(runs, seed)
+        with working(jobs) as (executor, commentary):
+            return with_check(calibration, check_runs(calibration, runs, executor, seed=seed, progress=commentary))
+    if all(path.suffix == ".csv" for path in paths):
         import numpy as np
 
         from calibrate.table import calibrate_table
 
-        return calibrate_table(paths, np.random.default_rng(seed), where=where)
+        calibration = calibrate_table(paths, np.random.default_rng(seed), where=where)
+        return with_check(calibration, check_table(calibration))
     absent = [path for path in paths if not path.exists()]
     if len(sources) > 1:
         if absent:
             raise BadInput("no such run directory, nor table", path=absent[0])
         raise BadInput("expected runs, or tables, or one scenario; not a mixture")
     from scenarios.doors import fit
-    from scenarios.load import load, shipped
+    from scenarios.load import load, origin, shipped
 
     if paths[0].suffix == ".json" and not absent:
         raise BadInput("expected a run directory, a table (.csv) or a scenario (.yaml)", path=paths[0])
@@ -195,5 +207,11 @@ def _fit(
             "no such run directory, table or scenario" + (f"; did you mean {hint}?" if hint else ""), path=sources[0]
         )
 
+    scenario = load(sources[0], *sets)
     with working(jobs) as (executor, commentary):
-        return fit(sources[0], load(sources[0], *sets), sets=sets, seed=seed, executor=executor, progress=commentary)
+        calibration = fit(sources[0], scenario, sets=sets, seed=seed, executor=executor, progress=commentary)
+        if scenario.table is not None:
+            return with_check(calibration, check_table(calibration))
+        commentary.say("checking the fit of the published figures")
+        measured = origin(sources[0], "published", *sets)
+        return with_check(calibration, check_published(calibration, measured, executor, seed=seed))

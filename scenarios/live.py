@@ -16,6 +16,7 @@ from scenarios.options import (
     doubt,
     force_option,
     jobs_option,
+    remark,
     replicates_option,
     say,
     seed_option,
@@ -204,19 +205,20 @@ def run(
 
     Measures the scenario, fits a model to every second rung and holds it against the others, then fits it to all of
     them and forecasts. Writes run/, comparison.json, calibration.json, forecast.json and report.html. Exit status 1
-    when an error exceeds the scenario's tolerances. A server that is not known to be the scenario's engine is measured;
-    the rest needs --as.
+    when an error exceeds the scenario's tolerances, or the model does not show the loads it was fitted to. A server that is
+    not known to be the scenario's engine is measured; the rest needs --as.
     """
     from calibrate.fit import calibrate_runs
     from measure.ladder import measure as climb
     from scenarios.comparison import write_comparison
     from scenarios.doors import write_calibration
+    from scenarios.fit_check import check_runs, said, with_check
     from scenarios.forecast import write_forecast
     from scenarios.judge import held_out_comparison
     from scenarios.load import files_of, load
     from scenarios.report import page
     from scenarios.simulation import simulate
-    from scenarios.tables import console, show, show_comparison
+    from scenarios.tables import console, show, show_check, show_comparison
     from sim.assume import taken_as as assumed
     from sim.identity import check_engine
     from sim.run import read_run
@@ -250,6 +252,8 @@ def run(
         scored = set(range(1, len(measured.rungs), 2))
         comparison = held_out_comparison(measured, scored, {}, replicates, seed, executor, commentary)
         calibration = calibrate_runs([measured], seed)
+        check = check_runs(calibration, [measured], executor, seed=seed, progress=commentary)
+        calibration = with_check(calibration, check)
 
         def tell(done: int, total: int) -> None:
             commentary(f"simulating {asked.name}", done, total)
@@ -268,7 +272,10 @@ def run(
     show(forecast, out)
     out.print()
     show_comparison(comparison, out)
+    show_check(calibration, out)
     doubt(forecast.doubts)
+    for line in said(check):
+        remark(f"check failed: {line}")
     sys.stdout.flush()  # shown before it is written: a full disk loses no answer
     write_comparison(output / "comparison.json", comparison)
     write_calibration(output / "calibration.json", calibration)
@@ -276,7 +283,7 @@ def run(
     report = output / "report.html"
     write(report, page([forecast, measured, comparison], {}, f"{asked.name}: measured and forecast").encode())
     say(str(report))
-    return FAILED if comparison.passed is False else 0
+    return FAILED if comparison.passed is False or not check.passed else 0
 
 
 _MADE = {

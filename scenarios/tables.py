@@ -14,7 +14,7 @@ from scenarios.cost import of_the_machine
 from scenarios.crossing import said
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
-from sim.calibration import Calibration
+from sim.calibration import Calibration, Checked
 from sim.columns import Column, show_columns, show_listed
 from sim.console import Console
 from sim.flags import in_words
@@ -183,6 +183,45 @@ def show_parameters(calibration: Calibration, out: Console) -> None:
     if any(p.meaning for p in found.values()):
         out.print()
         show_listed([(name, p.meaning) for name, p in found.items() if p.meaning], out)
+
+
+CHECKED = {
+    "e2e_mean": ("E2E mean s", "E2E error"),
+    "ttft_p50": ("TTFT p50 s", "TTFT error"),
+    "output_tokens_per_s": ("out tok/s", "tok/s error"),
+}
+
+
+def show_check(calibration: Calibration, out: Console) -> None:
+    """What was fitted beside what the calibration shows of it: the measured value, and how far off the simulated is."""
+    rows = [] if calibration.check is None else calibration.check.rows
+    for of in dict.fromkeys(row.of for row in rows):
+        mine = [row for row in rows if row.of == of]
+        places = list(dict.fromkeys(row.at for row in mine))
+        found = {(row.at, row.metric): row for row in mine}
+        columns = [Column("fitted", places, 0, left=True)]
+        if len(places) < len(mine):
+            for metric in dict.fromkeys(row.metric for row in mine):
+                cells = [found.get((at, metric)) for at in places]
+                value, error = CHECKED[metric]
+                columns.append(Column(value, ["" if c is None else _value(c) for c in cells], 2))
+                columns.append(Column(error, ["" if c is None else _error(c) for c in cells], 1))
+        else:
+            columns.append(Column("measured", [_value(row) for row in mine], 2))
+            columns.append(Column("error", [_error(row) for row in mine], 1))
+        missed = any(row.missed for row in mine)
+        out.print()
+        out.print(Text(f"check: what was fitted, simulated again ({of})"))
+        show_columns(columns, out, ["* outside its 90 % band, by more than a client can tell"] if missed else [])
+
+
+def _value(row: Checked) -> str:
+    return f"{row.measured:.4g}" if row.low is not None else row.metric
+
+
+def _error(row: Checked) -> str:
+    error = "none" if row.relative_error is None else f"{100 * row.relative_error:+.1f} %"
+    return f"{error}{'*' if row.missed else ''}"
 
 
 EFFECTIVE = "effective: rungs that are independent, as neighbours share their machine's drift"

@@ -146,6 +146,37 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rows: int = 0
 
 
+class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One figure that was fitted, and the same simulated; `low`..`high` is its 90 % band, where there is one.
+
+    `missed`: outside the band, by more than a client can tell. `far`: missed by more than twice its goal.
+    """
+
+    of: str
+    at: str
+    metric: str
+    measured: float
+    simulated: float | None
+    low: float | None
+    high: float | None
+    relative_error: float | None
+    missed: bool
+    far: bool
+
+
+class FitCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a calibration shows of what it was fitted to: `missed` of the `rows`, of which chance allows `allowed`.
+
+    `replicates` is how many simulations that took (0: none was needed).
+    """
+
+    rows: list[Checked]
+    missed: int
+    allowed: int
+    passed: bool
+    replicates: int
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything `sim` needs to know of a machine. `range` is what was observed; outside it a forecast says so.
 
@@ -167,6 +198,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     clocks: Clocks = Clocks()
     correlations: list[tuple[str, str, float]] = []
     doubts: list[str] = []
+    check: FitCheck | None = None
 
     @property
     def values(self) -> dict[str, float]:

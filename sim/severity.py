@@ -39,6 +39,7 @@ KINDS: tuple[tuple[Severity, tuple[str, ...]], ...] = (
             "no simulated machine comes near the run",
             "the figures do not hold together",
             "no form here follows this table",
+            "does not show what it was fitted to",
             "not of the machine that",
             "counts as outside its tolerance",
             "are not of the same",
@@ -66,6 +67,7 @@ KINDS: tuple[tuple[Severity, tuple[str, ...]], ...] = (
             "batches were larger than they look",
             "its steps look longer",
             "the machine was",
+            "could not be checked against any",
         ),
     ),
     (

@@ -56,8 +56,12 @@ def observe(
     jitter: float = 0.0,
     seed: int = 0,
     model: str = "affine",
+    after: float = 0.0,
 ) -> Seen:
-    """Climb a ladder of `users`, `seconds` a rung; each token is seen up to `jitter` s late, in its stream's order."""
+    """Climb a ladder of `users`, `seconds` a rung; each token is seen up to `jitter` s late, in its stream's order.
+
+    Tokens of steps that were still under way are not seen; who needs the last window whole asks for some s `after` it.
+    """
     scenario = Scenario(name="seen", server=server, workload=workload, load=Load(users=list(users), spawn_rate=10.0))
     machine = Model(step_time(model, truth or TRUTH), server, noise or Noise(), clocks)
     bench = Bench(scenario, machine, (seed,), Drawn(workload, np.random.default_rng([seed, 9])))
@@ -83,6 +87,8 @@ def observe(
         end = start + seconds
         bench.clock.run(until=end)
         rungs.append(Rung(start=start, ramped=start + 0.1, settled=start + seconds / 4, end=end, users=there))
+    if after:
+        bench.clock.run(until=bench.clock.now + after)
     rng = np.random.default_rng([seed, 7])
     order = sorted(tokens, key=lambda r: r.sent)
     row = {r: i for i, r in enumerate(order)}

@@ -17,7 +17,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,42 +26,15 @@ from rich.table import Table
 from calibrate.fit import calibrate_runs
 from scenarios.compare import compare, forecast_run
 from scenarios.comparison import Row
+from scenarios.goals import FLASH, PADDED, Goal
 from sim.run import Run, read_run
 from sim.sweep import processes
 
 DATA = Path(__file__).parent.parent / "data"
 
 
-@dataclass(frozen=True)
-class Goal:
-    """The largest relative error of a metric, the error in seconds that is small enough whatever its share, and whether
-    the bands must hold what was measured (as often as such bands should) besides."""
-
-    error: float
-    seconds: float = 0.0
-    inside: bool = False
-
-
 MEANS = ("e2e_mean", "e2e_p50", "output_tokens_per_s", "rps")
 SHOWN = (*MEANS, "e2e_p95", "ttft_p50", "ttft_p95")
-FLASH = {
-    "e2e_mean": Goal(0.02),
-    "e2e_p50": Goal(0.02),
-    "output_tokens_per_s": Goal(0.02),
-    "rps": Goal(0.03),
-    "e2e_p95": Goal(0.04, 0.003),
-    "ttft_p50": Goal(0.04, 0.003),
-    "ttft_p95": Goal(0.08, 0.005),
-}
-PADDED = {
-    "e2e_mean": Goal(0.05),
-    "e2e_p50": Goal(0.05),
-    "output_tokens_per_s": Goal(0.05),
-    "rps": Goal(0.08, inside=True),
-    "e2e_p95": Goal(0.08, 0.010),
-    "ttft_p50": Goal(0.08, 0.010),
-    "ttft_p95": Goal(0.15, 0.020),
-}
 # one profile from the other's calibration alone
 CROSS = {
     "flash": {"e2e_mean": Goal(0.06), "output_tokens_per_s": Goal(0.06)},
