@@ -205,8 +205,8 @@ def run(
 
     Measures the scenario, fits a model to every second rung and holds it against the others, then fits it to all of
     them and forecasts. Writes run/, comparison.json, calibration.json, forecast.json and report.html. Exit status 1
-    when an error exceeds the scenario's tolerances, or the model does not show the loads it was fitted to. A server that is
-    not known to be the scenario's engine is measured; the rest needs --as.
+    when an error exceeds the scenario's tolerances, or the model does not show the loads it was fitted to. A server
+    that is not known to be the scenario's engine is measured; the rest needs --as.
     """
     from calibrate.fit import calibrate_runs
     from measure.ladder import measure as climb

@@ -197,18 +197,21 @@ def show_check(calibration: Calibration, out: Console) -> None:
     rows = [] if calibration.check is None else calibration.check.rows
     for of in dict.fromkeys(row.of for row in rows):
         mine = [row for row in rows if row.of == of]
-        places = list(dict.fromkeys(row.at for row in mine))
-        found = {(row.at, row.metric): row for row in mine}
-        columns = [Column("fitted", places, 0, left=True)]
-        if len(places) < len(mine):
+        loads = list(dict.fromkeys(row.at for row in mine))
+        if len(loads) < len(mine) and all(row.metric in CHECKED for row in mine):
+            columns = [Column("fitted", loads, 0, left=True)]
+            found = {(row.at, row.metric): row for row in mine}
             for metric in dict.fromkeys(row.metric for row in mine):
-                cells = [found.get((at, metric)) for at in places]
+                cells = [found.get((at, metric)) for at in loads]
                 value, error = CHECKED[metric]
                 columns.append(Column(value, ["" if c is None else _value(c) for c in cells], 2))
                 columns.append(Column(error, ["" if c is None else _error(c) for c in cells], 1))
         else:
-            columns.append(Column("measured", [_value(row) for row in mine], 2))
-            columns.append(Column("error", [_error(row) for row in mine], 1))
+            columns = [
+                Column("fitted", [row.at for row in mine], 0, left=True),
+                Column("measured", [_value(row) for row in mine], 2),
+                Column("error", [_error(row) for row in mine], 1),
+            ]
         missed = any(row.missed for row in mine)
         out.print()
         out.print(Text(f"check: what was fitted, simulated again ({of})"))

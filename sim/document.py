@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Document:
             raise BadInput(f"not UTF-8 text; expected {what}", path=path) from e
         try:
             self.values: dict[str, Any] = json.loads(
-                self._text, parse_constant=_refuse_constant, object_pairs_hook=_once
+                self._text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_once
             )
         except RecursionError as e:
             raise BadInput(f"nested too deeply; expected {what}", path=path) from e
@@ -99,3 +100,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large a number")
+    return value

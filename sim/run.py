@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,21 @@ from numpy.typing import NDArray
 from sim.document import Document
 from sim.errors import BadInput
 from sim.files import TEMPORARY, folder_of, in_the_name_of, target_of
-from sim.flags import FLAGS, LAUNCH, SCENARIO, Flag, flags, in_words, launched_by, told_by, untold
+from sim.flags import FLAGS, LAUNCH, SCENARIO, TOLD, Flag, flags, in_words, launched_by, told_by, untold
 from sim.identity import SIMULATED, SOURCES, Identity, check_engine, identity, is_engine, named, of_info
-from sim.records import HeadLine, RequestLine, RungLine, SegmentLine, check_known, kept_time, read_lines
+from sim.records import CLOCKS, LATEST, HeadLine, RungLine, SegmentLine, check_known, kept_time, read_requests
 from sim.scenario import Scenario, lenient, relocated
-from sim.server import ServerConfig
+from sim.server import Bounds, ServerConfig
 from sim.shape import Key, found
 from sim.steps import read_steps, step_records
-from sim.table import once, request_records, request_table
+from sim.table import Requests, request_records
 from sim.text import shortened_name
 
 FORMAT = 1  # 1: first
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
 _MOST = 2**53  # that a float counts exactly
+_LONGEST = 1e8  # s that a rung may take: three years
+_MOST_USERS, _MOST_RATE = 10**8, 1e8  # more than any load generator makes
 _LATE = 1e6  # s: no ladder waits for days; a clock of the wall was taken for the run's
 
 
@@ -149,52 +151,56 @@ class Run:
         ]
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Run:
     """Read a run directory; unknown keys are ignored.
 
     A torn last line is dropped with a doubt; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
-    and sorted by `sent`, and a request that two of them tell of counts once, with a doubt. `BadInput` names file, line
-    and key.
+    and sorted by `sent`, and a request that two of them tell of counts once, with a doubt. Single requests that cannot
+    be are left out and named in a doubt. `BadInput` names file, line and key. `progress` hears how many of how many
+    bytes have been read.
     """
     document = Document(path / "run.json", "the head of a run", FORMAT)
     head = document.values
     rungs = [_rung(document, i, raw) for i, raw in enumerate(_listed(document, "rungs"))]
     if rungs and not abs(rungs[0].start) < _LATE:
         raise document.fail(("rungs", 0, "start"), f"expected s since the run began, found {rungs[0].start:.15g}")
+    _check_order(document, rungs)
     segments = _listed(document, "segments") if head.get("segments") is not None else []
     for i, raw in enumerate(segments):
         _check_map(document, ("segments", i), raw, SegmentLine)
     _check_map(document, (), head, HeadLine)
     doubts: list[str] = []
-    records: list[dict[str, Any]] = []
     files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
     if not files:
         raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
+    read = Requests(_latest(rungs), len(rungs))
+    total, before = sum(file.stat().st_size for file in files), 0
+
+    def tell(done: int) -> None:
+        progress(before + done, total)
+
     for file in files:
-        records += read_lines(file, doubts, RequestLine)
-    records = once(records, doubts)
-    records.sort(key=lambda r: (r["sent"], r["id"]))
+        for request in read_requests(file, doubts, tell):
+            read.add(request, file)
+        before += file.stat().st_size
+    requests, times, carried = read.table(doubts)
     steps, ends = read_steps(path, doubts)
-    times = [np.asarray(r.get("token_times") or [], dtype=np.float64) for r in records]
-    carried = [np.asarray(r["event_tokens"], dtype=np.int64) if r.get("event_tokens") else None for r in records]
     engine, launched = _engine(document), _launched(document)
     try:
         scenario = relocated(lenient(_its_server(head, path, engine)), path, Path())
     except msgspec.ValidationError as e:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
-    try:
-        requests = request_table(records, times)
-    except OverflowError as e:
-        raise BadInput("a whole number of a request is too large for 64 bits", path=path) from e
+    _check_server(document, scenario.server)
+    doubts += _not_told(head.get("info"))
     return Run(
         kind=head.get("kind", "measured"),
         name=shortened_name(head.get("name", path.name)),
         scenario=scenario,
         rungs=rungs,
         requests=requests,
-        token_times=times if any(len(t) for t in times) else None,
-        event_tokens=carried if any(c is not None for c in carried) else None,
+        token_times=times,
+        event_tokens=carried,
         steps=steps,
         step_ends=ends,
         created=head.get("created"),
@@ -267,6 +273,60 @@ def _its_server(head: dict[str, Any], path: Path, engine: Identity | None) -> di
     if isinstance(recorded, dict):
         written = [name for name, flag in recorded.items() if isinstance(flag, dict) and flag.get("source") == SCENARIO]
     return scenario | {"written": [name for name in FLAGS if name in written]}
+
+
+def _latest(rungs: Sequence[Rung]) -> float:
+    """No time of a run with these rungs is later, s."""
+    marks = [t for rung in rungs for t in (rung.start, rung.end) if not math.isnan(t)]
+    return max(marks) + _LATE if marks else LATEST
+
+
+def _check_order(document: Document, rungs: Sequence[Rung]) -> None:
+    """Rungs follow each other, their times too, and their loads can be."""
+    for i, rung in enumerate(rungs):
+        if i and rung.start < rungs[i - 1].start - CLOCKS:
+            raise document.fail(
+                ("rungs", i, "start"),
+                f"expected no time before the rung before ({rungs[i - 1].start}), found {rung.start}",
+            )
+        before, name = rung.start, "start"
+        for mark in ("settled", "end"):
+            t = getattr(rung, mark)
+            if math.isnan(t):
+                continue
+            if t < before - CLOCKS:
+                raise document.fail(("rungs", i, mark), f"expected no time before its {name} ({before}), found {t}")
+            if t > rung.start + _LONGEST:
+                raise document.fail(("rungs", i, mark), f"expected s since the run began, found {t:.15g}")
+            before, name = t, mark
+        if rung.users is not None and not 1 <= rung.users <= _MOST_USERS:
+            raise document.fail(("rungs", i, "users"), f"expected 1 to {_MOST_USERS}, found {rung.users}")
+        if rung.rate is not None and not 0 <= rung.rate <= _MOST_RATE:
+            raise document.fail(("rungs", i, "rate"), f"expected 0 to {_MOST_RATE:.0f} requests/s, found {rung.rate}")
+
+
+def _check_server(document: Document, server: ServerConfig) -> None:
+    """What the embedded scenario says of the server can be: nothing of it is zero or less."""
+    budget = server.max_batch_total_tokens
+    sizes = {name: getattr(server, name) for name in (*TOLD, "max_batch_prefill_tokens")}
+    sizes["max_batch_total_tokens"] = budget.low if isinstance(budget, Bounds) else budget
+    least = {"waiting_served_ratio": 0.0}
+    for name, value in sizes.items():
+        if value is not None and not least.get(name, 1.0) <= value <= _MOST:
+            raise document.fail(
+                ("scenario", "server", name), f"expected {least.get(name, 1.0):g} or more, found {value:g}"
+            )
+
+
+def _not_told(info: dict[str, Any] | None) -> list[str]:
+    """A doubt for every flag that a server is said to have told and that cannot be."""
+    found = []
+    for name in TOLD:
+        value = (info or {}).get(name)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST):
+            continue
+        found.append(f"the server told {name} {value!r}, which cannot be: the scenario's is taken")
+    return found
 
 
 def _check_map(document: Document, key: Key, raw: Any, shape: type[msgspec.Struct]) -> None:
