@@ -37,6 +37,8 @@ FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKE
 # Relative: so much does one machine's takeoff differ between ladders of other rungs, where users lock into other groups
 # (`tools/check_reading.py`). The article does not print its ladder.
 READING = 0.04
+# Relative: what is measured at a number of users is known as well as a window is wanted to know it (`measuring.md`).
+WINDOW = 0.02
 # What no article prints. A load generator in Python, near the server, takes its answers one after another.
 CLOCKS = Clocks(
     uplink=Delay(quantiles=[1e-3, 3e-3], per_token=1e-6),
@@ -47,17 +49,18 @@ CLOCKS = Clocks(
 
 
 class Profile(NamedTuple):
-    """Fixed lengths, tokens."""
+    """Fixed lengths, tokens; with `limit`, answers may have ended before them."""
 
     prompt_tokens: int
     output_tokens: int
+    limit: bool = False
 
 
 def profile(figure: Figure) -> Profile:
     """The lengths a figure was measured at; `resolve` has filled them in."""
     assert figure.prompt_tokens is not None
     assert figure.output_tokens is not None
-    return Profile(figure.prompt_tokens, figure.output_tokens)
+    return Profile(figure.prompt_tokens, figure.output_tokens, figure.lengths == "limit")
 
 
 def is_alone(figure: Figure) -> bool:
@@ -101,7 +104,7 @@ def resolve(scenario: Scenario) -> list[Figure]:
 def alone_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float]:
     """A lone user's latency: what each coefficient is multiplied by, one value per share of output attained, and the
     seconds that the clocks add."""
-    tokens = np.maximum(1.0, np.round(of.output_tokens * attained))
+    tokens = np.maximum(1.0, np.round(of.output_tokens * (attained if of.limit else np.ones_like(attained))))
     steps = tokens - 1  # step j meets a context of prompt + j
     contexts = steps * of.prompt_tokens + steps * (steps + 1) / 2
     one = np.ones_like(tokens)
@@ -124,7 +127,7 @@ class Article:
 
     def climb(self, machine: Mapping[str, float], of: Profile, users: Sequence[int], seed: Sequence[int]) -> Run:
         """One ladder of this machine, by its parameters' names."""
-        attained = machine.get("output_attained", 1.0)
+        attained = machine.get("output_attained", 1.0) if of.limit else 1.0
         terms, clocks = alone_terms(of, np.array([attained]))
         alone = clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
         server = self.server
@@ -170,12 +173,13 @@ class Article:
 def log_fit(figures: Sequence[Figure], shown: Floats, spread: Floats | float = 0.0) -> Floats:
     """Log-likelihood of what is `shown`, (…, figures, factors), for each factor: (…, factors).
 
-    A printed figure is anything within its rounding; the window adds `READING`, an emulator its own relative `spread`,
-    (figures, factors).
+    A printed figure is anything within its rounding; how it was read or measured adds `READING` or `WINDOW`, an
+    emulator its own relative `spread`, (figures, factors).
     """
     value = np.array([figure.value for figure in figures])[:, None]
     rounding = np.array([figure.rounding for figure in figures])[:, None]
-    sd = value * np.hypot(READING, spread)
+    read = np.array([WINDOW if figure.users is not None else READING for figure in figures])[:, None]
+    sd = value * np.hypot(read, spread)
     # log of Φ((v+r-x)/s) - Φ((v-r-x)/s); by symmetry for x ≥ v, where neither loses its digits
     far = np.abs(np.nan_to_num(shown, nan=1e6, posinf=1e6) - value)
     upper, lower = log_ndtr((rounding - far) / sd), log_ndtr((-rounding - far) / sd)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from sim.curve import TAKEOFF_FACTOR
+from sim.scenario import Machine
 
 Floats = NDArray[np.float64]
 
@@ -82,6 +83,14 @@ class Uniform:
 
 
 KIND = "Llama-2-70B on four A100s"
+
+
+def of_the_kind(machine: Machine) -> bool:
+    """Whether nothing that is known of a machine makes it another than `KIND`."""
+    plain = "".join(c for c in (machine.model or "").lower() if c.isalnum())
+    return (not plain or "llama270b" in plain) and "A100" in (machine.gpu or "A100") and (machine.gpus or 4) == 4
+
+
 STEP_TIMES: Mapping[str, Law] = {
     "a0": LogNormal(30e-3, 0.6),  # LMDeploy 35 ms; Splitwise's 128 tokens take 38 ms more than its rate says
     "a1": LogNormal(0.26e-3, 0.4),  # LMDeploy 0.16, Splitwise 0.18 ms; links of PCIe 0.36; Argonne's DeepSpeed 0.46
@@ -92,6 +101,9 @@ STEP_TIMES: Mapping[str, Law] = {
     "b2": LogNormal(0.2e-6, 0.9),  # LMDeploy 0.09, Splitwise 0.67 µs; 0.06 µs a read, and each head reads again
     "b3": HalfNormal(3.5e-6),  # LMDeploy 0.8, DeepSpeed 1.5 µs; one block walked each context alone
 }
+# How much slower or faster than those another machine is, in everything: around what its figures say roughly
+# (`space.roughly`, which knows of no queue), and two times of three within half or double.
+SCALE_SIGMA = 0.7
 TOKEN_BUDGET = Uniform(25_000, 50_000)  # an estimate of what the weights leave on boards of 40 GB (2 to 4 GiB each)
 OUTPUT_ATTAINED = Uniform(0.8, 1.0)  # the end-of-sequence token could not be ignored
 TAKEOFF = Uniform(*TAKEOFF_FACTOR)

@@ -52,7 +52,7 @@ def calibrate_published(
     a profile that the server could never serve.
     """
     figures = resolve(scenario)
-    space = Space.of(figures, scenario.server)
+    space = Space.of(figures, scenario.server, scenario.machine)
     ladder = [figure for figure in figures if figure not in space.alone]
     article = Article(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
     rng = np.random.default_rng([seed, 0])

@@ -19,7 +19,11 @@ from sim.curve import Band, band, plateau, takeoff
 from sim.scenario import Figure, Scenario
 from sim.server import ServerConfig
 
-LONG_PROMPTS, LONG_ANSWERS, THIRD = Profile(1500, 100), Profile(50, 500), Profile(300, 100)
+LONG_PROMPTS, LONG_ANSWERS, THIRD = (
+    Profile(1500, 100, limit=True),
+    Profile(50, 500, limit=True),
+    Profile(300, 100, limit=True),
+)
 SERVER = ServerConfig(max_batch_prefill_tokens=14_000, max_input_length=3_000, max_total_tokens=3_600)
 TOP = (64, 128)  # the rungs among which the plateau is looked for
 FORECASTS = 99
@@ -93,4 +97,5 @@ def _printed(of: Profile, metric: str, value: float, decimals: int, users: int |
         users=users,
         prompt_tokens=of.prompt_tokens,
         output_tokens=of.output_tokens,
+        lengths="limit",
     )

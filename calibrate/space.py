@@ -18,13 +18,38 @@ from calibrate import laws
 from calibrate.figures import alone_terms, is_alone, profile, title
 from calibrate.laws import Law
 from sim.errors import BadInput
-from sim.scenario import Figure
+from sim.scenario import Figure, Machine
 from sim.server import Bounds, ServerConfig
 
 Floats = NDArray[np.float64]
 
 LEAST = 1e-3  # share of machines drawn that must be able to show the lone-user figures
 SOLVED = ("b0", "b3")  # what the first and the second lone-user figure fix, given all else
+
+
+def roughly(figures: Sequence[Figure]) -> float:
+    """How many times slower than the laws' middle machine these figures say that one is: the median over those of a
+    number of users, as if all of them were prefilled together and decoded together."""
+    ratios = []
+    for figure in figures:
+        of, users = profile(figure), figure.users
+        what = figure.metric.partition("_")[0]
+        if users is None or what not in ("e2e", "tpot", "rps", "output", "input"):
+            continue
+        middle = {name: float(law.at(np.zeros(1))[0]) for name, law in laws.STEP_TIMES.items()}
+        terms, _ = alone_terms(of, np.ones(1))
+        times = {name: float(column[0]) * middle[name] for name, column in terms.items()}
+        several = ("a1", "a2", "a3", "b1", "b2")  # of every request, where a0, b0 and b3 are of a step
+        times |= {name: users * times[name] for name in several}
+        decode = sum(seconds for name, seconds in times.items() if name.startswith("b"))
+        answer = {"rps": 1.0, "output": float(of.output_tokens), "input": float(of.prompt_tokens)}
+        if what == "tpot" and of.output_tokens > 1:
+            ratios.append(figure.value * (of.output_tokens - 1) / decode)
+        elif what == "e2e":
+            ratios.append(figure.value / sum(times.values()))
+        elif what in answer:
+            ratios.append(users * answer[what] / figure.value / sum(times.values()))
+    return float(np.median(ratios)) if ratios else 1.0
 
 
 @dataclass(frozen=True)
@@ -41,12 +66,18 @@ class Space:
     fixed: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(figures: Sequence[Figure], server: ServerConfig) -> Space:
-        """The space of some figures on a server: lone-user latencies of two profiles at most, others are left out."""
+    def of(figures: Sequence[Figure], server: ServerConfig, machine: Machine | None = None) -> Space:
+        """The space of some figures on a server: lone-user latencies of two profiles at most, others are left out.
+
+        A `machine` of another kind than the laws' is like them but for a factor, `scale`.
+        """
         alone = list({profile(figure): figure for figure in figures if is_alone(figure)}.values())[: len(SOLVED)]
         solved = SOLVED[: len(alone)]
         free = {name: law for name, law in laws.STEP_TIMES.items() if name not in solved}
-        free["output_attained"] = laws.OUTPUT_ATTAINED
+        if any(profile(figure).limit for figure in figures):
+            free["output_attained"] = laws.OUTPUT_ATTAINED
+        if machine is not None and not laws.of_the_kind(machine):
+            free["scale"] = laws.LogNormal(roughly(figures), laws.SCALE_SIGMA)
         budget = server.max_batch_total_tokens
         fixed = {}
         if isinstance(budget, int):
@@ -99,16 +130,21 @@ class Space:
         """Parameters, and the density of the solved ones under their laws per second of latency."""
         values = {name: law.at(scores[:, i]) for i, (name, law) in enumerate(self.free.items())}
         values |= {name: np.full(len(scores), value) for name, value in self.fixed.items()}
+        scale = values.pop("scale", np.ones(len(scores)))
+        for name in laws.STEP_TIMES:
+            if name in values:
+                values[name] = values[name] * scale
         if not self.alone:
             return values, np.ones(len(scores))
+        attained = values.get("output_attained", np.ones(len(scores)))
         matrix = np.empty((len(scores), len(self.alone), len(self.alone)))
         left = self.latencies(scores).T.copy()
         for i, figure in enumerate(self.alone):
-            terms, clocks = alone_terms(profile(figure), values["output_attained"])
+            terms, clocks = alone_terms(profile(figure), attained)
             left[:, i] -= clocks + sum(values[name] * terms[name] for name in terms if name in values)
             matrix[:, i] = np.array([terms[name] for name in self.solved]).T
         density = 1 / np.abs(np.linalg.det(matrix))
         for name, column in zip(self.solved, np.linalg.solve(matrix, left[..., None])[..., 0].T, strict=True):
             values[name] = column
-            density = density * laws.STEP_TIMES[name].density(column)
+            density = density * laws.STEP_TIMES[name].density(column / scale) / scale
         return values, density

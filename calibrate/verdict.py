@@ -79,7 +79,7 @@ def left_open(space: Space, found: Found) -> list[str]:
     mean = found.weights @ found.scores
     spread = np.sqrt(found.weights @ (found.scores - mean) ** 2)
     meaning = MEANING | laws.MEANING
-    wide = [f"{name} ({meaning[name][1]})" for i, name in enumerate(space.free) if spread[i] > OPEN]
+    wide = [f"{name} ({meaning[name][1]})" for i, name in enumerate(space.free) if spread[i] > OPEN and name in meaning]
     if not wide:
         return []
     return [f"the figures do not pin down {', '.join(wide)}: these stay as wide as such machines are known to be"]
@@ -87,9 +87,13 @@ def left_open(space: Space, found: Found) -> list[str]:
 
 def assumed(scenario: Scenario) -> list[str]:
     """What no figure tells and was taken as given."""
+    limits = [figure.lengths == "limit" for figure in scenario.published]
     said = [
-        "answers are taken to have come back at output_attained of their length (the end-of-sequence token could not "
-        "be ignored); a forecast does the same to answers that end at their limit",
+        "answers whose figures say `lengths: limit` are taken to have come back at output_attained of their length (an "
+        "end-of-sequence token may have ended them); a forecast does the same to answers that end at their limit"
+        if any(limits)
+        else "answers are taken to have come back in full, as output_tokens says; where that many were only asked for, "
+        "write `lengths: limit` beside the figure",
         "figures do not tell noise from step to step, drift, or the client's delays: no noise, and delays of a few "
         "milliseconds, are assumed; joining and dropping requests is taken as free",
     ]
@@ -98,9 +102,9 @@ def assumed(scenario: Scenario) -> list[str]:
             "rps_takeoff was read off a plot by eye: the factor of latency at which it was read is inferred with the "
             "rest, and the plateau beyond it is a forecast, not a datum"
         )
-    machine = scenario.machine
-    plain = "".join(c for c in (machine.model or "").lower() if c.isalnum())
-    known = (not plain or "llama270b" in plain) and "A100" in (machine.gpu or "A100") and (machine.gpus or 4) == 4
-    if not known:
-        said.append(f"the laws that machines were drawn from are those of {laws.KIND}; this is another")
+    if not laws.of_the_kind(scenario.machine):
+        said.append(
+            f"the laws that machines were drawn from are those of {laws.KIND}, slowed or sped up by one factor that "
+            "the figures tell; this is another machine, and what of its time goes where may differ more"
+        )
     return said

@@ -23,6 +23,7 @@ from sim.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 # The names of sim.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
 TIMES = (*(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", "p50", "p95", "p99")),)
 RATES = ("rps", "output_tokens_per_s", "input_tokens_per_s", "goodput", "error_rate", "overloaded_rate")
+LENGTHS = ("full", "limit")
 LADDER_METRICS = ("rps_takeoff", "rps_plateau")
 
 
@@ -213,5 +214,6 @@ def _figure(figure: Figure, at: Key, fail: Fail) -> None:
     known(figure.metric, (*TIMES, *RATES, *LADDER_METRICS), "metric", (*at, "metric"), fail)
     _positive(figure, at, ("value", "prompt_tokens", "output_tokens", "users"), fail)
     _not_negative(figure, at, ("rounding",), fail)
+    known(figure.lengths, LENGTHS, "meaning of output_tokens", (*at, "lengths"), fail)
     if figure.users is None and figure.metric not in LADDER_METRICS:
         raise fail((*at, "users"), f"missing; {figure.metric} was measured at a number of users")

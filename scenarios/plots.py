@@ -30,9 +30,11 @@ def first_tokens(forecast: Forecast) -> bytes:
     with figure(11.2, 3.3, 3) as (picture, axes):
         for metric, colour, name in (("ttft_p95", ORANGE, "p95"), ("ttft_p50", BLUE, "p50")):
             _curve(axes[0], forecast.rows(metric), colour, name)
+        _published(axes[0], forecast, "ttft")
         axes[0].set(title="Time to first token", ylabel="s")
         logarithmic(axes[0])
         _curve(axes[1], forecast.rows("tpot_mean"), BLUE, "mean", scale=1000)
+        _published(axes[1], forecast, "tpot", scale=1000)
         axes[1].set(title="Time per output token", ylabel="ms")
         _shares(axes[2], forecast)
         for ax in axes:
@@ -86,10 +88,12 @@ def several(forecasts: Sequence[Forecast]) -> bytes:
 def _throughput(ax: Axes, forecast: Forecast) -> None:
     _curve(ax, forecast.rows("rps"), BLUE, "forecast")
     for printed in forecast.published:
-        if printed.figure.users is None:
+        if printed.figure.metric in ("rps_takeoff", "rps_plateau"):
             value, rounding = printed.figure.value, printed.figure.rounding
-            ax.axhline(value, color=RED, ls="--", lw=1.1, label=f"published: {value:g}/s without deterioration")
+            what = "without deterioration" if printed.figure.metric == "rps_takeoff" else "at most"
+            ax.axhline(value, color=RED, ls="--", lw=1.1, label=f"published: {value:g}/s {what}")
             ax.axhspan(value - rounding, value + rounding, color=RED, alpha=0.08, lw=0)
+    _published(ax, forecast, "rps")
     _corner(ax, forecast, "rps")
     ax.set(title="Requests per second", ylim=(0, None))
     _load_axis(ax, forecast)
@@ -99,14 +103,20 @@ def _throughput(ax: Axes, forecast: Forecast) -> None:
 def _latency(ax: Axes, forecast: Forecast) -> None:
     for metric, colour, name in (("e2e_p95", ORANGE, "p95"), ("e2e_p50", BLUE, "p50")):
         _curve(ax, forecast.rows(metric), colour, name)
-    for printed in forecast.published:
-        if printed.figure.users is not None:
-            ax.plot([printed.figure.users], [printed.figure.value], "D", color=RED, ms=5, zorder=5, label="published")
+    _published(ax, forecast, "e2e")
     _corner(ax, forecast, "e2e")
     ax.set(title="Response time, s")
     logarithmic(ax)
     _load_axis(ax, forecast)
     ax.legend(fontsize=8, loc="upper left")
+
+
+def _published(ax: Axes, forecast: Forecast, what: str, scale: float = 1.0) -> None:
+    """What was published of these metrics (`e2e`: all of E2E's) at some users."""
+    figures = [printed.figure for printed in forecast.published if printed.figure.users is not None]
+    points = [(f.users, scale * f.value) for f in figures if f.metric.partition("_")[0] == what]
+    if points:
+        ax.plot(*zip(*points, strict=True), "D", color=RED, ms=5, zorder=5, label="published")
 
 
 def _hockey_stick(ax: Axes, forecast: Forecast) -> None:
@@ -118,7 +128,7 @@ def _hockey_stick(ax: Axes, forecast: Forecast) -> None:
         ax.fill_between(rps, low, high, color=colour, alpha=0.16, lw=0)
         ax.plot(rps, [row.value or 0.0 for _, row in known], "o-", ms=3, color=colour, label=name)
     for printed in forecast.published:
-        if printed.figure.users is None:
+        if printed.figure.metric == "rps_takeoff":
             ax.axvline(printed.figure.value, color=RED, ls="--", lw=1.1, label="published takeoff")
     ax.set(title="Response time against RPS", xlabel="requests/s", ylabel="s", xlim=(0, None))
     logarithmic(ax)

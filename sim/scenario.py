@@ -44,7 +44,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A figure somebody printed: `metric` of a fixed-length profile, exact to ± `rounding`.
 
-    `users` is absent for metrics of a whole ladder (`rps_takeoff`).
+    `users` is absent for metrics of a whole ladder (`rps_takeoff`). `lengths` says what `output_tokens` are: `full`,
+    how many came back; `limit`, how many were asked for, of which an end-of-sequence token may have cut some.
     """
 
     metric: str
@@ -54,6 +55,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     users: int | None = None
+    lengths: str = "full"
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

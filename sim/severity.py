@@ -90,6 +90,7 @@ KINDS: tuple[tuple[Severity, tuple[str, ...]], ...] = (
         Severity.NOTE,
         (
             "are taken to have come back at output_attained",
+            "are taken to have come back in full",
             "do not tell noise from step to step",
             "was read off a plot by eye",
             "tells neither",

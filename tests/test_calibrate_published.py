@@ -41,7 +41,7 @@ SIMULATIONS = 150
 
 
 def figure(metric, value, rounding, lengths=LONG_PROMPTS, users=None):
-    prompt, output = lengths or (None, None)
+    prompt, output = lengths[:2] if lengths else (None, None)
     return Figure(
         metric=metric,
         value=value,
@@ -50,6 +50,7 @@ def figure(metric, value, rounding, lengths=LONG_PROMPTS, users=None):
         users=users,
         prompt_tokens=prompt,
         output_tokens=output,
+        lengths="limit",
     )
 
 
