@@ -1,6 +1,6 @@
 # Two commands to know: `make demo` and `make test`. Both set .venv up first; PYTHON=... chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench mutants validate recovery advice calibration picture lock clean
+.PHONY: help demo test lint bench mutants validate recovery client advice calibration picture lock clean
 BIN := .venv/bin
 
 help:
@@ -32,6 +32,9 @@ validate: .venv/ready ## hold forecasts against the measured runs in data/, and 
 
 recovery: .venv/ready ## calibrate made-up articles, and measure what is assumed: is the truth in the band as often as it should be?
 	@failed=0; for program in check_reading check_way check_published check_fit_check; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
+
+client: .venv/ready ## keep the load generator from its core: does what it sees of the stand-in shift the fitted step times?
+	@$(BIN)/python tools/check_client.py
 
 advice: .venv/ready ## follow the advice on what to measure next on the stand-in; is it better than chance?
 	@$(BIN)/python tools/check_advice.py

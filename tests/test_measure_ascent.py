@@ -197,5 +197,5 @@ def test_a_load_generator_that_dies_before_its_first_record_is_what_is_told(
 
 def test_a_ladder_without_a_single_answer_fails(server: tuple[Standin, Path], tmp_path: Path) -> None:
     asked = ["measure", "standin", "--url", server[0].url, "--set", "workload.prompt_tokens=60", "-o"]
-    assert status([*asked, str(tmp_path / "none"), "--set", "load={users: [1], seconds: 0.001}"]) == FAILED
+    assert status([*asked, str(tmp_path / "none"), "--set", "load={rate: [5], settle: 0, seconds: 0.01}"]) == FAILED
     assert status([*asked, str(tmp_path / "some"), "--set", "load={users: [1], seconds: 1}"]) == 0

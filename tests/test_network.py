@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import ssl
@@ -480,3 +481,29 @@ def test_waits_are_announced_when_piped(tmp_path: Path) -> None:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert f"waiting for {server.url} to say what it is (at most 0.3 s)\n" in done.stderr
     assert done.returncode == 1
+
+
+def test_a_started_server_that_is_never_well_is_given_up_with_its_last_answer() -> None:
+    from rich.console import Console
+
+    from measure.container import CannotStart, _wait
+    from measure.endpoint import Endpoint
+
+    class Container:
+        status = "running"
+
+        def reload(self) -> None:
+            pass
+
+        def logs(self, tail: int) -> bytes:
+            return b"Downloading shards\n"
+
+    said = io.StringIO()
+    with serving(answer({"error": "Loading"}, 503)) as server, pytest.raises(CannotStart) as given_up:
+        _wait(Container(), Endpoint(server.url), Console(file=said, width=200), 0.4)
+    assert f"waiting for the started server to be well at {server.url} (at most 0.4 s)" in said.getvalue()
+    assert "not well within 0.4 s (HTTP 503: overloaded, or not ready yet (Loading)): Downloading shards" in str(
+        given_up.value
+    )
+    with serving(say(3.0)) as server, pytest.raises(CannotStart, match="not a byte of an answer has come"):
+        _wait(Container(), Endpoint(server.url), Console(file=said, width=200), 0.4)
