@@ -10,7 +10,7 @@ from measure import health, rung
 from measure.client import Stopwatch
 from measure.deadline import Deadline, in_words, wait_for
 from measure.endpoint import Endpoint
-from measure.generator import READY_SECONDS, STOP_SECONDS, Generator, GeneratorDied
+from measure.generator import READY_SECONDS, STOP_SECONDS, CannotWrite, Generator, GeneratorDied
 from measure.journal import Journal
 from measure.orders import REPORT_SECONDS, Order, Setup
 from measure.rung import Climb
@@ -134,6 +134,8 @@ class Ascent:
             self.generator.stop()
         except RuntimeError as e:
             stopped = f"{stopped}; {e}"
+        except CannotWrite:  # has been said already, or is of no matter any more
+            unfinished = True
         finally:
             self.generator.close()
             if self.scraper is not None:
@@ -142,7 +144,7 @@ class Ascent:
                     self.journal.doubt(doubt)
                     self.screen.say(f"doubt: {doubt}")
             self.journal.head["stopped"] = stopped
-            self.journal.save()
+            unfinished |= not self._saved()
         if self.server.api == "tgi" and self.server.metrics:
             self._hear_witness()
         for line in folded(self._warnings(), f"{self.journal.path}/run.json has all"):
@@ -150,6 +152,15 @@ class Ascent:
         self.screen.say(f"stopped: {stopped}")
         if self._left() and (unfinished or stopped in ("interrupted", "terminated")):
             self.screen.say(f"all that was measured is in {self.journal.path}; --resume goes on from there")
+
+    def _saved(self) -> bool:
+        """Whether the head of the run could be written: on a full disk it stays as it was at the last rung's edge."""
+        try:
+            self.journal.save()
+        except OSError as e:
+            self.screen.say(f"{e.filename}: {e.strerror}")
+            return False
+        return True
 
     def _warnings(self) -> list[str]:
         """What the rungs give reason to doubt, each sentence with all the loads at which it holds."""
@@ -168,7 +179,7 @@ class Ascent:
         for number, doubts in found.items():
             fresh = [doubt for doubt in doubts if doubt not in self.journal.rungs[number]["doubts"]]
             self.journal.rungs[number]["doubts"] += fresh
-        self.journal.save()
+        self._saved()
 
     def _warm(self) -> None:
         workers = "the load generator" if self.setup.workers == 1 else f"{self.setup.workers} load generators"

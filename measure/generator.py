@@ -17,9 +17,14 @@ import msgspec
 
 from measure.deadline import Deadline
 from measure.orders import Order, Report, Setup
+from sim.errors import UserError
 
 READY_SECONDS, BYE_SECONDS, END_SECONDS = 30.0, 5.0, 2.0
 STOP_SECONDS = BYE_SECONDS + END_SECONDS
+
+
+class CannotWrite(UserError):
+    """The answers can no longer be written down: a full disk, as a rule. Those on record are kept."""
 
 
 class GeneratorDied(RuntimeError):
@@ -101,6 +106,8 @@ class Generator:
                 report = self._reports.get(timeout=max(0.0, seconds)) if not found else self._reports.get_nowait()
                 if report is None:
                     raise self._died()
+                if report.said == "unwritable":
+                    raise CannotWrite(report.text)
                 if report.said == "error":
                     raise GeneratorDied(report.text)
                 found.append(report)

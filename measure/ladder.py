@@ -177,7 +177,7 @@ def _same_engine(head: dict[str, Any], engine: Identity | None, journal: Journal
 def listening(bind: str) -> tuple[str, int]:
     """HOST:PORT in its two parts."""
     host, _, port = bind.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not (port.isdecimal() and len(port) <= 5 and 0 < int(port) < 65536):
         raise BadInput(f"expected HOST:PORT, found {bind!r}", path="--bind")
     return host, int(port)
 

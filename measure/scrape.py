@@ -66,4 +66,7 @@ class Scraper:
 
     def _keep_on(self) -> None:
         while not self._over.wait(EVERY_SECONDS):
-            self.scrape()
+            try:
+                self.scrape()
+            except OSError:  # a full disk: the answers themselves matter more, and will tell
+                return

@@ -21,6 +21,8 @@ from aiohttp import web
 from measure.faults import Faults, parse_faults
 from measure.routes import Routes
 from sim.calibration import Calibration, read_calibration
+from sim.errors import BadInput
+from sim.files import refuse_in_run
 from sim.server import ServerConfig
 
 CALIBRATION = Path(__file__).parent / "standin_calibration.json"
@@ -75,8 +77,29 @@ def serve(
         budget = calibration.values.get("max_batch_total_tokens", 16000.0)
         server = msgspec.structs.replace(server, max_batch_total_tokens=int(budget))
     if log is not None:
+        _check_log(log)
         log.mkdir(parents=True, exist_ok=True)
-    asyncio.run(run(Routes(calibration, server, faults=faults, log=log, seed=seed, model=model), host, port, ready))
+    try:
+        asyncio.run(run(Routes(calibration, server, faults=faults, log=log, seed=seed, model=model), host, port, ready))
+    except (UnicodeError, OverflowError) as e:
+        raise BadInput(f"expected a host and a port, found {host!r} and {port}", path="--host") from e
+
+
+def _check_log(log: Path) -> None:
+    """Raise `BadInput` for a folder whose files are not those of an earlier stand-in, which are gone on with."""
+    refuse_in_run(log)
+    for name, key in (("steps.jsonl", "members"), ("tokens.jsonl", "sent")):
+        file = log / name
+        if not file.exists():
+            continue
+        with file.open("rb") as f:
+            first = f.readline(1 << 20)
+        try:
+            ours = not first or key in msgspec.json.decode(first)
+        except (msgspec.DecodeError, RecursionError, TypeError):
+            ours = False
+        if not ours:
+            raise BadInput("is no log of a stand-in; expected another folder", path=file)
 
 
 def announce(url: str) -> None:

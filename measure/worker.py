@@ -114,7 +114,11 @@ class Worker:
     def _keep(self, record: Record) -> None:
         line = msgspec.json.encode(record)
         if self.file is not None:
-            self.file.write(line)
+            try:
+                self.file.write(line)
+            except OSError as e:  # a full disk: nothing more can be kept, so nothing more is measured
+                self.report("unwritable", f"{e.filename}: {e.strerror}")
+                return
         else:  # another machine's disk is not the ladder's
             self.runner.send_message("record", line.decode())
         times, carried = record.token_times, record.event_tokens

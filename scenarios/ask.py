@@ -28,6 +28,7 @@ from scenarios.options import (
 )
 from scenarios.output import FORECAST, check_new, check_output, check_run, write
 from sim.errors import BadInput
+from sim.text import shortened_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,8 @@ def scenarios(as_json: bool) -> None:
 @click.argument("name")
 def new(name: str) -> None:
     """Write a commented scenario to start from."""
-    if not Path(name).stem.strip():
+    stem = Path(name).stem
+    if not stem.strip() or shortened_name(stem) != stem:
         raise BadInput("expected a name, such as chat", path=f"new {name!r}")
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
     check_new(path)

@@ -21,7 +21,6 @@ from sim.flags import Flag
 from sim.identity import Identity
 from sim.identity import named as named_engine
 from sim.scenario import Figure, Scenario, relocated
-from sim.shape import check_shape
 
 FORMAT = 1  # 1: first
 
@@ -220,6 +219,5 @@ def write_forecast(path: Path, forecast: Forecast) -> None:
 def read_forecast(path: Path) -> Forecast:
     """Read `forecast.json`; `BadInput` names file, line and key."""
     document = Document(path, "a forecast", FORMAT)
-    check_shape(document.values, Forecast, document.fail)
-    found = msgspec.convert(document.values, Forecast)
+    found = document.read_as(Forecast)
     return msgspec.structs.replace(found, scenario=relocated(found.scenario, path.parent, Path()))

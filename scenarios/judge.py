@@ -208,7 +208,7 @@ def _rungs(held_out: str | None, run: Run) -> set[int]:
     if held_out is None:
         return set(every[1::2])
     parts = held_out.split(",")
-    if not all(part.strip().isdigit() and int(part) in every for part in parts) or len(set(parts)) == len(every):
+    if not all(part.strip() in map(str, every) for part in parts) or len(set(parts)) == len(every):
         raise BadInput(f"expected some of the rungs 0 to {len(every) - 1}, such as 1,3", path=f"--held-out {held_out}")
     return {int(part) for part in parts}
 

@@ -162,4 +162,9 @@ def _refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    return folder.is_dir() and target_of(path).is_relative_to(target_of(folder))
+    """Whether a file is in a folder, by its name or by what it leads to."""
+    if not folder.is_dir():
+        return False
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)) or target_of(path).is_relative_to(
+        target_of(folder)
+    )

@@ -16,7 +16,7 @@ from sim.document import Document
 from sim.forms import FORMS, LEVEL, MEANING, missing, step_time
 from sim.identity import Identity, check_engine, is_engine, named
 from sim.scenario import Machine
-from sim.shape import Key, check_shape, known
+from sim.shape import Key, known
 
 FORMAT = 1  # 1: first
 MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
@@ -379,8 +379,7 @@ def _check_noise(noise: Noise, document: Document) -> None:
 def read_calibration(path: str | Path) -> Calibration:
     """Read `calibration.json`; `BadInput` names the file, the line and the key."""
     document = Document(Path(path), "a calibration file", FORMAT)
-    check_shape(document.values, Calibration, document.fail)
-    calibration = msgspec.convert(document.values, Calibration)
+    calibration = document.read_as(Calibration)
     known(calibration.model, FORMS, "step-time form", ("model",), document.fail)
     for name, parameter in calibration.parameters.items():
         _check_parameter(name, parameter, document)

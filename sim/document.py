@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sim.errors import BadInput
 from sim.files import read_file
-from sim.shape import Key, dotted
+from sim.shape import Key, check_shape, dotted
+
+T = TypeVar("T")
 
 _DECODER = json.JSONDecoder()
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Document:
@@ -43,11 +47,22 @@ class Document:
             raise BadInput(f"not JSON: {problem}; expected {what}", path=path, line=line) from e
         except ValueError as e:
             raise BadInput(f"not JSON: {e}; expected {what}", path=path) from e
+        if _HALF.search(self._text) and not _whole(self.values):
+            raise BadInput(f"not text: half a character (\\ud800 to \\udfff); expected {what}", path=path)
         if not isinstance(self.values, dict):
             raise BadInput(f"expected {what}", path=path, line=1)
         found = self.values.get("format")
         if found not in range(1, formats + 1) or isinstance(found, bool):
             raise self.fail(("format",), f"expected {formats}, found {msgspec.json.encode(found).decode()}")
+
+    def read_as(self, kind: type[T]) -> T:
+        """The values as a frozen type; raises `BadInput` with line and key for what does not fit."""
+        check_shape(self.values, kind, self.fail)
+        try:
+            return msgspec.convert(self.values, kind)
+        except (msgspec.ValidationError, OverflowError) as e:  # nothing where there may not be nothing
+            message, _, key = str(e).partition(" - at `$")
+            raise BadInput(message, path=self.path, key=key.strip(".`") or None) from e
 
     def fail(self, key: Key, message: str) -> BadInput:
         """The complaint about `key`."""
@@ -88,6 +103,14 @@ def _blank(text: str, at: int) -> int:
     while text[at].isspace():
         at += 1
     return at
+
+
+def _whole(values: Any) -> bool:
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
