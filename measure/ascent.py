@@ -120,6 +120,9 @@ class Ascent:
         except UserError as e:
             stopped = str(e)
             raise
+        except OSError as e:
+            stopped = f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror)
+            raise
         finally:
             self._close(stopped)
 

