@@ -7,6 +7,7 @@ interrupted or terminated. A closed pipe is silent. What a command needs is impo
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -97,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def status(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; what to exit with."""
+    # a home that cannot be written is no trouble of those who read a report
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         for module in ("ask", "live", "learn", "judge"):  # each adds its commands to the group
             import_module(f"scenarios.{module}")
@@ -148,6 +151,8 @@ def _refused(e: OSError) -> str:
         Path.cwd()
     except FileNotFoundError:
         return "the working directory is gone; change to one that exists"
+    if "temporary directory" in str(e):  # Python's own words, and those of matplotlib, which keeps its fonts there
+        return "no folder for temporary files can be written; set TMPDIR to one that can"
     if e.errno in FULL:
         _discard_stdout()
         return f"standard output: {e.strerror}"
