@@ -262,7 +262,7 @@ def forecasts(
                 name, scenario, sets=sets, seed=seed, executor=executor, progress=commentary, known=known
             )
 
-            def tell(done: int, total: int, what: str = f"simulating {scenario.name}") -> None:
+            def tell(done: float, total: int, what: str = f"simulating {scenario.name}") -> None:
                 commentary(what, done, total)
 
             forecast = simulate_scenario(

@@ -155,10 +155,12 @@ def _compare(
     from scenarios.evidence import evidence
     from scenarios.fitted import fitted_rungs
     from scenarios.forecast import Forecast
+    from scenarios.progress import read_aloud
     from scenarios.repeats import read_repeats
     from scenarios.report import read_item
+    from scenarios.size import check_replicates
     from sim.calibration import check_suits, read_calibration
-    from sim.run import Run, read_run
+    from sim.run import Run
 
     if len(sources) == 2 and repeated:
         raise BadInput("expected only with one run: two are compared with each other", path="--repeat")
@@ -175,7 +177,8 @@ def _compare(
         raise BadInput(
             "expected a run (with --calibration FILE, or --held-out, or neither), or two of runs and forecasts"
         )
-    run = taken_for(read_run(sources[0]), taken)
+    check_replicates(replicates)
+    run = taken_for(read_aloud(sources[0]), taken)
     engine = run.server.engine  # known, or refused, before anything is fitted
     again = read_repeats(run, repeated)
     with working(jobs) as (executor, commentary):

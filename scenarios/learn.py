@@ -141,14 +141,14 @@ def _read(sources: Sequence[str], question: str | None, sets: Sequence[str]) -> 
 
 def _runs(sources: Sequence[str]) -> list[Run]:
     """The runs, if runs are what is named; what is named twice would count twice."""
-    from sim.run import read_run
+    from scenarios.progress import read_aloud
 
     paths = [Path(source) for source in sources]
     places = [path.resolve() for path in paths]
     for i, path in enumerate(paths):
         if places[i] in places[:i]:
             raise BadInput("named twice; expected every source once", path=path)
-    return [read_run(path) for path in paths] if all(path.is_dir() for path in paths) else []
+    return [read_aloud(path) for path in paths] if all(path.is_dir() for path in paths) else []
 
 
 def _question(runs: Sequence[Run], scenario: str | None, sets: Sequence[str]) -> Question:

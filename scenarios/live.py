@@ -94,8 +94,8 @@ def measure(
     """
     from measure.ladder import measure as climb
     from scenarios.load import files_of, load
+    from scenarios.progress import read_aloud
     from sim import metrics
-    from sim.run import read_run
 
     check_measured(output, resume, inputs=files_of(scenario, *sets))
     if remote and not bind:
@@ -115,7 +115,7 @@ def measure(
         remote=remote,
     )
     say(str(found))
-    table = metrics.table(read_run(found))
+    table = metrics.table(read_aloud(found))
     return 0 if len(table) and table["completions"].any() else FAILED
 
 
@@ -216,13 +216,15 @@ def run(
     from scenarios.forecast import write_forecast
     from scenarios.judge import held_out_comparison
     from scenarios.load import files_of, load
+    from scenarios.progress import read_aloud
     from scenarios.report import page
     from scenarios.simulation import simulate
+    from scenarios.size import check_replicates
     from scenarios.tables import console, show, show_check, show_comparison
     from sim.assume import taken_as as assumed
     from sim.identity import check_engine
-    from sim.run import read_run
 
+    check_replicates(replicates)
     asked = load(scenario, *sets)
     inputs = files_of(scenario, *sets)
     check_measured(output / "run", resume, inputs=inputs)
@@ -243,7 +245,7 @@ def run(
         patience=patience,
         budget=budget,
     )
-    measured = read_run(made)
+    measured = read_aloud(made)
     check_engine(measured.engine, asked.server.engine, taken_as, "this run, measured and kept,", made)
     if taken_as is not None:
         measured = assumed(measured, taken_as, asked)
@@ -255,7 +257,7 @@ def run(
         check = check_runs(calibration, [measured], executor, seed=seed, progress=commentary)
         calibration = with_check(calibration, check)
 
-        def tell(done: int, total: int) -> None:
+        def tell(done: float, total: int) -> None:
             commentary(f"simulating {asked.name}", done, total)
 
         forecast = simulate(

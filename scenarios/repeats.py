@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from scenarios.progress import read_aloud
 from sim import metrics
-from sim.run import Run, read_run
+from sim.run import Run
 
 
 def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:
@@ -20,7 +21,7 @@ def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:
         sibling = own.with_name(f"{own.name}-again")
         if (sibling / "run.json").exists() and sibling not in {path.resolve() for path in paths}:
             paths.append(sibling)
-    return [read_run(path) for path in paths]
+    return [read_aloud(path) for path in paths]
 
 
 def repeat_errors(

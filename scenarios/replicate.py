@@ -13,7 +13,7 @@ from sim import metrics, rates
 from sim.run import Run, Rung
 from sim.server import ServerConfig, ceil_block
 from sim.steps import DECODE, PREFILL
-from sim.sweep import Task
+from sim.sweep import Task, finished
 
 Bools = NDArray[np.bool_]
 COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")
@@ -23,6 +23,7 @@ def replicate(task: Task) -> pd.DataFrame:
     """The metrics of one replicate with long-run rates, one row a rung, with the columns of `circumstances`."""
     model = task.model()
     run = task.run()
+    finished()
     return _described(run, rates.table(run), model.server)
 
 

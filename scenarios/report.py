@@ -21,10 +21,11 @@ from scenarios.cost import of_the_machine
 from scenarios.crossing import said
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
 from scenarios.numbers import parts, unit_of
+from scenarios.progress import read_aloud
 from scenarios.sections import Section, grid, image, mark, of_comparison, of_flags, of_run
 from sim.document import Document
 from sim.errors import BadInput
-from sim.run import Run, read_run
+from sim.run import Run
 from sim.text import escaped
 
 CURVES = tables.LATENCY + tables.RATES + tables.STEPS
@@ -71,7 +72,7 @@ def read_item(path: Path) -> Forecast | Run | Comparison:
         inside = sorted(each.parent.name for each in path.glob("*/forecast.json"))
         if inside and not (path / "run.json").exists():
             raise BadInput(f"holds the forecasts of several scenarios; name {path / inside[0]}", path=path)
-        return read_run(path)
+        return read_aloud(path)
     document = Document(path, "a run directory, a forecast or a comparison", 1)
     if "curves" in document.values:
         return read_forecast(path)

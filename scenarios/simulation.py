@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
 from itertools import islice
@@ -23,13 +23,14 @@ from scenarios.crossing import corner, crossing
 from scenarios.doubts import above, below, doubts, luck, several_patterns, unstable
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
+from scenarios.size import check_size
 from sim import curve, rates
 from sim.calibration import Calibration, check_suits
 from sim.flags import Flag, unwritten
 from sim.pairs import read_pairs
 from sim.run import Run
 from sim.scenario import Figure, Scenario
-from sim.sweep import Task
+from sim.sweep import Task, each_done
 from sim.workload import Workload
 
 REPLICATES = 99
@@ -41,7 +42,7 @@ METRICS = (
 )
 LATENCIES = ("e2e", "ttft", "itl", "tpot", "queue", "in_flight")  # have no value where there is no steady state
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[float, int], None]
 
 
 def simulate(
@@ -65,16 +66,10 @@ def simulate(
     """
     check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
     pairs = read_pairs(scenario.workload)
+    check_size(scenario, calibration, replicates, pairs)
     tasks = [Task(scenario, calibration, seed, number, pairs) for number in range(1, replicates + 1)]
-    results = executor.map(replicate, tasks) if executor else map(replicate, tasks)
-    tables = list(_counted(results, replicates, progress))
+    tables = list(each_done(replicate, tasks, executor, progress))
     return summarise(scenario, calibration, tasks, tables, changes, taken_as, flags)
-
-
-def _counted(results: Iterable[pd.DataFrame], total: int, progress: Progress) -> Iterator[pd.DataFrame]:
-    for done, table in enumerate(results, 1):
-        progress(done, total)
-        yield table
 
 
 def central_run(scenario: Scenario, calibration: Calibration, seed: int = 0) -> Run:

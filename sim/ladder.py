@@ -6,7 +6,7 @@ from empty are not what a ladder measures.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,21 @@ from sim.run import Run, Rung
 from sim.scenario import Load, Scenario, least_completions
 from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
 
+TOLD = 50  # times that a rung of its usual length tells how far it is
 MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it waited for, and ends after its last
 
 
 def climb(
-    scenario: Scenario, model: Model, seed: Sequence[int], pairs: Pairs | None = None, *, members: bool = False
+    scenario: Scenario,
+    model: Model,
+    seed: Sequence[int],
+    pairs: Pairs | None = None,
+    *,
+    members: bool = False,
+    progress: Callable[[float], None] | None = None,
 ) -> Run:
     """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one, and with
-    `members` the steps say whose they are.
+    `members` the steps say whose they are. `progress` hears now and then about what share of the work is done.
 
     The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
     refused, before the clock starts.
@@ -52,8 +59,28 @@ def climb(
         rungs = _closed(bench, load)
     else:
         rungs = _open(bench, load)
+    if progress is not None:
+        _watch(bench, load, pairs, progress)
     bench.clock.run(until=bench.clock.process(rungs))
     return bench.run()
+
+
+def _watch(bench: Bench, load: Load, pairs: Pairs | None, progress: Callable[[float], None]) -> None:
+    """Tell about how much is done: a rung counts by its load, up to what the server lets in, and by its time within."""
+    clock, permits = bench.clock, bench.scenario.server.max_concurrent_requests
+    work = [float(min(users, permits)) for users in load.users or []] or [float(rate) for rate in load.rate or [1.0]]
+    seconds = load.settle + (load.seconds or load.max_seconds)
+    if load.trace and load.seconds is None:
+        seconds = float(arrivals(bench.scenario.workload, pairs)[-1])
+
+    def tell(_: object) -> None:
+        over = len(bench.rungs)
+        since = bench.rungs[-1].end if bench.rungs else 0.0
+        within = min((clock.now - since) / seconds, 1.0) * work[min(over, len(work) - 1)] if over < len(work) else 0.0
+        progress(min((sum(work[:over]) + within) / sum(work), 1.0))
+        clock.call(clock.now + seconds / TOLD, tell)
+
+    clock.call(seconds / TOLD, tell)
 
 
 def _source(scenario: Scenario, pairs: Pairs | None, seed: Sequence[int], attained: float) -> Source:

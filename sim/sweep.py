@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from sim.run import Run
 from sim.scenario import Scenario
 from sim.workload import Pairs
 
+T = TypeVar("T")
+_LOOK = 1.0  # s between looks at tasks under way
 MOST = 4  # processes a core: more of them only fill the memory
 
 
@@ -61,7 +64,78 @@ class Task:
 
     def run(self, *, members: bool = False) -> Run:
         """Simulate it; with `members`, its steps say whose they are."""
-        return climb(self.scenario, self.model(), (self.seed, self.number), self.pairs, members=members)
+        return climb(
+            self.scenario, self.model(), (self.seed, self.number), self.pairs, members=members, progress=_under_way.tell
+        )
+
+
+class _UnderWay:
+    """In a worker: where it writes what share of its task is done, for the parent to read."""
+
+    def __init__(self) -> None:
+        self._shares: Any = None
+        self._slot = 0
+
+    def write_to(self, shares: Any, workers: Any) -> None:
+        """Take a place of its own in the shared memory."""
+        with workers.get_lock():
+            self._shares, self._slot = shares, workers.value % len(shares)
+            workers.value += 1
+
+    def tell(self, share: float) -> None:
+        """So much of the task is done."""
+        if self._shares is not None:
+            self._shares[self._slot] = share
+
+
+_under_way = _UnderWay()
+
+
+class Pool(ProcessPoolExecutor):
+    """A pool of processes that knows how far the tasks under way are."""
+
+    def __init__(self, jobs: int):
+        """Start nothing yet."""
+        context = get_context("spawn")
+        self._shares = context.Array("d", jobs, lock=False)
+        told = (self._shares, context.Value("i", 0))
+        super().__init__(jobs, mp_context=context, initializer=_follow_parent, initargs=told)
+
+    @property
+    def under_way(self) -> float:
+        """How many tasks' worth of those not done is done."""
+        return float(sum(self._shares))
+
+
+def each_done(
+    function: Callable[[Task], T],
+    tasks: Sequence[Task],
+    executor: Executor | None,
+    progress: Callable[[float, int], None],
+) -> Iterator[T]:
+    """What the function makes of each task, in order; `progress` hears how many are done, with shares of those under
+    way where a `Pool` does them."""
+    if executor is None:
+        for done, task in enumerate(tasks, 1):
+            yield function(task)
+            progress(done, len(tasks))
+        return
+    futures = [executor.submit(function, task) for task in tasks]
+    try:
+        for future in futures:
+            while not wait([future], timeout=_LOOK).done:
+                shares = executor.under_way if isinstance(executor, Pool) else 0.0
+                progress(min(sum(f.done() for f in futures) + shares, len(tasks)), len(tasks))
+            yield future.result()
+            progress(sum(f.done() for f in futures), len(tasks))
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def finished() -> None:
+    """Tell the parent that the task under way is no longer."""
+    _under_way.tell(0.0)
 
 
 class WorkerEnded(UserError):
@@ -74,10 +148,9 @@ def processes(jobs: int | None = None) -> Iterator[Executor]:
     the caller stops early."""
     # spawn: a fork would copy locks that the parent's threads (progress bars) hold, and a fork server dies of a SIGTERM
     # to the process group, after which CPython's pool never ends
-    context = get_context("spawn")
     cores = os.cpu_count() or 1
     jobs = min(jobs or cores, MOST * cores)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_follow_parent)
+    pool = Pool(jobs)
     try:
         with _held():  # each of these starts a worker
             for _ in range(jobs):
@@ -135,8 +208,9 @@ def _abandon(pool: ProcessPoolExecutor) -> None:
         manager.join(_TIDYING)  # type: ignore[attr-defined]
 
 
-def _follow_parent() -> None:
+def _follow_parent(shares: Any, workers: Any) -> None:
     """In a worker: signals to the process group are the parent's to answer, and its end, however it comes, is ours."""
+    _under_way.write_to(shares, workers)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

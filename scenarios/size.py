@@ -1,0 +1,125 @@
+"""Whether a simulation can run here at all: the least memory and time it takes, estimated before anything starts.
+
+Bounds from below: a refusal must not hit what would have run. The least number of requests is what one user would make
+of the windows, or what a rate sends; the speeds and sizes are the best that `make bench` has printed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from sim.calibration import Calibration
+from sim.errors import BadInput
+from sim.model import Model, draw_model
+from sim.scenario import Scenario, least_completions
+from sim.workload import Drawn, Pairs
+
+FREE_USERS, FREE_TOKENS = 10**6, 10**7  # what is never refused, however long it takes
+SPEED = 150_000.0  # requests a second of one core (`make bench`: 123,110 of a load without noise)
+REQUEST, USER, STEP = 400.0, 1_000.0, 8.0  # bytes: 450 a request by `make bench`; a user's process; a step's end
+REPLICATE = 10_000.0  # bytes of its tables, which are kept until all are done
+LONGEST = 30 * 86400.0  # s: nobody waits a month for a forecast
+
+
+class Size(NamedTuple):
+    """The least that one replicate of a ladder holds and does."""
+
+    users: int
+    requests: float
+    tokens: float
+    steps: float  # of one uninterrupted decode run, whose ends are laid out together if there is noise
+
+    @property
+    def memory(self) -> float:
+        """Bytes."""
+        return self.users * USER + self.requests * REQUEST + self.steps * STEP
+
+
+def least_size(scenario: Scenario, model: Model, pairs: Pairs | None = None) -> Size:
+    """The least size of one replicate."""
+    probe = Drawn(scenario.workload, np.random.default_rng(0), pairs, model.output_attained)
+    asked = [probe.next(0) for _ in range(100)]
+    prompt, output = (float(np.mean([getattr(a, n) for a in asked])) for n in ("prompt_tokens", "output_tokens"))
+    load = scenario.load
+    window = load.seconds or 0.0
+    if load.trace and pairs is not None:
+        requests, users = float(len(pairs.prompt_tokens)), 0
+        if load.seconds is not None and pairs.times is not None:
+            requests = float((pairs.times <= load.settle + load.seconds).sum())
+    elif load.users is not None:
+        users = max(load.users)
+        step, _ = model.step_time.decode(1, int(prompt), int(prompt))
+        alone = model.step_time.prefill(1, int(prompt), int(prompt) ** 2, int(prompt)) + max(output - 1, 0.0) * step
+        each = [window / (alone + load.think) if window else float(least_completions(n)) for n in load.users]
+        capped = [min(n, load.max_seconds / alone) for n in each] if not window else each
+        requests = max(float(users), sum(capped))
+    else:
+        users = 0
+        requests = sum(rate * (load.settle + (load.seconds or load.max_seconds)) for rate in load.rate or [])
+    steps = 0.0 if model.noise.silent else output
+    return Size(users, requests, requests * (prompt + output), steps)
+
+
+def check_size(
+    scenario: Scenario, calibration: Calibration, replicates: int, pairs: Pairs | None = None, jobs: int | None = None
+) -> None:
+    """Raise `BadInput`, with the estimate, for a simulation that cannot run on this machine."""
+    size = least_size(scenario, draw_model(calibration, scenario.server, None), pairs)
+    if size.users <= FREE_USERS and size.tokens * replicates <= FREE_TOKENS:
+        return
+    memory = size.memory + replicates * REPLICATE
+    cores = os.cpu_count() or 1
+    seconds = max(size.requests, size.users) * replicates / SPEED / min(jobs or cores, cores)
+    there = _there()
+    if memory <= there and seconds <= LONGEST:
+        return
+    many = "replicates" if replicates > 1e6 else _largest(scenario, size)
+    raise BadInput(
+        f"expected a simulation that can run here: {_words(size, replicates)} take at least {memory / 1e9:,.3g} GB of "
+        f"memory (this machine has {there / 1e9:,.3g}) and {_duration(seconds)}",
+        path=f"--{many}" if many == "replicates" else scenario.name,
+        key=None if many == "replicates" else many,
+    )
+
+
+def check_replicates(replicates: int) -> None:
+    """Raise `BadInput` for more replicates than this machine holds the results of."""
+    memory, there = replicates * REPLICATE, _there()
+    if memory > there:
+        raise BadInput(
+            f"expected fewer: {replicates:,} take at least {memory / 1e9:,.3g} GB of memory (this machine has "
+            f"{there / 1e9:,.3g})",
+            path="--replicates",
+        )
+
+
+def _there() -> float:
+    """The memory of this machine, bytes."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _largest(scenario: Scenario, size: Size) -> str:
+    """The key that most of it comes from."""
+    load = scenario.load
+    if load.trace:
+        return "workload.trace"
+    if load.users is not None and size.users > FREE_USERS:
+        return "load.users"
+    if size.steps * STEP > size.requests * REQUEST:
+        return "workload.output_tokens"
+    return "load.seconds" if load.rate is None or max(load.rate) < FREE_USERS else "load.rate"
+
+
+def _words(size: Size, replicates: int) -> str:
+    users = f"{size.users:,} users, " if size.users else ""
+    return f"{users}{size.requests:.3g} requests and {size.tokens:.3g} tokens in each of {replicates:,} replicates"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("years", 365 * 86400.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:,.3g} {unit}"
+    return f"{seconds:.3g} s"
