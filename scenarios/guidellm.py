@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from scenarios.failures import status_of_text
-from scenarios.results import Answer, Stretch, assemble, has, understood
+from scenarios.results import INSTANT, Answer, Stretch, assemble, has, understood
 from sim.errors import BadInput
 from sim.request import ABORTED, OK
 from sim.run import Run
@@ -202,7 +202,7 @@ def _stretch(benchmark: _Benchmark) -> Stretch:
         open_loop=open_loop,
         arrivals=ARRIVALS.get(strategy.type_) if open_loop else None,
         settled=benchmark.start_time,
-        end=benchmark.end_time,
+        end=benchmark.end_time + INSTANT,
         answers=[_answer(status, r, open_loop) for status, r in sent],
         doubts=doubts,
     )

@@ -45,7 +45,8 @@ NOTHING: Floats = np.empty(0)
 class Answer(NamedTuple):
     """One request as a tool recorded it; times in s of the tool's clock, None where it did not say.
 
-    `chunks` are the arrivals of the parts of a streamed answer, which may or may not be tokens.
+    `chunks` are the arrivals of the parts of a streamed answer, which may or may not be tokens; `carried` says how many
+    tokens each of them had, where the tool wrote that.
     """
 
     sent: float
@@ -60,6 +61,7 @@ class Answer(NamedTuple):
     last: float | None = None
     chunks: Floats = NOTHING
     end_known: bool = True  # else `ended` is when it was sent
+    carried: Ints | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,15 +89,14 @@ class Stretch:
         """The stretch with the load that its requests show."""
         if self.counted or not self.answers:
             return self
-        columns = ([_due(a) for a in self.answers], [a.sent for a in self.answers], [a.ended for a in self.answers])
-        due, sent, ended = (np.array(column, dtype=np.float64) for column in columns)
-        flights = Flights(due, sent, ended, np.array([a.end_known for a in self.answers], dtype=np.bool_))
+        measured = [a for a in self.answers if a.sent < self.end and (a.ended > self.settled or not a.end_known)]
+        flights = _flights(self.answers)
         if self.users is not None or self.open_loop is False:
-            load = observed.closed(flights, self.users)
+            load = observed.closed(_flights(measured) if measured else flights, self.users)
         elif self.rate is not None or self.open_loop:
             load = observed.opened(flights, self.rate, self.arrivals, (self.settled, self.end))
         else:
-            load = observed.told(flights)
+            load = observed.told(_flights(measured) if measured else flights)
         return replace(
             self,
             answers=self.answers if load.users is None else [a._replace(due=None) for a in self.answers],
@@ -111,6 +112,12 @@ class Stretch:
         if self.start is not None:
             return self.start
         return min([self.settled, *(_due(a) for a in self.answers)])
+
+
+def _flights(answers: Sequence[Answer]) -> Flights:
+    columns = ([_due(a) for a in answers], [a.sent for a in answers], [a.ended for a in answers])
+    due, sent, ended = (np.array(column, dtype=np.float64) for column in columns)
+    return Flights(due, sent, ended, np.array([a.end_known for a in answers], dtype=np.bool_))
 
 
 def _possible(answer: Answer, number: int, path: Path) -> Answer:
@@ -135,7 +142,9 @@ def _streamed(answer: Answer) -> Answer:
     at_once = len(chunks) == 1 or (answer.first is not None and answer.last is not None and answer.first >= answer.last)
     if not at_once or answer.output_tokens < 2 or answer.status != OK:
         return answer
-    return answer._replace(first=None, chunks=NOTHING, last=float(chunks[-1]) if len(chunks) else answer.last)
+    return answer._replace(
+        first=None, chunks=NOTHING, carried=None, last=float(chunks[-1]) if len(chunks) else answer.last
+    )
 
 
 def _due(answer: Answer) -> float:
@@ -286,6 +295,11 @@ def _token_times(
     surplus = sum(max(0, a.output_tokens - len(a.chunks)) for a in streamed)
     if not surplus:
         return list(times), None, doubts
+    if all(a.carried is not None for a in streamed):
+        doubts.append(
+            f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others: ITL is between chunks"
+        )
+        return list(times), list(carried), doubts
     doubts.append(
         f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others, the file does not say in "
         "which: they are spread evenly, and ITL is between chunks"
@@ -300,7 +314,7 @@ def _stream(answer: Answer) -> tuple[Floats, Ints | None]:
         return chunks, None
     if len(chunks) > tokens:
         return (chunks[:tokens] if len(chunks) == tokens + 1 else NOTHING), None
-    each = np.array(spread(tokens, len(chunks)), dtype=np.int64)
+    each = np.array(spread(tokens, len(chunks)), dtype=np.int64) if answer.carried is None else answer.carried
     return np.repeat(chunks, each), each
 
 

@@ -12,6 +12,9 @@
 A failed request has neither an end nor tokens. Files of older versions, and all of sglang's `bench_serving`, which is
 of the same origin, have no `start_times`. In a closed loop they follow from the rest: requests wait in their order for
 one of `max_concurrency` places, and each takes what its chunks took. At a rate they do not.
+
+Of its own server's streams sglang divides the gap before a chunk of k tokens by k, and writes k of them, all the same
+number. They are put together again: what a client saw is one gap.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import numpy as np
 
 from scenarios import observed
 from scenarios.failures import last_line, status_of_text
-from scenarios.results import INSTANT, Answer, Stretch, assemble, has, understood
+from scenarios.results import INSTANT, Answer, Ints, Stretch, assemble, has, understood
 from sim.errors import BadInput
 from sim.run import Run
 
@@ -49,6 +52,7 @@ class _Result(msgspec.Struct):
 
 SGLANG = "total_output_tokens_retokenized"  # only its bench_serving counts tokens a second time
 APART = 1.0  # s between two tests whose clock is not in the file
+CHANCE = 3.0  # times as many equal neighbours as any two gaps are equal: they were divided, not rounded
 ASTRAY = 0.1  # of the duration: times that were rebuilt and last longer or shorter are not what happened
 
 
@@ -89,6 +93,7 @@ def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> S
         raise BadInput("expected at least one request, and a duration", path=path, line=line, key="ttfts")
     rate = result.request_rate if result.request_rate is not None and np.isfinite(result.request_rate) else None
     doubts = []
+    divided = has(document, SGLANG) and _divided(result.itls)
     starts = result.start_times
     if starts is None:
         if rate is not None:
@@ -116,7 +121,7 @@ def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> S
         arrivals=observed.gamma(result.burstiness) if rate is not None and result.burstiness > 0 else None,
         settled=settled,
         end=settled + result.duration + INSTANT,
-        answers=[_answer(result, starts, i, rate is not None) for i in range(count)],
+        answers=[_answer(result, starts, i, rate is not None, divided) for i in range(count)],
         doubts=doubts,
     )
 
@@ -138,12 +143,38 @@ def _rebuilt(result: _Result, began: float, path: Path, line: int) -> list[float
     return starts
 
 
-def _answer(result: _Result, starts: list[float], i: int, due: bool) -> Answer:
+def _divided(itls: list[list[float]]) -> bool:
+    """Whether gaps between chunks of several tokens were divided by them.
+
+    Two clock readings hardly ever lie as far apart as the two before, so that equal neighbours come from one gap;
+    unless all gaps were rounded: then any two of them are as likely to be equal.
+    """
+    gaps = np.concatenate([np.asarray(each, dtype=np.float64) for each in itls]) if itls else np.empty(0)
+    neighbours = np.concatenate([np.diff(each) == 0.0 for each in itls]) if itls else np.empty(0)
+    if not neighbours.any():
+        return False
+    _, counts = np.unique(gaps, return_counts=True)
+    return bool(neighbours.mean() > CHANCE * float(((counts / len(gaps)) ** 2).sum()))
+
+
+def _joined(gaps: list[float], tokens: int) -> tuple[list[float], Ints | None]:
+    """Gaps that were divided by the tokens of their chunk as they were, and the tokens of each chunk, the first's too;
+    None where they are not those of `tokens`."""
+    each = np.asarray(gaps, dtype=np.float64)
+    begins = np.flatnonzero(np.concatenate([[True], np.diff(each) != 0.0])) if len(each) else np.empty(0, np.int64)
+    sizes = np.diff(np.append(begins, len(each)))
+    first = tokens - len(each)
+    whole = [float(gap) for gap in each[begins] * sizes]
+    return whole, np.concatenate([[first], sizes]).astype(np.int64) if first > 0 else None
+
+
+def _answer(result: _Result, starts: list[float], i: int, due: bool, divided: bool) -> Answer:
     sent, error = starts[i], result.errors[i] if result.errors is not None else ""
     if error or not result.ttfts[i] > 0:
         text = last_line(error)
         return Answer(sent, sent, result.input_lens[i], 0, status_of_text(text), text or None, end_known=False)
-    chunks = sent + result.ttfts[i] + np.cumsum([0.0, *result.itls[i]])
+    gaps, carried = _joined(result.itls[i], result.output_lens[i]) if divided else (result.itls[i], None)
+    chunks = sent + result.ttfts[i] + np.cumsum([0.0, *gaps])
     return Answer(
         sent=sent,
         ended=float(chunks[-1]),
@@ -152,4 +183,5 @@ def _answer(result: _Result, starts: list[float], i: int, due: bool) -> Answer:
         output_tokens=result.output_lens[i],
         last=float(chunks[-1]),
         chunks=chunks,
+        carried=carried,
     )

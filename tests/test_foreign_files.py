@@ -345,3 +345,98 @@ def test_locust_files_that_a_spreadsheet_had(
     run, found, _ = imported(path, tmp_path / "again", capsys)
     assert len(run.rungs) == 3
     pd.testing.assert_frame_equal(found, expected)
+
+
+def test_gaps_that_sglang_divided_by_the_tokens_of_a_chunk_are_put_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own server's streams: a gap of 60 ms before a chunk of 3 tokens is written as three of 20 ms."""
+    rng = np.random.default_rng(5)
+    gaps = rng.uniform(0.058, 0.062, (12, 10))
+    duration = float((0.1 + gaps.sum(axis=1)).reshape(3, 4).sum(axis=0).max())
+    document = {
+        "backend": "sglang",
+        "request_rate": float("inf"),
+        "max_concurrency": 4,
+        "duration": duration,
+        "completed": 12,
+        "total_output_tokens_retokenized": 372,
+        "errors": [""] * 12,
+        "input_lens": [100] * 12,
+        "output_lens": [32] * 12,
+        "ttfts": [0.1] * 12,
+        "itls": [[gap / 3 for gap in row for _ in range(3)] for row in gaps.tolist()],
+    }
+    run, found, said = imported(saved(tmp_path, json.dumps(document), "result.jsonl"), tmp_path, capsys)
+    assert found["itl_mean"].tolist() == pytest.approx([gaps.mean()], rel=1e-3)
+    assert found["tpot_mean"].tolist() == pytest.approx([gaps.sum(axis=1).mean() / 31], rel=1e-3)
+    assert run.event_tokens is not None
+    assert {tuple(each.tolist()) for each in run.event_tokens if each is not None} == {(2, *[3] * 10)}
+    assert "came in a chunk with others: ITL is between chunks" in said
+
+
+@pytest.mark.parametrize("digits", [2, 3])
+def test_gaps_that_were_rounded_are_not_put_together(
+    digits: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gaps = np.random.default_rng(5).uniform(0.018, 0.022, (12, 30)).round(digits)
+    duration = float((0.1 + gaps.sum(axis=1)).reshape(3, 4).sum(axis=0).max())
+    document = {
+        "backend": "sglang",
+        "request_rate": float("inf"),
+        "max_concurrency": 4,
+        "duration": duration,
+        "completed": 12,
+        "total_output_tokens_retokenized": 372,
+        "errors": [""] * 12,
+        "input_lens": [100] * 12,
+        "output_lens": [31] * 12,
+        "ttfts": [0.1] * 12,
+        "itls": gaps.tolist(),
+    }
+    run, found, _ = imported(saved(tmp_path, json.dumps(document), "result.jsonl"), tmp_path, capsys)
+    assert found["itl_mean"].tolist() == pytest.approx([gaps.mean()], rel=1e-3)
+    assert run.event_tokens is None
+
+
+def test_a_warm_up_says_nothing_about_the_load_that_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two users, twenty requests each, half a minute after a warm-up of one user."""
+    unix = 1_760_000_000_000_000_000
+
+    def record(start: float, seconds: float, phase: str) -> str:
+        begun = unix + round(start * 1e9)
+        times = {"request_start_ns": begun, "request_end_ns": begun + round(seconds * 1e9)}
+        counts = {"output_sequence_length": {"value": 11}, "input_sequence_length": {"value": 50}}
+        latency = {"request_latency": {"value": seconds * 1e3, "unit": "ms"}}
+        return json.dumps({"metadata": times | {"benchmark_phase": phase}, "metrics": counts | latency})
+
+    records = [record(i, 1.0, "warmup") for i in range(5)]
+    records += [record(35 + i + 0.3 * user, 1.0, "profiling") for user in range(2) for i in range(20)]
+    _, found, said = imported(saved(tmp_path, "\n".join(records), "profile_export.jsonl"), tmp_path, capsys)
+    assert found["load"].tolist() == [2]
+    assert "2 requests were in flight all the time" in said
+
+
+def test_a_window_of_guidellm_holds_the_answer_that_ended_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unix = 1.76e9
+
+    def request(start: float) -> dict[str, Any]:
+        timings = {"request_start": unix + start, "first_token_iteration": unix + start + 0.2}
+        timings |= {"last_token_iteration": unix + start + 1.0, "request_end": unix + start + 1.0}
+        return {"info": {"timings": timings}, "prompt_tokens": 50, "output_tokens": 11}
+
+    benchmark = {
+        "type_": "generative_benchmark",
+        "start_time": unix,
+        "end_time": unix + 4.0,
+        "config": {"strategy": {"type_": "synchronous"}},
+        "requests": {"successful": [request(float(i)) for i in range(4)]},
+    }
+    document = {"metadata": {"guidellm_version": "0.5.0"}, "benchmarks": [benchmark]}
+    _, found, _ = imported(saved(tmp_path, document), tmp_path, capsys)
+    assert found["rps"].tolist() == pytest.approx([1.0], rel=1e-4)
+    assert found["output_tokens_per_s"].tolist() == pytest.approx([11.0], rel=1e-4)
