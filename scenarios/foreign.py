@@ -60,6 +60,15 @@ def import_results(path: Path) -> Run:
 
     Raises `BadInput` for what none of them wrote, or wrote without saying when each request was sent.
     """
+    try:
+        return _read(path)
+    except OverflowError as e:
+        raise BadInput("a number of it is too large", path=path) from e
+    except UnicodeEncodeError as e:  # what JSON's \\ud800 is
+        raise BadInput("holds half a character", path=path) from e
+
+
+def _read(path: Path) -> Run:
     if path.is_dir():
         return _aiperf(aiperf.records_in(path), path)
     text = read_text(path, KNOWN.removeprefix("expected "))

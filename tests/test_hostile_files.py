@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -186,3 +187,14 @@ def test_calibrations_with_nothing_in_them(folder: Path, capfd: pytest.CaptureFi
     for key in ("doubts", "draws", "noise", "server"):
         (folder / "model.json").write_text(json.dumps(calibration | {key: None}))
         assert f"model.json: {key}: " in complaint(["simulate", folder / "tiny.yaml", *QUICK], capfd)
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "9" * 400, "9" * 5000, "1e400", "[" * 3000 + "]" * 3000])
+def test_results_of_other_tools(value: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = Path("tests/samples/foreign/aiperf-few-bundled.jsonl").read_text()
+    for key in ("request_start_ns", "request_end_ns"):
+        spoilt = re.sub(rf'("{key}": *)[0-9]+', rf"\g<1>{value}".replace("\\u", "\\\\u"), lines, count=1)
+        assert spoilt != lines
+        (folder / "results.jsonl").write_text(spoilt)
+        complaint(["import", folder / "results.jsonl", "-o", folder / "imported"], capfd)
+        assert not (folder / "imported").exists()

@@ -24,7 +24,7 @@ LONG = ["simulate", "llama2-70b", "--replicates", "5000", "--jobs", "2"]
 def test_a_full_disk_and_a_taken_port_are_nobodys_bug():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*SERVECAST, "scenarios"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, "servecast: No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, "servecast: standard output: No space left on device\n")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
