@@ -192,8 +192,8 @@ def test_calibrations_with_nothing_in_them(folder: Path, capfd: pytest.CaptureFi
 @pytest.mark.parametrize("value", ['"\\ud800"', "9" * 400, "9" * 5000, "1e400", "[" * 3000 + "]" * 3000])
 def test_results_of_other_tools(value: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = Path("tests/samples/foreign/aiperf-few-bundled.jsonl").read_text()
-    for key in ("request_start_ns", "request_end_ns"):
-        spoilt = re.sub(rf'("{key}": *)[0-9]+', rf"\g<1>{value}".replace("\\u", "\\\\u"), lines, count=1)
+    for key in ("request_start_ns", "input_sequence_length"):
+        spoilt = re.sub(rf'("{key}": *)([0-9]+|{{[^}}]*}})', rf"\g<1>{value}".replace("\\u", "\\\\u"), lines, count=1)
         assert spoilt != lines
         (folder / "results.jsonl").write_text(spoilt)
         complaint(["import", folder / "results.jsonl", "-o", folder / "imported"], capfd)
