@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,14 @@ from matplotlib.axes import Axes as Axes  # for those that draw on them
 from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from sim.text import escaped
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2563a8", "#d9730d", "#2f7d4f", "#6b7280", "#b42318"
+Drawing = Callable[[Axes], None]  # what puts one panel onto its axes
+PANEL = (3.73, 3.3)  # inches: three beside each other on a page, and as wide as a telephone alone
+NEAR = 0.055  # of an axis: a tick label nearer than this to the one before would run into it
 STYLE: Any = {
     "svg.hashsalt": "servecast",
     "text.parse_math": False,  # a $ in a name is a dollar
@@ -71,9 +74,43 @@ def decades(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def whole(axis: Axis) -> None:
-    """Ticks at whole numbers only."""
-    axis.set_major_locator(MaxNLocator(integer=True))
+def whole(axis: Axis, most: int | None = None) -> None:
+    """Ticks at whole numbers only, between them `most` intervals."""
+    axis.set_major_locator(MaxNLocator("auto" if most is None else most, integer=True, min_n_ticks=1))
+
+
+def at_loads(axis: Axis, loads: Sequence[float]) -> None:
+    """Ticks at the loads that were asked, and nowhere else; numbers where there is room for them."""
+    low, high = axis.get_view_interval()
+    place = np.log2 if axis.get_scale() == "log" else np.asarray
+    at = (place(np.array(loads, dtype=np.float64)) - place(low)) / (place(high) - place(low))
+    texts = [f"{load:g}" for load in loads]
+    shown: list[int] = []
+    for i in [0, len(loads) - 1, *range(1, len(loads) - 1)]:  # both ends first
+        if all(abs(at[i] - at[j]) > NEAR * (len(texts[i]) + len(texts[j])) / 2 for j in shown):
+            shown.append(i)
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator(list(loads)))
+    axis.set_major_formatter(FixedFormatter([text if i in shown else "" for i, text in enumerate(texts)]))
+
+
+def panels(drawings: Sequence[Drawing]) -> list[bytes]:
+    """Each drawing as a picture of its own, for a page that lays them out as it has room."""
+    made = []
+    for draw in drawings:
+        with figure(*PANEL, 1) as (picture, (ax,)):
+            draw(ax)
+            made.append(svg(picture))
+    return made
+
+
+def row(drawings: Sequence[Drawing]) -> bytes:
+    """The drawings beside each other in one picture."""
+    width, height = PANEL
+    with figure(width * len(drawings), height, len(drawings)) as (picture, axes):
+        for ax, draw in zip(axes, drawings, strict=True):
+            draw(ax)
+        return svg(picture)
 
 
 @contextmanager

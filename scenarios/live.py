@@ -204,9 +204,9 @@ def run(
     """Go the whole way: measure to report.
 
     Measures the scenario, fits a model to every second rung and holds it against the others, then fits it to all of
-    them and forecasts. Writes run/, comparison.json, calibration.json, forecast.json and report.html. Exit status 1
-    when an error exceeds the scenario's tolerances, or the model does not show the loads it was fitted to. A server
-    that is not known to be the scenario's engine is measured; the rest needs --as.
+    them and forecasts; the answer comes last. Writes run/, comparison.json, calibration.json, forecast.json and
+    report.html. Exit status 1 when an error exceeds the scenario's tolerances, or the model does not show the loads it
+    was fitted to. A server that is not known to be the scenario's engine is measured; the rest needs --as.
     """
     from calibrate.fit import calibrate_runs
     from measure.ladder import measure as climb
@@ -220,7 +220,7 @@ def run(
     from scenarios.report import page
     from scenarios.simulation import simulate
     from scenarios.size import check_replicates
-    from scenarios.tables import console, show, show_check, show_comparison
+    from scenarios.tables import console, show_answer, show_check, show_comparison, show_curves, warned
     from sim.assume import taken_as as assumed
     from sim.identity import check_engine
 
@@ -271,13 +271,17 @@ def run(
             taken_as=taken_as,
             flags=measured.flags,
         )
-    show(forecast, out)
+    warned(forecast.assumptions, out)
+    show_curves(forecast, out)
     out.print()
     show_comparison(comparison, out)
     show_check(calibration, out)
+    sys.stdout.flush()
     doubt(forecast.doubts)
     for line in said(check):
         remark(f"check failed: {line}")
+    out.print()
+    show_answer(forecast, out)  # last, where it is read
     sys.stdout.flush()  # shown before it is written: a full disk loses no answer
     write_comparison(output / "comparison.json", comparison)
     write_calibration(output / "calibration.json", calibration)

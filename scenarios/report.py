@@ -15,17 +15,20 @@ import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from scenarios import plots, tables
+from scenarios import answer, plots, tables
 from scenarios.comparison import Comparison
 from scenarios.cost import of_the_machine
-from scenarios.crossing import said
 from scenarios.forecast import Estimate, Forecast, Row, named, read_forecast
+from scenarios.forecast import unit_of as unit_of_loads
 from scenarios.numbers import parts, unit_of
 from scenarios.progress import read_aloud
-from scenarios.sections import Section, grid, image, mark, of_comparison, of_flags, of_run
+from scenarios.sections import Section, grid, mark, of_comparison, of_flags, of_run, over_time, pictures
+from sim import rates
 from sim.document import Document
 from sim.errors import BadInput
+from sim.replay import with_users
 from sim.run import Run
+from sim.severity import SHOWN, ranked
 from sim.text import escaped
 
 CURVES = tables.LATENCY + tables.RATES + tables.STEPS
@@ -38,21 +41,29 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
     forecasts = [f for f in forecasts if (f.scenario.machine, f.unit) == of_a_kind]  # others have other axes
     shared = [text for text in forecasts[0].doubts if all(text in f.doubts for f in forecasts)] if forecasts else []
     sections = [_together(forecasts, shared)] if len(forecasts) > 1 else []
+    measured = [item for item in items if isinstance(item, Run) and item.kind == "measured"]
     for item in items:
         if isinstance(item, Forecast):
-            sections.append(_forecast(item, runs.get(item.name), shared if len(forecasts) > 1 else []))
+            said = shared if len(forecasts) > 1 else []
+            sections.append(_forecast(item, runs.get(item.name), said, measured))
         elif isinstance(item, Run):
             sections.append(of_run(item))
         else:
             sections.append(of_comparison(item))
     for i, section in enumerate(sections):
         section["id"] = f"s{i}"
+        shown = folded_warnings(section.get("doubts", []))
+        section["doubts"], section["more_doubts"] = shown
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
     )
     return environment.get_template("report.html").render(
-        title=title, sections=[_EMPTY | section for section in sections], version=version("servecast")
+        title=title,
+        answers=_answers(items),
+        sections=[_EMPTY | section for section in sections],
+        version=version("servecast"),
+        forecasts=bool(forecasts),
     )
 
 
@@ -61,6 +72,33 @@ def _shown(value: object) -> object:
     if isinstance(value, Markup):
         return Markup(escaped(value))
     return escaped(value) if isinstance(value, str) else value
+
+
+def _answers(items: Sequence[Forecast | Run | Comparison]) -> list[dict[str, Any]]:
+    """What the page begins with: the answer of every forecast; of runs only where there is none; how good it is."""
+    forecasts = [item for item in items if isinstance(item, Forecast)]
+    found = [answer.of_forecast(f) for f in forecasts]
+    if not found:
+        found = [answer.of_run(item) for item in items if isinstance(item, Run)]
+    found += [answer.of_comparison(item) for item in items if isinstance(item, Comparison)]
+    words = {True: ("in", "pass"), False: ("out", "fail"), None: ("part", "in part")}
+    return [
+        {
+            "name": each.name if len(found) > 1 else "",
+            "text": " ".join(each.sentences),
+            "assumptions": each.assumptions,
+            "checks": [
+                {"mark": mark(*words[check.passed]), "what": check.what, "words": check.words} for check in each.checks
+            ],
+        }
+        for each in found
+    ]
+
+
+def folded_warnings(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The warnings that are shown, those that move the asked number most, and those that are folded."""
+    order = ranked(texts)
+    return order[:SHOWN], order[SHOWN:]
 
 
 def read_item(path: Path) -> Forecast | Run | Comparison:
@@ -89,6 +127,7 @@ _EMPTY: Section = {
     "headline": "",
     "cards": [],
     "doubts": [],
+    "more_doubts": [],
     "parts": [],
     "parameters": {},
     "provenance": "",
@@ -112,12 +151,12 @@ def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
     return {
         "name": "Side by side",
         "doubts": shared,
-        "parts": [{"image": image(plots.several(forecasts))}, {"table": grid(titles, rows, left=(0, 5))}],
+        "parts": [pictures(plots.several(forecasts)), {"table": grid(titles, rows, left=(0, 5))}],
     }
 
 
-def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
-    end = "knee" if f.knee.reached > 0.05 else "top of the ladder"
+def _forecast(f: Forecast, run: Run | None, said: list[str], measured: Sequence[Run]) -> Section:
+    end = "knee" if f.knee.reached >= 0.5 else "top of the ladder"  # where the others count with it
     knee = _card(f"{f.unit} at the {end}", f.knee.load)
     if f.knee.below:
         knee["value"] = f"< {f.curves[0].load:g}"
@@ -128,9 +167,11 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
     ]
     if f.cost:
         cards.append(_card(f"$ per 1,000 requests at the {end}", f.cost[0].per_1000_requests))
+    same = [run for run in measured if _same_question(run, f)]
+    points = [rates.table(with_users(run)) for run in same]
     sections = [
-        {"image": image(plots.overview(f)), "title": "Throughput and latency", "text": _legend(f)},
-        {"image": image(plots.first_tokens(f))},
+        pictures(plots.overview(f, points), "Throughput and latency", _legend(f, bool(points))),
+        pictures(plots.first_tokens(f, points)),
         {"table": _curves(f)},
         {"title": "What limits it", "table": _binding(f)},
     ]
@@ -142,13 +183,11 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
         sections.append({"title": "The server's flags", "table": of_flags(f.flags)})
     if run is not None:
         text = "One simulated climb, with central parameters; the steady windows are shaded."
-        sections.append(
-            {"title": "As a load generator would show it", "text": text, "image": image(plots.over_time(run))}
-        )
+        sections.append(over_time(run, "As a load generator would show it", text))
     return {
         "name": f.name,
         "description": f.scenario.description,
-        "headline": _headline(f),
+        "headline": _limits(f),
         "cards": cards,
         "doubts": [text for text in f.doubts if text not in said],
         "parts": sections,
@@ -157,25 +196,20 @@ def _forecast(f: Forecast, run: Run | None, said: list[str]) -> Section:
     }
 
 
-def _headline(f: Forecast) -> str:
-    if f.crossing is not None:
-        kept, top = said(f), f.binding[-1]
-        return f"{kept[0].upper()}{kept[1:]}. At {named(top.load, f.unit)} the limit is: {top.binds}."
-    (load, loads), (rps, rates), top = parts(f.knee.load), parts(f.knee.rps), f.binding[-1]
-    loads, rates = (f" ({band})" if band else "" for band in (loads, rates))
-    if f.knee.below:
-        return f"At {named(f.curves[0].load, f.unit)} {f.knee.meaning} already: the ladder begins beyond the knee."
-    if f.knee.reached < 0.05:
-        return f"{named(f.curves[-1].load, f.unit)} and more before {f.knee.meaning}: the ladder ends before the knee."
-    cost = f" at ${parts(f.cost[0].per_1000_requests)[0]} per 1,000 requests" if f.cost else ""
-    return (
-        f"{load} {f.unit}{loads} before {f.knee.meaning}: {rps} requests/s{rates}{cost}. "
-        f"At {named(top.load, f.unit)} the limit is: {top.binds}."
-    )
+def _same_question(run: Run, f: Forecast) -> bool:
+    """Whether what was measured belongs on the curves of a forecast: the same lengths, loads of the same unit."""
+    return run.scenario.workload == f.scenario.workload and unit_of_loads(run.scenario) == f.unit
 
 
-def _legend(f: Forecast) -> str:
+def _limits(f: Forecast) -> str:
+    """What limits the top of the ladder."""
+    top = f.binding[-1]
+    return f"At {named(top.load, f.unit)} the limit is: {top.binds}."
+
+
+def _legend(f: Forecast, measured: bool) -> str:
     text = "Shaded: 90 % bands" + (", and the knee." if f.knee.reached >= 0.05 else ".")
+    text += " Circles: measured." if measured else ""
     text += " Red: what was published." if f.published else ""
     return text + " Dashed lines: beyond what was calibrated." if any(row.extrapolated for row in f.curves) else text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from scenarios import overlays, plots, tables
 from scenarios.comparison import Comparison
 from scenarios.comparison import Row as ComparisonRow
 from scenarios.evidence import Evidence, itl
+from scenarios.figure import Drawing, panels
 from scenarios.numbers import percent, significant, simulated, unit_of
 from sim import metrics
 from sim.events import between_events
@@ -22,6 +23,7 @@ from sim.identity import named as named_engine
 from sim.run import Run
 
 Section = dict[str, Any]
+NARROW = (4.2, 5.6)  # inches: a picture for a telephone
 OF_A_RUN = (
     ("E2E mean s", "e2e_mean"),
     ("E2E p50 s", "e2e_p50"),
@@ -53,19 +55,20 @@ def of_run(run: Run) -> Section:
     doubts += [f"{rung.named}: {text}" for rung in run.rungs for text in rung.doubts]
     if run.requests.empty:
         doubts.append("no request of it is on record")
-    pictures = [{"image": image(plots.over_time(run)), "title": "Over time"}] if len(table) else []
+    drawn = [over_time(run, "Over time")] if len(table) else []
     said = between_events(run)
     if found := itl(run):
-        picture = image(overlays.distributions(Evidence(itl=found), unit, (run.kind, "")))
-        pictures.append({"image": picture, "title": f"The gaps between {'events' if said else 'tokens'}"})
+        drawings = overlays.distributions(Evidence(itl=found), unit, (run.kind, ""))
+        drawn.append(pictures(drawings, f"The gaps between {'events' if said else 'tokens'}"))
     flags = [{"title": "The server's flags", "table": of_flags(run.flags)}] if run.flags else []
+    stopped = f"{run.stopped[:1].upper()}{run.stopped[1:]}"
     return {
         "name": f"{run.name}, {run.kind}",
-        "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {run.stopped}",
+        "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {stopped}",
         "doubts": doubts,
         "parts": [
             {"table": grid([unit, *(title for title, _ in shown)], rows, caption=f"{said}." if said else "")},
-            *pictures,
+            *drawn,
             *flags,
         ],
         "parameters": _asked(run),
@@ -106,11 +109,6 @@ def _number(value: float) -> str:
 
 def of_comparison(c: Comparison) -> Section:
     """A comparison with its pictures, its summary and every load."""
-    verdict = {
-        None: "No tolerances were stated, so there is no verdict.",
-        True: "Within the tolerances.",
-        False: "Outside the tolerances.",
-    }
     summary = [
         {
             "cells": [
@@ -148,17 +146,13 @@ def of_comparison(c: Comparison) -> Section:
     caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
     return {
         "name": f"{c.measured} against {c.simulated}",
-        "headline": verdict[c.passed],
         "doubts": c.doubts,
         "parts": [
-            {
-                "image": image(overlays.compared(c)),
-                "title": "Measured over simulated" if against else "One over the other",
-            },
-            {
-                "image": image(overlays.parity(c)),
-                "text": "Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",
-            },
+            pictures(overlays.compared(c), "Measured over simulated" if against else "One over the other"),
+            pictures(
+                overlays.parity(c),
+                text="Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",
+            ),
             *_behind(c),
             {
                 "title": "Summary",
@@ -188,18 +182,16 @@ def _behind(c: Comparison) -> list[dict[str, Any]]:
     """The pictures of what lies behind a comparison."""
     found: list[dict[str, Any]] = []
     if c.evidence is not None and c.evidence.itl:
-        picture = image(overlays.distributions(c.evidence, c.unit, (c.measured, c.simulated)))
+        drawings = overlays.distributions(c.evidence, c.unit, (c.measured, c.simulated))
         text = "The share of all gaps that are no longer, in each load's window."
-        found.append({"image": picture, "title": "The gaps between tokens", "text": text})
+        found.append(pictures(drawings, "The gaps between tokens", text))
     if c.evidence is not None and c.evidence.by_batch:
         text = (
             "Steps as rebuilt from the streams against the model's step time: points are means, lines hold 90 % of the "
             "steps. Where means leave zero with the batch size, the form is wrong; where they do over time, the "
             "machine drifts."
         )
-        found.append(
-            {"image": image(overlays.residuals(c.evidence)), "title": "What the step times miss", "text": text}
-        )
+        found.append(pictures(overlays.residuals(c.evidence), "What the step times miss", text))
     return found
 
 
@@ -218,6 +210,18 @@ def grid(
 def mark(kind: str, text: str) -> Markup:
     """Words in the colour of a `kind`: in, out."""
     return Markup('<span class="{}">{}</span>').format(kind, text)
+
+
+def pictures(drawings: Sequence[Drawing], title: str = "", text: str = "") -> dict[str, Any]:
+    """Panels that the page lays out as it has room, with a title and words where there are any."""
+    part: dict[str, Any] = {"panels": [image(svg) for svg in panels(drawings)]}
+    return part | ({"title": title} if title else {}) | ({"text": text} if text else {})
+
+
+def over_time(run: Run, title: str, text: str = "") -> dict[str, Any]:
+    """A run over its time, drawn twice: for wide pages and for narrow ones."""
+    part = {"image": image(plots.over_time(run)), "narrow": image(plots.over_time(run, *NARROW)), "title": title}
+    return part | ({"text": text} if text else {})
 
 
 def image(svg: bytes) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from scenarios.answer import of_forecast
 from scenarios.cost import of_the_machine
-from scenarios.crossing import said
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
 from sim.calibration import Calibration, Checked
@@ -47,9 +47,23 @@ def console() -> Console:
 
 
 def show(forecast: Forecast, out: Console) -> None:
-    """Print a forecast: curves, corners, what binds, the published figures beside it, cost and SLO."""
+    """Print a forecast: the answer first, then what it is read off."""
     out.print(Text(forecast.name, style="bold"), Text(forecast.scenario.description))
+    out.print()
+    show_answer(forecast, out)
+    out.print()
+    show_curves(forecast, out)
+
+
+def show_answer(forecast: Forecast, out: Console) -> None:
+    """Print what load is borne, how long answers take there, and what that costs: a sentence each."""
     warned(forecast.assumptions, out)
+    for sentence in of_forecast(forecast).sentences:
+        out.print(Text(sentence))
+
+
+def show_curves(forecast: Forecast, out: Console) -> None:
+    """Print what a forecast holds: curves, corners, what binds, the published figures beside it, SLOs and cost."""
     out.print(Text(f"median and 90 % band of {forecast.provenance.replicates} replicates", style="dim"))
     for columns in (LATENCY, RATES, STEPS):
         out.print()
@@ -66,8 +80,6 @@ def show(forecast: Forecast, out: Console) -> None:
         show_columns(published(forecast), out)
     out.print()
     show_promises(forecast, out)
-    if forecast.crossing is not None:
-        out.print(Text(said(forecast)))
     if forecast.cost:
         out.print()
         show_cost(forecast, out)

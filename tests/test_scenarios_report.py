@@ -21,6 +21,7 @@ from scenarios.compare import compare
 from scenarios.comparison import write_comparison
 from scenarios.doors import calibration_of
 from scenarios.evidence import SHARES, Distribution, Error, Evidence
+from scenarios.figure import panels, row
 from scenarios.forecast import Forecast, write_forecast
 from scenarios.load import load
 from scenarios.numbers import parts
@@ -55,8 +56,8 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img", "br"):
+        self.links += [value or "" for name, value in attrs if name in ("src", "srcset", "href")]
+        if tag not in ("meta", "img", "br", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -100,17 +101,18 @@ def test_doubts_shared_by_all_forecasts_are_said_once(forecast: Forecast):
 
 @pytest.mark.parametrize("picture", [plots.overview, plots.first_tokens])
 def test_pictures_have_no_date_and_no_chance(picture, forecast: Forecast):
-    svg = picture(forecast)
-    assert svg == picture(forecast)
+    svg = row(picture(forecast))
+    assert svg == row(picture(forecast))
     assert b"<dc:date>" not in svg
     assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert panels(picture(forecast)) == panels(picture(forecast))
 
 
 @pytest.mark.parametrize("loads", [1, 2, 4, 9])
 def test_distributions_of_any_number_of_loads_can_be_drawn(loads: int):
     gaps = [0.02 + 0.001 * i for i in range(len(SHARES))]
     found = Evidence(itl=[Distribution(load=n, measured=gaps, simulated=gaps) for n in range(1, loads + 1)])
-    text = overlays.distributions(found, "users").decode()
+    text = row(overlays.distributions(found, "users")).decode()
     titles = re.findall(r"<!-- (\d) users? -->", text)
     assert len(titles) == min(loads, 6)
     assert (titles[0], titles[-1]) == ("1", str(loads))
@@ -120,7 +122,7 @@ def test_residuals_are_drawn_of_every_kind_of_step():
     errors = [Error(at=n, steps=10 * n, mean=0.01, low=-0.1, high=0.1) for n in (1, 2, 4)]
     for kinds in (["decode"], ["decode", "prefill"]):
         found = Evidence(by_batch=dict.fromkeys(kinds, errors), by_time=dict.fromkeys(kinds, errors))
-        text = overlays.residuals(found).decode()
+        text = row(overlays.residuals(found)).decode()
         assert [kind for kind in ("decode", "prefill") if f"<!-- {kind.capitalize()} steps" in text] == kinds
 
 
@@ -195,7 +197,7 @@ def test_lines_are_dashed_beyond_what_was_calibrated_on_either_side(forecast: Fo
     def drawn(beyond: list[bool]) -> str:
         marks = dict(zip([row.load for row in forecast.rows("rps")], beyond, strict=True))
         rows = [msgspec.structs.replace(row, extrapolated=marks[row.load]) for row in forecast.curves]
-        return plots.overview(msgspec.structs.replace(forecast, curves=rows)).decode()
+        return row(plots.overview(msgspec.structs.replace(forecast, curves=rows))).decode()
 
     dashes = {
         name: drawn(list(of)).count("stroke-dasharray: 6.8,3.4")

@@ -29,7 +29,7 @@ def test_three_warnings_are_shown_and_the_rest_is_counted(capsys: pytest.Capture
     assert rest == f"and {len(kept) - 3} more; --warnings shows all"
     # a forecast beyond the calibration moves the number, how figures were read does not
     assert "extrapolated" in three[0] and "calibrated up to 96" in three[0]
-    assert not any("output_attained" in text or "read off a plot" in text for text in three)
+    assert not any("taken to have come back" in text or "read off a plot" in text for text in three)
     assert status([*ASKED, *MANY, "--json", "--warnings"]) == 0
     assert sorted(shown(capsys.readouterr().err)) == sorted(kept)
 
