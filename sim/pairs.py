@@ -20,7 +20,7 @@ from sim.errors import BadInput
 from sim.records import RequestLine, read_lines
 from sim.rows import Rows, read_rows, under
 from sim.shape import nearest
-from sim.timestamps import nanoseconds, number, unix_unit
+from sim.timestamps import has_zone, nanoseconds, number, unix_unit
 from sim.workload import MOST_TOKENS, UNITS, Pairs, RequestFile, Workload
 
 EXPECTED = "a CSV or JSON lines of lengths, or a run"
@@ -43,6 +43,7 @@ OF_A_RUN = {"id", "sent", "prompt_tokens", "status"}
 SECONDS = ("scheduled", "sent", "time", "arrived_at")  # a run's, our own CSVs' and Vidur's, which are documented
 MOST_ROWS = 50_000_000  # requests after `scale`: more do not fit into the memory of one machine
 HOUR = 3600.0  # s
+MOST_A_SECOND = 1000.0  # requests: more on average than any public trace holds, so that the unit is another
 LONGEST = 1e9  # s, thirty years: a longer trace has its times in another unit
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, lie evenly spread however many there are
 _SEED = 20231116  # which requests `scale` leaves out is part of what the file says, not of a replicate's luck
@@ -85,6 +86,11 @@ def read_pairs(workload: Workload) -> Pairs | None:
         if (np.diff(times) < 0).any() and not path.is_dir() and "requests" not in path.name:
             found.doubts.append(f"{path.name}: times are not in order; requests are sorted by them")
         order = np.argsort(times, kind="stable")
+        span = float(times.max() - times.min())
+        if span > 0 and len(times) > MOST_A_SECOND * span:
+            found.doubts.append(
+                f"{path.name}: {len(times)} requests within {span:.3g} s: are the times in another unit (time_unit)?"
+            )
         order, times = _scaled(order, times[order] - times[order[0]], source, path)
         prompt, output, charged = (column[order] for column in (prompt, output, charged))
     return Pairs(prompt, np.minimum(output, charged), charged, times, tuple(found.doubts))
@@ -141,7 +147,7 @@ def _table(rows: Rows, source: RequestFile) -> _Requests:
     found = _Requests()
     names = _columns(rows, source, found.doubts)
     decimals = _Decimals(rows.delimiter not in ("", ","))
-    clock = _Clock(rows.path, names, source.time_unit)
+    clock = _Clock(rows.path, names, source.time_unit, in_seconds="chat_id" in rows.names)
     failed = empty = total = 0
     for line, row in rows.rows:
         total += 1
@@ -237,10 +243,11 @@ def _tokens(value: Any, name: str | None, decimals: _Decimals, rows: Rows, line:
 class _Clock:
     """How a column of times is read: decided by its first value, and what was not stated is said."""
 
-    def __init__(self, path: Path, names: dict[str, str | None], unit: str | None):
-        self._path, self._names, self._unit = path, names, unit
+    def __init__(self, path: Path, names: dict[str, str | None], unit: str | None, *, in_seconds: bool = False):
+        self._path, self._names, self._unit, self._in_seconds = path, names, unit, in_seconds
         self.per_second, self.doubts = 1.0, list[str]()
         self._written: bool | None = None  # as times of the day, not as numbers
+        self._zoned: bool | None = None
 
     def read(self, value: Any, line: int) -> int | float:
         """One time, in units of `1 / per_second` s."""
@@ -253,6 +260,12 @@ class _Clock:
             form = "an ISO time such as 2024-05-12 00:00:01.5+00:00" if self._written else "a number"
             message = f"expected a time ({form}), found {str(value)[:60]!r}"
             raise BadInput(message, path=self._path, line=line, key=self._names["time"])
+        if self._written:
+            zoned = has_zone(value)
+            if self._zoned not in (None, zoned):
+                message = "expected times all with a zone or all without, found both"
+                raise BadInput(message, path=self._path, line=line, key=self._names["time"])
+            self._zoned = zoned
         return found
 
     def _unit_of(self, first: int | float) -> str:
@@ -267,8 +280,14 @@ class _Clock:
                 f"{self._path.name}: times are taken for unix times in {unit} (time_unit says otherwise)"
             )
             return unit
-        if (name, plain["prompt_tokens"], plain["output_tokens"]) == ("timestamp", "input_length", "output_length"):
-            return "ms"  # Mooncake's traces
+        # Mooncake's traces are whole ms; those of Alibaba's Bailian, which has chats, are seconds by the same names
+        mooncake = (name, plain["prompt_tokens"], plain["output_tokens"]) == (
+            "timestamp",
+            "input_length",
+            "output_length",
+        )
+        if mooncake and isinstance(first, int) and not self._in_seconds:
+            return "ms"
         if (name, plain["prompt_tokens"]) == ("timestamp", "request tokens"):
             return "s"  # BurstGPT
         if name not in SECONDS:

@@ -53,6 +53,12 @@ def nanoseconds(value: object) -> int | None:
     return (whole - _EPOCH) // timedelta(seconds=1) * 10**9 + int((found["part"] or "0").ljust(9, "0")[:9])
 
 
+def has_zone(value: object) -> bool:
+    """Whether an ISO 8601 time says its zone."""
+    found = _ISO.fullmatch(value.strip()) if isinstance(value, str) else None
+    return found is not None and found["zone"] is not None
+
+
 def unix_unit(value: int | float) -> str | None:
     """The unit of which a number would be a unix time of our days, if there is one."""
     return next((unit for unit, (low, high) in _UNIX.items() if low <= value < high), None)

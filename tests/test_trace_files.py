@@ -30,6 +30,10 @@ BURSTGPT = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Ty
 118,GPT-4,417,276,693,Conversation log
 119,ChatGPT,1360,0,1360,API log
 """
+BAILIAN = """{"chat_id": 1, "parent_chat_id": -1, "timestamp": 61.5, "input_length": 15, "output_length": 5}
+{"chat_id": 2, "parent_chat_id": 1, "timestamp": 62, "input_length": 16, "output_length": 5}
+{"chat_id": 3, "parent_chat_id": -1, "timestamp": 64.25, "input_length": 17, "output_length": 5}
+"""
 MAPPED = "{file: trace, columns: {time: when, prompt_tokens: usage.in, output_tokens: out}, time_unit: ms}"
 
 
@@ -60,6 +64,14 @@ def simulated(folder: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> t
         (AZURE_2024, [0, 0.399567, 0.998754, 2.511654, 4.098754], [2399, 1200, 650, 510, 900], ""),
         (MOONCAKE, [0, 1.5, 4.2], [1500, 1200, 600], ""),
         (gzip.compress(MOONCAKE.encode()), [0, 1.5, 4.2], [1500, 1200, 600], ""),
+        (BAILIAN, [0, 0.5, 2.75], [15, 16, 17], "times are taken for seconds"),
+        (BAILIAN.replace("61.5", "61"), [0, 1, 3.25], [15, 16, 17], "times are taken for seconds"),
+        (
+            "time,prompt_tokens,output_tokens\n45424.5,15,10\n45424.50001157,16,10\n",
+            [0, 1.157e-5],
+            [15, 16],
+            "2 requests within 1.16e-05 s: are the times in another unit (time_unit)?",
+        ),
         (BURSTGPT, [0, 40, 113], [472, 1087, 417], "1 of 4 rows have no answer (failed requests) and are left out"),
         (
             "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,1500,100\n0.052,1200,80\n4.31,374,44\n",
@@ -183,6 +195,11 @@ def emptied(folder: Path) -> None:
             "trace",
             "time,prompt_tokens,output_tokens\n1,5,5\n2024-05-12,6,6\n",
             "trace:3: time: expected a time (a",
+        ),
+        (
+            "trace",
+            "time,prompt_tokens,output_tokens\n2024-05-12T02:00+02:00,5,5\n2024-05-12T02:00:01,6,6\n",
+            "trace:3: time: expected times all with a zone or all without, found both",
         ),
         ("trace", b"PAR1\xff\xfe\x00", "trace: not UTF-8 text; expected a CSV or JSON lines"),
         ("trace", b"\x1f\x8b\x08broken", "trace: cannot be read"),
