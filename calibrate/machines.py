@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from calibrate.layout import Row
 from sim.errors import BadInput
+from sim.identity import Identity, identity
 from sim.scenario import Machine
 
+# engines as files of step times name them
+ENGINES = (
+    *("text-generation-inference", "tgi", "vllm", "sglang", "lmdeploy", "turbomind"),
+    *("tensorrt-llm", "trtllm", "deepspeed", "llama.cpp", "llamacpp", "ollama"),
+)
 Who = tuple[tuple[str, str], ...]  # what the identity columns of a row say
 
 
@@ -67,6 +73,15 @@ def machine_of(who: Who, known: Machine) -> Machine:
         gpus=int(gpus) if gpus and gpus.isdigit() else known.gpus,
         tensor_parallel=int(parallel) if parallel and parallel.isdigit() else known.tensor_parallel,
     )
+
+
+def engine_of(rows: Sequence[Row]) -> Identity | None:
+    """The engine that was timed: what a column says, else a name that is part of the file's."""
+    said = dict(rows[0].machine)
+    if text := said.get("engine") or said.get("framework"):
+        return identity(text, "file")
+    name = rows[0].path.stem.lower()
+    return next((identity(engine, "file") for engine in ENGINES if engine in name), None)
 
 
 def _same(one: Machine, other: Machine) -> bool:

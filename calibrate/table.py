@@ -14,17 +14,19 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.draws import correlations, parameter
 from calibrate.layout import Row, read_table
-from calibrate.machines import choose_machine, machine_of
+from calibrate.machines import choose_machine, engine_of, machine_of
 from calibrate.selection import Floats, Selection, fit_relative, select, subsets
-from sim.calibration import Calibration, Residual, Source, SourceFile
+from sim.calibration import Calibration, Residual, Source, SourceFile, check_suits
 from sim.errors import NotEnoughData
 from sim.files import read_file
 from sim.forms import MEANING
+from sim.identity import SIMULATED
 from sim.scenario import Machine
 
 PREFILL = ("a0", "a1", "a2", "a3")
@@ -74,7 +76,7 @@ def calibrate_table(
     residuals = _residuals(rows, design[:, columns] @ values, seconds)
     if alike:
         chosen, values, drawn = _share(chosen, values, drawn, rng, doubts)
-    return Calibration(
+    calibration = Calibration(
         source=Source(
             door="table",
             files=[SourceFile(path=path.name, sha256=hashlib.sha256(read_file(path)).hexdigest()) for path in paths],
@@ -82,6 +84,7 @@ def calibrate_table(
         ),
         model="affine",
         machine=machine_of(rows[0].machine, machine or Machine()),
+        engine=engine_of(rows),
         parameters={
             name: parameter(float(value), drawn[:, i], *MEANING[name])
             for i, (name, value) in enumerate(zip(chosen, values, strict=True))
@@ -97,6 +100,8 @@ def calibrate_table(
             "a table does not tell max_batch_total_tokens: the scenario must",
         ],
     )
+    foreign = check_suits(calibration, SIMULATED[0])
+    return msgspec.structs.replace(calibration, doubts=[*foreign, *calibration.doubts])
 
 
 def _one_pass(rows: list[Row], doubts: list[str]) -> list[Row]:

@@ -14,6 +14,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -72,7 +73,7 @@ def serve(
     and `tokens.jsonl` (when each token was sent), in `perf_counter` seconds; `ready` is told the URL.
     """
     calibration = calibration or read_calibration(CALIBRATION)
-    server = server or msgspec.convert(calibration.server[0] if calibration.server else {}, ServerConfig)
+    server = server or msgspec.convert(_flags(calibration), ServerConfig)
     if not isinstance(server.max_batch_total_tokens, int):
         budget = calibration.values.get("max_batch_total_tokens", 16000.0)
         server = msgspec.structs.replace(server, max_batch_total_tokens=int(budget))
@@ -102,6 +103,12 @@ def _check_log(log: Path) -> None:
             raise BadInput("is no log of a stand-in; expected another folder", path=file)
 
 
+def _flags(calibration: Calibration) -> dict[str, Any]:
+    """The flags of the first server that a calibration was fitted to; what else it says of that is left out."""
+    first = calibration.server[0] if calibration.server else {}
+    return {name: value for name, value in first.items() if name in ServerConfig.__struct_fields__}
+
+
 def announce(url: str) -> None:
     """Print the URL, for whoever started the stand-in."""
     sys.stdout.write(url + "\n")
@@ -129,7 +136,7 @@ def main(arguments: list[str]) -> None:
     except ValueError as e:
         parser.error(str(e))
     calibration = read_calibration(known.calibration)
-    flags = dict(calibration.server[0]) if calibration.server else {}
+    flags = _flags(calibration)
     flags |= {name: value for name in calibration_flags.values() if (value := getattr(known, name)) is not None}
     serve(
         known.hostname,

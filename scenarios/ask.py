@@ -74,6 +74,7 @@ def schema() -> None:
     from sim.scenario import Scenario
 
     made = msgspec.json.schema(Scenario)
+    del made["$defs"]["Scenario"]["properties"]["written"]  # ours to say
     made["$defs"]["Scenario"]["properties"]["extends"] = {
         "type": "string",
         "description": "the file this one is laid over",

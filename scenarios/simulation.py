@@ -126,7 +126,7 @@ def summarise(
         binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
         slo=promises,
         published=list(_published(scenario, tables, takeoff.rps)),
-        doubts=[*reasons, *several_patterns(scenario, tables), *luck(scenario, rungs, promises)],
+        doubts=list(dict.fromkeys([*reasons, *several_patterns(scenario, tables), *luck(scenario, rungs, promises)])),
         engine=calibration.engine,
         taken_as=engine if assumed and calibration.source.door != "table" else None,
         flags=dict(known),

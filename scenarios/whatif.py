@@ -8,7 +8,7 @@ from rich.text import Text
 
 from scenarios.forecast import Estimate, Forecast, Row
 from scenarios.numbers import banded, parts, unit_of
-from scenarios.tables import LATENCY, RATES, STEPS, load_title
+from scenarios.tables import LATENCY, RATES, STEPS, load_title, warned
 from sim.columns import Column, fitting, show_columns
 from sim.console import Console
 
@@ -28,6 +28,7 @@ def show_variants(
         for number, title in enumerate(titles, 1):
             out.print(Text(f"  {number}: {title}"))
         titles = [str(number) for number in range(1, len(titles) + 1)]
+    warned(list(dict.fromkeys(text for f in forecasts for text in f.assumptions)), out)
     replicates = forecasts[0].provenance.replicates
     out.print(Text(f"median and 90 % band of {replicates} replicates, the same ones in every column", style="dim"))
     for metric in dict.fromkeys(p.metric for f in forecasts for p in f.slo) or ("e2e_p95",):

@@ -269,6 +269,8 @@ def _its_server(head: dict[str, Any], path: Path, engine: Identity | None) -> di
         server = None
     if not isinstance(server, dict):
         return scenario
+    if recorded == {}:  # the server had not answered yet
+        return scenario
     written = list(server)
     if isinstance(recorded, dict):
         written = [name for name, flag in recorded.items() if isinstance(flag, dict) and flag.get("source") == SCENARIO]
