@@ -295,9 +295,12 @@ def _write(folder: Path, forecast: Forecast, calibration: Calibration, seed: int
     """Write a forecast and its run, both or neither."""
     from scenarios.forecast import write_forecast
     from scenarios.simulation import central_run
+    from sim.flags import SCENARIO
     from sim.run import write_run
 
-    run = write_run(central_run(forecast.scenario, calibration, seed), folder / "run", steps=steps)
+    written = [name for name, flag in forecast.flags.items() if flag.source == SCENARIO]
+    scenario = msgspec.structs.replace(forecast.scenario, written=written)
+    run = write_run(central_run(scenario, calibration, seed), folder / "run", steps=steps)
     try:
         write_forecast(folder / "forecast.json", forecast)
     except BaseException:

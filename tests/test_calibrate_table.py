@@ -114,7 +114,7 @@ def test_one_machine_of_several_is_chosen_by_where_by_machine_or_with_a_doubt():
     assert chosen.machine.model == "llama2-7b"  # not one of the larger
     guessed = calibrate_table([LMDEPLOY], rng())
     assert guessed.machine.model == "llama2-70b"
-    assert "holds 4 machines" in guessed.doubts[0]
+    assert any("holds 4 machines" in text for text in guessed.doubts)
     with pytest.raises(BadInput, match="model: expected one of internlm-20b, llama2-13b, llama2-70b, llama2-7b"):
         calibrate_table([LMDEPLOY], rng(), where={"model": "llama"})
     with pytest.raises(BadInput, match="colour: expected one of the columns that tell machines apart"):
