@@ -22,7 +22,7 @@ HEAD = {"format": 1, "kind": "measured", "name": "many", "scenario": {"name": "m
 def main() -> None:
     """Write, read, print."""
     parser = argparse.ArgumentParser(description="Read a run of many requests.")
-    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
