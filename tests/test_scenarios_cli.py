@@ -116,8 +116,9 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     assert status(arguments) == 2
     out, err = capfd.readouterr()
-    assert err.startswith(complaint)
-    assert err.count("\n") == 1 and out == ""
+    # on a busy machine there is time to say that nothing is done yet
+    lines = [line for line in err.splitlines() if not line.startswith("simulating ")]
+    assert len(lines) == 1 and lines[0].startswith(complaint) and out == ""
     assert list(tmp_path.iterdir()) == []  # nothing written
 
 
@@ -243,7 +244,7 @@ def test_compare_writes_a_page_that_shows_what_lies_behind_it(tmp_path: Path, ca
     shown = (out / "report.html").read_text()
     assert "The gaps between tokens" in shown and "What the step times miss" in shown
     assert status(["report", str(out / "comparison.json"), "-o", str(tmp_path / "again.html")]) == 0
-    assert (tmp_path / "again.html").read_text().count("data:image") == shown.count("data:image") == 4
+    assert (tmp_path / "again.html").read_text().count("data:image") == shown.count("data:image") == 15
 
 
 def test_repeats_are_of_one_run(capfd: pytest.CaptureFixture[str]):
