@@ -64,6 +64,7 @@ KINDS: tuple[tuple[Severity, tuple[str, ...]], ...] = (
             "times as long as a request",
             "refuses requests longer than its limits",
             "speak against that",
+            "can move p95 by half",
             "batches were larger than they look",
             "its steps look longer",
             "the machine was",
@@ -74,6 +75,7 @@ KINDS: tuple[tuple[Severity, tuple[str, ...]], ...] = (
         Severity.WIDE,
         (
             "do not pin down",
+            "of the steps are left out: their tokens came",
             "cannot be told apart",
             "hardly told apart",
             "moved together",
