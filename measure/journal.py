@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,8 +61,11 @@ class Journal:
         return journal
 
     @classmethod
-    def resume(cls, path: Path, scenario: Scenario) -> Journal:
-        """An interrupted run, to be continued in a new segment; refuses a changed scenario and a run that is none."""
+    def resume(
+        cls, path: Path, scenario: Scenario, check: Callable[[dict[str, Any]], None] = lambda head: None
+    ) -> Journal:
+        """An interrupted run, to be continued in a new segment; refuses a changed scenario and a run that is none, and
+        what `check` complains about, before anything is written."""
         file = path / "run.json"
         try:
             head: dict[str, Any] = msgspec.json.decode(read_file(file))
@@ -81,6 +85,7 @@ class Journal:
                 path=file,
                 key="scenario",
             )
+        check(head)
         last, first_id = 0.0, 0
         for requests in path.glob("requests*.jsonl"):
             for record in requests.read_bytes().split(b"\n"):

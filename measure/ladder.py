@@ -86,7 +86,12 @@ def measure(
         stack.enter_context(terminable())
         # before anything is written: a wrong URL, or a server that cannot take the profile, leaves no run
         found = None if url is None else attach(url, scenario, pairs, model, seed, screen.say, timeout, spent)
-        journal = Journal.resume(out, scenario) if resume else Journal.begin(out, scenario, seed=seed)
+
+        def check(head: dict[str, Any]) -> None:
+            if found is not None:
+                _check_engine(head, engine_of(found[1]), out)
+
+        journal = Journal.resume(out, scenario, check) if resume else Journal.begin(out, scenario, seed=seed)
         stack.callback(journal.close)
         seed = journal.head.get("seed", seed)
         if found is None:
@@ -146,7 +151,7 @@ def _note(server: health.Server, doubts: Iterable[str], scenario: Scenario, jour
     """
     head, said = journal.head, list(doubts)
     engine = engine_of(server, head.get("container"))
-    _same_engine(head, engine, journal)
+    _check_engine(head, engine, journal.path)
     for sentence in said:
         journal.doubt(sentence)
     head |= {"info": server.info, "api": server.api, "engine": None if engine is None else msgspec.to_builtins(engine)}
@@ -164,14 +169,15 @@ def _note(server: health.Server, doubts: Iterable[str], scenario: Scenario, jour
     journal.save()
 
 
-def _same_engine(head: dict[str, Any], engine: Identity | None, journal: Journal) -> None:
+def _check_engine(head: dict[str, Any], engine: Identity | None, path: Path) -> None:
     """Raise `BadInput` where a run is resumed on a server of another engine than the one it was begun on."""
-    before = head.get("engine")
-    if not head["rungs"] or not before:
+    said = head.get("engine")
+    if not head.get("rungs") or "engine" not in head:  # of before it was recorded
         return
-    if engine is None or (before.get("name"), before.get("version")) != (engine.name, engine.version):
-        was = f"{before.get('name')} {before.get('version') or ''}".strip()
-        raise BadInput(f"the run was begun on {was}, and {named(engine)} answers now", path=journal.path / "run.json")
+    before = (said.get("name"), said.get("version")) if isinstance(said, dict) else None
+    if before != (None if engine is None else (engine.name, engine.version)):
+        was = "an unknown engine" if before is None else " ".join(str(part) for part in before if part)
+        raise BadInput(f"the run was begun on {was}, and {named(engine)} answers now", path=path / "run.json")
 
 
 def listening(bind: str) -> tuple[str, int]:

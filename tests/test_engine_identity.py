@@ -212,6 +212,31 @@ def test_a_measured_run_says_its_engine_and_where_each_flag_is_from(tgi: Standin
     assert "written" not in said["scenario"]
 
 
+def test_a_run_is_not_resumed_on_another_engine(
+    tgi: Standin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text(SMALL)
+    asked = ("measure", tmp_path / "s.yaml", "-o", tmp_path / "run", "--set", "load.users=[1]", *SHORT[2:], "--url")
+    assert run(*asked, tgi.url) == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    server = openai(owner="vllm")
+    try:
+        assert run(*asked, server.url, "--resume") == 2
+    finally:
+        server.close()
+    assert "begun on tgi 0.9.4, and vllm 0.6.3 answers now" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert run(*asked, tgi.url, "--resume") == 0
+
+
+def test_runs_of_different_engines_are_compared_and_that_is_said(
+    vllm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("compare", vllm / "run", DATA / "short", "--json") == 0
+    doubts = json.loads(capsys.readouterr().out)["doubts"]
+    assert "the first is of vllm 0.6.3, the second of tgi 0.9.4" in doubts
+
+
 def openai(*, owner: str) -> Scripted:
     """A server that speaks OpenAI's completions, two tokens an answer, and says who owns its model."""
 
