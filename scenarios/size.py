@@ -22,6 +22,7 @@ SPEED = 150_000.0  # requests a second of one core (`make bench`: 123,110 of a l
 REQUEST, USER, STEP = 400.0, 1_000.0, 8.0  # bytes: 450 a request by `make bench`; a user's process; a step's end
 REPLICATE = 10_000.0  # bytes of its tables, which are kept until all are done
 LONGEST = 30 * 86400.0  # s: nobody waits a month for a forecast
+LATEST = 1e9  # s, thirty years: a float that counts more of them no longer tells 0.1 us, and then no step passes
 
 
 class Size(NamedTuple):
@@ -55,7 +56,8 @@ def least_size(scenario: Scenario, model: Model, pairs: Pairs | None = None) -> 
         alone = model.step_time.prefill(1, int(prompt), int(prompt) ** 2, int(prompt)) + max(output - 1, 0.0) * step
         each = [window / (alone + load.think) if window else float(least_completions(n)) for n in load.users]
         capped = [min(n, load.max_seconds / alone) for n in each] if not window else each
-        requests = max(float(users), sum(capped))
+        before = max(0, users - 1) / load.spawn_rate / (alone + load.think)  # while users are added
+        requests = max(float(users), sum(capped) + before)
     else:
         users = 0
         requests = sum(rate * (load.settle + (load.seconds or load.max_seconds)) for rate in load.rate or [])
@@ -69,13 +71,13 @@ def check_size(
     """Raise `BadInput`, with the estimate, for a simulation that cannot run on this machine."""
     size = least_size(scenario, draw_model(calibration, scenario.server, None), pairs)
     if size.users <= FREE_USERS and size.tokens * replicates <= FREE_TOKENS:
-        return
+        return _check_clock(scenario)
     memory = size.memory + replicates * REPLICATE
     cores = os.cpu_count() or 1
     seconds = max(size.requests, size.users) * replicates / SPEED / min(jobs or cores, cores)
     there = _there()
     if memory <= there and seconds <= LONGEST:
-        return
+        return _check_clock(scenario)
     many = "replicates" if replicates > 1e6 else _largest(scenario, size)
     raise BadInput(
         f"expected a simulation that can run here: {_words(size, replicates)} take at least {memory / 1e9:,.3g} GB of "
@@ -83,6 +85,24 @@ def check_size(
         path=f"--{many}" if many == "replicates" else scenario.name,
         key=None if many == "replicates" else many,
     )
+
+
+def _check_clock(scenario: Scenario) -> None:
+    """Raise `BadInput` for a ladder that lasts longer than the clock can count, naming what makes it so."""
+    load = scenario.load
+    rungs = len(load.users or load.rate or [0])
+    lasts = {"load.seconds": rungs * (load.seconds or 0.0), "load.max_seconds": rungs * load.max_seconds}
+    if load.users is not None:
+        lasts |= {"load.spawn_rate": max(load.users) / load.spawn_rate, "load.think": load.think}
+        lasts |= {"load.retry": load.retry}
+    else:
+        lasts |= {"load.settle": rungs * load.settle}
+    if load.seconds is not None or load.trace:
+        del lasts["load.max_seconds"]
+    key = max(lasts, key=lasts.__getitem__)
+    if lasts[key] > LATEST:
+        message = f"expected a ladder of at most {LATEST:,.0f} s, found one of {lasts[key]:.3g} s"
+        raise BadInput(message, path=scenario.name, key=key)
 
 
 def check_replicates(replicates: int) -> None:

@@ -41,6 +41,26 @@ def test_what_cannot_run_is_refused_with_the_estimate(what: str, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("load.think=1e18", "load.think"),  # after which no step moves the clock
+        ("load.max_seconds=1e300", "load.max_seconds"),
+        ("load.retry=1e18", "load.retry"),
+    ],
+)
+def test_a_ladder_that_the_clock_cannot_count_is_refused(change: str, key: str, capfd: pytest.CaptureFixture[str]):
+    sets = ["--set", "load.users=[2]", "--set", change, "--set", "load.seconds=null"]
+    assert status(["simulate", "standin", *sets, "--replicates", "19", "--jobs", "1"]) == 2
+    assert f"standin: {key}: expected a ladder of at most 1,000,000,000 s, found one of" in capfd.readouterr().err
+
+
+def test_what_users_ask_while_others_are_added_counts(capfd: pytest.CaptureFixture[str]):
+    sets = ["--set", "load.users=[900]", "--set", "load.spawn_rate=1e-9", "--set", "load.seconds=1"]
+    assert status(["simulate", "standin", *sets, "--replicates", "19", "--jobs", "1"]) == 2
+    assert "expected a simulation that can run here: 900 users, " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("changes", "replicates"),
     [
         (["load.users=[1000000]", "load.seconds=1"], 1),
