@@ -192,10 +192,10 @@ def of_comparison(c: Comparison) -> Answer:
 
 
 def label(metric: str) -> str:
-    """A metric in words: `p95 E2E`, `requests/s`."""
+    """A metric in words: `E2E p95`, `requests/s`."""
     head, _, tail = metric.partition("_")
     if head in WHAT:
-        return f"{tail} {WHAT[head]}"
+        return f"{WHAT[head]} {tail}"
     return {"rps": "requests/s"}.get(metric, metric.replace("_per_s", "/s").replace("_", " "))
 
 
