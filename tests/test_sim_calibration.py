@@ -56,7 +56,7 @@ BAD = [
     ("1500", "0", 2, "range.prompt_tokens: expected low up to high, found 1.0 to 0.0"),
     ('"affine"', '"affine', 0, "not JSON: Invalid control character at"),
     ('"model": ', '"model" ', 0, "not JSON: Expecting ':' delimiter"),
-    ('"affine"', '"levels"', -7, "parameters.b1: missing; the form levels requires it"),
+    ('"affine"', '"levels"', -8, "parameters.b1: missing; the form levels requires it"),
     ("0.059", "0.0", 6, "draws: expected a decode step to take some time; it takes none"),
     ('"drift": 0.0', '"drift": -1', 0, "noise.drift: expected 0 or more, found -1"),
     ('"memory": 0.0', '"memory": 2', 0, "noise.memory: expected a share from 0 to 1, found 2"),
