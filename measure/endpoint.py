@@ -17,9 +17,11 @@ import msgspec
 from measure.deadline import Deadline, run_within
 from measure.key import VARIABLE, api_key
 from measure.refusal import PATHS, clean, explain, inflated, shown_url
+from measure.sse import EventParser
 from sim.errors import UserError
 
 ANSWER_SECONDS = 10.0  # for the whole of an answer that needs no forward pass
+STREAM = (b"data:", b":", b"event:")  # how a stream of events begins
 MOST_BYTES = 1 << 25  # of an answer: decoder_input_details of a 128k prompt take 12 MB, /metrics well under one
 TLS_ALERT = "\x15\x03"  # how a TLS server begins what it has to say to a client that speaks plain HTTP
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -207,7 +209,18 @@ def _proxy_hint(scheme: str) -> str:
 
 
 def decoded(body: bytes) -> dict[str, Any]:
-    """A JSON object, or an empty one for anything else."""
+    """A JSON object, or an empty one for anything else. Of an answer that was streamed although nobody asked for it,
+    every key has the last value that says something."""
+    if body.lstrip().startswith(STREAM):
+        parser = EventParser()
+        said: dict[str, Any] = {}
+        for event in (*parser.feed(body), *parser.end()):
+            said |= {key: value for key, value in _object(event.data).items() if value or key not in said}
+        return said
+    return _object(body)
+
+
+def _object(body: bytes) -> dict[str, Any]:
     try:
         said = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -12,12 +12,14 @@ from itertools import pairwise
 from typing import Any
 
 from measure.precision import CYCLES
+from measure.refusal import clean
 from measure.watch import Watch, Window
 from sim.scenario import Load, least_completions
 
 PRECISE = 0.02  # relative half-width of tokens/s, 95 %
 ERRORS_LIMIT = 0.01
 ATTAINED = 0.99
+ENDED = ("eos_token", "stop_sequence", "tool_calls", "function_call")  # finish reasons that are the model's own end
 KEPT_UP = 0.95  # answers of arrivals, beyond two standard errors of a Poisson stream
 CANARY_SUSPECT, CANARY_LIMITED = 0.005, 0.020  # s late at p99; tools/check_client.py shows what lag does to step times
 SLACK_SECONDS = 10.0  # beyond users / spawn_rate before a ramp counts as stuck
@@ -184,6 +186,11 @@ def doubts(w: Window, users: int | None, rate: float | None = None) -> list[str]
         found.append(f"unhealthy: {w.error_rate:.1%} of the requests failed ({kinds})")
     if w.attained < ATTAINED:
         found.append(f"answers were {w.attained:.0%} of the length asked: {_why_short(w.short)}")
+    if w.longer:
+        found.append(
+            f"{w.longer} of {w.completions} answers are longer than asked: the server does not heed max_tokens, and a "
+            "forecast of this scenario has shorter ones"
+        )
     if w.per_event != 1.0:
         found.append(f"an event carries {w.per_event:.3g} tokens on average: ITL is the time between events")
     if w.spread:
@@ -207,10 +214,12 @@ def doubts(w: Window, users: int | None, rate: float | None = None) -> list[str]
 def _why_short(short: dict[str, int]) -> str:
     """Who ended the answers that are shorter than asked, by how many give which reason."""
     cut, unsaid = short.get("length", 0), short.get("", 0)
-    ended = sum(short.values()) - cut - unsaid
+    ended = sum(short.get(reason, 0) for reason in ENDED)
     parts = []
     if ended:
         parts.append(f"the model ended {ended} by itself")
+    for reason in sorted(short.keys() - {"length", "", *ENDED}):
+        parts.append(f"{short[reason]} ended with finish_reason: {clean(reason)}")
     if cut:
         parts.append(f"the server cut {cut} off at a limit of its own (finish_reason: length)")
     if unsaid:

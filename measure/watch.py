@@ -39,6 +39,7 @@ class Window:
     errors: dict[str, int] = field(default_factory=dict)
     attained: float = 1.0  # tokens that came, of those asked
     short: dict[str, int] = field(default_factory=dict)  # answers shorter than asked, by their finish_reason
+    longer: int = 0  # answers of more tokens than asked
     per_event: float = 1.0  # tokens that an event carries
     spread: int = 0  # answers of which it is not known which event carried how many
     mismade: int = 0  # prompts in which the server counted other than the tokens meant
@@ -142,6 +143,7 @@ class Watch:
             errors=dict(failed),
             attained=sum(e.tokens for e in done) / max(1, sum(e.asked for e in done)) if done else 1.0,
             short=dict(Counter(e.finish_reason or "" for e in done if e.tokens < e.asked)),
+            longer=sum(e.tokens > e.asked for e in done),
             per_event=sum(e.tokens for e in streamed) / max(1, sum(e.events for e in streamed)) if streamed else 1.0,
             spread=sum(e.spread for e in done),
             mismade=sum(e.counted_prompt is not None and e.counted_prompt != e.prompt for e in done),

@@ -81,6 +81,9 @@ def read_pairs(workload: Workload) -> Pairs | None:
         if not isinstance(workload.max_new_tokens, int):
             raise BadInput("expected a whole number beside a file of lengths", key="workload.max_new_tokens")
         charged = np.full(len(prompt), workload.max_new_tokens, dtype=np.int64)
+    longer = int((output > charged).sum())
+    if longer:
+        found.doubts.append(f"{path.name}: {longer} answers are longer than max_new_tokens, and are cut to it")
     times = _seconds(found)
     if workload.trace is not None and times is not None:
         if (np.diff(times) < 0).any() and not path.is_dir() and "requests" not in path.name:

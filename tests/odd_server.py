@@ -23,9 +23,10 @@ WHOLE = (
     *("roles", "choices", "null_usage", "hang", "silent_end", "json", "gzip", "deflate", "bare", "crlf", "cr", "bom"),
     *("lines", "comments", "split"),
 )
-SHORT = ("cut", "stop")  # half of them
+SHORT = ("cut", "stop", "filter")  # half of them
+LONG = ("over",)  # twice as many
 FAILED = ("error_event", "error_text", "detail", "page", "json_error")
-SHAPES = (*WHOLE, *SHORT, *FAILED)
+SHAPES = (*WHOLE, *SHORT, *LONG, *FAILED)
 BUNDLES = (1, 5, 2, 4, 3, 5)  # tokens of each event, where the server counts them in every event
 
 
@@ -89,7 +90,7 @@ class Answer:
             await self.send(b"\xef\xbb\xbf")
         await self.send(event(chunk({"role": "assistant", "content": ""}), shape))
         await asyncio.sleep(FIRST)
-        length = TOKENS // 2 if shape in SHORT else TOKENS
+        length = TOKENS // 2 if shape in SHORT else 2 * TOKENS if shape in LONG else TOKENS
         bundles = BUNDLES if shape == "counted" else (4,) * (length // 4) if shape == "bundled" else (1,) * length
         done = 0
         for n in bundles:
@@ -107,7 +108,8 @@ class Answer:
         if shape == "null_usage":
             await self.send(event(chunk({}, "length", usage=None), shape))
         else:
-            await self.send(event(chunk({"content": ""}, "stop" if shape == "stop" else "length"), shape))
+            reason = {"stop": "stop", "filter": "content_filter"}.get(shape, "length")
+            await self.send(event(chunk({"content": ""}, reason), shape))
             usage = {"prompt_tokens": 9, "completion_tokens": length, "total_tokens": 9 + length}
             usage |= {"completion_tokens_details": {"reasoning_tokens": length // 2}}
             await self.send(event({"id": "x", "choices": [], "usage": usage}, shape))

@@ -507,3 +507,17 @@ def test_a_started_server_that_is_never_well_is_given_up_with_its_last_answer() 
     )
     with serving(say(3.0)) as server, pytest.raises(CannotStart, match="not a byte of an answer has come"):
         _wait(Container(), Endpoint(server.url), Console(file=said, width=200), 0.4)
+
+
+def test_a_server_that_streams_whatever_is_asked_is_known_by_its_stream(run: Run, file: str, tmp_path: Path) -> None:
+    def event(data: str) -> bytes:
+        return f"data: {data}\n\n".encode()
+
+    pieces = [event('{"id": "x", "choices": [{"index": 0, "text": " w"}], "usage": null}')] * 40
+    usage = event('{"id": "x", "choices": [], "usage": {"prompt_tokens": 60, "completion_tokens": 40}}')
+    streamed = answer(b": hello\n\n" + b"".join(pieces) + usage + event("[DONE]"), content_type="text/event-stream")
+    with serving({b"/v1/models": answer({"data": [{"id": "m"}]}), b"/v1/completions": streamed}) as server:
+        code, out, err = run("measure", file, "--url", server.url, "-o", tmp_path / "run")
+    assert code == 0, out + err
+    assert "neither TGI nor" not in err and "does not say how many tokens a prompt has" not in err
+    assert json.loads((tmp_path / "run" / "requests.jsonl").read_text().splitlines()[0])["output_tokens"] == 40

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from odd_server import BUNDLES, FAILED, FIRST, HANG, SHAPES, TOKENS, WHOLE
+from odd_server import BUNDLES, FAILED, FIRST, HANG, SHAPES, SHORT, TOKENS, WHOLE
 
 SCENARIO = f"""\
 format: 1
@@ -107,7 +108,15 @@ def test_who_ended_short_answers_is_said_by_their_finish_reason(measured: Measur
     (said,) = (d for d in measured.head["rungs"][0]["doubts"] if "of the length asked" in d)
     assert "the model ended" in said and "by itself" in said
     assert "at a limit of its own (finish_reason: length)" in said
-    assert {a["output_tokens"] for shape in ("cut", "stop") for a in measured.ended(shape)} == {TOKENS // 2}
+    assert re.search(r"the model ended \d by itself, \d ended with finish_reason: content_filter", said), said
+    assert {a["output_tokens"] for shape in SHORT for a in measured.ended(shape)} == {TOKENS // 2}
+
+
+def test_answers_longer_than_asked_are_said(measured: Measured) -> None:
+    assert {a["output_tokens"] for a in measured.ended("over")} == {2 * TOKENS}
+    assert any(
+        "answers are longer than asked: the server does not heed" in d for d in measured.head["rungs"][0]["doubts"]
+    )
 
 
 def test_a_server_that_refuses_our_extra_keys_is_asked_without_them_and_the_run_says_so(measured: Measured) -> None:

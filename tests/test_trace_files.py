@@ -72,6 +72,12 @@ def simulated(folder: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> t
             [15, 16],
             "2 requests within 1.16e-05 s: are the times in another unit (time_unit)?",
         ),
+        (
+            "time,prompt_tokens,output_tokens,max_tokens\n0,15,10,5\n1,16,10,20\n",
+            [0, 1],
+            [15, 16],
+            "1 answers are longer than max_new_tokens, and are cut to it",
+        ),
         (BURSTGPT, [0, 40, 113], [472, 1087, 417], "1 of 4 rows have no answer (failed requests) and are left out"),
         (
             "arrived_at,num_prefill_tokens,num_decode_tokens\n0.0,1500,100\n0.052,1200,80\n4.31,374,44\n",
