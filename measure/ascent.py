@@ -10,7 +10,7 @@ from measure import health, rung
 from measure.client import Stopwatch
 from measure.deadline import Deadline, in_words, wait_for
 from measure.endpoint import Endpoint
-from measure.generator import READY_SECONDS, STOP_SECONDS, CannotWrite, Generator, GeneratorDied
+from measure.generator import LESS, READY_SECONDS, STOP_SECONDS, CannotWrite, Generator, GeneratorKilled
 from measure.journal import Journal
 from measure.orders import REPORT_SECONDS, Order, Setup
 from measure.rung import Climb
@@ -135,8 +135,10 @@ class Ascent:
         try:
             self.screen.say(f"waiting for the load generator to stop (at most {in_words(STOP_SECONDS)})")
             self.generator.stop()
-        except RuntimeError as e:
-            stopped = f"{stopped}; {e}"
+        except (GeneratorKilled, RuntimeError) as e:
+            unfinished = True
+            if str(e) != stopped:
+                stopped = f"{stopped}; {e}"
         except CannotWrite:  # has been said already, or is of no matter any more
             unfinished = True
         finally:
@@ -269,7 +271,10 @@ class Ascent:
         """Wait for the next reports, and let the rung decide what they mean."""
         before = climb.phase
         if self.time.now() - self.watch.t > SILENT_SECONDS and self.watch.t > 0.0:
-            raise GeneratorDied(f"the load generator has not been heard of for {SILENT_SECONDS:g} s")
+            raise GeneratorKilled(
+                f"the load generator has not been heard of for {SILENT_SECONDS:g} s, as when the machine is out of "
+                f"memory or was stopped; {LESS}"
+            )
         for report in self.generator.reports(REPORT_SECONDS):
             self.watch.hear(report)
             self.journal.note(report)

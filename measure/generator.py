@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -28,7 +29,14 @@ class CannotWrite(UserError):
 
 
 class GeneratorDied(RuntimeError):
-    """The load generator ended by itself, or never began: a bug of ours, or a machine out of memory."""
+    """The load generator ended by itself, or never began: a bug of ours."""
+
+
+class GeneratorKilled(UserError):
+    """The load generator was killed, ran out of memory or does not run any more; those answers on record are kept."""
+
+
+LESS = "try fewer users or fewer --processes"
 
 
 def free_port() -> int:
@@ -89,17 +97,41 @@ class Generator:
         except BrokenPipeError:
             raise self._died() from None
 
-    def _died(self) -> GeneratorDied:
+    def _died(self) -> GeneratorDied | GeneratorKilled:
+        with suppress(subprocess.TimeoutExpired):
+            self._processes[0].wait(END_SECONDS)  # its pipes close a moment before it has an exit status
         self._log.flush()
         tail = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-3:]
+        if (killed := self._killed()) is not None:
+            return killed
+        if tail and tail[-1].startswith("MemoryError"):
+            return GeneratorKilled(f"the load generator ran out of memory; {LESS}")
         return GeneratorDied("the load generator died: " + (" | ".join(tail) or "it said nothing"))
+
+    def _killed(self) -> GeneratorKilled | None:
+        """Whether a signal ended one of the processes: the kernel's, as a rule, where memory is short."""
+        for process in self._processes:
+            code = process.poll()
+            if code is None or code >= 0:
+                continue
+            if code == -signal.SIGKILL:
+                return GeneratorKilled(
+                    f"the load generator was killed (SIGKILL), as it is when the machine runs out of memory; {LESS}"
+                )
+            return GeneratorKilled(f"the load generator was ended by signal {-code} ({signal.strsignal(-code)})")
+        return None
 
     def order(self, order: Order) -> None:
         """Tell all workers."""
         self._send(msgspec.json.encode(order))
 
     def reports(self, seconds: float) -> list[Report]:
-        """What has been reported, waiting up to `seconds` for the first of it. Raises `GeneratorDied`."""
+        """What has been reported, waiting up to `seconds` for the first of it.
+
+        Raises `GeneratorKilled`, also when one of several workers was, `GeneratorDied` and `CannotWrite`.
+        """
+        if (killed := self._killed()) is not None:  # a driver does not end with its workers
+            raise killed
         found: list[Report] = []
         try:
             while True:
@@ -108,6 +140,8 @@ class Generator:
                     raise self._died()
                 if report.said == "unwritable":
                     raise CannotWrite(report.text)
+                if report.said == "error" and report.text.startswith("MemoryError"):
+                    raise GeneratorKilled(f"the load generator ran out of memory; {LESS}")
                 if report.said == "error":
                     raise GeneratorDied(report.text)
                 found.append(report)

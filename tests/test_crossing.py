@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,13 @@ def test_a_crossing_between_grid_points_is_the_same_in_plan_report_and_knee(plan
     assert 12 < row["crossing"]["low"] < row["crossing"]["value"] < row["crossing"]["high"] < 40
     assert "every SLO is kept at 10 users with a probability of 90%, broken at 60 users, crossing at about" in text
     quick = ["--replicates", "19", "--jobs", "1"]
+    assert status(["plan", str(tmp_path / "grid.yaml"), *quick, "--csv"]) == 0
+    for line in csv.DictReader(capsys.readouterr().out.splitlines()):
+        assert (float(line["kept_at"]), float(line["broken_at"]), line["breaks"]) == (10, 60, "e2e_p95")
+        assert float(line["crossing"]) == row["crossing"]["value"]
+        assert [float(line[f"crossing_{end}"]) for end in ("low", "high")] == [
+            row["crossing"][e] for e in ("low", "high")
+        ]
     assert status(["simulate", str(tmp_path / "grid.yaml"), *quick, "-o", str(tmp_path / "out")]) == 0
     forecast = json.loads((tmp_path / "out" / "grid" / "forecast.json").read_text())
     assert forecast["knee"]["load"] == row["crossing"] == forecast["crossing"]["load"]

@@ -21,7 +21,7 @@ from servers import Standin, standin
 from measure.ascent import ServerGone
 from measure.endpoint import Endpoint
 from measure.exposition import parse
-from measure.generator import GeneratorDied
+from measure.generator import GeneratorKilled
 from measure.ladder import measure
 from scenarios.cli import FAILED, status
 from sim.errors import BadInput, UserError
@@ -172,11 +172,39 @@ def test_a_dead_load_generator_is_told_apart_from_a_dead_server(server: tuple[St
                     if "measure.locustfile" in process.cmdline():
                         process.kill()
 
-    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorDied):
+    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorKilled):
         measure(scenario(users=[1, 2]), server[0].url, out, console=Killing(file=null))
     run = read_run(out)
     assert [r.status for r in run.rungs] == ["complete", "aborted"]
-    assert "load generator died" in run.stopped
+    assert run.stopped == (
+        "the load generator was killed (SIGKILL), as it is when the machine runs out of memory; "
+        "try fewer users or fewer --processes"
+    )
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_killed_load_generator_is_one_line_and_the_run_is_kept(
+    server: tuple[Standin, Path], tmp_path: Path, processes: str
+) -> None:
+    """As the kernel does when memory is short: the driver where there is one process, else a worker."""
+    out = tmp_path / "run"
+    sets = ["--set", "workload={prompt_tokens: 20, output_tokens: 5}", "--set", "load={users: [2, 3], seconds: 30}"]
+    asked = ["measure", "standin", "--url", server[0].url, "-o", str(out), "--processes", processes, *sets]
+    command = [sys.executable, "-m", "scenarios", *asked]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as measuring:
+        wait_for_requests(out, 10)
+        for process in psutil.Process(measuring.pid).children(recursive=True):
+            if ("worker" in process.cmdline()) == (processes == "2"):
+                process.kill()
+        _, said = measuring.communicate(timeout=60)
+    assert measuring.returncode == 2 and "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "servecast: the load generator was killed (SIGKILL), as it is when the machine runs out of memory; "
+        "try fewer users or fewer --processes"
+    )
+    assert f"all that was measured is in {out}; --resume goes on from there" in said
+    run = read_run(out)
+    assert [r.status for r in run.rungs] == ["aborted"] and len(run.requests) >= 10
 
 
 def test_a_load_generator_that_dies_before_its_first_record_is_what_is_told(
@@ -191,7 +219,7 @@ def test_a_load_generator_that_dies_before_its_first_record_is_what_is_told(
                     if "measure.locustfile" in process.cmdline():
                         process.kill()
 
-    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorDied):
+    with Path(os.devnull).open("w") as null, pytest.raises(GeneratorKilled):
         measure(scenario(users=[1, 2]), server[0].url, tmp_path / "run", console=Killing(file=null))
 
 

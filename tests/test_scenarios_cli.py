@@ -321,9 +321,13 @@ def test_folders_that_commands_write_are_read_by_report(tmp_path: Path, capfd: p
 def test_spreadsheets_read_plans_and_comparisons(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert status(["plan", "standin", *QUICK, "--set", "price.usd_per_hour=3", "--csv"]) == 0
     title, *rows = capfd.readouterr().out.splitlines()
-    assert title == "scenario,load,metric,limit,probability,usd_per_1000_requests,low,high"
+    assert title == (
+        "scenario,load,metric,limit,probability,usd_per_1000_requests,low,high,usd_per_hour,usd_per_month,usd_per_year,"
+        "kept_at,broken_at,crossing,crossing_low,crossing_high,breaks"
+    )
     assert [row.split(",")[:2] for row in rows] == [["standin", f"{n}.0"] for n in (1, 2, 3, 4, 6, 8)]
     assert all(float(row.split(",")[5]) > 0 for row in rows)
+    assert all(row.split(",")[8:11] == ["3.0", "2190.0", "26280.0"] for row in rows)
     cpu = "data/tgi-0.9.4-cpu"
     assert status(["compare", f"{cpu}/short", f"{cpu}/short-again", "--csv"]) == 0
     title, *rows = capfd.readouterr().out.splitlines()
