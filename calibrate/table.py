@@ -34,6 +34,8 @@ DECODE = ("b0", "b1", "b2", "b3")
 TERMS = PREFILL + DECODE
 ALIKE = ("a2", "a3", "b1")  # what no batch with as many tokens out as in can tell from a1, b0 and b2
 DRAWS = 400
+# s, of a decode step: launching the kernels of a few layers takes 0.1 ms, and nobody serves a token in 10 s
+SHORTEST, SLOWEST = 1e-4, 10.0
 WAVES = 1.25  # a batch that takes this many times longer than one pass would is taken to have run in waves
 
 
@@ -55,6 +57,11 @@ def calibrate_table(
     rows = _one_pass(rows, doubts)
     design, seconds = _design(rows), np.array([row.seconds for row in rows])
     _enough(rows)
+    steps = [row.seconds for row in rows if row.phase == "decode"]
+    if steps and not SHORTEST <= (middle := float(np.median(steps))) <= SLOWEST:
+        doubts.append(
+            f"the middle decode step takes {middle:.3g} s, as no machine is known to: is the table in another unit?"
+        )
     together = any(row.phase == "batch" for row in rows)  # a whole batch mixes prefill and decode in one number
     alike = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
     blocks: list[tuple[str, tuple[str, ...]]] = [("prefill", PREFILL), ("decode", DECODE)]

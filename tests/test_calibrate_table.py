@@ -197,3 +197,17 @@ def test_the_command_line_fits_the_rows_it_is_told_to(tmp_path, capsys):
     assert "--where framework: expected COLUMN=VALUE" in capsys.readouterr().err
     assert status(["calibrate", str(tmp_path), "--where", "model=x"]) == 2
     assert "--where: expected only with tables" in capsys.readouterr().err
+
+
+def test_times_in_another_unit_than_the_layout_has_are_doubted(tmp_path, capsys):
+    """Splitwise's columns are ms; the same in seconds make steps that last microseconds."""
+    header = "prompt_size,batch_size,prompt_time,token_time,e2e_time"
+    for scale, doubted in ((1.0, True), (1000.0, False), (1e6, True)):
+        rows = []
+        for n in (1, 2, 4, 8):
+            for tokens in (128, 512, 1024):
+                prefill, step = 0.012 + 8e-5 * n * tokens, 0.02 + 2e-4 * n + 4e-7 * n * tokens
+                rows.append(f"{tokens},{n},{scale * prefill},{scale * step},{scale * (prefill + 63 * step)}")
+        (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
+        assert status(["calibrate", str(tmp_path / "t.csv"), "-o", str(tmp_path / "c.json"), "--warnings"]) == 0
+        assert ("is the table in another unit?" in capsys.readouterr().err) == doubted, scale
