@@ -10,22 +10,26 @@ import errno
 import logging
 import os
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from socket import gaierror
 from threading import Timer
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
 from sim.errors import UserError
 from sim.text import ENCODING_ERRORS, escaped, printable
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 FAILED, MISUSED, BUG, INTERRUPTED, TERMINATED = 1, 2, 70, 130, 143
 GRACE = 60.0  # s: the longest that tidying up after a signal may take; stopping a container takes ten
@@ -129,6 +133,20 @@ def status(arguments: Sequence[str] | None = None) -> int:
     return found if isinstance(found, int) else 0
 
 
+class _Unread(FileIO):
+    """A pipe that may lose its reader, such as `head`: nobody is told any more, but the files asked for are written."""
+
+    def write(self, data: Buffer) -> int:
+        """See `io.FileIO`."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nobody = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nobody, self.fileno())
+            os.close(nobody)
+            return super().write(data)
+
+
 def _open_streams() -> None:
     """Standard streams that take any text, and are there: else the next file opened would be in their place."""
     for number in range(3):
@@ -141,6 +159,23 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors=ENCODING_ERRORS)
+    sys.stdout, sys.stderr = _may_go(sys.stdout), _may_go(sys.stderr)
+
+
+def _may_go(stream: TextIO) -> TextIO:
+    """A stream whose reader may go away in the middle."""
+    if not isinstance(stream, TextIOWrapper) or not (
+        stat.S_ISFIFO(mode := os.fstat(stream.fileno()).st_mode) or stat.S_ISSOCK(mode)
+    ):
+        return stream
+    stream.flush()
+    return TextIOWrapper(
+        BufferedWriter(_Unread(stream.fileno(), "wb", closefd=False)),
+        encoding=stream.encoding,
+        errors=ENCODING_ERRORS,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _refused(e: OSError) -> str:

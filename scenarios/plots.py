@@ -103,7 +103,7 @@ def _throughput(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]) 
     _points(ax, measured, "rps", BLUE, "measured")
     _corner(ax, forecast, "knee")
     ax.set(title="Requests per second", ylim=(0, None))
-    _axis_of(ax, forecast)
+    _axis_of(ax, forecast, measured)
     ax.legend(fontsize=8)
 
 
@@ -116,7 +116,7 @@ def _latency(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]) -> 
     _corner(ax, forecast)
     ax.set(title="Response time, s")
     logarithmic(ax)
-    _axis_of(ax, forecast)
+    _axis_of(ax, forecast, measured)
     ax.legend(fontsize=8)
 
 
@@ -156,7 +156,7 @@ def _first_token(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame])
     _limits(ax, forecast, "ttft")
     ax.set(title="Time to first token, s")
     logarithmic(ax)
-    _axis_of(ax, forecast)
+    _axis_of(ax, forecast, measured)
     ax.legend(fontsize=8)
 
 
@@ -166,7 +166,7 @@ def _per_token(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]) -
     _published(ax, forecast, "tpot", scale=1000)
     _limits(ax, forecast, "tpot", scale=1000)
     ax.set(title="Time per output token, ms", ylim=(0, None))
-    _axis_of(ax, forecast)
+    _axis_of(ax, forecast, measured)
     ax.legend(fontsize=8)
 
 
@@ -227,8 +227,10 @@ def _corner(ax: Axes, forecast: Forecast, label: str | None = None) -> None:
         ax.axvspan(knee.low, knee.high, color=GREY, alpha=0.14, lw=0, label=label)
 
 
-def _axis_of(ax: Axes, forecast: Forecast) -> None:
-    _load_axis(ax, [row.load for row in forecast.rows("rps")], forecast.unit)
+def _axis_of(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame] = ()) -> None:
+    """The loads that are forecast, and those that were measured beside them."""
+    loads = {row.load for row in forecast.rows("rps")}
+    _load_axis(ax, sorted(loads.union(*(table["load"].tolist() for table in measured))), forecast.unit)
 
 
 def _load_axis(ax: Axes, loads: Sequence[float], unit: str) -> None:

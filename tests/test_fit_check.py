@@ -76,9 +76,8 @@ def test_a_right_calibration_passes_and_keeps_its_check_and_the_warnings_of_its_
     assert "tgi-cpu-long-again, at 1, 4: the window is shorter than 3 answers" in written["doubts"]
 
 
-def test_a_machine_that_changed_on_the_way_fails_by_name_and_its_forecasts_say_so(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
+def drifted(folder: Path) -> Path:
+    """A copy of the recorded run whose machine became 1.6 times as slow in the middle."""
     since = json.loads((RECORDED / "run.json").read_bytes())["rungs"][2]["start"]
 
     def late(values: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -94,7 +93,13 @@ def test_a_machine_that_changed_on_the_way_fails_by_name_and_its_forecasts_say_s
         for rung in head["rungs"]:
             late(rung, MARKS)
 
-    run, file = copied(tmp_path / "drifted", of_head, of_request), tmp_path / "c.json"
+    return copied(folder, of_head, of_request)
+
+
+def test_a_machine_that_changed_on_the_way_fails_by_name_and_its_forecasts_say_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    run, file = drifted(tmp_path / "drifted"), tmp_path / "c.json"
     assert status(["calibrate", str(run), "-o", str(file), "--jobs", "1"]) == 1
     out, err = capfd.readouterr()
     assert out.splitlines()[-1] == str(file)
@@ -103,6 +108,24 @@ def test_a_machine_that_changed_on_the_way_fails_by_name_and_its_forecasts_say_s
     assert not read_calibration(file).check.passed  # type: ignore[union-attr]
     assert status(["compare", str(RECORDED), "--calibration", str(file), "--replicates", "19", "--jobs", "1"]) == 0
     assert "does not show what it was fitted to" in capfd.readouterr().err
+
+
+def test_run_fails_too_and_keeps_all_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "out"
+    monkeypatch.setattr("measure.ladder.measure", lambda scenario, url, place, **_: drifted(place))
+    scenario = tmp_path / "cpu.yaml"
+    recorded = json.loads((RECORDED / "run.json").read_bytes())["scenario"]
+    recorded = {key: recorded[key] for key in ("server", "workload")}
+    scenario.write_text(json.dumps({"name": "cpu", **recorded, "load": {"users": [1, 4], "seconds": 20}}))
+    quick = ["--replicates", "19", "--jobs", "1"]
+    assert status(["run", str(scenario), "--url", "http://127.0.0.1:1", "-o", str(out), *quick]) == 1
+    shown, said = capfd.readouterr()
+    assert "check failed: " in said and "outside the 90 % band" in said
+    assert shown.splitlines()[-1] == str(out / "report.html")
+    assert not read_calibration(out / "calibration.json").check.passed  # type: ignore[union-attr]
+    assert all((out / name).exists() for name in ("comparison.json", "forecast.json", "report.html"))
 
 
 def test_published_figures_are_simulated_again(monkeypatch: pytest.MonkeyPatch):

@@ -66,6 +66,18 @@ def test_a_table_that_somebody_has_seen_enough_of_is_silent():
     assert command.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize("what", ["stdout", "stderr"])
+def test_what_was_asked_for_is_written_though_nobody_reads_on(what: str, tmp_path: Path):
+    """As with `servecast simulate ... -o out | head -1`."""
+    others = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {what: subprocess.PIPE}
+    with subprocess.Popen([*SERVECAST, "simulate", "standin", *QUICK, "-o", tmp_path / "out"], **others) as simulating:
+        pipe = getattr(simulating, what)
+        pipe.close()
+        assert simulating.wait(60) == 0
+    assert (tmp_path / "out/standin/forecast.json").exists()
+    assert (tmp_path / "out/standin/run/requests.jsonl").exists()
+
+
 def test_a_closed_pipe_is_silent():
     command = (
         f"{sys.executable} -m scenarios simulate standin {' '.join(QUICK)} --csv | head -1; exit ${{PIPESTATUS[0]}}"
