@@ -10,7 +10,7 @@ summaries another shape: `input_config.loadgen` where there are `phases` now.
 | scheduled | rates: `credit_issued_ns`, when the request was due; users: sent |
 | token times | sent + `time_to_first_token`, then the sums of `inter_chunk_latency`, ms: chunks with content |
 | lengths | the server's `usage_prompt_tokens`, `usage_completion_tokens`, else the client's `…_sequence_length` |
-| window | first to last instant of the phase `profiling`; requests of other phases are kept, before it |
+| window | first to last instant of the phase `profiling`; requests of other phases are left out: it begins anew |
 
 The window is aiperf's `benchmark_duration`. Its `request_throughput` divides by the whole phase instead, which begins
 with the wait for the first request.
@@ -162,12 +162,15 @@ def _summary(records: Path) -> _Summary | None:
 
 
 def _stretch(documents: list[Any], file: Path, origin: int, summary: _Summary | None) -> Stretch:
-    records = [understood(d, _Record, file, i + 1) for i, d in enumerate(documents)]
-    profiling = [r.metadata for r in records if r.metadata.benchmark_phase == "profiling"]
+    every = [understood(d, _Record, file, i + 1) for i, d in enumerate(documents)]
+    records = [r for r in every if r.metadata.benchmark_phase == "profiling"]
+    profiling = [r.metadata for r in records]
     if not profiling:
         raise BadInput("no request of the phase profiling; expected aiperf's records", path=file)
     asked = summary.asked() if summary is not None else None
     doubts = []
+    if len(records) < len(every):
+        doubts.append(f"{len(every) - len(records)} requests of a warm-up are left out")
     users, rate = (asked.concurrency, asked.rate) if asked is not None else (None, None)
     if rate is not None and users is not None:
         doubts.append(f"at most {users} requests were let in at once: not all of an open loop's load")

@@ -414,9 +414,11 @@ def test_a_warm_up_says_nothing_about_the_load_that_was_measured(
 
     records = [record(i, 1.0, "warmup") for i in range(5)]
     records += [record(35 + i + 0.3 * user, 1.0, "profiling") for user in range(2) for i in range(20)]
-    _, found, said = imported(saved(tmp_path, "\n".join(records), "profile_export.jsonl"), tmp_path, capsys)
+    run, found, said = imported(saved(tmp_path, "\n".join(records), "profile_export.jsonl"), tmp_path, capsys)
     assert found["load"].tolist() == [2]
     assert "2 requests were in flight all the time" in said
+    assert "5 requests of a warm-up are left out" in said
+    assert run.rungs[0].start == 0.0 and len(run.requests) == 40
 
 
 def test_a_window_of_guidellm_holds_the_answer_that_ended_with_it(
