@@ -89,8 +89,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
 
     @property
     def unit(self) -> str:
-        """What a load is counted in."""
-        return "requests/s" if all(row.users is None for row in self.rows) else "users"
+        """What a load is counted in; `load` where some are users and others requests/s."""
+        units = {"requests/s" if row.users is None else "users" for row in self.rows}
+        return "load" if len(units) > 1 else next(iter(units), "users")
+
+    def load(self, row: Row) -> str:
+        """A row's load as tables show it: with its unit where units differ."""
+        return row.at if self.unit == "load" else f"{row.load:g}"
 
 
 def verdict(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from scenarios.forecast import Promise, named, unit_of
 from scenarios.patterns import humps
+from sim import metrics
 from sim.calibration import Calibration
 from sim.rates import growing
 from sim.request import BROKEN
@@ -56,7 +57,8 @@ def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) 
     """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
     rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
     found = [*calibration.doubts, *_other_machine(run.scenario, calibration), *_other_padding(run.server, calibration)]
-    return found + _broken(run) + beyond(calibration, rungs, unit_of(run.scenario))
+    units = ["requests/s" if run.rungs[int(rung)].users is None else "users" for rung in metrics.table(run)["rung"]]
+    return found + _broken(run) + beyond(calibration, rungs, units)
 
 
 def _broken(run: Run) -> list[str]:
@@ -68,13 +70,14 @@ def _broken(run: Run) -> list[str]:
     return [f"{failed.sum()} of {len(run.requests)} requests failed ({kinds}); in the forecast they are answered"]
 
 
-def beyond(calibration: Calibration, rungs: pd.DataFrame, unit: str) -> list[str]:
-    """From which load on, and up to which, the calibrated range is left; `rungs` are medians over replicates."""
-    rows = [rung for _, rung in rungs.iterrows()]
-    over, under = [above(calibration, rung, unit) for rung in rows], [below(calibration, rung, unit) for rung in rows]
+def beyond(calibration: Calibration, rungs: pd.DataFrame, units: Sequence[str]) -> list[str]:
+    """From which load on, and up to which, the calibrated range is left; `rungs` are medians over replicates, `units`
+    what each of their loads counts."""
+    rows = list(zip((rung for _, rung in rungs.iterrows()), units, strict=True))
+    over, under = ([leaves(calibration, *row) for row in rows] for leaves in (above, below))
     since: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for values in over for name in values):
-        first = next(rung for rung, values in zip(rows, over, strict=True) if name in values)
+        first, unit = next(row for row, values in zip(rows, over, strict=True) if name in values)
         most, known = max(values.get(name, 0.0) for values in over), calibration.range[name][1]
         words = f"{_words(name, most)} (calibrated up to {known:,.0f})"
         since.setdefault(named(float(first["load"]), unit), []).append(words)
@@ -103,7 +106,7 @@ def doubts(
     found = [*scenario.doubts, *(pairs.doubts if pairs is not None else ())]
     found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
     loads = [float(load) for load in rungs["load"]]
-    found += beyond(calibration, rungs, unit)
+    found += beyond(calibration, rungs, [unit] * len(rungs))
     if any(growing):
         first = list(growing).index(True)
         found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")

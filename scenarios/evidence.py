@@ -34,6 +34,7 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     load: float
+    at: str | None = None  # the load with its unit
     measured: list[float]
     simulated: list[float] = []
     low: list[float] = []
@@ -85,7 +86,8 @@ def side_by_side(first: Run, second: Run) -> Evidence:
 def itl(run: Run) -> list[Distribution]:
     """The gaps of a run in every window that has some."""
     found = [
-        Distribution(load=rung.load, measured=row) for rung, row in zip(_windows(run), _quantiles(run), strict=True)
+        Distribution(load=rung.load, at=rung.named, measured=row)
+        for rung, row in zip(_windows(run), _quantiles(run), strict=True)
     ]
     return [each for each in found if not np.isnan(each.measured).any()]
 
@@ -101,7 +103,7 @@ def _replayed(run: Run, calibration: Calibration, executor: Executor, seed: int)
         if np.isnan(mine).any() or np.isnan(replays).any():
             continue
         middle, low, high = (list(ends) for ends in zip(*map(band, replays.T), strict=True))
-        found.append(Distribution(load=rung.load, measured=mine, simulated=middle, low=low, high=high))
+        found.append(Distribution(load=rung.load, at=rung.named, measured=mine, simulated=middle, low=low, high=high))
     return found
 
 

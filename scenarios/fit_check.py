@@ -32,7 +32,6 @@ from calibrate.steps import shows_steps
 from calibrate.usable import client_limited
 from scenarios.checks import RATES
 from scenarios.compare import replays
-from scenarios.forecast import named, unit_of
 from scenarios.goals import Goal, goals
 from scenarios.repeats import relative
 from sim import metrics
@@ -146,7 +145,6 @@ class _Cell(NamedTuple):
 
 def _cells(run: Run) -> list[_Cell]:
     """The cells of a run, load by load; NaN where nothing was measured."""
-    unit = unit_of(run.scenario)
     table, of = metrics.table(run), goals(run.scenario.server.requires_padding)
     busy = {i for i, rung in enumerate(run.rungs) if client_limited(rung)}
     if busy.issuperset(table["rung"]):  # nothing else was there to be fitted
@@ -154,7 +152,7 @@ def _cells(run: Run) -> list[_Cell]:
     return [
         _Cell(
             of=run.name,
-            at=named(float(row["load"]), unit),
+            at=run.rungs[int(row["rung"])].named,
             metric=metric,
             measured=math.nan if row["rung"] in busy else float(row[metric]),  # left out of the fit
             goal=of[metric],

@@ -80,7 +80,7 @@ def distributions(evidence: Evidence, unit: str, names: tuple[str, str] = ("meas
 
     def draw(ax: Axes, one: Distribution, legend: bool) -> None:
         _distribution(ax, one, evidence.shares, names)
-        ax.set_title(named(one.load, unit))
+        ax.set_title(one.at or named(one.load, unit))
         ax.set_xlabel("gap between two tokens, ms")
         if legend:
             ax.legend(fontsize=8, loc="lower right")

@@ -6,6 +6,7 @@ up: what a tool did not write down is left out, or filled with what is said in a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ T = TypeVar("T")
 MISCOUNTED = 0.01  # of the answers: where more have chunks that are no tokens, nothing says which chunks are tokens
 INSTANT = 2e-6  # s: windows are half open and runs keep microseconds, so one that ends with an answer ends this later
 BUSY = 0.98  # of the users: fewer in flight means that ramp or drain lies in the window (`measuring.md`)
+KIND_OF_FILE = re.compile(r"(\.(csv|jsonl?|ndjson|txt|gz|zst|bz2|xz))+$", re.IGNORECASE)
 NOTHING: Floats = np.empty(0)
 
 
@@ -217,8 +219,8 @@ def assemble(
 
 
 def named(path: Path) -> str:
-    """What a run of this file is called."""
-    return shortened_name(path.resolve().name.partition(".")[0]).strip() or "imported"
+    """What a run of this file is called: the file's name without what says its kind; other dots belong to the name."""
+    return shortened_name(KIND_OF_FILE.sub("", path.resolve().name)).strip().lstrip(".") or "imported"
 
 
 def moment(unix: float) -> str:

@@ -127,7 +127,7 @@ def of_comparison(c: Comparison) -> Section:
     rows = [
         {
             "cells": [
-                f"{row.load:g}",
+                c.load(row),
                 row.metric,
                 significant(row.measured, 4),
                 _simulated(row),

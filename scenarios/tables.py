@@ -257,7 +257,7 @@ def compared(comparison: Comparison) -> list[Column]:
     error = "error" if comparison.of == "a forecast" else "apart"
     inside = {None: "–", True: "in", False: "out"}
     columns = [
-        Column("load ", [f"{row.load:g}{' ' if row.held_out else '*'}" for row in rows], 0),
+        Column("load ", [f"{comparison.load(row)}{' ' if row.held_out else '*'}" for row in rows], 0),
         Column("metric", [MAIN[row.metric] for row in rows], 0, left=True),
         Column(comparison.titles[0], [significant(row.measured) for row in rows], 4),
         Column(comparison.titles[1], [" ".join(simulated(row)).rstrip() for row in rows], 5),

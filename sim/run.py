@@ -61,7 +61,8 @@ class Rung:
     @property
     def named(self) -> str:
         """The load with its unit."""
-        return f"{self.load:g} {'requests/s' if self.users is None else 'users'}"
+        unit = "requests/s" if self.users is None else "user" if self.users == 1 else "users"
+        return f"{self.load:g} {unit}"
 
     @property
     def seconds(self) -> float:

@@ -152,6 +152,12 @@ def test_a_sweep_of_guidellm_has_the_loads_of_its_requests(tmp_path: Path, capsy
     assert run.scenario.load.arrivals == "constant"
     assert "2 of 3 loads are users, the others requests/s" in said
     assert found["ttft_mean"].tolist() == pytest.approx([0.05, 0.2, 0.06])
+    forecast = ["--calibration", "measure/standin_calibration.json", "--as", "tgi-0.9.4", "--replicates", "19"]
+    capsys.readouterr()
+    assert status(["compare", str(tmp_path / "run"), *forecast, "--jobs", "1"]) == 0
+    lines = [line.partition("  E2E mean s") for line in capsys.readouterr().out.splitlines()]
+    loads = {load.strip() for load, found_it, _ in lines if found_it}
+    assert loads == {"1 user", "8 users", "4 requests/s"}
 
 
 def test_guidellm_before_its_versions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +165,7 @@ def test_guidellm_before_its_versions(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["load"].tolist() == [2]
     assert found["ttft_mean"].tolist() == pytest.approx([0.05])
     assert run.software["client"] == "guidellm before 0.5"
+    assert run.name == "guidellm-0.4-no-metadata"  # only what says the kind of file is left out
 
 
 def test_guidellm_of_the_first_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
