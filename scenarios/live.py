@@ -95,13 +95,16 @@ def measure(
     from measure.ladder import measure as climb
     from scenarios.load import files_of, load
     from scenarios.progress import read_aloud
+    from scenarios.size import check_measurable
     from sim import metrics
 
     check_measured(output, resume, inputs=files_of(scenario, *sets))
+    asked = load(scenario, *sets)
+    check_measurable(asked)
     if remote and not bind:
         raise BadInput("expected HOST:PORT for the workers of --remote to join", path="--bind")
     found = climb(
-        load(scenario, *sets),
+        asked,
         url,
         output,
         resume=resume,
@@ -219,13 +222,14 @@ def run(
     from scenarios.progress import read_aloud
     from scenarios.report import page
     from scenarios.simulation import simulate
-    from scenarios.size import check_replicates
+    from scenarios.size import check_measurable, check_replicates
     from scenarios.tables import console, show_answer, show_check, show_comparison, show_curves, warned
     from sim.assume import taken_as as assumed
     from sim.identity import check_engine
 
     check_replicates(replicates)
     asked = load(scenario, *sets)
+    check_measurable(asked)
     inputs = files_of(scenario, *sets)
     check_measured(output / "run", resume, inputs=inputs)
     for name, kind in _MADE.items():

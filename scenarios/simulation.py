@@ -27,6 +27,8 @@ from scenarios.size import check_size
 from sim import curve, rates
 from sim.calibration import Calibration, check_suits
 from sim.flags import Flag, unwritten
+from sim.ladder import check_servable
+from sim.model import draw_model
 from sim.pairs import read_pairs
 from sim.run import Run
 from sim.scenario import Figure, Scenario
@@ -67,6 +69,7 @@ def simulate(
     check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
     pairs = read_pairs(scenario.workload)
     check_size(scenario, calibration, replicates, pairs)
+    check_servable(scenario, draw_model(calibration, scenario.server, None).server, pairs)  # not first by a worker
     tasks = [Task(scenario, calibration, seed, number, pairs) for number in range(1, replicates + 1)]
     tables = list(each_done(replicate, tasks, executor, progress))
     return summarise(scenario, calibration, tasks, tables, changes, taken_as, flags)

@@ -21,6 +21,7 @@ FREE_USERS, FREE_TOKENS = 10**6, 10**7  # what is never refused, however long it
 SPEED = 150_000.0  # requests a second of one core (`make bench`: 123,110 of a load without noise)
 REQUEST, USER, STEP = 400.0, 1_000.0, 8.0  # bytes: 450 a request by `make bench`; a user's process; a step's end
 REPLICATE = 10_000.0  # bytes of its tables, which are kept until all are done
+TIME = 8.0  # bytes of a time at which a request is due
 LONGEST = 30 * 86400.0  # s: nobody waits a month for a forecast
 LATEST = 1e9  # s, thirty years: a float that counts more of them no longer tells 0.1 us, and then no step passes
 
@@ -85,6 +86,23 @@ def check_size(
         path=f"--{many}" if many == "replicates" else scenario.name,
         key=None if many == "replicates" else many,
     )
+
+
+def check_measurable(scenario: Scenario) -> None:
+    """Raise `BadInput` for a ladder whose users, or requests of an open loop, this machine cannot hold at once."""
+    load = scenario.load
+    key, most, each = "load.users", float(max(load.users or [0])), USER
+    if load.rate is not None:  # the times of a rung are laid out before it begins
+        key, most, each = "load.rate", max(load.rate) * (load.settle + (load.seconds or load.max_seconds)), TIME
+    memory, there = most * each, _there()
+    if most > FREE_USERS and memory > there:
+        raise BadInput(
+            f"expected a load that can be sent from here: {most:,.0f} {'requests' if load.rate else 'users'} take at "
+            f"least {memory / 1e9:,.3g} GB of memory (this machine has {there / 1e9:,.3g})",
+            path=scenario.name,
+            key=key,
+        )
+    _check_clock(scenario)
 
 
 def _check_clock(scenario: Scenario) -> None:

@@ -19,6 +19,7 @@ from sim.pairs import arrivals
 from sim.request import OK, Request
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario, least_completions
+from sim.server import ServerConfig
 from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
 
 TOLD = 50  # times that a rung of its usual length tells how far it is
@@ -41,17 +42,7 @@ def climb(
     refused, before the clock starts.
     """
     bench = Bench(scenario, model, seed, _source(scenario, pairs, seed, model.output_attained), members=members)
-    refused = True
-    for asked in _askable(scenario, pairs):
-        model.server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
-        refused &= model.server.refuses(asked.prompt_tokens, asked.max_new_tokens)
-    if refused:
-        longest, total = model.server.max_input_length, model.server.max_total_tokens
-        raise BadInput(
-            f"every request would be refused (422): the server takes prompts of {longest} tokens "
-            f"(server.max_input_length), and {total} with the answer (server.max_total_tokens)",
-            key="workload",
-        )
+    check_servable(scenario, model.server, pairs)
     load = scenario.load
     if load.trace:
         rungs = _trace(bench, load, pairs)
@@ -63,6 +54,21 @@ def climb(
         _watch(bench, load, pairs, progress)
     bench.clock.run(until=bench.clock.process(rungs))
     return bench.run()
+
+
+def check_servable(scenario: Scenario, server: ServerConfig, pairs: Pairs | None = None) -> None:
+    """Raise `CannotFit` for a workload with a request that would wait for ever, `BadInput` where all would be refused;
+    `server` is the scenario's with every flag known."""
+    refused = True
+    for asked in _askable(scenario, pairs):
+        server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
+        refused &= server.refuses(asked.prompt_tokens, asked.max_new_tokens)
+    if refused:
+        raise BadInput(
+            f"every request would be refused (422): the server takes prompts of {server.max_input_length} tokens "
+            f"(server.max_input_length), and {server.max_total_tokens} with the answer (server.max_total_tokens)",
+            key="workload",
+        )
 
 
 def _watch(bench: Bench, load: Load, pairs: Pairs | None, progress: Callable[[float], None]) -> None:

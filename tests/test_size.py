@@ -54,6 +54,37 @@ def test_a_ladder_that_the_clock_cannot_count_is_refused(change: str, key: str, 
     assert f"standin: {key}: expected a ladder of at most 1,000,000,000 s, found one of" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["measure", "run"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("load.users=[1,1000000000]", "load.users: expected a load that can be sent from here: 1,000,000,000 users"),
+        ("load={rate: [1,1e9], seconds: 60}", "load.rate: expected a load that can be sent from here: "),
+        ("load.seconds=1e12", "load.seconds: expected a ladder of at most 1,000,000,000 s"),
+    ],
+)
+def test_a_load_that_cannot_be_sent_is_refused_before_the_server_is_asked(
+    command: str, change: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    nowhere = ["--url", "http://127.0.0.1:9", "-o", str(tmp_path / "out")]
+    assert status([command, "standin", *nowhere, "--set", change]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith(f"servecast: standin: {said}") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_million_users_are_not_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    nowhere = ["--url", "http://127.0.0.1:9", "-o", str(tmp_path / "out"), "--set", "load.users=[1000000]"]
+    assert status(["measure", "standin", *nowhere]) == 2
+    assert "no server answers" in capfd.readouterr().err
+
+
+def test_a_workload_that_no_server_takes_is_refused_before_the_work_begins(capfd: pytest.CaptureFixture[str]):
+    assert status(["simulate", "standin", "--prompt-tokens", "99999", "--replicates", "19"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("servecast: workload: every request would be refused (422)") and err.count("\n") == 1
+
+
 def test_what_users_ask_while_others_are_added_counts(capfd: pytest.CaptureFixture[str]):
     sets = ["--set", "load.users=[900]", "--set", "load.spawn_rate=1e-9", "--set", "load.seconds=1"]
     assert status(["simulate", "standin", *sets, "--replicates", "19", "--jobs", "1"]) == 2
