@@ -57,7 +57,8 @@ def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) 
     """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
     rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
     found = [*calibration.doubts, *_other_machine(run.scenario, calibration), *_other_padding(run.server, calibration)]
-    units = ["requests/s" if run.rungs[int(rung)].users is None else "users" for rung in metrics.table(run)["rung"]]
+    measured = [run.rungs[int(rung)] for rung in metrics.table(run)["rung"]]  # those that are replayed, in order
+    units = ["requests/s" if measured[int(str(place))].users is None else "users" for place in rungs.index]
     return found + _broken(run) + beyond(calibration, rungs, units)
 
 

@@ -332,7 +332,7 @@ def test_a_calibration_of_something_else_is_doubted(flash, fitted):
 def test_what_leaves_the_calibrated_range_at_one_load_is_told_from_what_does_at_another(fitted):
     names = ["load", "max_prompt_tokens", "max_batch_prefill_tokens", "max_sequences", "max_context_tokens"]
     rungs = pd.DataFrame([[8.0, 1500, 13_500, 8, 9000], [24.0, 1500, 18_000, 22, 9000]], columns=names)
-    assert beyond(fitted, rungs, "users") == [
+    assert beyond(fitted, rungs, ["users", "users"]) == [
         "extrapolated from 8 users on: prefills of 18,000 tokens (calibrated up to 12,000)",
         "extrapolated from 24 users on: batches of 22 requests (calibrated up to 16); 24 users (calibrated up to 16)",
     ]
