@@ -53,10 +53,22 @@ def _words(name: str, value: float) -> str:
     return named(value, "users") if name == "users" else WORDS[name].format(value)
 
 
+def undrawn(calibration: Calibration) -> list[str]:
+    """That bands leave out what is not known of the parameters: they have intervals, but there are no draws."""
+    wide = [name for name, p in calibration.parameters.items() if p.low < p.high]
+    if calibration.draws or not wide:
+        return []
+    return [
+        f"the calibration has no draws, so bands leave out what is not known of its parameters ({', '.join(wide)}); "
+        "calibrate again to have them"
+    ]
+
+
 def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[str]:
     """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
     rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
-    found = [*calibration.doubts, *_other_machine(run.scenario, calibration), *_other_padding(run.server, calibration)]
+    found = [*undrawn(calibration), *calibration.doubts, *_other_machine(run.scenario, calibration)]
+    found += _other_padding(run.server, calibration)
     measured = [run.rungs[int(rung)] for rung in metrics.table(run)["rung"]]  # those that are replayed, in order
     units = ["requests/s" if measured[int(str(place))].users is None else "users" for place in rungs.index]
     return found + _broken(run) + beyond(calibration, rungs, units)
@@ -127,7 +139,7 @@ def doubts(
     ]
     if refused:
         found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits (422)")
-    return found + calibration.doubts
+    return found + undrawn(calibration) + calibration.doubts
 
 
 def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[Promise]) -> list[str]:

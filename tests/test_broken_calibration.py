@@ -133,6 +133,18 @@ def test_a_broken_calibration_is_refused_by_name(what: str, tmp_path: Path, capf
     assert not shown and not out.exists()
 
 
+def test_without_draws_it_is_said_what_bands_leave_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    values = json.loads(SHIPPED.read_bytes())
+    values["draws"] = {}
+    file = tmp_path / "undrawn.json"
+    file.write_text(json.dumps(values))
+    quick = ["--users", "1", "--set", "load.seconds=5", "--replicates", "19", "--jobs", "1", "--json"]
+    for calibration, said in ((file, True), (SHIPPED, False)):
+        assert status(["simulate", "llama2-70b-1500-100", "--set", f"calibration={calibration}", *quick]) == 0
+        found = " ".join(json.loads(capfd.readouterr().out)["doubts"])
+        assert ("the calibration has no draws, so bands leave out" in found) == said
+
+
 def test_compare_and_the_stand_in_refuse_it_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     values = json.loads(SHIPPED.read_bytes())
     del values["parameters"]["b0"], values["draws"]["b0"]
