@@ -63,7 +63,12 @@ replicates_option = click.option(
     show_default=True,
     help="Simulations per scenario; 99 make the bands whole.",
 )
-jobs_option = click.option("--jobs", type=click.IntRange(min=1), help="Processes; all cores if absent.")
+jobs_option = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    envvar="SERVECAST_JOBS",
+    help="Processes; SERVECAST_JOBS or all cores if absent.",
+)
 
 as_option = click.option(
     "--as",

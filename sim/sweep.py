@@ -70,11 +70,12 @@ class Task:
 
 
 class _UnderWay:
-    """In a worker: where it writes what share of its task is done, for the parent to read."""
+    """Where a task says what share of it is done: memory that the parent reads, or `hears` where it runs here."""
 
     def __init__(self) -> None:
         self._shares: Any = None
         self._slot = 0
+        self.hears: Callable[[float], None] | None = None
 
     def write_to(self, shares: Any, workers: Any) -> None:
         """Take a place of its own in the shared memory."""
@@ -86,6 +87,8 @@ class _UnderWay:
         """So much of the task is done."""
         if self._shares is not None:
             self._shares[self._slot] = share
+        elif self.hears is not None and share > 0.0:
+            self.hears(share)
 
 
 _under_way = _UnderWay()
@@ -107,6 +110,22 @@ class Pool(ProcessPoolExecutor):
         return float(sum(self._shares))
 
 
+class Here(Executor):
+    """Runs every task in this process, when its result is asked for: starting another takes seconds."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run it now."""
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+    def map(
+        self, fn: Callable[..., T], *iterables: Any, timeout: float | None = None, chunksize: int = 1
+    ) -> Iterator[T]:
+        """Run each when it is asked for."""
+        return map(fn, *iterables)
+
+
 def each_done(
     function: Callable[[Task], T],
     tasks: Sequence[Task],
@@ -115,10 +134,15 @@ def each_done(
 ) -> Iterator[T]:
     """What the function makes of each task, in order; `progress` hears how many are done, with shares of those under
     way where a `Pool` does them."""
-    if executor is None:
-        for done, task in enumerate(tasks, 1):
-            yield function(task)
-            progress(done, len(tasks))
+    if executor is None or isinstance(executor, Here):
+        for done, task in enumerate(tasks):
+            _under_way.hears = lambda share, done=done: progress(done + share, len(tasks))
+            try:
+                made = function(task)
+            finally:
+                _under_way.hears = None
+            yield made
+            progress(done + 1, len(tasks))
         return
     futures = [executor.submit(function, task) for task in tasks]
     try:
@@ -144,12 +168,15 @@ class WorkerEnded(UserError):
 
 @contextmanager
 def processes(jobs: int | None = None) -> Iterator[Executor]:
-    """A pool of `jobs` processes (all cores if absent, and never many times as many); tasks not begun are dropped when
-    the caller stops early."""
+    """A pool of `jobs` processes (all cores if absent, and never many times as many; one is this one); tasks not begun
+    are dropped when the caller stops early."""
     # spawn: a fork would copy locks that the parent's threads (progress bars) hold, and a fork server dies of a SIGTERM
     # to the process group, after which CPython's pool never ends
     cores = os.cpu_count() or 1
     jobs = min(jobs or cores, MOST * cores)
+    if jobs == 1:
+        yield Here()
+        return
     pool = Pool(jobs)
     try:
         with _held():  # each of these starts a worker

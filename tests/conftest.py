@@ -3,6 +3,7 @@ And a stand-in for whoever climbs a ladder."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ settings.register_profile("suite", deadline=None, max_examples=250, derandomize=
 settings.register_profile("hunt", deadline=None, max_examples=20_000)
 settings.register_profile("mutants", deadline=None, max_examples=150, derandomize=True, phases=[Phase.generate])
 settings.load_profile("suite")
+os.environ.setdefault("SERVECAST_JOBS", "1")  # starting processes takes longer than most simulations here
 WITNESSES = pytest.StashKey[list[Witness]]()
 
 

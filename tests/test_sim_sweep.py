@@ -17,7 +17,7 @@ from sim.curve import Corner, band, knee, plateau, takeoff
 from sim.model import Draw
 from sim.scenario import Load, Scenario
 from sim.server import Bounds, ServerConfig
-from sim.sweep import MOST, Task, processes
+from sim.sweep import MOST, Task, each_done, processes
 from sim.workload import Lengths, Workload
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
@@ -94,7 +94,7 @@ def test_what_a_replicate_draws_does_not_depend_on_what_it_asks() -> None:
 
 
 def give_up() -> None:
-    with processes(1) as pool:
+    with processes(2) as pool:
         for _ in pool.map(replicate, TASKS):
             raise KeyError
 
@@ -102,6 +102,18 @@ def give_up() -> None:
 def test_a_pool_given_up_early_ends() -> None:
     with pytest.raises(KeyError):
         give_up()
+
+
+def test_one_process_is_this_one_and_tells_how_far_a_task_is() -> None:
+    told: list[float] = []
+    with processes(1) as here:
+        ours = list(each_done(replicate, TASKS, here, lambda done, total: told.append(done)))
+        assert len(list(here.map(replicate, TASKS))) == len(TASKS)
+    for mine, theirs in zip(ours, map(replicate, TASKS), strict=True):
+        pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
+    assert told == sorted(told)
+    assert told[-1] == len(TASKS)
+    assert any(done != int(done) for done in told)
 
 
 def test_more_processes_than_cores_are_of_no_use() -> None:
