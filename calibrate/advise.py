@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from sim import metrics
 from sim.calibration import Calibration, Noise
-from sim.forms import step_time
 from sim.ladder import climb
 from sim.model import draw_model
 from sim.scenario import Scenario
 from sim.steps import DECODE, PREFILL
+from sim.steptime.linear import step_time
 from sim.workload import Pairs, Workload
 
 Floats = NDArray[np.float64]

@@ -18,8 +18,8 @@ import numpy as np
 from calibrate.draws import parameter
 from calibrate.steps import Schedule
 from calibrate.tally import ON_THE_WAY
-from sim.batch import Batch
 from sim.calibration import Parameter
+from sim.engines.tgi_0_9_4 import Batch, Entry
 from sim.request import Request
 from sim.run import Run
 from sim.server import BLOCK, ServerConfig, ceil_block
@@ -119,9 +119,10 @@ def _look(run: Run, schedule: Schedule, looks: Looks) -> None:
     """Add what every look of the router within the rungs to be used says."""
     config = run.server
     asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
-    requests = [Request(i, p, max(o, 1), new, sent=s) for i, (p, o, new, s) in enumerate(zip(*asked, strict=True))]
+    numbered = enumerate(zip(*asked, strict=True))
+    requests = [Entry(Request(i, p, max(o, 1), new, sent=s)) for i, (p, o, new, s) in numbered]
     answered = np.unique(schedule.request)  # who never had a token may never have been in the queue
-    waiting = sorted((requests[i] for i in answered.tolist()), key=lambda r: r.sent)
+    waiting = sorted((requests[i] for i in answered.tolist()), key=lambda e: e.request.sent)
     batch = Batch(padded=config.requires_padding)
     since, front = 1, 0
     taken: set[int] = set()
@@ -129,10 +130,10 @@ def _look(run: Run, schedule: Schedule, looks: Looks) -> None:
     rows = (steps[c].tolist() for c in ("kind", "members", "start", "seen", "used"))
     for kind, members, start, seen, used in zip(*rows, strict=True):
         new = [requests[m] for m in members.tolist()] if kind == "prefill" else []
-        taken.update(r.id for r in new)
-        while front < len(waiting) and waiting[front].id in taken:
+        taken.update(e.request.id for e in new)
+        while front < len(waiting) and waiting[front].request.id in taken:
             front += 1
-        head = waiting[front] if front < len(waiting) and waiting[front].sent + ON_THE_WAY < start else None
+        head = waiting[front] if front < len(waiting) and waiting[front].request.sent + ON_THE_WAY < start else None
         if used and new:
             looks.fitted.append(batch.used + _charged(new, config))
         # no look lies between a prefill and the decode step after it
@@ -145,18 +146,18 @@ def _look(run: Run, schedule: Schedule, looks: Looks) -> None:
             batch.join(new)
             since = 1
             continue
-        if len(batch):
+        if batch.members:
             batch.advance(1)
         since += 1
 
 
-def _prompts(new: Sequence[Request], config: ServerConfig) -> int:
+def _prompts(new: Sequence[Entry], config: ServerConfig) -> int:
     """What a prefill counts against `max_batch_prefill_tokens` (queue.rs:197-230)."""
     if config.requires_padding:
         return len(new) * max(r.prompt_tokens for r in new)
     return sum(r.prompt_blocks for r in new)
 
 
-def _charged(new: Sequence[Request], config: ServerConfig) -> int:
+def _charged(new: Sequence[Entry], config: ServerConfig) -> int:
     """What the router charges a prefill: its prompts, and all that may follow them (queue.rs:197-230)."""
     return _prompts(new, config) + sum(r.max_new_tokens if config.requires_padding else r.new_blocks for r in new)

@@ -20,12 +20,12 @@ from sim import rates
 from sim.calibration import Clocks, Delay
 from sim.curve import plateau, takeoff
 from sim.errors import BadInput
-from sim.forms import step_time
 from sim.ladder import climb
 from sim.model import Model
 from sim.run import Run
 from sim.scenario import Figure, Load, Scenario
 from sim.server import ServerConfig
+from sim.steptime.linear import step_time
 from sim.workload import Workload
 
 Floats = NDArray[np.float64]

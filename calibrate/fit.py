@@ -35,9 +35,9 @@ from calibrate.witness import witness
 from sim.calibration import Calibration, Residual, Source, SourceFile
 from sim.errors import NotEnoughData
 from sim.events import tokens_per_event
-from sim.forms import LEVEL, MEANING
 from sim.identity import Identity, named
 from sim.run import Run
+from sim.steptime.linear import LEVEL, MEANING
 
 Floats = NDArray[np.float64]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.rows import TREND, Rows
-from sim.forms import LEVEL
+from sim.steptime.linear import LEVEL
 
 Floats = NDArray[np.float64]
 

@@ -22,10 +22,10 @@ from calibrate.figures import CLOCKS, FACTORS, Article, alone_terms, is_alone, l
 from calibrate.search import search
 from calibrate.space import Space
 from sim.calibration import Calibration, Residual, Source
-from sim.forms import MEANING
 from sim.identity import identity
 from sim.scenario import Figure, Scenario
 from sim.steps import PREFILL
+from sim.steptime.linear import MEANING
 
 Floats = NDArray[np.float64]
 

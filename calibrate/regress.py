@@ -20,7 +20,7 @@ from calibrate.moods import STEADY, Moods
 from calibrate.prior import Prior, prior_for
 from calibrate.races import race_rows
 from calibrate.rows import BLOCK_SECONDS, WARMING, Floats, Ints, Rows, level_knots, level_terms, terms
-from sim.forms import LEVEL
+from sim.steptime.linear import LEVEL
 
 _PASSES = 10  # six left batch sizes seen rarely two percent off
 _TAIL = 4.0  # degrees of freedom of a rung's mood: heavy tails, but with a variance
@@ -29,7 +29,7 @@ _MOOD = 0.02  # a rung this far off is nothing unusual, however alike the others
 
 @dataclass(frozen=True)
 class Form:
-    """A candidate: the name of a `sim.forms` model and which of its terms are in it."""
+    """A candidate: the name of a `sim.steptime.linear` model and which of its terms are in it."""
 
     model: str
     terms: tuple[str, ...]

@@ -14,8 +14,8 @@ import pandas as pd
 from calibrate.rows import rows_of
 from calibrate.steps import rebuild
 from sim.calibration import Calibration
-from sim.forms import step_time
 from sim.run import Run
+from sim.steptime.linear import step_time
 
 
 def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None = None) -> pd.DataFrame:
@@ -38,9 +38,9 @@ def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None 
         else:
             seconds = form.decode(step.sequences, step.tokens, step.longest)[0]
             if step.concat:
-                seconds += form.concat(step.old, step.new, step.longest)
+                seconds += form.joining(step.old, step.new, step.longest)
         if step.filtered:
-            seconds += form.filter(step.kept, step.finished, step.kept_longest)
+            seconds += form.dropping(step.kept, step.finished, step.kept_longest)
         predicted[i] = seconds
     table = rows.table[["kind", "rung", "end", "sequences", "seconds"]].rename(columns={"end": "time"})
     return table.assign(predicted=predicted, relative=table["seconds"] / predicted - 1)

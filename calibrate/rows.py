@@ -18,9 +18,9 @@ from calibrate.steps import Schedule
 from calibrate.usable import usable_steps
 from calibrate.way import way_between
 from sim.errors import NotEnoughData
-from sim.forms import LEVEL
 from sim.run import Run
 from sim.server import ServerConfig
+from sim.steptime.linear import LEVEL
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -104,8 +104,8 @@ TREND: dict[str, Callable[[Floats], Floats]] = {
 
 
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
-    """Every column a coefficient of `sim.forms` multiplies; `u0`, `u1` of the way to an idle server; `WARMING`, whose
-    mean is zero; and `TREND`."""
+    """Every column a coefficient of `sim.steptime.basis` multiplies; `u0`, `u1` of the way to an idle server;
+    `WARMING`, whose mean is zero; and `TREND`."""
     t = rows.table
     prefill = rows.prefill.astype(np.float64)
     decode = 1.0 - prefill

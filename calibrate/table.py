@@ -1,7 +1,7 @@
 """The second door: parameters from a table of step times (a micro-benchmark, somebody's published tables).
 
-Every timing is linear in the eight coefficients of `sim.forms`, a whole static batch too (the sum of its steps), so the
-fit is nonnegative least squares in relative error. Which coefficients deserve a place is decided by leaving out each
+Every timing is linear in the eight coefficients of `sim.steptime.basis`, a whole static batch too (the sum of its
+steps), so the fit is nonnegative least squares in relative error. Which coefficients deserve a place is decided by leaving out each
 batch size (of prefills: each total of tokens), the largest as well, since forecasts extrapolate upward. Draws come from
 the Bayesian bootstrap: random weights on the configurations that were timed (Rubin 1981).
 """
@@ -25,9 +25,9 @@ from calibrate.selection import Floats, Selection, fit_relative, select, subsets
 from sim.calibration import Calibration, Residual, Source, SourceFile, check_suits
 from sim.errors import NotEnoughData
 from sim.files import read_file
-from sim.forms import MEANING
 from sim.identity import SIMULATED
 from sim.scenario import Machine
+from sim.steptime.linear import MEANING
 
 PREFILL = ("a0", "a1", "a2", "a3")
 DECODE = ("b0", "b1", "b2", "b3")

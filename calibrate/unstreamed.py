@@ -25,11 +25,11 @@ from calibrate.search import Found, search
 from sim import metrics
 from sim.calibration import Noise
 from sim.errors import NotEnoughData
-from sim.forms import step_time
 from sim.model import Model
 from sim.replay import replay
 from sim.run import Run
 from sim.server import Bounds, ServerConfig, ceil_block
+from sim.steptime.linear import step_time
 
 Floats = NDArray[np.float64]
 

@@ -11,8 +11,8 @@ from calibrate import laws
 from calibrate.figures import title
 from calibrate.search import Found
 from calibrate.space import Space
-from sim.forms import MEANING
 from sim.scenario import Figure, Scenario
+from sim.steptime.linear import MEANING
 
 Floats = NDArray[np.float64]
 

@@ -18,7 +18,7 @@
 `endpoint` `health`  the server's address, its kind, its limits against the scenario
 `scrape` `exposition` `witness`  the server's own metrics, and whether they agree with the streams
 `container` `overlay` `doctor`  the server in docker, with answers as long as asked; what is missing for that
-`standin` `routes` `answer` `engine` `validation` `faults`  a stand-in for TGI 0.9.4, on `sim`'s batcher
+`standin` `routes` `answer` `realtime` `validation` `faults`  a stand-in for TGI 0.9.4, on `sim`'s engine
 
 Entry points: `ladder.measure(scenario, url, out, ...)`, `standin.serve(host, port, calibration, ...)` and
 `doctor.diagnose(scenario, url)`. Import the module you need: this package imports nothing by itself.

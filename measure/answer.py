@@ -9,7 +9,7 @@ import struct
 from time import perf_counter
 from typing import Any
 
-from measure.engine import Engine
+from measure.realtime import Server
 from measure.validation import Refused
 from sim.request import Request
 
@@ -36,9 +36,9 @@ class Frames:
 
 
 class Answer:
-    """An `engine.Job`. Without a `transport` nothing is written; times are `perf_counter` seconds."""
+    """An `realtime.Job`. Without a `transport` nothing is written; times are `perf_counter` seconds."""
 
-    def __init__(self, request: Request, name: int | str, engine: Engine, frames: Frames, details: bool):
+    def __init__(self, request: Request, name: int | str, server: Server, frames: Frames, details: bool):
         self.request, self.name = request, name
         self.arrived = self.queued = self.selected = perf_counter()
         self.sent: list[float] = []
@@ -46,10 +46,10 @@ class Answer:
         self.transport: asyncio.Transport | None = None
         self.fault: str | None = None
         self.fault_at = 0  # the token before which it strikes
-        self._engine, self._frames, self._details = engine, frames, details
+        self._server, self._frames, self._details = server, frames, details
 
     def token(self, last: bool) -> float:
-        """See `engine.Job`."""
+        """See `realtime.Job`."""
         index = len(self.sent)
         if self.fault is not None and index == self.fault_at and self._strike(self.fault):
             return perf_counter()
@@ -84,7 +84,7 @@ class Answer:
         if fault == "stall":
             self.transport = None  # computed, but nobody hears of it
             return False
-        self._engine.leave(self)
+        self._server.leave(self)
         if fault == "reset" and self.transport is not None:
             connection = self.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST, not FIN

@@ -19,15 +19,16 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from measure.answer import VOCABULARY, Answer, Frames, token_event
-from measure.engine import Engine
 from measure.exposition import Exposition
 from measure.faults import Faults
 from measure.lines import Lines
+from measure.realtime import Server
 from measure.validation import MAX_BEST_OF, MAX_STOP_SEQUENCES, Body, Refused, invalid, overloaded, prompt_length
 from sim.calibration import Calibration
-from sim.forms import step_time
+from sim.engines.tgi_0_9_4 import Engine
 from sim.request import Request
 from sim.server import ServerConfig
+from sim.steptime.linear import step_time
 
 COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4, whatever it runs on
 
@@ -42,7 +43,7 @@ async def leave(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 class Routes:
-    """What the stand-in answers, over an `Engine`."""
+    """What the stand-in answers, over a real-time `Server`."""
 
     def __init__(
         self,
@@ -56,7 +57,8 @@ class Routes:
     ):
         self.server, self.faults, self.model = server, faults, model
         self.exposition = Exposition(server.max_input_length, server.max_total_tokens)
-        self.engine = Engine(server, step_time(calibration.model, calibration.values), self.exposition, log)
+        form = step_time(calibration.model, calibration.values)
+        self.serving = Server(Engine(server), form, self.exposition, server.max_concurrent_requests, log)
         self._frames = Frames(faults.crlf)
         self._log = Lines(log / "tokens.jsonl") if log is not None else None
         self._rng = np.random.default_rng(seed)
@@ -146,7 +148,7 @@ class Routes:
         fault = self.faults.draw(self._rng, self._seen)
         self._seen += 1
         try:
-            if fault == "overloaded" or not self.engine.batcher.has_permit():
+            if fault == "overloaded" or not self.serving.has_permit:
                 raise overloaded()
             if streamed and body.parameters.decoder_input_details:
                 raise invalid("`decoder_input_details` == true is not supported when streaming tokens")
@@ -159,13 +161,13 @@ class Routes:
         output = int(self._rng.integers(1, new, endpoint=True)) if fault == "eos" else new
         number = self._count - 1
         asked = Request(number, length, output, new)
-        answer = Answer(asked, name or number, self.engine, self._frames, body.parameters.details)
+        answer = Answer(asked, name or number, self.serving, self._frames, body.parameters.details)
         answer.transport = transport
         if fault in ("reset", "stall", "error", "incomplete"):
             answer.fault, answer.fault_at = fault, int(self._rng.integers(0, output))
         self.exposition.observe("tgi_request_input_length", length)
         self.exposition.observe("tgi_request_max_new_tokens", new)
-        self.engine.submit(answer)
+        self.serving.submit(answer)
         return answer
 
     async def _stream(self, request: web.Request, body: Body) -> web.StreamResponse:
@@ -203,7 +205,7 @@ class Routes:
             await response.write(b"data:" + json.dumps(e.body).encode() + self._frames.end * 2)
         finally:
             if answer is not None:
-                self.engine.leave(answer)
+                self.serving.leave(answer)
                 self._note(answer)
         with suppress(ConnectionError):
             await response.write_eof()
@@ -230,7 +232,7 @@ class Routes:
             return web.json_response(e.body, status=e.status)
         finally:
             for answer in answers:
-                self.engine.leave(answer)
+                self.serving.leave(answer)
         answer = answers[0]
         answer.arrived = arrived
         said = self._described(answer, body)

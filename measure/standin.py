@@ -41,7 +41,7 @@ async def run(routes: Routes, host: str, port: int, ready: Callable[[str], None]
         loop.add_signal_handler(number, stop.set)
     if routes.faults.die is not None:
         loop.call_later(routes.faults.die, os._exit, 1)
-    engine = asyncio.create_task(routes.engine.run())
+    engine = asyncio.create_task(routes.serving.run())
     engine.add_done_callback(lambda task: stop.set())
     gc.collect()
     gc.freeze()

@@ -18,7 +18,7 @@ from sim.calibration import Calibration, Checked
 from sim.columns import Column, show_columns, show_listed
 from sim.console import Console
 from sim.flags import in_words
-from sim.forms import LEVEL
+from sim.steptime.linear import LEVEL
 
 if TYPE_CHECKING:
     from scenarios.comparison import Comparison

@@ -9,14 +9,15 @@ import numpy as np
 
 from sim.clients import FOR_EVER, Clients, Patience
 from sim.clock import Clock
+from sim.engines.tgi_0_9_4 import Engine
 from sim.errors import BadInput
 from sim.identity import identity
 from sim.model import Model
-from sim.noise import Noise
 from sim.replica import Replica
 from sim.run import Run, Rung
 from sim.scenario import Scenario
 from sim.steps import Call
+from sim.steptime.noise import Noise
 from sim.workload import Source
 
 
@@ -51,7 +52,13 @@ class Bench:
         )
         noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
         self.replica = Replica(
-            self.clock, model.server, model.step_time, self.clients.ended, noise, busy_until=busy_until
+            self.clock,
+            Engine(model.server),
+            model.step_time,
+            self.clients.ended,
+            noise,
+            busy_until=busy_until,
+            permits=model.server.max_concurrent_requests,
         )
         self.clients.replica = self.replica
         self.rungs: list[Rung] = []

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from sim.document import Document
-from sim.forms import FORMS, LEVEL, MEANING, missing, step_time
 from sim.identity import Identity, check_engine, is_engine, named
 from sim.scenario import Machine
 from sim.shape import Key, known
+from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
 
 FORMAT = 1  # 1: first
 MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
@@ -380,7 +380,7 @@ def read_calibration(path: str | Path) -> Calibration:
     """Read `calibration.json`; `BadInput` names the file, the line and the key."""
     document = Document(Path(path), "a calibration file", FORMAT)
     calibration = document.read_as(Calibration)
-    known(calibration.model, FORMS, "step-time form", ("model",), document.fail)
+    known(calibration.model, BASES, "step-time form", ("model",), document.fail)
     for name, parameter in calibration.parameters.items():
         _check_parameter(name, parameter, document)
     if (lacking := missing(calibration.model, calibration.parameters)) is not None:

@@ -149,7 +149,7 @@ class Clients:
         if math.isnan(r.queued):
             r.gone = True  # on its way there
         else:
-            self.replica.leave(r)
+            self.replica.cancel(r)
         first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
         self.log.append(r, now, min(first, now), float("nan"))
         if r.user >= 0:
@@ -183,7 +183,7 @@ class Clients:
             if self._burst_end > r.sent:  # the client wrote nothing before it had dealt with all the answers it had
                 self.clock.call(self._burst_end + self.uplink.draw(0), self._reach, r)
                 return
-        if not self._per_token or not self.replica.batcher.has_permit():  # who is turned away is not counted
+        if not self._per_token or not self.replica.has_permit:  # who is turned away is not counted
             self._submit(r)
             return
         done = max(self.clock.now, self._counting[0]) + self._per_token * r.prompt_tokens

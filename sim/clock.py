@@ -22,6 +22,13 @@ class Clock(Environment):
         heappush(self._queue, (time if time > self._now else self._now, priority, next(self._eid), event))  # type: ignore[misc]
         return event
 
+    def skip(self, time: float) -> bool:
+        """Let the time pass up to `time` at once, if nothing is due until then; whether it has."""
+        if self._queue and self._queue[0][0] <= time:
+            return False
+        self._now = time
+        return True
+
     def call(self, time: float, what: Callable[[Any], None], value: Any = None) -> None:
         """Have `what(value)` called at `time`."""
         event = self.at(time)

@@ -19,7 +19,7 @@ from sim.events import event_times
 from sim.request import OK
 from sim.run import Run
 from sim.steps import DECODE, PREFILL
-from sim.steptime import DecodeRun
+from sim.steptime.segment import Segment
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -159,7 +159,7 @@ def _simulated(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: f
         a, b = np.zeros_like(count), count.copy()
         for edge, at in ((low, a), (high, b)):
             for i in np.flatnonzero((start[rows] < edge) & (end[rows] >= edge)):  # one at most: rows do not overlap
-                run = DecodeRun(start[rows[i]], first[i], growth[i], extra[i])
+                run = Segment(start[rows[i]], first[i], growth[i], extra[i])
                 at[i] = run.steps_by(edge) - 1
         second = np.maximum(a, 1)
         on = b > second

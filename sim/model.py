@@ -9,9 +9,8 @@ import numpy as np
 
 from sim.calibration import Calibration, Clocks, Noise
 from sim.errors import BadInput
-from sim.forms import FORMS, step_time
 from sim.server import Bounds, ServerConfig
-from sim.steptime import StepTime
+from sim.steptime.linear import BASES, step_time
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Model:
     `output_attained` is the share of `max_new_tokens` that comes back of an answer that the workload only limits.
     """
 
-    step_time: StepTime
+    step_time: Linear
     server: ServerConfig
     noise: Noise = field(default_factory=Noise)
     clocks: Clocks = field(default_factory=Clocks)
@@ -62,8 +61,8 @@ def draw_model(calibration: Calibration, server: ServerConfig, draw: Draw | None
     The token budget is the scenario's if it names one, else the calibration's. Of bounds, what the calibration inferred
     within them; else it is drawn.
     """
-    if calibration.model not in FORMS:
-        raise BadInput(f"expected one of {', '.join(sorted(FORMS))}, found {calibration.model!r}", key="model")
+    if calibration.model not in BASES:
+        raise BadInput(f"expected one of {', '.join(sorted(BASES))}, found {calibration.model!r}", key="model")
     values = calibration.values if draw is None else draw.values(calibration)
     clocks = calibration.clocks
     if "uplink" in values:  # fitted together with the step times: a draw of one goes with a draw of the other

@@ -22,6 +22,7 @@ from sim.model import Model
 from sim.pace import Pace
 from sim.request import TIMEOUT
 from sim.run import Run, Rung
+from sim.steptime.work import StepWork
 from sim.workload import Asked
 
 _TOGETHER = 0.005  # s: first tokens no further apart come from one prefill
@@ -154,7 +155,8 @@ def _busy_until(requests: pd.DataFrame, model: Model) -> float:
     if first.empty:
         return 0.0
     prompts = first["prompt_tokens"].to_numpy(np.int64)
-    took = model.step_time.prefill(len(prompts), int(prompts.sum()), int((prompts**2).sum()), int(prompts.max()))
+    attention = int((prompts * (prompts + 1) // 2).sum())
+    took = model.step_time.line(StepWork(1, int(prompts.sum()), len(prompts), attention, int(prompts.max()))).first
     waited = earliest - took - float(first["sent"].min())
     return earliest - took if waited > max(_PROMPTLY, took) else 0.0
 

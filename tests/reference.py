@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.noise import Noise
 from sim.server import ServerConfig
-from sim.steptime import StepTime
+from sim.steptime.linear import StepTime
+from sim.steptime.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Reference:
                     waiting = 1
                     if joining is not None:
                         longest = max(e.prompt + e.received for e in (*cached.entries, *joining.entries))
-                        extra = self.step_time.concat(size, len(joining.entries), longest)
+                        extra = self.step_time.joining(size, len(joining.entries), longest)
                         cached = self.concatenate(cached, joining)
                 if run is None:
                     run = Run(self, cached.entries, extra)
@@ -196,7 +196,7 @@ class Reference:
         prompts = [e.prompt for e in batch]
         took = self.step_time.prefill(len(batch), sum(prompts), sum(p * p for p in prompts), max(prompts))
         if self.noise is not None:
-            took *= self.noise.factor("prefill", self.number) * self.noise.prefill_drift(start)
+            took = took * self.noise.factor("prefill", self.number) * self.noise.drift_of("prefill", start)[0]
         self.number += 1
         self.now = start + took
         self.catch_up()
@@ -232,9 +232,9 @@ class Reference:
         if not kept:
             return None, True
         longest = max(e.prompt + e.received for e in kept)
-        took = self.step_time.filter(len(kept), len(entries) - len(kept), longest)
+        took = self.step_time.dropping(len(kept), len(entries) - len(kept), longest)
         if self.noise is not None:
-            fixed = self.step_time.filter(0, len(entries) - len(kept), 0)
+            fixed = self.step_time.dropping(0, len(entries) - len(kept), 0)
             took = fixed + (took - fixed) * self.noise.factor("decode", self.number)
             took *= self.noise.drift(self.now)[0]
         after_prefill = self.history.calls[-1][0] == "prefill"

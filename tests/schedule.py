@@ -10,10 +10,13 @@ from pathlib import Path
 import msgspec
 
 from sim.clock import Clock
+from sim.engines.tgi_0_9_4 import Engine
 from sim.replica import Replica
 from sim.request import Request
 from sim.server import BLOCK, ServerConfig
 from sim.steps import Call
+from sim.steptime.linear import Line
+from sim.steptime.work import NOTHING, StepWork
 
 
 class BadSchedules(Exception):
@@ -42,17 +45,14 @@ class TickTime(msgspec.Struct, frozen=True):
     filt: int
     concatenate: int = msgspec.field(name="concat")
 
-    def prefill(self, sequences: int, tokens: int, tokens_sq: int, longest: int) -> float:
-        return float(self.p0 + tokens // self.p_den)
-
-    def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:
-        return float(self.d0 + sequences // self.d1), 0.0
-
-    def concat(self, old: int, new: int, longest: int) -> float:
-        return float(self.concatenate)
-
-    def filter(self, kept: int, finished: int, longest: int) -> float:
-        return float(self.filt)
+    def line(self, work: StepWork, growth: StepWork = NOTHING, steps: int = 1) -> Line:
+        ticks = 0
+        if work.prefill_sequences:
+            ticks += self.p0 + work.prefill_tokens // self.p_den
+        if work.decode_sequences:
+            ticks += self.d0 + work.decode_sequences // self.d1
+        ticks += (self.concatenate if work.joined else 0) + (self.filt if work.dropped else 0)
+        return Line(float(ticks), 0.0, steps)
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -141,7 +141,7 @@ def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
     def leave(r: Request) -> None:
         if r.status == "" and r.queued == r.queued:
             outcome[r.id] = "client_dropped"
-            replica.leave(r)
+            replica.cancel(r)
 
     def ended(r: Request) -> None:
         outcome[r.id] = {"ok": "ok", "overloaded": "429"}[r.status]
@@ -152,7 +152,9 @@ def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
     clock = Clock()
     flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
     config = ServerConfig(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
-    replica = Replica(clock, config, witness.cost_model, ended, on_call=record)
+    replica = Replica(
+        clock, Engine(config), witness.cost_model, ended, on_call=record, permits=config.max_concurrent_requests
+    )
     # at one instant clients leave first, then requests arrive, then the router acts
     for a in witness.arrivals:
         if a.client_drop_t is not None:

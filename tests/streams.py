@@ -10,7 +10,6 @@ import pandas as pd
 
 from sim.bench import Bench
 from sim.calibration import Clocks, Delay, Noise
-from sim.forms import step_time
 from sim.identity import Identity
 from sim.model import Model
 from sim.request import Request
@@ -18,6 +17,7 @@ from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
 from sim.steps import Call
+from sim.steptime.linear import step_time
 from sim.workload import Drawn, Lengths, Workload
 
 # A server of about a quarter of the article's step times: the kind that the recorded router-http runs have.

@@ -20,8 +20,8 @@ from calibrate.rows import Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import draw_coefficients
 from sim.calibration import Noise
-from sim.forms import Affine
 from sim.run import Run, read_run
+from sim.steptime.linear import affine
 
 DATA = Path(__file__).parent.parent / "data"
 LADDER = [1, 4, 16]
@@ -100,9 +100,9 @@ def test_draws_and_noise_give_prefills_their_share():
     drawn = draw_coefficients(known, rows, np.random.default_rng(0), 400)
     of = [regression.names.index(name) for name in regression.names if name[0] in "ab"]
     form = [dict(zip([regression.names[i] for i in of], row[of], strict=True)) for row in drawn]
-    prefill = np.std([Affine(**each).prefill(1, 200, 200**2, 200) for each in form])
-    decode = np.std([Affine(**each).decode(4, 900, 250)[0] for each in form])
-    usual = Affine(**{regression.names[i]: float(regression.coefficients[i]) for i in of})
+    prefill = np.std([affine(**each).prefill(1, 200, 200**2, 200) for each in form])
+    decode = np.std([affine(**each).decode(4, 900, 250)[0] for each in form])
+    usual = affine(**{regression.names[i]: float(regression.coefficients[i]) for i in of})
     relative = prefill / usual.prefill(1, 200, 200**2, 200), decode / usual.decode(4, 900, 250)[0]
     assert relative[0] < 0.5 * relative[1]
     calm, felt = (

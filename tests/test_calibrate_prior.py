@@ -13,9 +13,8 @@ from streams import TRUTH, lengths, observe
 from calibrate.fit import calibrate_runs
 from calibrate.prior import FIXED_PART
 from sim.calibration import Calibration, Noise
-from sim.forms import step_time
 from sim.run import read_run
-from sim.steptime import StepTime
+from sim.steptime.linear import StepTime, step_time
 
 DATA = Path(__file__).parent.parent / "data"
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)

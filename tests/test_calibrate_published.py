@@ -144,7 +144,7 @@ def test_a_replicate_sees_latency_take_off_at_its_draws_own_factor(fitted):
     drawn = list(zip(fitted.draws["b1"], fitted.draws["takeoff_factor"], strict=True))
     for number in range(1, 6):
         task = Task(ARTICLE, fitted, 11, number)
-        assert (task.model().step_time.b1, task.takeoff_factor) in drawn
+        assert (task.model().step_time.parameters["b1"], task.takeoff_factor) in drawn
     assert Task(ARTICLE, fitted, 11, 0).takeoff_factor == fitted.values["takeoff_factor"]
 
 

@@ -11,8 +11,8 @@ from calibrate.table import calibrate_table
 from scenarios.cli import status
 from sim.calibration import read_calibration
 from sim.errors import BadInput, NotEnoughData
-from sim.forms import Affine
 from sim.scenario import Machine
+from sim.steptime.linear import affine
 
 DATA = Path(__file__).parent.parent / "data"
 SPLITWISE = DATA / "splitwise_llama2_70b_a100_tp4_tp8_median.csv"
@@ -27,7 +27,7 @@ def rng():
 
 def plain(path, true, *, noise=0.01, unit="seconds"):
     """A micro-benchmark of a machine with the parameters `true`, in the plain columns."""
-    form, wobble = Affine(**true), np.random.default_rng(1)
+    form, wobble = affine(**true), np.random.default_rng(1)
     lines = ["# a machine made up for a test", f"phase,sequences,tokens_per_sequence,{unit}"]
     for n in (1, 2, 4, 8, 16, 32):
         for tokens in (64, 256, 1024):
@@ -71,7 +71,7 @@ def test_prefill_and_decode_may_come_from_two_files(tmp_path):
 
 def test_whole_batches_are_fitted_through_the_sum_of_their_steps(tmp_path):
     true = {"a0": 0.01, "a1": 3e-4, "b0": 0.035, "b1": 6e-4}
-    form = Affine(**true)
+    form = affine(**true)
     lengths = ((128, 64), (1024, 64), (128, 512), (512, 8), (2048, 8), (2048, 256), (64, 8))
     lines = ["phase,sequences,tokens_per_sequence,output_tokens,seconds"]
     for n in (1, 4, 16, 32):
@@ -104,7 +104,7 @@ def test_argonne_says_where_its_batches_ran_in_waves():
 def test_splitwise_and_lmdeploy_agree_on_a_prefill_of_1500_tokens():
     for path, where in ((SPLITWISE, {"tensor_parallel": "4"}), (LMDEPLOY, {"model": "llama2-70b"})):
         fitted = calibrate_table([path], rng(), where=where)
-        seconds = Affine(**fitted.values).prefill(1, 1500, 1500**2, 1500)
+        seconds = affine(**fitted.values).prefill(1, 1500, 1500**2, 1500)
         assert 0.26 < seconds < 0.34
         assert fitted.machine.gpus == 4
 

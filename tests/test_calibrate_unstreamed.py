@@ -12,8 +12,8 @@ from calibrate.fit import calibrate_runs
 from scenarios.compare import compare, forecast_run
 from sim.calibration import Calibration
 from sim.errors import NotEnoughData
-from sim.forms import step_time
 from sim.run import Run
+from sim.steptime.linear import step_time
 
 
 @pytest.fixture(scope="module")

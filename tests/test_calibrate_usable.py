@@ -10,7 +10,7 @@ from calibrate.clocks import ASSUMED
 from calibrate.fit import calibrate_runs
 from sim.calibration import Noise
 from sim.errors import NotEnoughData
-from sim.forms import step_time
+from sim.steptime.linear import step_time
 
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
 

@@ -7,11 +7,11 @@ import pytest
 
 from sim.calibration import Clocks, Delay, Noise
 from sim.clients import Delays
-from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
+from sim.steptime.linear import affine
 from sim.workload import Lengths, Workload
 
 
@@ -29,7 +29,7 @@ def test_every_request_is_sent_then_seen_to_begin_then_seen_to_end() -> None:
     )
     workload = Workload(prompt_tokens=Lengths(uniform=(1, 300)), output_tokens=Lengths(uniform=(1, 5)))
     server = ServerConfig(max_batch_total_tokens=2000)
-    step_time = Affine(a0=0.01, a1=1e-4, b0=0.02)
+    step_time = affine(a0=0.01, a1=1e-4, b0=0.02)
     scenario = Scenario(name="seen", workload=workload, load=Load(users=[6], seconds=200.0))
     requests = climb(scenario, Model(step_time, server, Noise(), clocks), (1, 0)).requests
     ok = requests[requests["status"] == "ok"]

@@ -14,17 +14,17 @@ from sim.bench import Bench
 from sim.calibration import Clocks, Delay, Noise
 from sim.clients import Patience
 from sim.errors import BadInput, CannotFit
-from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
 from sim.replay import patience_of, replay, with_users
 from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
+from sim.steptime.linear import affine
 from sim.workload import Drawn, Lengths, Pairs, Workload
 
 SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
-STEP_TIME = Affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)
+STEP_TIME = affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)
 MODEL = Model(STEP_TIME, SERVER)
 FIXED = Workload(prompt_tokens=100, output_tokens=20)
 SPREAD = Workload(prompt_tokens=Lengths(uniform=(10, 900)), output_tokens=Lengths(uniform=(1, 99)))
@@ -353,8 +353,8 @@ def test_a_replays_window_begins_as_the_recorded_one_did() -> None:
     run = climb(closed([1], seconds=60.0), MODEL, (1, 0))
     cycle = float(metrics.table(run)["e2e_mean"].iloc[0])
     for slower in (1.01, 1.02, 1.03, 1.05):
-        values = {name: slower * getattr(STEP_TIME, name) for name in ("a0", "a1", "b0", "b1", "b2")}
-        again = replay(run, Model(Affine(**values), SERVER), (5, 0))
+        values = {name: slower * value for name, value in STEP_TIME.parameters.items()}
+        again = replay(run, Model(affine(**values), SERVER), (5, 0))
         (rung,) = again.rungs
         last = again.requests["last_token"]
         assert last[last < rung.settled].max() == pytest.approx(rung.settled, abs=2e-6)

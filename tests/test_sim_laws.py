@@ -11,11 +11,12 @@ from reference import History, World, ceil16
 from worlds import crowd, jump, worlds
 
 from sim.clock import Clock
-from sim.forms import Affine
+from sim.engines.tgi_0_9_4 import Engine
 from sim.replica import Replica
 from sim.request import Request
 from sim.server import ServerConfig
 from sim.steps import Call
+from sim.steptime.linear import affine
 
 STEPS = ("prefill", "decode")
 
@@ -202,7 +203,7 @@ def test_who_comes_back_at_the_instant_of_the_answer_misses_that_boundary() -> N
             )
 
     config = ServerConfig(max_batch_total_tokens=10_000, max_waiting_tokens=0)
-    replica = Replica(clock, config, Affine(a0=1.0, b0=1.0), again, on_call=calls.append)
+    replica = Replica(clock, Engine(config), affine(a0=1.0, b0=1.0), again, on_call=calls.append)
     for i in range(4):
         replica.submit(Request(i, 10, 3 + i, 9))
     clock.run()

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from sim import metrics
 from sim.calibration import Clocks, Delay, Noise
 from sim.errors import NotEnoughData
-from sim.forms import Affine
 from sim.gaps import FEW, Gaps, gaps, weighted_quantiles
 from sim.ladder import climb
 from sim.model import Model
@@ -25,6 +24,7 @@ from sim.run import Run, Rung
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
 from sim.steps import Call
+from sim.steptime.linear import affine
 from sim.table import REQUEST_COLUMNS
 from sim.workload import Lengths, Workload
 
@@ -134,7 +134,7 @@ def both(monkeypatch: pytest.MonkeyPatch, scenario: Scenario, noise: Noise, cloc
 
     monkeypatch.setattr("sim.bench.Replica", partial(Replica, on_call=record))
     server = ServerConfig(max_batch_total_tokens=1500, max_concurrent_requests=12)
-    step_time = Affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=2e-6, b3=1e-6, c0=0.004, f0=0.003)
+    step_time = affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=2e-6, b3=1e-6, c0=0.004, f0=0.003)
     run = climb(scenario, Model(step_time, server, noise, clocks), (3, 0))
     rows = zip(run.requests["user"], run.requests["sent"], run.requests["output_tokens"], strict=True)
     times = [np.array(seen.get((user, sent), [])[:n]) for user, sent, n in rows]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import skew
 
 from sim.calibration import Noise as Law
-from sim.noise import Floats, Noise, NoisyDecodeRun
+from sim.steptime.noise import Floats, Noise
+from sim.steptime.segment import NoisySegment
 
 LAW = Law(prefill=[0.5, 1.0, 1.5], decode=[0.8, 0.9, 1.0, 1.1, 1.2])
 REMEMBERING = msgspec.structs.replace(LAW, memory=0.6, memory_steps=30.0)
@@ -88,7 +89,7 @@ def test_rough_runs_deviate_more_and_calm_ones_less_all_around_the_same_mean() -
 def test_a_skewed_drift_has_its_skewness_its_deviation_and_mean_1(skewness: float) -> None:
     noise = Noise(Law(drift=0.1, drift_seconds=1.0, drift_skew=skewness, prefill_share=0.5), 7)
     factors = np.array([noise.drift(i / 2)[0] for i in range(100_000)])
-    prefills = np.array([noise.prefill_drift(i / 2) for i in range(100_000)])
+    prefills = np.array([noise.drift_of("prefill", i / 2)[0] for i in range(100_000)])
     assert (factors.mean(), prefills.mean()) == pytest.approx((1.0, 1.0), abs=0.003)
     assert np.log(factors).std() == pytest.approx(0.1, rel=0.03)
     assert np.log(prefills).std() == pytest.approx(0.05, rel=0.03)
@@ -98,14 +99,17 @@ def test_a_skewed_drift_has_its_skewness_its_deviation_and_mean_1(skewness: floa
 def test_prefills_feel_their_share_of_drift_and_level_around_the_same_mean() -> None:
     law = Law(drift=0.2, drift_seconds=1.0, between=0.3, prefill_share=0.4)
     both = np.array(
-        [(noise.drift(0.0)[0], noise.prefill_drift(0.0)) for noise in (Noise(law, seed) for seed in range(20_000))]
+        [
+            (noise.drift(0.0)[0], noise.drift_of("prefill", 0.0)[0])
+            for noise in (Noise(law, seed) for seed in range(20_000))
+        ]
     )
     assert both.mean(axis=0) == pytest.approx([1.0, 1.0], abs=0.008)
     logs = np.log(both)
     assert logs.std(axis=0) == pytest.approx([np.hypot(0.2, 0.3), 0.4 * np.hypot(0.2, 0.3)], rel=0.03)
     assert np.corrcoef(logs.T)[0, 1] == pytest.approx(1.0)
     alike = Noise(msgspec.structs.replace(law, prefill_share=1.0), 3)
-    assert alike.prefill_drift(7.0) == alike.drift(7.0)[0]
+    assert alike.drift_of("prefill", 7.0)[0] == alike.drift(7.0)[0]
 
 
 @given(st.floats(0, 1e6), st.floats(0.1, 100))
@@ -139,7 +143,7 @@ def test_a_noisy_run_is_the_sum_of_its_steps_and_its_inverse_is_exact(
     steps: int, number: int, law: Law, start: float
 ) -> None:
     noise = Noise(law, 9)
-    run = NoisyDecodeRun(start, 0.05, 0.001, 0.02, steps, number, noise)
+    run = NoisySegment(start, 0.05, 0.001, 0.02, steps, number, noise, "decode")
     at = start
     for j in range(steps):
         work = 0.05 + 0.001 * j + (0.02 if j == 0 else 0.0)

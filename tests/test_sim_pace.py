@@ -9,13 +9,13 @@ import msgspec
 import pandas as pd
 import pytest
 
-from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
 from sim.replay import replay
 from sim.run import Run, read_run, write_run
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
+from sim.steptime.linear import affine
 from sim.workload import Lengths, Workload
 
 SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
@@ -26,7 +26,7 @@ SCENARIO = Scenario(
 
 
 def server(slower: float = 1.0) -> Model:
-    return Model(Affine(**{name: slower * value for name, value in TIMES.items()}), SERVER)
+    return Model(affine(**{name: slower * value for name, value in TIMES.items()}), SERVER)
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ from sim import metrics
 from sim.calibration import Clocks, Delay, Noise
 from sim.errors import BadInput
 from sim.files import write_file
-from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
 from sim.replay import replay
 from sim.run import Run, read_run, write_run
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
+from sim.steptime.linear import affine
 from sim.workload import Lengths, Workload
 
 SCENARIO = Scenario(
@@ -31,7 +31,7 @@ SCENARIO = Scenario(
     workload=Workload(prompt_tokens=Lengths(uniform=(10, 200)), output_tokens=Lengths(uniform=(1, 40))),
     load=Load(users=[1, 3], seconds=20.0),
 )
-STEP_TIME = Affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=1e-6)
+STEP_TIME = affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=1e-6)
 CLOCKS = Clocks(downlink=Delay(quantiles=[0.001, 0.003]), turnaround=Delay(quantiles=[0.002, 0.01]))
 NOISE = Noise(decode=[0.9, 1.0, 1.1])
 

@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.forms import FORMS, Affine, AffineLevels, Levels, Padded
-from sim.steptime import DecodeRun
+from sim.steptime.linear import BASES, affine, padded, step_time
+from sim.steptime.segment import Segment
 
 starts = st.one_of(st.just(0.0), st.floats(0, 1e6))
 firsts = st.one_of(st.sampled_from([1.0, 0.1, 1 / 3]), st.floats(1e-5, 10))
 growths = st.one_of(st.just(0.0), st.floats(1e-9, 1e-2))
 extras = st.one_of(st.just(0.0), st.floats(0, 5))
-runs = st.builds(DecodeRun, starts, firsts, growths, extras)
+runs = st.builds(Segment, starts, firsts, growths, extras)
 
 
 @given(runs, st.integers(0, 5000))
-def test_the_end_of_k_steps_is_the_sum_of_their_times(run: DecodeRun, k: int) -> None:
-    first, growth, extra = Fraction(run.first), Fraction(run.growth), Fraction(run.extra)
+def test_the_end_of_k_steps_is_the_sum_of_their_times(run: Segment, k: int) -> None:
+    first, growth, extra = Fraction(run.first), Fraction(run.growth), Fraction(run.once)
     exact = Fraction(run.start) + (extra + k * first + growth * k * (k - 1) / 2 if k else 0)
     assert run.end(k) == pytest.approx(float(exact), rel=1e-12)
     if k:
@@ -30,7 +30,7 @@ def test_the_end_of_k_steps_is_the_sum_of_their_times(run: DecodeRun, k: int) ->
 
 
 @given(runs, st.integers(1, 5000))
-def test_the_inverse_is_right_at_a_boundary_and_one_ulp_to_either_side(run: DecodeRun, k: int) -> None:
+def test_the_inverse_is_right_at_a_boundary_and_one_ulp_to_either_side(run: Segment, k: int) -> None:
     end = run.end(k)
     for time in (math.nextafter(end, -math.inf), end, math.nextafter(end, math.inf)):
         by = run.steps_by(time)
@@ -39,7 +39,7 @@ def test_the_inverse_is_right_at_a_boundary_and_one_ulp_to_either_side(run: Deco
 
 
 @given(runs, st.floats(0, 1e5))
-def test_the_inverse_is_right_at_any_time(run: DecodeRun, after: float) -> None:
+def test_the_inverse_is_right_at_any_time(run: Segment, after: float) -> None:
     time = run.start + after
     by = run.steps_by(time)
     assert run.end(by) >= time
@@ -54,9 +54,9 @@ def test_the_inverse_is_right_at_any_time(run: DecodeRun, after: float) -> None:
 def test_a_forms_line_is_its_next_steps_as_every_context_grows_by_a_token(
     coefficients: dict[str, float], contexts: list[int], k: int
 ) -> None:
-    for form in (Affine, Padded, Levels, AffineLevels):
-        levels = {"level_1": 0.1, "level_5": 0.7} if form in (Levels, AffineLevels) else {}
-        made = form(**coefficients, **levels)
+    for model in BASES:
+        levels = {"level_1": 0.1, "level_5": 0.7} if model.endswith("levels") else {}
+        made = step_time(model, coefficients | levels)
         first, growth = made.decode(len(contexts), sum(contexts), max(contexts))
         later, same_growth = made.decode(len(contexts), sum(contexts) + k * len(contexts), max(contexts) + k)
         assert first + growth * k == pytest.approx(later, rel=1e-9, abs=1e-9)
@@ -64,15 +64,15 @@ def test_a_forms_line_is_its_next_steps_as_every_context_grows_by_a_token(
 
 
 def test_the_forms_are_the_formulas_they_print() -> None:
-    affine = Affine(a0=1, a1=2, a2=3, a3=5, b0=7, b1=11, b2=13, b3=17, c0=19, c1=23, f0=29, f1=31)
-    assert affine.prefill(2, 30, 500, 20) == 1 + 2 * 30 + 3 * 500 + 5 * 2
-    assert affine.decode(3, 100, 60) == (7 + 11 * 3 + 13 * 100 + 17 * 60, 13 * 3 + 17)
-    assert affine.concat(4, 2, 60) == 19 + 23 * 6
-    padded = Padded(a0=1, a1=2, a2=3, a3=5, a4=37, b0=7, b1=11, b2=13, b3=17)
-    assert padded.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * 800 + 5 * 2 + 37 * 1600
-    assert padded.decode(3, 100, 60) == padded.decode(3, 180, 60)  # every row is as long as the longest
-    assert padded.decode(1, 60, 60)[0] < padded.decode(2, 70, 60)[0]
-    levels = AffineLevels(level_2=1.0, level_4=3.0, b1=0.25, b2=13, b3=17)
+    flash = affine(a0=1, a1=2, a2=3, a3=5, b0=7, b1=11, b2=13, b3=17, c0=19, c1=23, f0=29, f1=31)
+    assert flash.prefill(2, 30, 500, 20) == 1 + 2 * 30 + 3 * 500 + 5 * 2
+    assert flash.decode(3, 100, 60) == (7 + 11 * 3 + 13 * 100 + 17 * 60, 13 * 3 + 17)
+    assert flash.joining(4, 2, 60) == 19 + 23 * 6
+    rows = padded(a0=1, a1=2, a2=3, a3=5, a4=37, b0=7, b1=11, b2=13, b3=17)
+    assert rows.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * 800 + 5 * 2 + 37 * 1600
+    assert rows.decode(3, 100, 60) == rows.decode(3, 180, 60)  # every row is as long as the longest
+    assert rows.decode(1, 60, 60)[0] < rows.decode(2, 70, 60)[0]
+    levels = step_time("affine_levels", {"level_2": 1.0, "level_4": 3.0, "b1": 0.25, "b2": 13, "b3": 17})
     assert [levels.decode(n, 0, 0)[0] for n in (1, 2, 3, 4, 6)] == [0.75, 1.0, 2.0, 3.0, 3.5]
     assert levels.decode(3, 100, 60) == (2.0 + 13 * 100 + 17 * 60, 13 * 3 + 17)
-    assert {"affine", "affine_levels", "padded", "levels"} == set(FORMS)
+    assert {"affine", "affine_levels", "padded", "levels"} == set(BASES)

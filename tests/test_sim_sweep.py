@@ -56,14 +56,15 @@ def test_results_do_not_depend_on_the_executor_the_jobs_or_the_order() -> None:
 
 def test_replicate_0_has_the_central_values_and_the_others_draws() -> None:
     models = [Task(SCENARIO, CALIBRATION, 7, number).model() for number in range(40)]
-    assert models[0].step_time.decode(0, 0, 0)[0] == 0.03
+    assert models[0].step_time.parameters["b0"] == 0.03
     assert models[0].server.max_batch_total_tokens == 4500
-    decodes = {round(m.step_time.decode(0, 0, 0)[0] / 0.03, 6) for m in models[1:]}
+    decodes = {round(m.step_time.parameters["b0"] / 0.03, 6) for m in models[1:]}
     assert decodes == {0.8, 0.9, 1.0, 1.1, 1.2}
     budgets = [m.server.token_budget for m in models[1:]]
     assert 3000 <= min(budgets) < 3600 < 5400 < max(budgets) <= 6000
     for m in models[1:]:  # one joint draw, not one per parameter
-        assert m.step_time.prefill(0, 0, 0, 0) / 0.02 == pytest.approx(m.step_time.decode(0, 0, 0)[0] / 0.03)
+        times = m.step_time.parameters
+        assert times["a0"] / 0.02 == pytest.approx(times["b0"] / 0.03)
     factors = [Task(SCENARIO, CALIBRATION, 7, number).takeoff_factor for number in range(200)]
     assert 1.15 <= min(factors) < 1.2 < 2.4 < max(factors) <= 2.5
 

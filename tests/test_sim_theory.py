@@ -8,11 +8,11 @@ import pytest
 from scipy import stats
 
 from sim import metrics
-from sim.forms import Affine
 from sim.ladder import climb
 from sim.model import Model
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
+from sim.steptime.linear import Linear, affine
 from sim.workload import Exponential, Lengths, Workload, draw_lengths
 
 ONE_AT_A_TIME = ServerConfig(  # twice the new tokens never fit
@@ -32,7 +32,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def replicates(scenario: Scenario, step_time: Affine, server: ServerConfig, n: int = 12) -> list[pd.DataFrame]:
+def replicates(scenario: Scenario, step_time: Linear, server: ServerConfig, n: int = 12) -> list[pd.DataFrame]:
     return [metrics.table(climb(scenario, Model(step_time, server), (7, seed))) for seed in range(n)]
 
 
@@ -43,7 +43,7 @@ def sojourn(service: float, service_sq: float, rate: float) -> float:
 
 @pytest.mark.parametrize("load", [0.5, 0.8])
 def test_poisson_arrivals_of_equal_requests_wait_as_in_m_d_1(load: float) -> None:
-    step_time = Affine(a0=0.5, b0=0.125)  # a prefill and four decodes: a second
+    step_time = affine(a0=0.5, b0=0.125)  # a prefill and four decodes: a second
     scenario = Scenario(
         name="M/D/1",
         workload=Workload(prompt_tokens=16, output_tokens=5, max_new_tokens=ALONE),
@@ -55,7 +55,7 @@ def test_poisson_arrivals_of_equal_requests_wait_as_in_m_d_1(load: float) -> Non
 
 
 def test_poisson_arrivals_of_exponential_prefills_wait_as_in_m_m_1() -> None:
-    step_time = Affine(a1=1e-3)
+    step_time = affine(a1=1e-3)
     rate = 0.6
     scenario = Scenario(
         name="M/M/1",
@@ -88,7 +88,7 @@ def test_a_closed_network_of_one_station_is_as_exact_mva_has_it(users: int) -> N
         workload=Workload(prompt_tokens=EXPONENTIAL, output_tokens=1, max_new_tokens=ALONE),
         load=Load(users=[users], think=think, seconds=8000.0),
     )
-    tables = replicates(scenario, Affine(a1=1e-3), ONE_AT_A_TIME)
+    tables = replicates(scenario, affine(a1=1e-3), ONE_AT_A_TIME)
     throughput, response = mva(users, 1.0005, think)
     low, high = interval([t["rps"].iloc[0] for t in tables])
     assert low < throughput < high

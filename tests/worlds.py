@@ -9,11 +9,13 @@ from reference import Arrival, History, World, ceil16
 
 from sim.calibration import Noise
 from sim.clock import Clock
-from sim.forms import Affine, Padded
+from sim.engines.tgi_0_9_4 import Engine
 from sim.replica import Replica
 from sim.request import Request
 from sim.server import ServerConfig
 from sim.steps import Call
+from sim.steptime.linear import affine
+from sim.steptime.linear import padded as padded_form
 
 LAW = Noise(
     prefill=[0.5, 1.0, 1.5],
@@ -45,7 +47,7 @@ def jump(world: World) -> History:
                         history.tokens[r.id].append(end)
 
     def count() -> None:
-        history.held.append((clock.now, replica.batcher.in_use))
+        history.held.append((clock.now, replica.in_use))
 
     def ended(r: Request) -> None:
         count()
@@ -55,7 +57,7 @@ def jump(world: World) -> History:
     def leave(r: Request) -> None:
         if r.queued == r.queued and r.id not in history.outcome:
             history.outcome[r.id], history.ended[r.id] = "gone", clock.now
-            replica.leave(r)
+            replica.cancel(r)
             count()
 
     def submit(r: Request) -> None:
@@ -64,16 +66,19 @@ def jump(world: World) -> History:
         count()
 
     clock = Clock()
-    replica = Replica(clock, world.config, world.step_time, ended, world.new_noise(), record)
+    engine = Engine(world.config)
+    permits = world.config.max_concurrent_requests
+    replica = Replica(clock, engine, world.step_time, ended, world.new_noise(), record, permits=permits)
     for act, times in ((leave, [a.leaves for a in world.arrivals]), (submit, [a.time for a in world.arrivals])):
         for r, time in zip(requests, times, strict=True):
             if time is not None:
                 clock.at(time).callbacks.append(lambda _, act=act, r=r: act(r))
     clock.run()
     count()
-    history.backpressure, history.wait_exceeded = replica.batcher.backpressure, replica.batcher.wait_exceeded
-    batcher = replica.batcher
-    assert (batcher.in_use, batcher.gone, len(batcher.batch), batcher.batch.used) == (0, 0, 0, 0)
+    history.backpressure, history.wait_exceeded = engine.backpressure, engine.wait_exceeded
+    assert replica.in_use == 0
+    state = engine.state()
+    assert (state.waiting, state.queued_tokens, state.running, state.kv_used) == (0, 0, 0, 0)
     return history
 
 
@@ -111,7 +116,7 @@ def worlds(draw: st.DrawFn) -> World:
     )
     unit = draw(st.sampled_from([1.0, 0.125, 1 / 3, 0.0173]))  # thirds round, so a boundary is not what its sum is
     slope = draw(st.sampled_from([0, 2]))  # 0: whole times, so that arrivals meet the ends of steps
-    form = Padded if padded and draw(st.booleans()) else Affine
+    form = padded_form if padded and draw(st.booleans()) else affine
     step_time = form(
         a0=draw(multiples(unit, 4, 1)),
         a1=draw(multiples(unit / 8, slope)),
@@ -123,7 +128,9 @@ def worlds(draw: st.DrawFn) -> World:
         c0=draw(multiples(unit, 2)),
         f0=draw(multiples(unit, 2)),
         f1=draw(multiples(unit / 8, slope // 2)),
-        **({name: draw(multiples(unit / 64, slope // 2)) for name in ("a4", "c2", "f2")} if form is Padded else {}),
+        **(
+            {name: draw(multiples(unit / 64, slope // 2)) for name in ("a4", "c2", "f2")} if form is padded_form else {}
+        ),
     )
     law = draw(st.sampled_from([None, None, LAW, REMEMBERING]))
     return World(config, step_time, arrivals, None if law is None else (law, draw(st.integers(0, 99))))
@@ -144,4 +151,4 @@ def crowd(seed: int, padded: bool, ratio: float, n: int = 400) -> World:
     new = rng.integers(1, 120, n)
     lengths = zip(times, rng.integers(1, 40, n).tolist(), new.tolist(), rng.integers(1, new + 1).tolist(), strict=True)
     arrivals = [Arrival(float(t), p, m, o, t + 50.0 if rng.random() < 0.05 else None) for t, p, m, o in lengths]
-    return World(config, Affine(a0=1.0, a1=1 / 64, b0=8.0, b1=1 / 16, b2=1 / 512, c0=1.0, f0=1.0), arrivals)
+    return World(config, affine(a0=1.0, a1=1 / 64, b0=8.0, b1=1 / 16, b2=1 / 512, c0=1.0, f0=1.0), arrivals)

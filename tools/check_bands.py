@@ -29,10 +29,10 @@ from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 from calibrate.fit import calibrate_runs
 from scenarios.compare import Replicate, compare
 from sim.calibration import Delay, Noise
-from sim.forms import step_time
 from sim.ladder import climb
 from sim.model import Model
 from sim.scenario import Load, Scenario
+from sim.steptime.linear import step_time
 from sim.sweep import processes
 
 NOISE = Noise(

@@ -36,9 +36,9 @@ from calibrate.fit import calibrate_runs
 from measure.ladder import measure
 from measure.rung import CANARY_LIMITED
 from sim.calibration import Calibration, Parameter, Source
-from sim.forms import step_time
 from sim.run import Run, read_run
 from sim.scenario import Load, Scenario
+from sim.steptime.linear import step_time
 from sim.workload import Lengths, Workload
 
 USERS = [1, 2, 4]

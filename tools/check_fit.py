@@ -32,7 +32,7 @@ from streams import SERVER, TRUTH, lengths, observe
 from calibrate.fit import calibrate_runs
 from calibrate.steps import rebuild
 from sim.calibration import Noise
-from sim.forms import step_time
+from sim.steptime.linear import step_time
 from sim.sweep import processes
 
 Floats = NDArray[np.float64]

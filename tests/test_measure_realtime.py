@@ -1,4 +1,4 @@
-"""The stand-in's engine makes the calls of the real 0.9.4 router: its clock replaced by ticks, nothing else."""
+"""The engine in real time makes the calls of the real 0.9.4 router: its clock replaced by ticks, nothing else."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 from schedule import Witness
 
-from measure.engine import Engine
 from measure.exposition import Exposition
+from measure.realtime import Server
+from sim.engines.tgi_0_9_4 import Engine
 from sim.request import Request
 from sim.server import ServerConfig
 
@@ -29,8 +30,8 @@ class Ticket:
         return self._now()
 
 
-class Ticking(Engine):
-    """An engine whose time is a number that jumps from one due thing to the next."""
+class Ticking(Server):
+    """A server whose time is a number that jumps from one due thing to the next."""
 
     def follow(self, witness: Witness) -> dict[int, Ticket]:
         """Live through a recorded run; returns the tickets by uid."""
@@ -64,7 +65,7 @@ class Ticking(Engine):
             ticket = self.tickets[uid]
             if kind == 0:
                 self.leave(ticket)
-            elif self.batcher.has_permit():
+            elif self.has_permit:
                 self.submit(ticket)
             else:
                 self.refused.append(uid)
@@ -79,7 +80,7 @@ def test_engine_schedule_of_the_real_router(witness: Witness, tmp_path: Path) ->
     flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
     config = ServerConfig(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
     exposition = Exposition(1024, 2048)
-    engine = Ticking(config, witness.cost_model, exposition, tmp_path)
+    engine = Ticking(Engine(config), witness.cost_model, exposition, config.max_concurrent_requests, tmp_path)
     tickets = engine.follow(witness)
     rows = [msgspec.json.decode(line) for line in (tmp_path / "steps.jsonl").read_bytes().splitlines()]
     mine = [(row["kind"], row["start"], row["end"], row["members"]) for row in rows]

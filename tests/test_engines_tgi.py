@@ -7,12 +7,12 @@ import pytest
 from reference import Arrival, Reference, World
 from worlds import jump
 
-from sim.batcher import Batcher
-from sim.forms import Affine
+from sim.engines.tgi_0_9_4 import Engine
 from sim.request import Request
 from sim.server import ServerConfig
+from sim.steptime.linear import affine
 
-PRINTED = Affine(a0=20.0, a1=0.01, b0=40.0)  # the traces of §3.3, in ms: a prefill takes 20 and 1 per 100 tokens
+PRINTED = affine(a0=20.0, a1=0.01, b0=40.0)  # the traces of §3.3, in ms: a prefill takes 20 and 1 per 100 tokens
 SERVER = ServerConfig(
     max_batch_prefill_tokens=14000, max_batch_total_tokens=500000, max_input_length=10000, max_total_tokens=20000
 )
@@ -80,13 +80,13 @@ def test_the_ratio_is_taken_in_float32(ratio: float, size: int) -> None:
         max_concurrent_requests=1000,
     )
     for queued in (wanted - 1, wanted, wanted + 1):
-        batcher = Batcher(config)
+        engine = Engine(config)
         for i in range(size):
-            batcher.accept(Request(i, 1, 2, 2))
-        batcher.prefilled(batcher.look())
+            engine.submit(Request(i, 1, 2, 2))
+        engine.commit(engine.plan(), 1)
         for i in range(queued):
-            batcher.accept(Request(size + i, 1, 2, 2))
-        assert len(batcher.look()) == (queued if queued >= wanted else 0)
+            engine.submit(Request(size + i, 1, 2, 2))
+        assert len(engine.plan().admitted) == (queued if queued >= wanted else 0)
 
 
 def test_float32_matters_at_these_sizes() -> None:

@@ -8,7 +8,6 @@ short cells of time, for the same reason.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,9 +72,12 @@ class Noise:
             self._drifts.append(self._level * math.exp(self._sd * _skewed(self._score, self._skew) - self._mean))
         return self._drifts[cell], (cell + 1) * self._cell
 
-    def prefill_drift(self, time: float) -> float:
-        """The machine's factor for a prefill that begins at `time`, s."""
-        return self._prefill * self.drift(time)[0] ** self._share if self._share != 1.0 else self.drift(time)[0]
+    def drift_of(self, kind: str, time: float) -> tuple[float, float]:
+        """The machine's factor for a step of that kind that begins at `time`, and the time until which it holds, s."""
+        factor, until = self.drift(time)
+        if kind == "prefill" and self._share != 1.0:
+            factor = self._prefill * factor**self._share
+        return factor, until
 
     def _log_mean(self, share: float) -> float:
         """The logarithm of the mean of the drift to that power, before it is divided by it."""
@@ -124,42 +126,3 @@ def _skewed(score: float, skewness: float) -> float:
 def _widened(law: list[float], by: float) -> Floats:
     """A law of mean 1 with its deviations multiplied, as far as a step still takes some time."""
     return np.maximum(1.0 + by * (np.asarray(law or [1.0]) - 1.0), 0.05)
-
-
-class NoisyDecodeRun:
-    """`DecodeRun` with noise: the ends of all its steps, up to the next that ends a request, laid out once."""
-
-    __slots__ = ("_ends", "start")
-
-    def __init__(self, start: float, first: float, growth: float, extra: float, steps: int, number: int, noise: Noise):
-        self.start = start
-        work = np.arange(steps, dtype=np.float64)
-        work *= growth
-        work += first
-        work[0] += extra
-        work *= noise.factors("decode", number, steps)
-        factor, until = noise.drift(start)
-        ends = (work * factor).cumsum()
-        ends += start
-        done = bisect_left(ends, until) + 1
-        while done < steps:  # a step belongs to the cell of drift in which it begins
-            before = float(ends[done - 1])
-            factor, until = noise.drift(before)
-            ends[done:] = (work[done:] * factor).cumsum()
-            ends[done:] += before
-            done = bisect_left(ends, until, done) + 1
-        self._ends = ends
-
-    def end(self, steps: int) -> float:
-        """When `steps` steps are done, s."""
-        return float(self._ends[steps - 1]) if steps > 0 else self.start
-
-    def steps_by(self, time: float) -> int:
-        """The least number of steps whose end is not before `time`."""
-        if time <= self.start:
-            return 0
-        return bisect_left(self._ends, time) + 1
-
-    def ends(self, steps: int) -> Floats:
-        """The ends of the first `steps` steps, s."""
-        return self._ends[:steps]
