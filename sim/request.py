@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from sim.server import ceil_block
+from collections.abc import Hashable, Sequence
 
 OK, OVERLOADED, VALIDATION, ABORTED, TIMEOUT = "ok", "overloaded", "validation", "aborted", "timeout"
 BROKEN = ("generation", "incomplete", "connect", "reset")  # statuses: of the server or of the way, not of the load
+
+
+Text = Sequence[tuple[int, Hashable]]
+"""What identifies the tokens of a request, prompt and answer: the end of each segment (0: no end), and a name that only
+texts have that are the same up to there. Empty: nobody else's text begins as this one does."""
 
 
 class Request:
@@ -16,22 +21,21 @@ class Request:
     """
 
     __slots__ = (
+        "arrived",
         "first_token",
         "gone",
         "id",
-        "last_step",
         "last_token",
         "max_new_tokens",
-        "new_blocks",
         "output_tokens",
-        "prompt_blocks",
+        "priority",
         "prompt_tokens",
         "queued",
         "received",
-        "running",
         "scheduled",
         "sent",
         "status",
+        "text",
         "user",
     )
 
@@ -49,16 +53,9 @@ class Request:
         self.prompt_tokens, self.output_tokens, self.max_new_tokens = prompt_tokens, output_tokens, max_new_tokens
         self.sent = sent
         self.scheduled = sent if scheduled is None else scheduled
-        self.prompt_blocks = ceil_block(prompt_tokens)  # each rounded separately at admission (queue.rs:197-212)
-        self.new_blocks = ceil_block(max_new_tokens)
-        self.queued = self.first_token = self.last_token = float("nan")
+        self.priority = 0  # the smaller, the more urgent, where an engine heeds it
+        self.text: Text = ()
+        self.arrived = self.queued = self.first_token = self.last_token = float("nan")
         self.received = 0  # tokens delivered; known once the request has ended
-        self.last_step = 0  # of its batch: the step at which its last token comes
         self.status = ""
         self.gone = False  # its client has left
-        self.running = False
-
-    @property
-    def live_tokens(self) -> int:
-        """The KV tokens a flash shard holds for it from prefill to end (flash_causal_lm.py:263-268)."""
-        return ceil_block(self.prompt_tokens + self.max_new_tokens - 1)

@@ -11,23 +11,27 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 from schedule import BadSchedules, Witness, read_witnesses
+from schedule_vllm import Recording, is_of_vllm, read_recordings
 from servers import Standin, quick_calibration, standin
 
-SHIPPED = Path(__file__).parent.parent / "data" / "router-0.9.4-traces.jsonl"
+DATA = Path(__file__).parent.parent / "data"
+SHIPPED = [DATA / "router-0.9.4-traces.jsonl", DATA / "vllm-v1-schedules.jsonl.gz"]
 settings.register_profile("suite", deadline=None, max_examples=250, derandomize=True)
 settings.register_profile("hunt", deadline=None, max_examples=20_000)
 settings.register_profile("mutants", deadline=None, max_examples=150, derandomize=True, phases=[Phase.generate])
 settings.load_profile("suite")
 os.environ.setdefault("SERVECAST_JOBS", "1")  # starting processes takes longer than most simulations here
-WITNESSES = pytest.StashKey[list[Witness]]()
+WITNESSES, RECORDINGS = pytest.StashKey[list[Witness]](), pytest.StashKey[list[Recording]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # started in the background of a script, Ctrl-C is ignored, and by everything that the tests start, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    files = config.getoption("schedules", None) or [SHIPPED]  # the option: sim.pytest_schedules
+    files = config.getoption("schedules", None) or SHIPPED  # the option: sim.pytest_schedules
     try:
-        config.stash[WITNESSES] = [w for file in files for w in read_witnesses(file)]
+        of_vllm = [file for file in files if is_of_vllm(file)]
+        config.stash[WITNESSES] = [w for file in files if file not in of_vllm for w in read_witnesses(file)]
+        config.stash[RECORDINGS] = [r for file in of_vllm for r in read_recordings(file)]
     except BadSchedules as e:
         raise pytest.UsageError(str(e)) from e
 
@@ -36,6 +40,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "witness" in metafunc.fixturenames:
         witnesses = metafunc.config.stash[WITNESSES]
         metafunc.parametrize("witness", witnesses, ids=[w.name for w in witnesses])
+    if "recording" in metafunc.fixturenames:
+        recordings = metafunc.config.stash[RECORDINGS]
+        metafunc.parametrize("recording", recordings, ids=[r.name for r in recordings])
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -95,22 +95,26 @@ class Witness(msgspec.Struct, frozen=True):
     name: str = "unnamed"
 
 
-def read_witnesses(path: Path) -> list[Witness]:
-    """The witnesses of a file, plain or `.gz`; `BadSchedules` says in one line what is wrong with it."""
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines of a file, plain or `.gz`, that are not blank; `BadSchedules` where it cannot be read."""
     try:
         raw = path.read_bytes()
         lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).splitlines()
     except (OSError, EOFError, zlib.error) as e:
         raise BadSchedules(f"{path}: cannot be read ({e}); expected schedule witnesses, JSON lines") from e
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def read_witnesses(path: Path) -> list[Witness]:
+    """The witnesses of a file, plain or `.gz`; `BadSchedules` says in one line what is wrong with it."""
     witnesses = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                witnesses.append(msgspec.json.decode(line, type=Witness))
-            except (msgspec.DecodeError, UnicodeDecodeError) as e:
-                raise BadSchedules(f"{path}:{number}: not a schedule witness ({e})") from e
-            if witnesses[-1].config.block_size != BLOCK:
-                raise BadSchedules(f"{path}:{number}: config.block_size: expected {BLOCK}, the constant of 0.9.4")
+    for number, line in lines_of(path):
+        try:
+            witnesses.append(msgspec.json.decode(line, type=Witness))
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise BadSchedules(f"{path}:{number}: not a schedule witness ({e})") from e
+        if witnesses[-1].config.block_size != BLOCK:
+            raise BadSchedules(f"{path}:{number}: config.block_size: expected {BLOCK}, the constant of 0.9.4")
     if not witnesses:
         raise BadSchedules(f"{path}: no schedule witnesses in it; expected JSON lines")
     return witnesses

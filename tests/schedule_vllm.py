@@ -1,0 +1,193 @@
+"""Recorded schedules of the real vLLM engine core, and how the engine departs from one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from schedule import BadSchedules, lines_of
+
+from sim.engines.engine import Scheduled
+from sim.engines.vllm_v1 import Engine, Flags
+from sim.request import Request
+
+
+class CostModel(msgspec.Struct, frozen=True):
+    """A step takes base + floor(tokens / den) + floor(requests / den2) ticks; an empty one takes none."""
+
+    base: int
+    den: int
+    den2: int
+
+    def ticks(self, rows: list[list[int]]) -> int:
+        if not rows:
+            return 0
+        return self.base + sum(row[1] for row in rows) // self.den + len(rows) // self.den2
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """One request as it was sent, and when its client left."""
+
+    uid: int
+    t: int
+    prompt_tokens: int
+    max_new_tokens: int
+    actual_new_tokens: int
+    priority: int = 0
+    client_drop_t: int | None = None
+    prefix_group: int | str | None = None
+    prefix_len: int | None = None
+
+
+class RecordedStep(msgspec.Struct, frozen=True):
+    """A step in the order of `schedule()`; rows are uid, tokens, is_prefill, tokens computed before."""
+
+    ts: int
+    batch: list[list[int]]
+    preempted: list[int]
+    free: int
+    running: int
+    waiting: int
+    t0: int | None = None
+    t1: int | None = None
+    free_after: int | None = None
+
+
+class Fate(msgspec.Struct, frozen=True):
+    """What became of a request; times in ticks."""
+
+    token_times: list[int]
+    finish: str
+    preemptions: int
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """One recorded run of the engine core."""
+
+    name: str
+    config: dict[str, Any]
+    cost_model: CostModel
+    arrivals: list[Arrival]
+    steps: list[RecordedStep]
+    requests: dict[int, Fate]
+
+    @property
+    def flags(self) -> Flags:
+        own = {k: v for k, v in self.config.items() if k not in ("engine", "policy")}
+        return Flags(**own, scheduling_policy=self.config["policy"])
+
+
+def is_of_vllm(path: Path) -> bool:
+    """Whether the first line of a file is a recording of vLLM's engine core."""
+    _, line = next(lines_of(path), (0, b""))
+    return b'"engine":"vllm"' in line.replace(b'": "', b'":"')
+
+
+def read_recordings(path: Path) -> list[Recording]:
+    """The recordings of a file, plain or `.gz`; `BadSchedules` says in one line what is wrong with it."""
+    recordings = []
+    for number, line in lines_of(path):
+        try:
+            recordings.append(msgspec.json.decode(line, type=Recording))
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise BadSchedules(f"{path}:{number}: not a recorded schedule ({e})") from e
+    return recordings
+
+
+class Replayed:
+    """The engine over a recording's arrivals, in ticks, one step at a time."""
+
+    def __init__(self, recording: Recording):
+        self.recording, self.engine = recording, Engine(recording.flags)
+        self.engine.observer = self._observe
+        self.steps: list[dict[str, Any]] = []
+        self.requests = {a.uid: self._request(a) for a in recording.arrivals}
+        self.times: dict[int, list[int]] = {uid: [] for uid in self.requests}
+        self.finish: dict[int, str] = {}
+        self.now = 0
+        due = [(a.t, 1, a.uid) for a in recording.arrivals]
+        # who leaves at the very tick at which it comes has come first
+        due += [
+            (a.client_drop_t, 0 if a.t < a.client_drop_t else 2, a.uid) for a in recording.arrivals if a.client_drop_t
+        ]
+        self._due = sorted(due)
+        self._queue: list[dict[str, Any]] = []  # steps that have not begun
+        self._run()
+
+    def _request(self, a: Arrival) -> Request:
+        request = Request(a.uid, a.prompt_tokens, a.actual_new_tokens, a.max_new_tokens)
+        request.priority, request.arrived = a.priority, a.t
+        if a.prefix_group is not None and a.prefix_len:
+            request.text = ((a.prefix_len, ("group", a.prefix_group)), (0, a.uid))
+        return request
+
+    def _observe(self, scheduled: Scheduled) -> None:
+        rows = [[row.request.id, row.tokens, int(row.is_prefill), row.computed] for row in scheduled.rows]
+        free = self.engine.blocks.free
+        step = {
+            "ts": self.now,
+            "batch": rows,
+            "preempted": [r.id for r in scheduled.preempted],
+            "free": free,
+            "running": scheduled.state.running,
+            "waiting": scheduled.state.waiting,
+        }
+        self._queue.append(step)
+        if rows or step["preempted"]:
+            self.steps.append(step)
+
+    def _until(self, time: int) -> None:
+        while self._due and self._due[0][0] <= time:
+            _, comes, uid = self._due.pop(0)
+            if comes == 1:
+                self.engine.submit(self.requests[uid])
+            elif uid not in self.finish:
+                self.engine.cancel(self.requests[uid])
+                self.finish[uid] = "abort"
+
+    def _run(self) -> None:
+        engine = self.engine
+        while True:
+            plan = engine.plan()
+            if plan is None:
+                if not self._due:
+                    return
+                self.now = self._due[0][0]
+                self._until(self.now)
+                continue
+            step = self._queue.pop(0)
+            before = {uid: engine.received(r, 0) for uid, r in self.requests.items()}
+            end = self.now + self.recording.cost_model.ticks(step["batch"])
+            if step["batch"]:
+                step |= {"t0": self.now, "t1": end}
+            self._until(end)
+            self.now = end
+            outcome = engine.commit(plan, 1)
+            ended = {r.id for r in outcome.finished}
+            for uid in dict.fromkeys(row[0] for row in step["batch"]):
+                if engine.received(self.requests[uid], 0) > before[uid] or uid in ended:
+                    self.times[uid].append(end)
+            for uid in ended:
+                a = next(a for a in self.recording.arrivals if a.uid == uid)
+                self.finish[uid] = "stop" if a.actual_new_tokens < a.max_new_tokens else "length"
+            if step["batch"]:
+                step["free_after"] = engine.free_after
+
+
+def differences(recording: Recording) -> list[str]:
+    """Where the engine departs from the recording, first things first; empty when it is the same."""
+    mine = Replayed(recording)
+    found = []
+    for i, (ours, real) in enumerate(zip(mine.steps, recording.steps, strict=False)):
+        for key in ("ts", "batch", "preempted", "free", "running", "waiting", "t0", "t1", "free_after"):
+            if ours.get(key) != getattr(real, key):
+                found.append(f"step {i}: {key} {ours.get(key)}, recorded {getattr(real, key)}")
+    if len(mine.steps) != len(recording.steps):
+        found.append(f"{len(mine.steps)} steps, recorded {len(recording.steps)}")
+    for uid, fate in recording.requests.items():
+        if mine.times[uid] != fate.token_times:
+            found.append(f"request {uid}: tokens at {mine.times[uid][-3:]}, recorded {fate.token_times[-3:]}")
+        if mine.finish.get(uid) != fate.finish:
+            found.append(f"request {uid}: ends by {mine.finish.get(uid)}, recorded {fate.finish}")
+    return found
