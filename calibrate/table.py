@@ -1,9 +1,9 @@
 """The second door: parameters from a table of step times (a micro-benchmark, somebody's published tables).
 
 Every timing is linear in the eight coefficients of `sim.steptime.basis`, a whole static batch too (the sum of its
-steps), so the fit is nonnegative least squares in relative error. Which coefficients deserve a place is decided by leaving out each
-batch size (of prefills: each total of tokens), the largest as well, since forecasts extrapolate upward. Draws come from
-the Bayesian bootstrap: random weights on the configurations that were timed (Rubin 1981).
+steps), so the fit is nonnegative least squares in relative error. Which coefficients deserve a place is decided by
+leaving out each batch size (of prefills: each total of tokens), the largest as well, since forecasts extrapolate
+upward. Draws come from the Bayesian bootstrap: random weights on the configurations that were timed (Rubin 1981).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from sim.calibration import Calibration, Clocks, Noise
 from sim.errors import BadInput
 from sim.server import Bounds, ServerConfig
-from sim.steptime.linear import BASES, step_time
+from sim.steptime.linear import BASES, Linear, step_time
 
 
 @dataclass(frozen=True)

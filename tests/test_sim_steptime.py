@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.steptime.linear import BASES, affine, padded, step_time
+from sim.steptime.linear import BASES, Linear, affine, padded
 from sim.steptime.segment import Segment
 
 starts = st.one_of(st.just(0.0), st.floats(0, 1e6))
@@ -56,7 +56,7 @@ def test_a_forms_line_is_its_next_steps_as_every_context_grows_by_a_token(
 ) -> None:
     for model in BASES:
         levels = {"level_1": 0.1, "level_5": 0.7} if model.endswith("levels") else {}
-        made = step_time(model, coefficients | levels)
+        made = Linear(model, coefficients | levels)
         first, growth = made.decode(len(contexts), sum(contexts), max(contexts))
         later, same_growth = made.decode(len(contexts), sum(contexts) + k * len(contexts), max(contexts) + k)
         assert first + growth * k == pytest.approx(later, rel=1e-9, abs=1e-9)
@@ -72,7 +72,7 @@ def test_the_forms_are_the_formulas_they_print() -> None:
     assert rows.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * 800 + 5 * 2 + 37 * 1600
     assert rows.decode(3, 100, 60) == rows.decode(3, 180, 60)  # every row is as long as the longest
     assert rows.decode(1, 60, 60)[0] < rows.decode(2, 70, 60)[0]
-    levels = step_time("affine_levels", {"level_2": 1.0, "level_4": 3.0, "b1": 0.25, "b2": 13, "b3": 17})
+    levels = Linear("affine_levels", {"level_2": 1.0, "level_4": 3.0, "b1": 0.25, "b2": 13, "b3": 17})
     assert [levels.decode(n, 0, 0)[0] for n in (1, 2, 3, 4, 6)] == [0.75, 1.0, 2.0, 3.0, 3.5]
     assert levels.decode(3, 100, 60) == (2.0 + 13 * 100 + 17 * 60, 13 * 3 + 17)
     assert {"affine", "affine_levels", "padded", "levels"} == set(BASES)
