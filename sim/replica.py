@@ -272,5 +272,10 @@ class Replica:
         else:
             kept, size, tokens = kept - had, work.prefill_sequences, work.prefill_tokens
             squares = 2 * work.prefill_attention - tokens
-            self.steps.extend((PREFILL, start, end, 1, size, tokens, squares, work.prefill_longest, 0))
-            self.steps.extend((size - kept, kept, state.kv_used, end - start, 0.0, 0.0))
+            longest, used = work.prefill_longest, state.kv_used
+            # fmt: off
+            self.steps.extend((
+                PREFILL, start, end, 1, size, tokens, squares, longest, 0, size - kept, kept, used,
+                end - start, 0.0, 0.0,
+            ))
+            # fmt: on

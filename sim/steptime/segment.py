@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sim.steptime.noise import Noise
 
 Floats = NDArray[np.float64]
+_RAMP = np.arange(4096, dtype=np.float64)
 
 
 class Segment:
@@ -85,8 +86,7 @@ class NoisySegment:
         factor, until = noise.drift_of(kind, start)
         if steps == 1:  # without arrays, which take several times as long
             return [start + (self._first + self._once) * noise.factor(kind, number) * factor]
-        work = np.arange(steps, dtype=np.float64)
-        work *= self._growth
+        work = (_RAMP[:steps] if steps <= len(_RAMP) else np.arange(steps, dtype=np.float64)) * self._growth
         work += self._first
         work[0] += self._once
         work *= noise.factors(kind, number, steps)
@@ -113,4 +113,5 @@ class NoisySegment:
 
     def ends(self, steps: int) -> Floats:
         """The ends of the first `steps` steps."""
-        return np.asarray(self._ends[:steps])
+        ends = self._ends[:steps]
+        return np.array(ends) if isinstance(ends, list) else ends
