@@ -155,7 +155,7 @@ def standin(
 ) -> None:
     """Stand in for TGI 0.9.4 over HTTP, in real time.
 
-    Scheduled by the simulator's own batcher, with the step times of a calibration. Prints its URL; ends at Ctrl-C.
+    Scheduled by the simulator's own engine, with the step times of a calibration. Prints its URL; ends at Ctrl-C.
     Faults: reset, stall, overloaded, error, eos, incomplete (shares of requests), after=N, die=SECONDS, crlf.
     """
     from measure.faults import parse_faults
