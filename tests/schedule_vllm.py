@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from schedule import BadSchedules, lines_of
 
+from sim.clock import Clock
 from sim.engines.engine import Scheduled
 from sim.engines.vllm_v1 import Engine, Flags
+from sim.replica import Replica
 from sim.request import Request
+from sim.steptime.linear import Line
+from sim.steptime.work import NOTHING, StepWork
 
 
 class CostModel(msgspec.Struct, frozen=True):
@@ -95,6 +100,56 @@ def read_recordings(path: Path) -> list[Recording]:
     return recordings
 
 
+class TickTime:
+    """The recording's cost model, a `StepTime` in whole ticks."""
+
+    def __init__(self, costs: CostModel):
+        self.costs = costs
+
+    def line(self, work: StepWork, growth: StepWork = NOTHING, steps: int = 1) -> Line:
+        requests = work.prefill_sequences + work.decode_sequences
+        tokens = work.prefill_tokens + work.decode_sequences
+        costs = self.costs
+        ticks = costs.base + tokens // costs.den + requests // costs.den2 if requests else 0
+        return Line(float(ticks), 0.0, steps)
+
+
+def request_of(a: Arrival) -> Request:
+    request = Request(a.uid, a.prompt_tokens, a.actual_new_tokens, a.max_new_tokens)
+    request.priority, request.arrived = a.priority, a.t
+    if a.prefix_group is not None and a.prefix_len:
+        request.text = ((a.prefix_len, ("group", a.prefix_group)), (0, a.uid))
+    return request
+
+
+def simulated(recording: Recording) -> tuple[dict[int, Request], Replica]:
+    """What the simulator makes of a recording's arrivals, many steps at a time: requests by uid, and the server."""
+    clock = Clock()
+    replica = Replica(clock, Engine(recording.flags), TickTime(recording.cost_model), lambda request: None)
+    requests = {a.uid: request_of(a) for a in recording.arrivals}
+
+    def leave(request: Request) -> None:
+        if request.status == "":
+            replica.cancel(request)
+
+    def due(time: int, act: Callable[[Request], None], uid: int) -> None:
+        callbacks = clock.at(time).callbacks
+        assert callbacks is not None
+        callbacks.append(lambda _: act(requests[uid]))
+
+    leaving = [(a.client_drop_t, a) for a in recording.arrivals if a.client_drop_t is not None]
+    for time, a in leaving:
+        if time > a.t:
+            due(time, leave, a.uid)
+    for a in recording.arrivals:
+        due(a.t, replica.submit, a.uid)
+    for time, a in leaving:
+        if time == a.t:
+            due(time, leave, a.uid)
+    clock.run()
+    return requests, replica
+
+
 class Replayed:
     """The engine over a recording's arrivals, in ticks, one step at a time."""
 
@@ -102,7 +157,7 @@ class Replayed:
         self.recording, self.engine = recording, Engine(recording.flags)
         self.engine.observer = self._observe
         self.steps: list[dict[str, Any]] = []
-        self.requests = {a.uid: self._request(a) for a in recording.arrivals}
+        self.requests = {a.uid: request_of(a) for a in recording.arrivals}
         self.times: dict[int, list[int]] = {uid: [] for uid in self.requests}
         self.finish: dict[int, str] = {}
         self.now = 0
@@ -114,13 +169,6 @@ class Replayed:
         self._due = sorted(due)
         self._queue: list[dict[str, Any]] = []  # steps that have not begun
         self._run()
-
-    def _request(self, a: Arrival) -> Request:
-        request = Request(a.uid, a.prompt_tokens, a.actual_new_tokens, a.max_new_tokens)
-        request.priority, request.arrived = a.priority, a.t
-        if a.prefix_group is not None and a.prefix_len:
-            request.text = ((a.prefix_len, ("group", a.prefix_group)), (0, a.uid))
-        return request
 
     def _observe(self, scheduled: Scheduled) -> None:
         rows = [[row.request.id, row.tokens, int(row.is_prefill), row.computed] for row in scheduled.rows]

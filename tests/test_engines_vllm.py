@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from msgspec.structs import replace
-from schedule_vllm import Recording, differences, read_recordings
+from schedule_vllm import Recording, differences, read_recordings, simulated
+
+from sim.engines.vllm_v1 import Engine, Flags
+from sim.request import Request
 
 SHIPPED = Path(__file__).parent.parent / "data" / "vllm-v1-schedules.jsonl.gz"
 
@@ -13,6 +16,46 @@ SHIPPED = Path(__file__).parent.parent / "data" / "vllm-v1-schedules.jsonl.gz"
 def test_schedule_of_the_real_engine_core(recording: Recording) -> None:
     found = differences(recording)
     assert not found, "\n".join(found[:10])
+
+
+def test_schedule_of_the_real_engine_core_simulated_many_steps_at_a_time(recording: Recording) -> None:
+    requests, replica = simulated(recording)
+    for uid, fate in recording.requests.items():
+        request = requests[uid]
+        if fate.finish == "abort":
+            assert request.gone
+        else:
+            assert (request.first_token, request.last_token) == (fate.token_times[0], fate.token_times[-1])
+    engine = replica.engine
+    assert isinstance(engine, Engine)
+    assert engine.preemptions == sum(fate.preemptions for fate in recording.requests.values())
+    state = engine.state()
+    assert (state.waiting, state.running, state.kv_used) == (0, 0, 0)
+
+
+def test_decode_steps_that_nothing_changes_are_one_plan() -> None:
+    engine = Engine(Flags(async_scheduling=False, num_gpu_blocks=100, max_num_batched_tokens=64))
+    first, second = Request(0, 100, 50, 50), Request(1, 20, 30, 30)
+    engine.submit(first)
+    engine.submit(second)
+    shapes = []
+    while (plan := engine.plan()) is not None:
+        shapes.append((plan.work.prefill_tokens, plan.work.decode_sequences, plan.steps))
+        engine.commit(plan, plan.steps)
+    # 64 of 100 tokens; the other 36, which end the prompt, and 20 of the second; 29 steps of both; 20 of the first
+    assert shapes == [(64, 0, 1), (56, 0, 1), (0, 2, 29), (0, 1, 20)]
+
+
+def test_the_end_of_the_cache_ends_a_plan_and_then_preempts() -> None:
+    engine = Engine(Flags(async_scheduling=False, num_gpu_blocks=6, enable_prefix_caching=False))
+    for uid in range(2):
+        engine.submit(Request(uid, 16, 64, 64))  # a block each at first, of five
+    preempted = []
+    while (plan := engine.plan()) is not None:
+        preempted += [(r.id, engine.received(r, 0)) for r in plan.preempted]
+        engine.commit(plan, plan.steps)
+    # with 32 tokens computed both hold two blocks; for the next one the first takes the fifth, the second finds none
+    assert preempted == [(1, 17)]
 
 
 def test_the_shipped_file_has_60_schedules_that_bind() -> None:

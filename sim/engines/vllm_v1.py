@@ -8,12 +8,13 @@ admitted last, which loses its cache and starts again from the head of the queue
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
 from sim.engines.kv_cache import Blocks, CachedBlocks, CountedBlocks
@@ -89,7 +90,10 @@ class Step:
 
 
 class Engine:
-    """One server's scheduler (see `engines.engine.Engine`), one step at a time."""
+    """One server's scheduler (see `engines.engine.Engine`).
+
+    Decode steps that nothing can change are one plan, if the engine is synchronous and nobody observes its steps.
+    """
 
     def __init__(self, flags: Flags):
         self.flags = flags
@@ -127,16 +131,31 @@ class Engine:
             if not self._steps:
                 return None
         step = self._steps[0]
-        work = _work(step.parts)
-        return Plan(work, NOTHING, 1, None, step.admitted, step.preempted)
+        work, steps = _work(step.parts), self._steps_alike(step)
+        growth = StepWork(decode_context=len(step.parts), decode_longest=1) if not work.prefill_tokens else NOTHING
+        return Plan(work, growth, steps, None, step.admitted, step.preempted)
 
     def valid_steps(self, plan: Plan, done: int) -> int:
-        """See `engines.engine.Engine.valid_steps`."""
-        return 1
+        """See `engines.engine.Engine.valid_steps`; may say too early where the cache is what keeps a newcomer out."""
+        waiting = len(self.waiting)
+        for request, comes in self._inbox:
+            held = self._held.get(request)
+            if not comes:
+                if held is None or held.running or held is self.waiting[0]:
+                    return done + 1
+            elif waiting and isinstance(self.waiting, deque):
+                waiting += 1  # behind the head, which cannot go
+            elif len(self.running) < self._seats and plan.work.decode_sequences < self.flags.max_num_batched_tokens:
+                return done + 1
+            else:
+                waiting += 1
+        return plan.steps
 
     def commit(self, plan: Plan, steps: int) -> Outcome:
         """See `engines.engine.Engine.commit`."""
         step = self._steps.popleft()
+        if steps > 1:
+            self._advance(step, steps - 1)
         self._abort()
         outcome = self._process(step)
         self.free_after = self.blocks.free
@@ -148,7 +167,11 @@ class Engine:
     def received(self, request: Request, done: int) -> int:
         """See `engines.engine.Engine.received`."""
         held = self._held.get(request)
-        return 0 if held is None else held.received
+        if held is None:
+            return 0
+        if done and any(part.held is held and part.samples for part in self._steps[0].parts):
+            return held.received + done
+        return held.received
 
     def state(self, done: int = 0) -> ServerState:
         """See `engines.engine.Engine.state`; tokens are those of whole blocks."""
@@ -164,6 +187,48 @@ class Engine:
             "vllm:prefix_cache_queries_total": self.queried_tokens,
             "vllm:prefix_cache_hits_total": self.hit_tokens,
         }
+
+    def _steps_alike(self, step: Step) -> int:
+        """How many steps, this one included, have the shape of a step that has just been scheduled."""
+        flags, size = self.flags, self.flags.block_size
+        if self._depth > 1 or self.observer is not None or self.decide is not None or step.admitted or step.preempted:
+            return 1
+        if not step.parts or len(step.parts) < len(self.running) or any(part.is_prefill for part in step.parts):
+            return 1
+        if self.waiting and self.waiting[0].request.text:  # what others enter in the cache may let it go
+            return 1
+        steps = min(
+            min(part.held.request.output_tokens - part.held.received, flags.max_model_len - part.held.known)
+            for part in step.parts
+        )
+        if steps <= 1:
+            return 1
+        computed = np.array([part.held.computed for part in step.parts])
+        blocks = np.array([len(part.held.blocks) for part in step.parts])
+
+        def fits(further: int) -> bool:
+            return int((-(-(computed + further) // size) - blocks).clip(0).sum()) <= self.blocks.free
+
+        if fits(steps - 1):
+            return steps
+        return bisect_left(range(1, steps), True, key=lambda further: not fits(further)) + 1
+
+    def _advance(self, step: Step, steps: int) -> None:
+        """Let further decode steps of the same requests pass, none of which ends one or lacks a block."""
+        size, ahead = self.flags.block_size, []
+        for place, part in enumerate(step.parts):
+            room = len(part.held.blocks) * size - part.held.computed
+            ahead += [(after, place) for after in range(room + 1, steps + 1, size)]
+        for _, place in sorted(ahead):  # in the order in which the steps would have taken them
+            self.blocks.take(step.parts[place].held.blocks, (), 1)
+        for part in step.parts:
+            held = part.held
+            held.received += steps
+            held.computed += steps
+            if not held.started:
+                held.started = True
+            if self.flags.enable_prefix_caching:
+                self._enter(held, held.computed)
 
     def _take(self) -> None:
         """Take what came since, in its order."""
