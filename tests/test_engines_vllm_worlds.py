@@ -26,7 +26,7 @@ class Arrival:
     prompt: int
     new: int
     output: int
-    shared: int  # tokens that it begins with as others do
+    shared: int  # tokens that it begins with as others do; -1: all, the answer too
     leaves: float | None
     priority: int
 
@@ -40,7 +40,7 @@ def worlds(draw: st.DrawFn) -> tuple[Flags, list[Arrival], int | None]:
         prompt, new = draw(st.integers(1, 60)), draw(st.integers(1, 40))
         leaves = time + draw(st.sampled_from([0.5, 5.0, 30.0])) if draw(st.integers(0, 5)) == 0 else None
         output = draw(st.one_of(st.just(new), st.integers(1, new)))
-        shared = draw(st.sampled_from([0, 0, prompt // 2, prompt]))
+        shared = draw(st.sampled_from([0, 0, prompt // 2, prompt, -1]))
         arrivals.append(Arrival(time, prompt, new, output, shared, leaves, draw(st.integers(0, 2))))
     flags = Flags(
         max_model_len=100,
@@ -72,7 +72,7 @@ def run(
         request = Request(uid, a.prompt, a.output, a.new)
         request.priority, request.arrived = a.priority, a.time
         if a.shared:
-            request.text = ((a.shared, "system prompt"), (0, uid))
+            request.text = ((a.shared, "text"), (0, uid)) if a.shared > 0 else ((0, "text"),)
         requests.append(request)
 
     def leave(request: Request) -> None:
