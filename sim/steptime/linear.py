@@ -44,7 +44,7 @@ class Linear:
 
     def __init__(self, model: str, parameters: Mapping[str, float]):
         self.model, self.parameters = model, dict(parameters)
-        coefficients = {name: parameters[name] for name in BASES[model] if parameters.get(name)}
+        coefficients = {name: float(parameters[name]) for name in BASES[model] if parameters.get(name)}
         level = None
         if model.endswith("levels"):
             level = _ByBatch(parameters, coefficients.pop("b1", 0.0))
