@@ -66,6 +66,10 @@ def calibrate_runs(
     for run in runs:
         if not run.rungs:
             raise NotEnoughData(f"{run.name}: it has no rung: nothing says which loads its requests are of")
+        if not (run.requests["prompt_tokens"] > 0).any():
+            raise NotEnoughData(
+                f"{run.name}: it does not say how many tokens its prompts had: nothing to calibrate from"
+            )
     chosen = list(zip(runs, rungs or [None] * len(runs), strict=True))
     streamed = [(run, only) for run, only in chosen if shows_steps(run)]
     if not streamed:

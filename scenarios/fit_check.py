@@ -258,9 +258,9 @@ def said(check: FitCheck) -> list[str]:
 def _apart(row: Checked) -> str:
     if row.simulated is None:
         return f"{row.measured:.4g} was measured, none simulated"
-    error = 0.0 if row.relative_error is None else row.relative_error
+    error = "" if row.relative_error is None else f" ({row.relative_error:+.1%})"
     return (
-        f"{row.simulated:.4g} simulated, {row.measured:.4g} measured ({error:+.1%}), outside the 90 % band "
+        f"{row.simulated:.4g} simulated, {row.measured:.4g} measured{error}, outside the 90 % band "
         f"{row.low:.4g} to {row.high:.4g}" + ("; more than twice its goal" if row.far else "")
     )
 

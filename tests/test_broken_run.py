@@ -192,3 +192,14 @@ def test_broken_steps_are_refused_by_name(tmp_path: Path, capfd: pytest.CaptureF
         (run / "steps.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | {key: value}) + "\n")
         assert status(["report", str(run), "-o", str(tmp_path / "report.html")]) == 2
         assert capfd.readouterr().err.startswith(f"servecast: {run}/steps.jsonl:2: {said}"), key
+
+
+def test_a_run_without_prompt_lengths_is_not_calibrated_from(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """As genai-perf's file makes one, which counts no tokens where the server told none."""
+    run = copied(tmp_path / "run", nothing, every(prompt_tokens=0))
+    assert status(["calibrate", str(run), "-o", str(tmp_path / "out.json")]) == 2
+    err = capfd.readouterr().err
+    assert (
+        "it does not say how many tokens its prompts had: nothing to calibrate from" in err and "Traceback" not in err
+    )
+    assert not (tmp_path / "out.json").exists()
