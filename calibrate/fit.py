@@ -66,7 +66,7 @@ def calibrate_runs(
     for run in runs:
         if not run.rungs:
             raise NotEnoughData(f"{run.name}: it has no rung: nothing says which loads its requests are of")
-        if not (run.requests["prompt_tokens"] > 0).any():
+        if shows_steps(run) and not (run.requests["prompt_tokens"] > 0).any():
             raise NotEnoughData(
                 f"{run.name}: it does not say how many tokens its prompts had: nothing to calibrate from"
             )
