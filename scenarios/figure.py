@@ -24,6 +24,7 @@ from sim.text import escaped
 BLUE, ORANGE, GREEN, GREY, RED = "#2563a8", "#d9730d", "#2f7d4f", "#6b7280", "#b42318"
 Drawing = Callable[[Axes], None]  # what puts one panel onto its axes
 PANEL = (3.73, 3.3)  # inches: three beside each other on a page, and as wide as a telephone alone
+MOST = 64  # characters of a text; the longest of ours has some fifty
 NEAR = 0.055  # of an axis: a tick label nearer than this to the one before would run into it
 STYLE: Any = {
     "svg.hashsalt": "servecast",
@@ -132,7 +133,8 @@ def figure(
 def svg(drawn: Figure) -> bytes:
     """The picture; the same figure gives the same bytes."""
     for text in drawn.findobj(Text):
-        text.set_text(escaped(text.get_text()))
+        said = escaped(text.get_text())
+        text.set_text(said if len(said) <= MOST else f"{said[: MOST - 1]}…")  # or it leaves the axes no room
     out = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a name in a script that no font has

@@ -17,6 +17,7 @@ from measure.health import Server, Unfit, check, look
 from measure.probe import Refused, learn
 from measure.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
 from sim.errors import BadInput, CannotFit
+from sim.identity import of_info
 from sim.scenario import Load, Scenario
 from sim.server import ServerConfig
 from sim.workload import Exponential, Lengths, Lognormal, Pairs, Workload
@@ -166,7 +167,7 @@ def test_a_base_url_may_come_in_several_forms() -> None:
 
 def test_a_scenario_is_held_against_info() -> None:
     info = {"version": "0.9.4", "max_input_length": 1024, "max_total_tokens": 2048, "max_concurrent_requests": 128}
-    tgi = Server(api="tgi", info=info)
+    tgi = Server(api="tgi", info=info, engine=of_info(info | {"model_id": "m"}))
     assert check(tgi, scenario()) == []
     assert check(tgi, scenario(1024)) == []  # as much as it takes
     wider = Scenario(name="x", server=ServerConfig(max_total_tokens=5000), workload=scenario().workload)
@@ -192,8 +193,10 @@ def test_a_scenario_is_held_against_info() -> None:
     pairs = Pairs(np.array([10, 2000]), np.array([5, 5]), np.array([5, 5]))
     assert any("may exceed" in d for d in check(tgi, scenario(), pairs))
     assert any("200 users" in d for d in check(tgi, scenario(load=Load(users=[200]))))
-    other = Server(api="tgi", info=info | {"version": "2.0.4", "max_waiting_tokens": 10, "max_batch_total_tokens": 90})
-    said = check(other, scenario(server=ServerConfig(max_batch_total_tokens=100)))
-    assert [d for d in said if "2.0.4" in d]
+    told = info | {"max_waiting_tokens": 10, "max_batch_total_tokens": 90, "model_id": "m"}
+    asked = scenario(server=ServerConfig(max_batch_total_tokens=100))
+    newer = told | {"version": "2.0.4"}  # whose flags are not the scenario's to judge
+    assert check(Server(api="tgi", info=newer, engine=of_info(newer)), asked) == []
+    said = check(Server(api="tgi", info=told, engine=of_info(told)), asked)
     assert [d for d in said if "max_waiting_tokens is 10, the scenario says 20" in d]
     assert [d for d in said if "max_batch_total_tokens is 90, the scenario says 100" in d]
