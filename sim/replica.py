@@ -91,6 +91,7 @@ class Replica:
             self._end(request, OVERLOADED)
             return
         done = self._done()
+        request.arrived = self.clock.now
         refused = self.engine.submit(request, done)
         if refused is not None:
             self._end(request, refused)

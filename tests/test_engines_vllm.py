@@ -7,8 +7,11 @@ from pathlib import Path
 from msgspec.structs import replace
 from schedule_vllm import Recording, differences, read_recordings, simulated
 
+from sim.clock import Clock
 from sim.engines.vllm_v1 import Engine, Flags
+from sim.replica import Replica
 from sim.request import Request
+from sim.steptime.linear import affine
 
 SHIPPED = Path(__file__).parent.parent / "data" / "vllm-v1-schedules.jsonl.gz"
 
@@ -56,6 +59,16 @@ def test_the_end_of_the_cache_ends_a_plan_and_then_preempts() -> None:
         engine.commit(plan, plan.steps)
     # with 32 tokens computed both hold two blocks; for the next one the first takes the fifth, the second finds none
     assert preempted == [(1, 17)]
+
+
+def test_of_equal_priority_the_one_that_came_first_goes_first() -> None:
+    clock, ended = Clock(), []
+    flags = Flags(scheduling_policy="priority", max_num_seqs=1, async_scheduling=False)
+    replica = Replica(clock, Engine(flags), affine(a0=1.0, b0=1.0), ended.append)
+    for uid, at in ((3, 0.0), (2, 0.5), (10, 1.0)):  # the first runs when the others come; as text "10" < "2"
+        clock.call(at, replica.submit, Request(uid, 10, 5, 5))
+    clock.run()
+    assert [(r.id, r.arrived) for r in ended] == [(3, 0.0), (2, 0.5), (10, 1.0)]
 
 
 def test_the_shipped_file_has_60_schedules_that_bind() -> None:
