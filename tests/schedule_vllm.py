@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from reference_vllm import Job, Reference
 from schedule import BadSchedules, lines_of
 
 from sim.clock import Clock
@@ -43,6 +44,7 @@ class Arrival(msgspec.Struct, frozen=True):
     client_drop_t: int | None = None
     prefix_group: int | str | None = None
     prefix_len: int | None = None
+    segments: tuple[tuple[int, str], ...] = ()  # not in recorded files: the whole text, as `Request.text` has it
 
 
 class RecordedStep(msgspec.Struct, frozen=True):
@@ -119,7 +121,38 @@ def request_of(a: Arrival) -> Request:
     request.priority, request.arrived = a.priority, a.t
     if a.prefix_group is not None and a.prefix_len:
         request.text = ((a.prefix_len, ("group", a.prefix_group)), (0, a.uid))
+    if a.segments:
+        request.text = a.segments
     return request
+
+
+def by_reference(recording: Recording) -> Recording:
+    """The same arrivals, scheduled by `reference_vllm`, which shares no code with the engine."""
+    jobs = []
+    for a in recording.arrivals:
+        segments = a.segments or (((a.prefix_len, ("group", a.prefix_group)),) if a.prefix_len else ())
+        lengths = (a.prompt_tokens, a.max_new_tokens, a.actual_new_tokens)
+        jobs.append(Job(a.uid, a.t, *lengths, priority=a.priority, leaves=a.client_drop_t, segments=segments))
+    costs = recording.cost_model
+    reference = Reference(recording.config, jobs, lambda n, rows: costs.base + n // costs.den + rows // costs.den2)
+    reference.run()
+    steps = [
+        RecordedStep(
+            ts=step.scheduled,
+            batch=[[row.job.uid, row.tokens, int(row.is_prefill), row.before] for row in step.rows],
+            preempted=[job.uid for job in step.preempted],
+            free=step.free,
+            running=step.running,
+            waiting=step.waiting,
+            t0=step.begin,
+            t1=step.end,
+            free_after=step.free_after,
+        )
+        for step in reference.steps
+        if step.rows or step.preempted
+    ]
+    fates = {job.uid: Fate(job.token_times, job.finish, job.preemptions) for job in jobs}
+    return msgspec.structs.replace(recording, steps=steps, requests=fates)
 
 
 def simulated(recording: Recording) -> tuple[dict[int, Request], Replica]:
