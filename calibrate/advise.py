@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim import metrics
-from sim.calibration import Calibration, Noise
-from sim.ladder import climb
-from sim.model import draw_model
-from sim.scenario import Scenario
-from sim.steps import DECODE, PREFILL
+from sim.cluster.ladder import climb
+from sim.model.calibration import Calibration, Noise
+from sim.model.machine import draw_model
+from sim.model.scenario import Scenario
+from sim.model.steps import DECODE, PREFILL
+from sim.model.workload import Pairs, Workload
+from sim.results import metrics
 from sim.steptime.linear import step_time
-from sim.workload import Pairs, Workload
 
 Floats = NDArray[np.float64]
 

@@ -18,11 +18,11 @@ import numpy as np
 from calibrate.draws import parameter
 from calibrate.steps import Schedule
 from calibrate.tally import ON_THE_WAY
-from sim.calibration import Parameter
 from sim.engines.tgi_0_9_4 import Batch, Entry
-from sim.request import Request
-from sim.run import Run
-from sim.server import BLOCK, ServerConfig, ceil_block
+from sim.model.calibration import Parameter
+from sim.model.request import Request
+from sim.model.run import Run
+from sim.model.server import BLOCK, ServerConfig, ceil_block
 
 MEANING = "tokens all running requests may hold"
 

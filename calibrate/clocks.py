@@ -18,8 +18,8 @@ from scipy.optimize import nnls
 
 from calibrate.races import UPLINK_SPREAD
 from calibrate.steps import Schedule
-from sim.calibration import Clocks, Delay
-from sim.run import Run
+from sim.model.calibration import Clocks, Delay
+from sim.model.run import Run
 
 Floats = NDArray[np.float64]
 

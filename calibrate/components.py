@@ -19,8 +19,8 @@ from scipy.optimize import minimize
 from calibrate.moods import Moods
 from calibrate.regress import Regression, design
 from calibrate.rows import BLOCK_SECONDS, Rows
-from sim.calibration import MOST_SKEWED
-from sim.run import Run
+from sim.model.calibration import MOST_SKEWED
+from sim.model.run import Run
 
 Floats = NDArray[np.float64]
 

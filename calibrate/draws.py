@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.calibration import Parameter
+from sim.model.calibration import Parameter
 
 Floats = NDArray[np.float64]
 ALIKE = 0.7  # correlation beyond which two parameters are said not to be told apart

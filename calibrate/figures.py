@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from calibrate.laws import TAKEOFF
-from sim import rates
-from sim.calibration import Clocks, Delay
-from sim.curve import plateau, takeoff
-from sim.errors import BadInput
-from sim.ladder import climb
-from sim.model import Model
-from sim.run import Run
-from sim.scenario import Figure, Load, Scenario
-from sim.server import ServerConfig
+from sim.cluster.ladder import climb
+from sim.model.calibration import Clocks, Delay
+from sim.model.errors import BadInput
+from sim.model.machine import Model
+from sim.model.run import Run
+from sim.model.scenario import Figure, Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Workload
+from sim.results import rates
+from sim.results.curve import plateau, takeoff
 from sim.steptime.linear import step_time
-from sim.workload import Workload
 
 Floats = NDArray[np.float64]
 

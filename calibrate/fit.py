@@ -32,11 +32,11 @@ from calibrate.uncertainty import DRAWS, draw_coefficients, opposed
 from calibrate.unstreamed import NOISE as UNSTREAMED_NOISE
 from calibrate.unstreamed import fit_unstreamed
 from calibrate.witness import witness
-from sim.calibration import Calibration, Residual, Source, SourceFile
-from sim.errors import NotEnoughData
-from sim.events import tokens_per_event
-from sim.identity import Identity, named
-from sim.run import Run
+from sim.model.calibration import Calibration, Residual, Source, SourceFile
+from sim.model.errors import NotEnoughData
+from sim.model.identity import Identity, named
+from sim.model.run import Run
+from sim.results.events import tokens_per_event
 from sim.steptime.linear import LEVEL, MEANING
 
 Floats = NDArray[np.float64]
@@ -53,7 +53,7 @@ def calibrate_runs(
 
     Runs that show no single steps (answers that were not streamed, or several tokens an event) count only where no
     other was given. `NotEnoughData` when there is nothing to fit, `NotTheEngine` where the server of one is not known
-    to be of the engine that its flags are for (`sim.assume`).
+    to be of the engine that its flags are for (`sim.model.assume`).
     """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")

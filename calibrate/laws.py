@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from sim.curve import TAKEOFF_FACTOR
-from sim.scenario import Machine
+from sim.model.scenario import Machine
+from sim.results.curve import TAKEOFF_FACTOR
 
 Floats = NDArray[np.float64]
 

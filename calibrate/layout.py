@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sim.errors import BadInput
-from sim.files import read_file
+from sim.model.errors import BadInput
+from sim.model.files.atomic import read_file
 
 PHASES = ("prefill", "decode", "batch")
 SEQUENCES = ("sequences", "batch", "batch_size")

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from calibrate.layout import Row
-from sim.errors import BadInput
-from sim.identity import Identity, identity
-from sim.scenario import Machine
+from sim.model.errors import BadInput
+from sim.model.identity import Identity, identity
+from sim.model.scenario import Machine
 
 # engines as files of step times name them
 ENGINES = (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from calibrate.moods import Moods
 from calibrate.rows import Rows
-from sim.calibration import Noise
+from sim.model.calibration import Noise
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -21,10 +21,10 @@ from calibrate.draws import correlations, parameter
 from calibrate.figures import CLOCKS, FACTORS, Article, alone_terms, is_alone, log_fit, profile, resolve, title
 from calibrate.search import search
 from calibrate.space import Space
-from sim.calibration import Calibration, Residual, Source
-from sim.identity import identity
-from sim.scenario import Figure, Scenario
-from sim.steps import PREFILL
+from sim.model.calibration import Calibration, Residual, Source
+from sim.model.identity import identity
+from sim.model.scenario import Figure, Scenario
+from sim.model.steps import PREFILL
 from sim.steptime.linear import MEANING
 
 Floats = NDArray[np.float64]

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from calibrate.steps import Schedule
-from sim.run import Run
-from sim.server import BLOCK, VALIDATION_WORKERS
+from sim.model.run import Run
+from sim.model.server import BLOCK, VALIDATION_WORKERS
 
 Floats = NDArray[np.float64]
 

@@ -14,10 +14,10 @@ import numpy as np
 from calibrate import laws
 from calibrate.figures import Article, Profile, alone_terms
 from calibrate.published import calibrate_published
-from sim import rates
-from sim.curve import Band, band, plateau, takeoff
-from sim.scenario import Figure, Scenario
-from sim.server import ServerConfig
+from sim.model.scenario import Figure, Scenario
+from sim.model.server import ServerConfig
+from sim.results import rates
+from sim.results.curve import Band, band, plateau, takeoff
 
 LONG_PROMPTS, LONG_ANSWERS, THIRD = (
     Profile(1500, 100, limit=True),

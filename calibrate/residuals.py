@@ -13,8 +13,8 @@ import pandas as pd
 
 from calibrate.rows import rows_of
 from calibrate.steps import rebuild
-from sim.calibration import Calibration
-from sim.run import Run
+from sim.model.calibration import Calibration
+from sim.model.run import Run
 from sim.steptime.linear import step_time
 
 

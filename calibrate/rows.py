@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from calibrate.steps import Schedule
 from calibrate.usable import usable_steps
 from calibrate.way import way_between
-from sim.errors import NotEnoughData
-from sim.run import Run
-from sim.server import ServerConfig
+from sim.model.errors import NotEnoughData
+from sim.model.run import Run
+from sim.model.server import ServerConfig
 from sim.steptime.linear import LEVEL
 
 Floats = NDArray[np.float64]

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from calibrate import laws
 from calibrate.figures import alone_terms, is_alone, profile, title
 from calibrate.laws import Law
-from sim.errors import BadInput
-from sim.scenario import Figure, Machine
-from sim.server import Bounds, ServerConfig
+from sim.model.errors import BadInput
+from sim.model.scenario import Figure, Machine
+from sim.model.server import Bounds, ServerConfig
 
 Floats = NDArray[np.float64]
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from calibrate.strangers import absent, coalesced, hidden, lost, unstreamed
 from calibrate.tally import medians, tally
-from sim.errors import NotEnoughData
-from sim.events import merged
-from sim.run import Run
+from sim.model.errors import NotEnoughData
+from sim.model.run import Run
+from sim.results.events import merged
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

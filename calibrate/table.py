@@ -22,11 +22,11 @@ from calibrate.draws import correlations, parameter
 from calibrate.layout import Row, read_table
 from calibrate.machines import choose_machine, engine_of, machine_of
 from calibrate.selection import Floats, Selection, fit_relative, select, subsets
-from sim.calibration import Calibration, Residual, Source, SourceFile, check_suits
-from sim.errors import NotEnoughData
-from sim.files import read_file
-from sim.identity import SIMULATED
-from sim.scenario import Machine
+from sim.model.calibration import Calibration, Residual, Source, SourceFile, check_suits
+from sim.model.errors import NotEnoughData
+from sim.model.files.atomic import read_file
+from sim.model.identity import SIMULATED
+from sim.model.scenario import Machine
 from sim.steptime.linear import MEANING
 
 PREFILL = ("a0", "a1", "a2", "a3")

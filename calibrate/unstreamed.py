@@ -22,13 +22,13 @@ from calibrate.budget import known_budget, unseen
 from calibrate.clocks import ASSUMED
 from calibrate.laws import HalfNormal, Law, LogNormal, Uniform
 from calibrate.search import Found, search
-from sim import metrics
-from sim.calibration import Noise
-from sim.errors import NotEnoughData
-from sim.model import Model
-from sim.replay import replay
-from sim.run import Run
-from sim.server import Bounds, ServerConfig, ceil_block
+from sim.cluster.replay import replay
+from sim.model.calibration import Noise
+from sim.model.errors import NotEnoughData
+from sim.model.machine import Model
+from sim.model.run import Run
+from sim.model.server import Bounds, ServerConfig, ceil_block
+from sim.results import metrics
 from sim.steptime.linear import step_time
 
 Floats = NDArray[np.float64]

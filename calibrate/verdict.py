@@ -11,7 +11,7 @@ from calibrate import laws
 from calibrate.figures import title
 from calibrate.search import Found
 from calibrate.space import Space
-from sim.scenario import Figure, Scenario
+from sim.model.scenario import Figure, Scenario
 from sim.steptime.linear import MEANING
 
 Floats = NDArray[np.float64]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.steps import Schedule
-from sim.run import Run
+from sim.model.run import Run
 
 Floats = NDArray[np.float64]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from calibrate.steps import Schedule
-from sim.records import Look, read_looks
-from sim.run import Run
+from sim.model.files.records import Look, read_looks
+from sim.model.run import Run
 
 AGREE = 0.05  # relative; edges cut a step or two off either side
 BESIDE = {"prefill": 0.006, "decode": 0.0}  # s: the way to an idle server, and what is dropped before a prefill

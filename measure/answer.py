@@ -11,7 +11,7 @@ from typing import Any
 
 from measure.realtime import Server
 from measure.validation import Refused
-from sim.request import Request
+from sim.model.request import Request
 
 VOCABULARY = 512
 

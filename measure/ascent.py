@@ -18,12 +18,12 @@ from measure.scrape import Scraper
 from measure.screen import Screen
 from measure.watch import Watch, Window
 from measure.witness import disagreements
-from sim.errors import UserError
-from sim.pairs import arrivals
-from sim.run import read_run
-from sim.scenario import Scenario
-from sim.severity import folded
-from sim.workload import Pairs
+from sim.model.errors import UserError
+from sim.model.files.lengths import arrivals
+from sim.model.run import read_run
+from sim.model.scenario import Scenario
+from sim.model.warning import folded
+from sim.model.workload import Pairs
 
 LEAD_SECONDS = 0.1  # orders reach the workers before they take effect
 WARM_REQUESTS = 2

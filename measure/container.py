@@ -24,10 +24,10 @@ import requests
 
 from measure.deadline import OutOfTime, wait_for
 from measure.endpoint import Endpoint, Unreachable
-from sim.console import Console
-from sim.errors import UserError
-from sim.scenario import Launch
-from sim.server import ServerConfig
+from sim.model.errors import UserError
+from sim.model.scenario import Launch
+from sim.model.server import ServerConfig
+from sim.terminal.console import Console
 
 LABEL = "servecast"
 START_SECONDS = 3600.0  # downloading and loading 70B takes its time

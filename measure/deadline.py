@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sim.errors import UserError
+from sim.model.errors import UserError
 
 T = TypeVar("T")
 Say = Callable[[str], None]

@@ -19,11 +19,11 @@ from measure.deadline import Say, run_within, wait_for
 from measure.endpoint import ANSWER_SECONDS, Endpoint
 from measure.provenance import flags_of
 from measure.refusal import shown_url
-from sim.errors import UserError
-from sim.flags import WORDS, plain_flag, untold
-from sim.identity import is_engine, named
-from sim.pairs import read_pairs
-from sim.scenario import Launch, Scenario
+from sim.model.errors import UserError
+from sim.model.files.lengths import read_pairs
+from sim.model.flags import WORDS, plain_flag, untold
+from sim.model.identity import is_engine, named
+from sim.model.scenario import Launch, Scenario
 
 IMAGE_GB = 12.0  # TGI 0.9.4's image unpacked, before any weights
 DOCKER_SECONDS = 60.0

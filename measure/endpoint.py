@@ -18,7 +18,7 @@ from measure.deadline import Deadline, run_within
 from measure.key import VARIABLE, api_key
 from measure.refusal import PATHS, clean, explain, inflated, shown_url
 from measure.sse import EventParser
-from sim.errors import UserError
+from sim.model.errors import UserError
 
 ANSWER_SECONDS = 10.0  # for the whole of an answer that needs no forward pass
 STREAM = (b"data:", b":", b"event:")  # how a stream of events begins

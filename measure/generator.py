@@ -18,7 +18,7 @@ import msgspec
 
 from measure.deadline import Deadline
 from measure.orders import Order, Report, Setup
-from sim.errors import UserError
+from sim.model.errors import UserError
 
 READY_SECONDS, BYE_SECONDS, END_SECONDS = 30.0, 5.0, 2.0
 STOP_SECONDS = BYE_SECONDS + END_SECONDS

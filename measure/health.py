@@ -12,12 +12,12 @@ from measure.dialect import EXTRAS
 from measure.endpoint import Answer, Endpoint, Unreachable, decoded, rows, table
 from measure.prompts import tokenizer_file
 from measure.refusal import REDIRECTS, clean
-from sim.errors import UserError
-from sim.flags import TOLD
-from sim.identity import OWNERS, Identity, identity, is_engine, of_info
-from sim.scenario import Scenario
-from sim.server import ServerConfig
-from sim.workload import Lengths, Pairs
+from sim.model.errors import UserError
+from sim.model.flags import TOLD
+from sim.model.identity import OWNERS, Identity, identity, is_engine, of_info
+from sim.model.scenario import Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Lengths, Pairs
 
 PROBE_SECONDS = 120.0
 FITTING = ("max_batch_total_tokens", "max_input_length", "max_total_tokens")

@@ -15,10 +15,10 @@ import msgspec
 
 from measure.lines import Lines
 from measure.orders import Report, boot_id
-from sim.errors import BadInput
-from sim.files import read_file, write_file
-from sim.run import FORMAT
-from sim.scenario import Scenario, relocated
+from sim.model.errors import BadInput
+from sim.model.files.atomic import read_file, write_file
+from sim.model.run import FORMAT
+from sim.model.scenario import Scenario, relocated
 
 LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
 

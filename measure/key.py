@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sim.errors import BadInput
+from sim.model.errors import BadInput
 
 VARIABLE = "SERVECAST_API_KEY"
 

@@ -30,15 +30,15 @@ from measure.prompts import Recipe
 from measure.provenance import engine_of, flags_of
 from measure.screen import Screen
 from measure.trial import try_stream
-from sim.console import Console
-from sim.errors import BadInput, UserError
-from sim.flags import untold
-from sim.identity import Identity, is_engine, named
-from sim.pairs import arrivals, read_pairs
-from sim.scenario import Scenario
-from sim.severity import folded
-from sim.text import printable
-from sim.workload import Pairs
+from sim.model.errors import BadInput, UserError
+from sim.model.files.lengths import arrivals, read_pairs
+from sim.model.flags import untold
+from sim.model.identity import Identity, is_engine, named
+from sim.model.scenario import Scenario
+from sim.model.text import printable
+from sim.model.warning import folded
+from sim.model.workload import Pairs
+from sim.terminal.console import Console
 
 PATIENCE = 300.0
 TERMINATED = 143

@@ -12,7 +12,7 @@ import msgspec
 
 from measure.dialect import EXTRAS
 from measure.prompts import Recipe
-from sim.workload import Gamma, Workload
+from sim.model.workload import Gamma, Workload
 
 REPORT_SECONDS = 0.25
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sim.scenario import Launch
+from sim.model.scenario import Launch
 
 FILES = ("tokenizer_config.json", "special_tokens_map.json")
 

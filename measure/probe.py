@@ -12,9 +12,9 @@ from measure.endpoint import Endpoint, Unreachable, decoded, rows, table
 from measure.exposition import parse
 from measure.health import PROBE_SECONDS, Server
 from measure.prompts import WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
-from sim.errors import UserError
-from sim.scenario import Scenario
-from sim.workload import Drawn, Pairs
+from sim.model.errors import UserError
+from sim.model.scenario import Scenario
+from sim.model.workload import Drawn, Pairs
 
 FEW, MANY = 64, 192  # words of the two probes that tell a template's tokens from a word's
 PROBE, SAMPLE = 2**41, 2**41 + 1  # request numbers that no run reaches

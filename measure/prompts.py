@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from measure.dialect import Prompt
-from sim.errors import BadInput
+from sim.model.errors import BadInput
 
 WORDS = (Path(__file__).parent / "words.txt").read_text().split()  # common, so one token each for most tokenizers
 IDS = (300, 2000)  # token ids that every vocabulary has, beyond bytes and control tokens

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from measure.health import Server
-from sim.flags import LAUNCH, SERVER, Flag, launched_by, told_by
-from sim.identity import Identity, of_image
-from sim.scenario import Scenario
+from sim.model.flags import LAUNCH, SERVER, Flag, launched_by, told_by
+from sim.model.identity import Identity, of_image
+from sim.model.scenario import Scenario
 
 
 def engine_of(server: Server, container: dict[str, Any] | None = None) -> Identity | None:

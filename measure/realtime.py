@@ -16,7 +16,7 @@ import msgspec
 from measure.exposition import Exposition
 from measure.lines import Lines
 from sim.engines.engine import Engine, Plan, Scheduled
-from sim.request import Request
+from sim.model.request import Request
 from sim.steptime.linear import StepTime
 
 POLL_SECONDS = 0.002  # before a step's end: an event loop's timers are only good to a millisecond

@@ -12,8 +12,8 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 
 from measure.key import VARIABLE, api_key, without_key
-from sim.errors import BadInput
-from sim.text import printable
+from sim.model.errors import BadInput
+from sim.model.text import printable
 
 SHOWN = 200  # characters of a server's own words
 REDIRECTS = (301, 302, 303, 307, 308)

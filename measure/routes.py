@@ -24,10 +24,10 @@ from measure.faults import Faults
 from measure.lines import Lines
 from measure.realtime import Server
 from measure.validation import MAX_BEST_OF, MAX_STOP_SEQUENCES, Body, Refused, invalid, overloaded, prompt_length
-from sim.calibration import Calibration
 from sim.engines.tgi_0_9_4 import Engine
-from sim.request import Request
-from sim.server import ServerConfig
+from sim.model.calibration import Calibration
+from sim.model.request import Request
+from sim.model.server import ServerConfig
 from sim.steptime.linear import step_time
 
 COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4, whatever it runs on

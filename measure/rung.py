@@ -14,7 +14,7 @@ from typing import Any
 from measure.precision import CYCLES
 from measure.refusal import clean
 from measure.watch import Watch, Window
-from sim.scenario import Load, least_completions
+from sim.model.scenario import Load, least_completions
 
 PRECISE = 0.02  # relative half-width of tokens/s, 95 %
 ERRORS_LIMIT = 0.01

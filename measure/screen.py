@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from measure.watch import Window
-from sim.columns import Column, table
-from sim.console import Console
-from sim.text import printable
+from sim.model.text import printable
+from sim.terminal.columns import Column, table
+from sim.terminal.console import Console
 
 # title, and how soon the column is left out where there is little room
 COLUMNS = {

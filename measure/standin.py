@@ -21,10 +21,10 @@ from aiohttp import web
 
 from measure.faults import Faults, parse_faults
 from measure.routes import Routes
-from sim.calibration import Calibration, read_calibration
-from sim.errors import BadInput
-from sim.files import refuse_in_run
-from sim.server import ServerConfig
+from sim.model.calibration import Calibration, read_calibration
+from sim.model.errors import BadInput
+from sim.model.files.atomic import refuse_in_run
+from sim.model.server import ServerConfig
 
 CALIBRATION = Path(__file__).parent / "standin_calibration.json"
 

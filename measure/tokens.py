@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sim.events import alike, spread
+from sim.results.events import alike, spread
 
 # What an event is: with output, with empty output, with empty output and the reason for the end (often the model's end
 # token), with nothing but a role (a token only where something like it came before).

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sim.server import ServerConfig
+from sim.model.server import ServerConfig
 
 MAX_BEST_OF, MAX_STOP_SEQUENCES = 2, 4  # the launcher's defaults
 

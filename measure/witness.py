@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.records import read_looks
-from sim.run import Run
+from sim.model.files.records import read_looks
+from sim.model.run import Run
 
 AGREE = 0.05  # relative
 FEWEST = 50  # steps in a window, below which its edges matter more than its middle

@@ -26,7 +26,7 @@ from measure.lines import Lines
 from measure.orders import REPORT_SECONDS, Ended, Order, Report, Setup, boot_id
 from measure.prompts import generator
 from measure.tokens import Habit
-from sim.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
+from sim.model.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
 
 CANARY_SECONDS = 0.01
 

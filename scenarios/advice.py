@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 
 from calibrate.advise import Advice, Question, advise, candidates, long_enough
-from sim.calibration import Calibration
-from sim.errors import BadInput
-from sim.pairs import read_pairs
-from sim.replay import asked_of
-from sim.run import Run
-from sim.scenario import Scenario
-from sim.workload import Pairs, Workload
+from sim.cluster.replay import asked_of
+from sim.model.calibration import Calibration
+from sim.model.errors import BadInput
+from sim.model.files.lengths import read_pairs
+from sim.model.run import Run
+from sim.model.scenario import Scenario
+from sim.model.workload import Pairs, Workload
 
 BEYOND = 1.5  # without a question: the load half as high again as the highest that was measured
 SHOWN = 3

@@ -27,11 +27,11 @@ import numpy as np
 from measure.dialect import status_of
 from scenarios.failures import status_of_text
 from scenarios.results import INSTANT, NOTHING, Answer, Floats, Stretch, assemble, has, understood
-from sim.errors import BadInput
-from sim.files import read_file
-from sim.request import ABORTED, OK
-from sim.run import Run
-from sim.workload import MOST_TOKENS
+from sim.model.errors import BadInput
+from sim.model.files.atomic import read_file
+from sim.model.request import ABORTED, OK
+from sim.model.run import Run
+from sim.model.workload import MOST_TOKENS
 
 SUMMARY = "profile_export_aiperf.json"
 RECORDS = "profile_export.jsonl"

@@ -16,8 +16,8 @@ from scenarios.cost import of_the_machine
 from scenarios.crossing import KEPT, said
 from scenarios.forecast import Forecast, Row, named
 from scenarios.numbers import parts, percent, significant
-from sim import metrics
-from sim.run import Run, Rung
+from sim.model.run import Run, Rung
+from sim.results import metrics
 
 WHAT = {"e2e": "E2E", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT"}
 

@@ -27,15 +27,15 @@ from scenarios.options import (
     working,
 )
 from scenarios.output import FORECAST, check_new, check_output, check_run, write
-from sim.errors import BadInput
-from sim.text import shortened_name
+from sim.model.errors import BadInput
+from sim.model.text import shortened_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scenarios.forecast import Forecast
-    from sim.calibration import Calibration
-    from sim.scenario import Scenario
+    from sim.model.calibration import Calibration
+    from sim.model.scenario import Scenario
 
 scenario_argument = click.argument("scenarios", metavar="SCENARIO...", nargs=-1, required=True)
 
@@ -49,7 +49,7 @@ def scenarios(as_json: bool) -> None:
         say(msgspec.json.encode([{"name": name, "description": text} for name, text in found]).decode())
     else:
         from scenarios.tables import console
-        from sim.columns import show_listed
+        from sim.terminal.columns import show_listed
 
         show_listed(found, console())
 
@@ -71,7 +71,7 @@ def new(name: str) -> None:
 @command("servecast schema > servecast.schema.json")
 def schema() -> None:
     """Print the JSON schema of scenarios, for editors."""
-    from sim.scenario import Scenario
+    from sim.model.scenario import Scenario
 
     made = msgspec.json.schema(Scenario)
     del made["$defs"]["Scenario"]["properties"]["written"]  # ours to say
@@ -249,7 +249,7 @@ def forecasts(
     """Forecast scenarios one after another, each with its calibration; what one is fitted to is fitted once."""
     from scenarios.doors import calibration_of
     from scenarios.simulation import simulate as simulate_scenario
-    from sim.calibration import check_suits, read_calibration
+    from sim.model.calibration import check_suits, read_calibration
 
     for question in asked:  # every complaint before anything runs
         its = question.scenario
@@ -295,8 +295,8 @@ def _write(folder: Path, forecast: Forecast, calibration: Calibration, seed: int
     """Write a forecast and its run, both or neither."""
     from scenarios.forecast import write_forecast
     from scenarios.simulation import central_run
-    from sim.flags import SCENARIO
-    from sim.run import write_run
+    from sim.model.flags import SCENARIO
+    from sim.model.run import write_run
 
     written = [name for name, flag in forecast.flags.items() if flag.source == SCENARIO]
     scenario = msgspec.structs.replace(forecast.scenario, written=written)

@@ -14,13 +14,13 @@ from scenarios.evidence import side_by_side
 from scenarios.forecast import Forecast
 from scenarios.forecast import Row as ForecastRow
 from scenarios.repeats import relative
-from sim import metrics, rates
-from sim.errors import BadInput, NotEnoughData
-from sim.events import alike, tokens_per_event
-from sim.identity import check_engine, named
-from sim.replay import with_users
-from sim.run import Run
-from sim.scenario import Scenario
+from sim.cluster.replay import with_users
+from sim.model.errors import BadInput, NotEnoughData
+from sim.model.identity import check_engine, named
+from sim.model.run import Run
+from sim.model.scenario import Scenario
+from sim.results import metrics, rates
+from sim.results.events import alike, tokens_per_event
 
 
 def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:
@@ -73,8 +73,8 @@ def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str
 def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str, float]) -> Comparison:
     """A measured run against a forecast that was made beforehand, at the loads they have in common.
 
-    A forecast's rates are long-run rates, and so are those of the run here (`sim.rates`). `NotTheEngine` for a run
-    whose server is not known to be of the engine that was forecast, unless it is taken for it.
+    A forecast's rates are long-run rates, and so are those of the run here (`sim.results.rates`). `NotTheEngine` for a
+    run whose server is not known to be of the engine that was forecast, unless it is taken for it.
     """
     engine = forecast.scenario.server.engine
     check_engine(run.engine, engine, run.taken_as, f"the server of {run.name}", run.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from scenarios.forecast import Binding
-from sim.scenario import Scenario
+from sim.model.scenario import Scenario
 
 WAITING = 0.1  # of the requests in the system: fewer in the queue than that, and admission limits nothing
 TURN = 0.2  # of the requests: more than their own prefills account for

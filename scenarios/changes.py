@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from sim.errors import BadInput
+from sim.model.errors import BadInput
 
 LONGEST = 80  # characters that say how a variant differs: folders are named so
 OPTIONS = {

@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
-from sim.errors import CannotFit
-from sim.identity import SIMULATED
-from sim.scenario import Figure, Load, Scenario
-from sim.server import Bounds, ServerConfig
-from sim.shape import Fail, Key, known
-from sim.text import NAME_BYTES, shortened_name
-from sim.workload import UNITS, Gamma, Lengths, RequestFile, Workload
+from sim.model.errors import CannotFit
+from sim.model.files.shape import Fail, Key, known
+from sim.model.identity import SIMULATED
+from sim.model.scenario import Figure, Load, Scenario
+from sim.model.server import Bounds, ServerConfig
+from sim.model.text import NAME_BYTES, shortened_name
+from sim.model.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 
-# The names of sim.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
+# The names of sim.results.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
 TIMES = (*(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", "p50", "p95", "p99")),)
 RATES = ("rps", "output_tokens_per_s", "input_tokens_per_s", "goodput", "error_rate", "overloaded_rate")
 LENGTHS = ("full", "limit")

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
-from sim.errors import UserError
-from sim.text import ENCODING_ERRORS, escaped, printable
+from sim.model.errors import UserError
+from sim.model.text import ENCODING_ERRORS, escaped, printable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -1,7 +1,8 @@
 """A measured run beside its forecast, load by load and metric by metric; or any two runs beside each other.
 
-The forecast is a replay (`sim/replay.py`), many times over: a parameter draw, both noises and a fresh seed each time,
-so that the 5 % and 95 % quantiles over replicates are a 90 % prediction interval for a window of the measured length.
+The forecast is a replay (`sim/cluster/replay.py`), many times over: a parameter draw, both noises and a fresh seed each
+time, so that the 5 % and 95 % quantiles over replicates are a 90 % prediction interval for a window of the measured
+length.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from scenarios.evidence import Evidence
 from scenarios.patterns import humps
 from scenarios.repeats import relative, repeat_errors
 from scenarios.replicate import described
-from sim import metrics
-from sim.calibration import Calibration, check_suits
-from sim.curve import band
-from sim.errors import NotEnoughData
-from sim.events import alike, between_events, tokens_per_event
-from sim.model import Draw, draw_model
-from sim.replay import replay, with_users
-from sim.run import Run
+from sim.cluster.replay import replay, with_users
+from sim.model.calibration import Calibration, check_suits
+from sim.model.errors import NotEnoughData
+from sim.model.machine import Draw, draw_model
+from sim.model.run import Run
+from sim.results import metrics
+from sim.results.curve import band
+from sim.results.events import alike, between_events, tokens_per_event
 
 REPLICATES = 99  # the least at which 5 % and 95 % quantiles of `weibull` lie within the sample with room to spare
 

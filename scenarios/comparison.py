@@ -11,7 +11,7 @@ import numpy as np
 from scenarios.evidence import Evidence
 from scenarios.forecast import named
 from scenarios.patterns import two_patterns
-from sim.files import write_file
+from sim.model.files.atomic import write_file
 
 FORMAT = 1  # 1: first
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from scenarios.forecast import Cost, Estimate, estimate
-from sim.curve import Corner
-from sim.scenario import Price
+from sim.model.scenario import Price
+from sim.results.curve import Corner
 
 SECONDS = 3600.0
 MONTH, YEAR = 730.0, 8760.0  # hours

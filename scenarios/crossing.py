@@ -1,9 +1,9 @@
 """Up to which load the SLOs are kept: one computation, for plans, reports and the knee.
 
-In each replicate every SLO has a load at which it is first broken (`sim.curve.crossing`), and the least of them is the
-replicate's. What the replicates say together: kept at a rung, if nine of ten keep every SLO there and at all before it;
-broken at a rung, if most have broken one by then; and the crossing, with its band, in between. A rung is a grid point,
-and no answer: the crossing is.
+In each replicate every SLO has a load at which it is first broken (`sim.results.curve.crossing`), and the least of them
+is the replicate's. What the replicates say together: kept at a rung, if nine of ten keep every SLO there and at all
+before it; broken at a rung, if most have broken one by then; and the crossing, with its band, in between. A rung is a
+grid point, and no answer: the crossing is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scenarios.forecast import Corner, Crossing, Estimate, Forecast, estimate, named
 from scenarios.numbers import parts
-from sim import curve
+from sim.results import curve
 
 KEPT = 0.9  # the probability with which a plan must keep an SLO
 NOWHERE = Estimate(value=None, low=None, high=None)

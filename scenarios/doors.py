@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 
 from scenarios.load import origin
-from sim.calibration import Calibration, read_calibration
-from sim.errors import BadInput
-from sim.files import write_file
-from sim.scenario import Scenario
+from sim.model.calibration import Calibration, read_calibration
+from sim.model.errors import BadInput
+from sim.model.files.atomic import write_file
+from sim.model.scenario import Scenario
 
 Progress = Callable[[str, int, int], None]
 

@@ -9,14 +9,14 @@ import pandas as pd
 
 from scenarios.forecast import Promise, named, unit_of
 from scenarios.patterns import humps
-from sim import metrics
-from sim.calibration import Calibration
-from sim.rates import growing
-from sim.request import BROKEN
-from sim.run import Run
-from sim.scenario import Scenario
-from sim.server import ServerConfig
-from sim.workload import Pairs
+from sim.model.calibration import Calibration
+from sim.model.request import BROKEN
+from sim.model.run import Run
+from sim.model.scenario import Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Pairs
+from sim.results import metrics
+from sim.results.rates import growing
 
 FEW = 200  # answers in a window, of which ten lie beyond its p95
 NOTED = 0.01  # share of the requests from which on that is said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from measure.dialect import GENERATION, OVERLOADED, VALIDATION
-from sim.request import ABORTED
+from sim.model.request import ABORTED
 
 # The first that occurs in the text decides; aiohttp's and httpx's names of exceptions, and HTTP's reasons.
 WORDS = {

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from sim.text import escaped
+from sim.model.text import escaped
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2563a8", "#d9730d", "#2f7d4f", "#6b7280", "#b42318"
 Drawing = Callable[[Axes], None]  # what puts one panel onto its axes

@@ -34,11 +34,11 @@ from scenarios.checks import RATES
 from scenarios.compare import replays
 from scenarios.goals import Goal, goals
 from scenarios.repeats import relative
-from sim import metrics
-from sim.calibration import Calibration, Checked, FitCheck
-from sim.curve import band
-from sim.run import Run
-from sim.scenario import Scenario
+from sim.model.calibration import Calibration, Checked, FitCheck
+from sim.model.run import Run
+from sim.model.scenario import Scenario
+from sim.results import metrics
+from sim.results.curve import band
 
 Floats = NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from sim.calibration import Calibration, SourceFile
-from sim.run import Run
+from sim.model.calibration import Calibration, SourceFile
+from sim.model.run import Run
 
 
 def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:

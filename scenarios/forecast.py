@@ -14,13 +14,13 @@ import msgspec
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from sim.curve import band
-from sim.document import Document
-from sim.files import write_file
-from sim.flags import Flag
-from sim.identity import Identity
-from sim.identity import named as named_engine
-from sim.scenario import Figure, Scenario, relocated
+from sim.model.files.atomic import write_file
+from sim.model.files.document import Document
+from sim.model.flags import Flag
+from sim.model.identity import Identity
+from sim.model.identity import named as named_engine
+from sim.model.scenario import Figure, Scenario, relocated
+from sim.results.curve import band
 
 FORMAT = 1  # 1: first
 

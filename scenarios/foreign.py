@@ -16,9 +16,9 @@ import numpy as np
 
 from scenarios import aiperf, genai_perf, guidellm, inference_perf, locust_csv, vllm_bench
 from scenarios.results import has
-from sim.errors import BadInput
-from sim.rows import read_text
-from sim.run import Run
+from sim.model.errors import BadInput
+from sim.model.files.rows import read_text
+from sim.model.run import Run
 
 KNOWN = (
     "expected guidellm's JSON report, what `vllm bench serve --save-result --save-detailed` or sglang's bench_serving "

@@ -21,9 +21,9 @@ import numpy as np
 
 from scenarios.failures import status_of_text
 from scenarios.results import INSTANT, Answer, Stretch, assemble, has, understood
-from sim.errors import BadInput
-from sim.request import OK
-from sim.run import Run
+from sim.model.errors import BadInput
+from sim.model.request import OK
+from sim.model.run import Run
 
 
 class _Request(msgspec.Struct):

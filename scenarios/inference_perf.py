@@ -20,8 +20,8 @@ import numpy as np
 
 from scenarios.failures import status_of_text
 from scenarios.results import INSTANT, Answer, Floats, Stretch, assemble, has, understood
-from sim.request import OK
-from sim.run import Run
+from sim.model.request import OK
+from sim.model.run import Run
 
 
 class _Usage(msgspec.Struct):

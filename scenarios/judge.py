@@ -29,8 +29,8 @@ from scenarios.options import (
     working,
 )
 from scenarios.output import COMPARISON, REPORT, check_output, write
-from sim.errors import BadInput
-from sim.files import is_stdout
+from sim.model.errors import BadInput
+from sim.model.files.atomic import is_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from scenarios.comparison import Comparison
     from scenarios.progress import Commentary
-    from sim.run import Run
+    from sim.model.run import Run
 
 here = click.Path(path_type=Path)
 
@@ -124,8 +124,8 @@ def _write(folder: Path, comparison: Comparison) -> None:
 
 
 def _tolerance(text: str) -> tuple[str, float]:
-    from sim.metrics import COMPARED
-    from sim.shape import known
+    from sim.model.files.shape import known
+    from sim.results.metrics import COMPARED
 
     metric, _, limit = text.partition("=")
     where = f"--tolerance {text}"
@@ -159,8 +159,8 @@ def _compare(
     from scenarios.repeats import read_repeats
     from scenarios.report import read_item
     from scenarios.size import check_replicates
-    from sim.calibration import check_suits, read_calibration
-    from sim.run import Run
+    from sim.model.calibration import check_suits, read_calibration
+    from sim.model.run import Run
 
     if len(sources) == 2 and repeated:
         raise BadInput("expected only with one run: two are compared with each other", path="--repeat")
@@ -265,7 +265,7 @@ def report(sources: tuple[Path, ...], output: Path, force: bool, title: str) -> 
     """
     from scenarios.forecast import Forecast
     from scenarios.report import page, read_item
-    from sim.run import read_run
+    from sim.model.run import read_run
 
     check_output(output, REPORT, inputs=sources, force=force)
     items = [read_item(path) for path in sources]

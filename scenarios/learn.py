@@ -27,16 +27,16 @@ from scenarios.options import (
     working,
 )
 from scenarios.output import CALIBRATION, check_output
-from sim.errors import BadInput
-from sim.files import is_stdout
-from sim.shape import nearest
+from sim.model.errors import BadInput
+from sim.model.files.atomic import is_stdout
+from sim.model.files.shape import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from calibrate.advise import Question
-    from sim.calibration import Calibration
-    from sim.run import Run
+    from sim.model.calibration import Calibration
+    from sim.model.run import Run
 
 
 @command("servecast calibrate run-a run-b -o calibration.json")

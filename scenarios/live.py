@@ -25,11 +25,11 @@ from scenarios.options import (
     working,
 )
 from scenarios.output import CALIBRATION, COMPARISON, FORECAST, REPORT, check_measured, check_output, check_run, write
-from sim.errors import BadInput
+from sim.model.errors import BadInput
 
 if TYPE_CHECKING:
-    from sim.run import Run
-    from sim.scenario import Scenario
+    from sim.model.run import Run
+    from sim.model.scenario import Scenario
 
 here = click.Path(path_type=Path)
 processes_option = click.option(
@@ -96,7 +96,7 @@ def measure(
     from scenarios.load import files_of, load
     from scenarios.progress import read_aloud
     from scenarios.size import check_measurable
-    from sim import metrics
+    from sim.results import metrics
 
     check_measured(output, resume, inputs=files_of(scenario, *sets))
     asked = load(scenario, *sets)
@@ -135,7 +135,7 @@ def take(file: Path, output: Path) -> None:
     JmeterListener). What they do not say is said on stderr, and in the run. The load is what the requests show.
     """
     from scenarios.foreign import import_results
-    from sim.run import write_run
+    from sim.model.run import write_run
 
     check_run(output, inputs=[file])
     run = import_results(file)
@@ -160,7 +160,7 @@ def standin(
     """
     from measure.faults import parse_faults
     from measure.standin import announce, serve
-    from sim.calibration import read_calibration
+    from sim.model.calibration import read_calibration
 
     try:
         wrong = parse_faults(list(faults))
@@ -224,8 +224,8 @@ def run(
     from scenarios.simulation import simulate
     from scenarios.size import check_measurable, check_replicates
     from scenarios.tables import console, show_answer, show_check, show_comparison, show_curves, warned
-    from sim.assume import taken_as as assumed
-    from sim.identity import check_engine
+    from sim.model.assume import taken_as as assumed
+    from sim.model.identity import check_engine
 
     check_replicates(replicates)
     asked = load(scenario, *sets)
@@ -323,7 +323,7 @@ def doctor(scenario: str | None, url: str | None, timeout: float | None, sets: t
     from measure.health import PROBE_SECONDS
     from scenarios.load import load
     from scenarios.tables import console
-    from sim.columns import show_listed
+    from sim.terminal.columns import show_listed
 
     findings = diagnose(
         None if scenario is None else load(scenario, *sets),

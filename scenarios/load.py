@@ -17,10 +17,10 @@ import msgspec
 from scenarios.changes import Change
 from scenarios.checks import check
 from scenarios.yaml import Values, parse_yaml
-from sim.errors import BadInput
-from sim.files import read_file
-from sim.scenario import Scenario
-from sim.shape import Key, check_shape, dotted, nearest
+from sim.model.errors import BadInput
+from sim.model.files.atomic import read_file
+from sim.model.files.shape import Key, check_shape, dotted, nearest
+from sim.model.scenario import Scenario
 
 MOST = 1 << 20  # bytes of a scenario: YAML is read slowly
 SHIPPED = Path(__file__).parent

@@ -25,11 +25,11 @@ import pandas as pd
 from measure.dialect import status_of
 from scenarios.failures import status_of_text
 from scenarios.results import INSTANT, Answer, Stretch, assemble, moment, named, software
-from sim.errors import BadInput
-from sim.rows import delimiter_of
-from sim.run import Run, Rung
-from sim.scenario import Figure, Load, Scenario
-from sim.table import REQUEST_COLUMNS
+from sim.model.errors import BadInput
+from sim.model.files.rows import delimiter_of
+from sim.model.requests import REQUEST_COLUMNS
+from sim.model.run import Run, Rung
+from sim.model.scenario import Figure, Load, Scenario
 
 HISTORY = (
     *("Timestamp", "User Count", "Name"),

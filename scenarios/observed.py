@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.replay import ROUNDED
-from sim.workload import Cv, Gamma
+from sim.cluster.replay import ROUNDED
+from sim.model.workload import Cv, Gamma
 
 Floats = NDArray[np.float64]
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import click
 
 from scenarios.changes import OPTIONS, changes
-from sim.errors import BadInput
-from sim.identity import SIMULATED
-from sim.severity import SHOWN, folded
-from sim.text import LINE, escaped, printable
+from sim.model.errors import BadInput
+from sim.model.identity import SIMULATED
+from sim.model.text import LINE, escaped, printable
+from sim.model.warning import SHOWN, folded
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from scenarios.progress import Commentary
-    from sim.run import Run
-    from sim.scenario import Scenario
+    from sim.model.run import Run
+    from sim.model.scenario import Scenario
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -116,7 +116,7 @@ def assumed_engine(text: str | None) -> Assumed | None:
 
 def taken_for(run: Run, taken: Assumed | None) -> Run:
     """The run with its server taken for what `--as` says."""
-    from sim.assume import taken_as
+    from sim.model.assume import taken_as
 
     return run if taken is None else taken_as(run, taken.engine, taken.like)
 
@@ -176,7 +176,7 @@ def remark(text: str) -> None:
 def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
     """A pool of processes, and somebody who tells how far they are."""
     from scenarios.progress import Commentary
-    from sim.sweep import processes
+    from sim.replicate import processes
 
     with Commentary() as commentary, processes(jobs) as executor:
         yield executor, commentary

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from sim.errors import BadInput
-from sim.files import is_stdout, is_stream, refuse_in_run, target_of, write_file
+from sim.model.errors import BadInput
+from sim.model.files.atomic import is_stdout, is_stream, refuse_in_run, target_of, write_file
 
 MOST = 1 << 28  # bytes: no output of ours is so large, and no larger file is read to see whether it is one
 HEAD = 4096  # bytes of a page in which its generator is named

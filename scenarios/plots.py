@@ -13,7 +13,7 @@ import pandas as pd
 
 from scenarios.figure import BLUE, GREEN, GREY, ORANGE, RED, Axes, Drawing, at_loads, figure, logarithmic, svg, whole
 from scenarios.forecast import Forecast, Row
-from sim.run import Run
+from sim.model.run import Run
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, GREY, "#7c3aed", "#0e7490", "#a16207", "#be185d")
 SHARED, SHARES = ("prefill", "decode", "idle"), (ORANGE, BLUE, "#e5e7eb")  # of the server's time
@@ -24,7 +24,8 @@ BINS = 120  # points over time, at most; each spans an answer at least, or the R
 
 
 def overview(forecast: Forecast, measured: Sequence[pd.DataFrame] = ()) -> list[Drawing]:
-    """RPS against load, latency against load, and latency against RPS; `measured` (`sim.metrics.table`) are points."""
+    """RPS against load, latency against load, and latency against RPS; `measured` (`sim.results.metrics.table`) are
+    points."""
     return [
         partial(_throughput, forecast=forecast, measured=measured),
         partial(_latency, forecast=forecast, measured=measured),

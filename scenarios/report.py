@@ -23,13 +23,13 @@ from scenarios.forecast import unit_of as unit_of_loads
 from scenarios.numbers import parts, unit_of
 from scenarios.progress import read_aloud
 from scenarios.sections import Section, grid, mark, of_comparison, of_flags, of_run, over_time, pictures
-from sim import rates
-from sim.document import Document
-from sim.errors import BadInput
-from sim.replay import with_users
-from sim.run import Run
-from sim.severity import SHOWN, ranked
-from sim.text import escaped
+from sim.cluster.replay import with_users
+from sim.model.errors import BadInput
+from sim.model.files.document import Document
+from sim.model.run import Run
+from sim.model.text import escaped
+from sim.model.warning import SHOWN, ranked
+from sim.results import rates
 
 CURVES = tables.LATENCY + tables.RATES + tables.STEPS
 

@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 
 from scenarios import observed
 from scenarios.observed import Flights
-from sim.errors import BadInput
-from sim.events import spread
-from sim.records import CLOCKS
-from sim.replay import lanes
-from sim.request import ABORTED, OK
-from sim.run import Run, Rung
-from sim.scenario import Load, Scenario
-from sim.table import REQUEST_COLUMNS
-from sim.text import shortened_name
-from sim.workload import MOST_TOKENS, Gamma
+from sim.cluster.replay import lanes
+from sim.model.errors import BadInput
+from sim.model.files.records import CLOCKS
+from sim.model.request import ABORTED, OK
+from sim.model.requests import REQUEST_COLUMNS
+from sim.model.run import Run, Rung
+from sim.model.scenario import Load, Scenario
+from sim.model.text import shortened_name
+from sim.model.workload import MOST_TOKENS, Gamma
+from sim.results.events import spread
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

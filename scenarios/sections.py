@@ -16,11 +16,11 @@ from scenarios.comparison import Row as ComparisonRow
 from scenarios.evidence import Evidence, itl
 from scenarios.figure import Drawing, panels
 from scenarios.numbers import percent, significant, simulated, unit_of
-from sim import metrics
-from sim.events import between_events
-from sim.flags import WORDS, Flag, plain_flag
-from sim.identity import named as named_engine
-from sim.run import Run
+from sim.model.flags import WORDS, Flag, plain_flag
+from sim.model.identity import named as named_engine
+from sim.model.run import Run
+from sim.results import metrics
+from sim.results.events import between_events
 
 Section = dict[str, Any]
 NARROW = (4.2, 5.6)  # inches: a picture for a telephone

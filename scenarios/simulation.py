@@ -24,16 +24,16 @@ from scenarios.doubts import above, below, doubts, luck, several_patterns, unsta
 from scenarios.forecast import Corner, Estimate, Forecast, Printed, Promise, Provenance, Row, estimate, named, unit_of
 from scenarios.replicate import replicate
 from scenarios.size import check_size
-from sim import curve, rates
-from sim.calibration import Calibration, check_suits
-from sim.flags import Flag, unwritten
-from sim.ladder import check_servable
-from sim.model import draw_model
-from sim.pairs import read_pairs
-from sim.run import Run
-from sim.scenario import Figure, Scenario
-from sim.sweep import Task, each_done
-from sim.workload import Workload
+from sim.cluster.ladder import check_servable
+from sim.model.calibration import Calibration, check_suits
+from sim.model.files.lengths import read_pairs
+from sim.model.flags import Flag, unwritten
+from sim.model.machine import draw_model
+from sim.model.run import Run
+from sim.model.scenario import Figure, Scenario
+from sim.model.workload import Workload
+from sim.replicate import Task, each_done
+from sim.results import curve, rates
 
 REPLICATES = 99
 METRICS = (
@@ -61,10 +61,10 @@ def simulate(
 ) -> Forecast:
     """Forecast a scenario. The same scenario, calibration and seed give the same forecast, whatever the executor.
 
-    Without an executor (`sim.sweep.processes` makes one) the replicates run here, one after another. `progress` hears
-    how many are done; `changes` are the `--set` options to be recorded. `flags` says where each flag of the server is
-    from, if not all are from the scenario. `NotTheEngine` for a calibration from runs that are not known to be of the
-    scenario's engine, unless they are `taken_as` it.
+    Without an executor (`sim.replicate.processes` makes one) the replicates run here, one after another. `progress`
+    hears how many are done; `changes` are the `--set` options to be recorded. `flags` says where each flag of the
+    server is from, if not all are from the scenario. `NotTheEngine` for a calibration from runs that are not known to
+    be of the scenario's engine, unless they are `taken_as` it.
     """
     check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
     pairs = read_pairs(scenario.workload)

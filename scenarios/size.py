@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sim.calibration import Calibration
-from sim.errors import BadInput
-from sim.model import Model, draw_model
-from sim.scenario import Scenario, least_completions
-from sim.workload import Drawn, Pairs
+from sim.model.calibration import Calibration
+from sim.model.errors import BadInput
+from sim.model.machine import Model, draw_model
+from sim.model.scenario import Scenario, least_completions
+from sim.model.workload import Drawn, Pairs
 
 FREE_USERS, FREE_TOKENS = 10**6, 10**7  # what is never refused, however long it takes
 SPEED = 150_000.0  # requests a second of one core (`make bench`: 123,110 of a load without noise)

@@ -14,11 +14,11 @@ from scenarios.answer import of_forecast
 from scenarios.cost import of_the_machine
 from scenarios.forecast import Forecast, named
 from scenarios.numbers import banded, percent, significant, simulated, unit_of
-from sim.calibration import Calibration, Checked
-from sim.columns import Column, show_columns, show_listed
-from sim.console import Console
-from sim.flags import in_words
+from sim.model.calibration import Calibration, Checked
+from sim.model.flags import in_words
 from sim.steptime.linear import LEVEL
+from sim.terminal.columns import Column, show_columns, show_listed
+from sim.terminal.console import Console
 
 if TYPE_CHECKING:
     from scenarios.comparison import Comparison

@@ -29,8 +29,8 @@ import numpy as np
 from scenarios import observed
 from scenarios.failures import last_line, status_of_text
 from scenarios.results import INSTANT, Answer, Ints, Stretch, assemble, has, understood
-from sim.errors import BadInput
-from sim.run import Run
+from sim.model.errors import BadInput
+from sim.model.run import Run
 
 
 class _Result(msgspec.Struct):

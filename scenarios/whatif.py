@@ -9,8 +9,8 @@ from rich.text import Text
 from scenarios.forecast import Estimate, Forecast, Row
 from scenarios.numbers import banded, parts, unit_of
 from scenarios.tables import LATENCY, RATES, STEPS, load_title, warned
-from sim.columns import Column, fitting, show_columns
-from sim.console import Console
+from sim.terminal.columns import Column, fitting, show_columns
+from sim.terminal.console import Console
 
 LONGEST_TITLE = 20  # of a column; longer ones are numbered
 REACHED = 0.95  # of the replicates

@@ -17,9 +17,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from sim.errors import BadInput
-from sim.shape import Fail, Key
-from sim.text import printable
+from sim.model.errors import BadInput
+from sim.model.files.shape import Fail, Key
+from sim.model.text import printable
 
 DEEPEST = 50  # maps and lists inside one another; a scenario has five
 MOST = 100_000  # values, each alias counted as what it stands for: ten aliases of ten of ten ... are a billion

@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from measure.ladder import measure
-from sim.run import Run, read_run
-from sim.scenario import Load, Scenario
-from sim.workload import Workload
+from sim.model.run import Run, read_run
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Workload
 
 
 def scenario(name: str = "small", prompt: int = 60, output: int = 20, **load: Any) -> Scenario:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.server import ServerConfig
+from sim.model.server import ServerConfig
 from sim.steptime.linear import StepTime
 from sim.steptime.noise import Noise
 

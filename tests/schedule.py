@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from sim.clock import Clock
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
 from sim.engines.tgi_0_9_4 import Engine
-from sim.replica import Replica
-from sim.request import Request
-from sim.server import BLOCK, ServerConfig
-from sim.steps import Call
+from sim.model.request import Request
+from sim.model.server import BLOCK, ServerConfig
+from sim.model.steps import Call
 from sim.steptime.linear import Line
 from sim.steptime.work import NOTHING, StepWork
 

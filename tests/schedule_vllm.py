@@ -10,11 +10,11 @@ import msgspec
 from reference_vllm import Job, Reference
 from schedule import BadSchedules, lines_of
 
-from sim.clock import Clock
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
 from sim.engines.engine import Scheduled
 from sim.engines.vllm_v1 import Engine, Flags
-from sim.replica import Replica
-from sim.request import Request
+from sim.model.request import Request
 from sim.steptime.linear import Line
 from sim.steptime.work import NOTHING, StepWork
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sim.calibration import Calibration, Parameter, Source
+from sim.model.calibration import Calibration, Parameter, Source
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"

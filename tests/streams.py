@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from sim.bench import Bench
-from sim.calibration import Clocks, Delay, Noise
-from sim.identity import Identity
-from sim.model import Model
-from sim.request import Request
-from sim.run import Run, Rung
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
-from sim.steps import Call
+from sim.cluster.testbed import Bench
+from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.identity import Identity
+from sim.model.machine import Model
+from sim.model.request import Request
+from sim.model.run import Run, Rung
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.steps import Call
+from sim.model.workload import Drawn, Lengths, Workload
 from sim.steptime.linear import step_time
-from sim.workload import Drawn, Lengths, Workload
 
 # A server of about a quarter of the article's step times: the kind that the recorded router-http runs have.
 TRUTH = {

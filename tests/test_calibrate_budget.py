@@ -13,8 +13,8 @@ from calibrate.budget import Looks, fit_budget, known_budget, unseen
 from calibrate.fit import calibrate_runs
 from calibrate.steps import rebuild
 from scenarios.compare import compare, forecast_run
-from sim.run import Run, read_run
-from sim.server import ServerConfig
+from sim.model.run import Run, read_run
+from sim.model.server import ServerConfig
 
 DATA = Path(__file__).parent.parent / "data"
 

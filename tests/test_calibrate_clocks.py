@@ -7,8 +7,8 @@ from streams import CLOCKS, lengths, observe
 
 from calibrate.clocks import fit_clocks
 from calibrate.steps import rebuild
-from sim.calibration import Clocks, Delay
-from sim.workload import Workload
+from sim.model.calibration import Clocks, Delay
+from sim.model.workload import Workload
 
 TOGETHER = lengths(200, 40)  # alike, so that users end in groups
 MIXED = lengths((100, 1500), (20, 80))

@@ -20,7 +20,7 @@ from calibrate.regress import choose, design, regress
 from calibrate.rows import BLOCK_SECONDS, WARMING, Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import draw_coefficients
-from sim.calibration import Noise
+from sim.model.calibration import Noise
 from sim.steptime.linear import step_time
 
 MOODS = Moods(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)

@@ -14,11 +14,11 @@ from calibrate.components import UNSEEN
 from calibrate.fit import calibrate_runs
 from calibrate.races import UPLINK_SPREAD, WAY_OF_A_DAY, race_rows, races
 from calibrate.steps import rebuild
-from sim.calibration import Calibration, Delay, Noise, read_calibration
-from sim.errors import NotEnoughData
-from sim.files import write_file
-from sim.run import Run, read_run
-from sim.scenario import Machine
+from sim.model.calibration import Calibration, Delay, Noise, read_calibration
+from sim.model.errors import NotEnoughData
+from sim.model.files.atomic import write_file
+from sim.model.run import Run, read_run
+from sim.model.scenario import Machine
 from sim.steptime.linear import step_time
 
 DATA = Path(__file__).parent.parent / "data"

@@ -19,8 +19,8 @@ from calibrate.regress import Regression, regress
 from calibrate.rows import Rows, rows_of
 from calibrate.steps import rebuild
 from calibrate.uncertainty import draw_coefficients
-from sim.calibration import Noise
-from sim.run import Run, read_run
+from sim.model.calibration import Noise
+from sim.model.run import Run, read_run
 from sim.steptime.linear import affine
 
 DATA = Path(__file__).parent.parent / "data"

@@ -12,8 +12,8 @@ from streams import TRUTH, lengths, observe
 
 from calibrate.fit import calibrate_runs
 from calibrate.prior import FIXED_PART
-from sim.calibration import Calibration, Noise
-from sim.run import read_run
+from sim.model.calibration import Calibration, Noise
+from sim.model.run import read_run
 from sim.steptime.linear import StepTime, step_time
 
 DATA = Path(__file__).parent.parent / "data"

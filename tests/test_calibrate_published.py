@@ -29,12 +29,12 @@ from calibrate.search import search
 from calibrate.space import Space
 from calibrate.verdict import misses
 from scenarios.load import load
-from sim import metrics
-from sim.calibration import Calibration, read_calibration
-from sim.curve import takeoff
-from sim.errors import BadInput, CannotFit
-from sim.scenario import Figure, Scenario
-from sim.sweep import Task
+from sim.model.calibration import Calibration, read_calibration
+from sim.model.errors import BadInput, CannotFit
+from sim.model.scenario import Figure, Scenario
+from sim.replicate import Task
+from sim.results import metrics
+from sim.results.curve import takeoff
 
 ARTICLE = load("llama2-70b")
 SIMULATIONS = 150

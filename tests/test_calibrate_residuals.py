@@ -10,8 +10,8 @@ import pytest
 from calibrate.fit import calibrate_runs
 from calibrate.residuals import residuals
 from calibrate.steps import rebuild
-from sim.errors import NotEnoughData
-from sim.run import read_run
+from sim.model.errors import NotEnoughData
+from sim.model.run import read_run
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -12,10 +12,10 @@ from streams import lengths, observe
 
 from calibrate.steps import rebuild
 from calibrate.witness import witness
-from sim.calibration import Noise
-from sim.errors import NotEnoughData
-from sim.run import Run, read_run
-from sim.server import ServerConfig
+from sim.model.calibration import Noise
+from sim.model.errors import NotEnoughData
+from sim.model.run import Run, read_run
+from sim.model.server import ServerConfig
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = sorted(p.parent for p in DATA.glob("tgi-0.9.4-*/*/run.json"))

@@ -9,9 +9,9 @@ from calibrate.layout import read_table
 from calibrate.selection import fit_relative, select, subsets
 from calibrate.table import calibrate_table
 from scenarios.cli import status
-from sim.calibration import read_calibration
-from sim.errors import BadInput, NotEnoughData
-from sim.scenario import Machine
+from sim.model.calibration import read_calibration
+from sim.model.errors import BadInput, NotEnoughData
+from sim.model.scenario import Machine
 from sim.steptime.linear import affine
 
 DATA = Path(__file__).parent.parent / "data"

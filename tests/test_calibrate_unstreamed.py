@@ -10,9 +10,9 @@ from streams import TRUTH, lengths, observe
 
 from calibrate.fit import calibrate_runs
 from scenarios.compare import compare, forecast_run
-from sim.calibration import Calibration
-from sim.errors import NotEnoughData
-from sim.run import Run
+from sim.model.calibration import Calibration
+from sim.model.errors import NotEnoughData
+from sim.model.run import Run
 from sim.steptime.linear import step_time
 
 

@@ -8,8 +8,8 @@ from streams import lengths, observe, questions
 
 from calibrate.clocks import ASSUMED
 from calibrate.fit import calibrate_runs
-from sim.calibration import Noise
-from sim.errors import NotEnoughData
+from sim.model.calibration import Noise
+from sim.model.errors import NotEnoughData
 from sim.steptime.linear import step_time
 
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)

@@ -14,7 +14,7 @@ import pytest
 
 from scenarios.cli import status
 from scenarios.crossing import crossing
-from sim.calibration import Calibration, Parameter, Source
+from sim.model.calibration import Calibration, Parameter, Source
 
 SCENARIO = """\
 name: grid

@@ -8,8 +8,8 @@ from reference import Arrival, Reference, World
 from worlds import jump
 
 from sim.engines.tgi_0_9_4 import Engine
-from sim.request import Request
-from sim.server import ServerConfig
+from sim.model.request import Request
+from sim.model.server import ServerConfig
 from sim.steptime.linear import affine
 
 PRINTED = affine(a0=20.0, a1=0.01, b0=40.0)  # the traces of §3.3, in ms: a prefill takes 20 and 1 per 100 tokens

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from sim.clock import Clock
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
 from sim.engines.engine import Decision, Outcome, Plan, Scheduled, ServerState
-from sim.replica import Replica
-from sim.request import Request
+from sim.model.request import Request
 from sim.steptime.linear import affine
 from sim.steptime.work import NOTHING, StepWork
 

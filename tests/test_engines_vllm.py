@@ -7,10 +7,10 @@ from pathlib import Path
 from msgspec.structs import replace
 from schedule_vllm import Recording, differences, read_recordings, simulated
 
-from sim.clock import Clock
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
 from sim.engines.vllm_v1 import Engine, Flags
-from sim.replica import Replica
-from sim.request import Request
+from sim.model.request import Request
 from sim.steptime.linear import affine
 
 SHIPPED = Path(__file__).parent.parent / "data" / "vllm-v1-schedules.jsonl.gz"

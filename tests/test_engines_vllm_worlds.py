@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from sim.calibration import Noise as Law
-from sim.clock import Clock
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
 from sim.engines.engine import Scheduled
 from sim.engines.vllm_v1 import Engine, Flags
-from sim.replica import Replica
-from sim.request import Request
+from sim.model.calibration import Noise as Law
+from sim.model.request import Request
 from sim.steptime.linear import affine
 from sim.steptime.noise import Noise
 

@@ -16,8 +16,8 @@ from scenarios import fit_check
 from scenarios.cli import status
 from scenarios.fit_check import check_published
 from scenarios.load import load
-from sim.calibration import Calibration, Parameter, read_calibration
-from sim.sweep import processes
+from sim.model.calibration import Calibration, Parameter, read_calibration
+from sim.replicate import processes
 
 RECORDED = Path("data/tgi-0.9.4-cpu/long-again")
 SHIPPED = Path("scenarios/data/llama2-70b.calibration.json")

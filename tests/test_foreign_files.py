@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from scenarios.cli import status
-from sim.metrics import table
-from sim.run import Run, read_run
+from sim.model.run import Run, read_run
+from sim.results.metrics import table
 
 SAMPLES = Path(__file__).parent / "samples" / "foreign"
 

@@ -116,9 +116,9 @@ def test_json_of_every_kind(raw: str, folder: Path, capfd: pytest.CaptureFixture
 def test_devices_pipes_and_bombs_come_to_an_end(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sim.files.PIPE_SECONDS", 0.05)
-    monkeypatch.setattr("sim.files.MOST", 1 << 16)
-    monkeypatch.setattr("sim.files.gunzip.__defaults__", (1 << 16,))
+    monkeypatch.setattr("sim.model.files.atomic.PIPE_SECONDS", 0.05)
+    monkeypatch.setattr("sim.model.files.atomic.MOST", 1 << 16)
+    monkeypatch.setattr("sim.model.files.atomic.gunzip.__defaults__", (1 << 16,))
     os.mkfifo(folder / "pipe")
     (folder / "bomb.json.gz").write_bytes(gzip.compress(b"[" + b" " * (1 << 20)))
     for name, why in (("/dev/zero", "a device"), (folder / "pipe", "nothing came"), (folder / "bomb.json.gz", "MB")):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from scenarios.cli import status
-from sim.calibration import Calibration, Clocks, Delay, Parameter, Source
+from sim.model.calibration import Calibration, Clocks, Delay, Parameter, Source
 
 TURNAROUND = 0.25
 FIXED = """\

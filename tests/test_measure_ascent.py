@@ -24,16 +24,16 @@ from measure.exposition import parse
 from measure.generator import GeneratorKilled
 from measure.ladder import measure
 from scenarios.cli import FAILED, status
-from sim.errors import BadInput, UserError
-from sim.run import read_run
-from sim.scenario import Scenario
+from sim.model.errors import BadInput, UserError
+from sim.model.run import read_run
+from sim.model.scenario import Scenario
 
 CHILD = """
 import json, sys
 from pathlib import Path
 import msgspec
 from measure.ladder import measure
-from sim.scenario import Scenario
+from sim.model.scenario import Scenario
 text, url, out, resume = sys.argv[1:]
 measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume == "resume", processes=2)
 """

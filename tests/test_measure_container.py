@@ -23,10 +23,10 @@ from measure.doctor import diagnose
 from measure.generator import free_port
 from measure.ladder import measure
 from measure.overlay import endless
-from sim.run import read_run
-from sim.scenario import Launch, Load, Scenario
-from sim.server import ServerConfig
-from sim.workload import Workload
+from sim.model.run import read_run
+from sim.model.scenario import Launch, Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Workload
 
 SERVER = ServerConfig(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
 CHILD = """
@@ -35,7 +35,7 @@ from pathlib import Path
 import msgspec
 from measure.ladder import measure
 from measure.overlay import endless
-from sim.scenario import Scenario
+from sim.model.scenario import Scenario
 measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
 """
 

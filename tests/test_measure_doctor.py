@@ -9,8 +9,8 @@ import pytest
 from servers import quick_calibration, standin
 
 from measure.doctor import Finding, diagnose
-from sim.scenario import Launch, Load, Scenario
-from sim.workload import Workload
+from sim.model.scenario import Launch, Load, Scenario
+from sim.model.workload import Workload
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:

@@ -20,9 +20,9 @@ from measure.health import Server, look
 from measure.ladder import measure
 from measure.probe import learn
 from measure.prompts import generator
-from sim.run import read_run
-from sim.scenario import Load, Scenario
-from sim.workload import Workload
+from sim.model.run import read_run
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Workload
 
 SCENARIO = Scenario(
     name="tiny",

@@ -15,10 +15,10 @@ from measure.journal import Journal
 from measure.lines import Lines
 from measure.orders import Report
 from measure.witness import by_metrics, by_streams, disagreements
-from sim.errors import BadInput
-from sim.run import read_run
-from sim.scenario import Load, Scenario
-from sim.workload import Lengths, Workload
+from sim.model.errors import BadInput
+from sim.model.run import read_run
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Lengths, Workload
 
 SCENARIO = Scenario(
     name="j", workload=Workload(prompt_tokens=Lengths(uniform=(5, 9)), output_tokens=3), load=Load(users=[1])

@@ -16,11 +16,11 @@ from measure.exposition import parse
 from measure.health import Server, Unfit, check, look
 from measure.probe import Refused, learn
 from measure.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
-from sim.errors import BadInput, CannotFit
-from sim.identity import of_info
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
-from sim.workload import Exponential, Lengths, Lognormal, Pairs, Workload
+from sim.model.errors import BadInput, CannotFit
+from sim.model.identity import of_info
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Exponential, Lengths, Lognormal, Pairs, Workload
 
 
 def scenario(prompt: Any = 50, **more: Any) -> Scenario:

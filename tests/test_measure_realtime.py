@@ -13,8 +13,8 @@ from schedule import Witness
 from measure.exposition import Exposition
 from measure.realtime import Server
 from sim.engines.tgi_0_9_4 import Engine
-from sim.request import Request
-from sim.server import ServerConfig
+from sim.model.request import Request
+from sim.model.server import ServerConfig
 
 
 class Ticket:

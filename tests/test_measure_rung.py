@@ -16,7 +16,7 @@ from measure.precision import CYCLES, FEWEST, half_width
 from measure.rung import Climb, client_limited, default_users, doubts, reason_to_stop, seen
 from measure.screen import Screen
 from measure.watch import Watch, Window
-from sim.scenario import Load
+from sim.model.scenario import Load
 
 
 def ended(user: int, sent: float, took: float = 1.0, tokens: int = 10, status: str = "ok", **more: Any) -> Ended:

@@ -18,7 +18,7 @@ from servers import Standin, quick_calibration, reset, standin
 from measure.exposition import parse
 from measure.faults import Faults, parse_faults
 from measure.validation import Body, Parameters, Refused, prompt_length
-from sim.server import ServerConfig
+from sim.model.server import ServerConfig
 
 SERVER = ServerConfig(max_batch_total_tokens=20000)
 

@@ -262,7 +262,7 @@ def test_a_full_disk_loses_no_answer_and_leaves_nothing(
             text = text.replace(each, str(path))
         return text
 
-    monkeypatch.setattr("sim.files._write_all", full())
+    monkeypatch.setattr("sim.model.files.atomic._write_all", full())
     monkeypatch.setattr(Path, "write_bytes", full())
     assert status([filled(each) for each in command]) == 2
     said, err = capfd.readouterr()
@@ -275,7 +275,7 @@ def test_a_file_that_is_there_survives_a_full_disk(run: Path, tmp_path: Path, mo
     page = tmp_path / "page.html"
     assert status(["report", str(run), "-o", str(page)]) == 0
     before = page.read_bytes()
-    monkeypatch.setattr("sim.files._write_all", full(errno.EDQUOT))
+    monkeypatch.setattr("sim.model.files.atomic._write_all", full(errno.EDQUOT))
     assert status(["report", str(run), "-o", str(page)]) == 2
     assert page.read_bytes() == before
     assert {p.name for p in tmp_path.iterdir()} == {"page.html", "run"}
@@ -306,7 +306,7 @@ def test_new_follows_no_link_to_what_is_there(tmp_path: Path, capfd: pytest.Capt
 def test_an_import_that_cannot_be_read_back_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from sim import run as runs
+    from sim.model import run as runs
 
     whole = runs.request_records
 

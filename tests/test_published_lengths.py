@@ -12,7 +12,7 @@ from calibrate.published import calibrate_published
 from scenarios.cli import status
 from scenarios.load import load
 from scenarios.simulation import simulate
-from sim.scenario import Figure
+from sim.model.scenario import Figure
 
 SAMPLE = "tests/samples/published-mistral.yaml"
 

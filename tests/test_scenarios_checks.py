@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.load import load
-from sim.errors import BadInput
+from sim.model.errors import BadInput
 
 GOOD = """\
 format: 1

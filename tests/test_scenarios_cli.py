@@ -13,8 +13,8 @@ import pytest
 
 from scenarios import ask, cli
 from scenarios.cli import servecast, status
-from sim.errors import UserError
-from sim.run import read_run
+from sim.model.errors import UserError
+from sim.model.run import read_run
 
 SERVECAST = [sys.executable, "-m", "scenarios"]
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]

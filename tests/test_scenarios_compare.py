@@ -18,12 +18,12 @@ from scenarios.evidence import evidence
 from scenarios.fitted import fitted_rungs
 from scenarios.patterns import humps
 from scenarios.repeats import read_repeats
-from sim import metrics
-from sim.calibration import Calibration
-from sim.errors import NotEnoughData
-from sim.gaps import gaps
-from sim.run import Run, read_run
-from sim.scenario import Machine
+from sim.model.calibration import Calibration
+from sim.model.errors import NotEnoughData
+from sim.model.run import Run, read_run
+from sim.model.scenario import Machine
+from sim.results import metrics
+from sim.results.gaps import gaps
 
 DATA = Path(__file__).parent.parent / "data"
 

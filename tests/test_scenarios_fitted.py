@@ -9,7 +9,7 @@ import pytest
 
 from calibrate.fit import calibrate_runs
 from scenarios.fitted import fitted_rungs
-from sim.run import Run, read_run
+from sim.model.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
 

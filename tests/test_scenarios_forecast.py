@@ -23,12 +23,12 @@ from scenarios.replicate import circumstances, replicate
 from scenarios.report import page
 from scenarios.simulation import central_run, simulate
 from scenarios.tables import show, show_corners, show_cost
-from sim.calibration import Calibration, Parameter, Source, read_calibration
-from sim.curve import Corner
-from sim.errors import BadInput, CannotFit
-from sim.metrics import table
-from sim.scenario import Machine, Price
-from sim.sweep import Task, processes
+from sim.model.calibration import Calibration, Parameter, Source, read_calibration
+from sim.model.errors import BadInput, CannotFit
+from sim.model.scenario import Machine, Price
+from sim.replicate import Task, processes
+from sim.results.curve import Corner
+from sim.results.metrics import table
 
 SMALL = """\
 name: small

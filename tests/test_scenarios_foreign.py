@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from calibrate.steps import rebuild
 from scenarios.cli import status
 from scenarios.foreign import import_results
-from sim.assume import taken_as
-from sim.errors import BadInput
-from sim.metrics import table
-from sim.replay import lanes
-from sim.run import read_run, write_run
+from sim.cluster.replay import lanes
+from sim.model.assume import taken_as
+from sim.model.errors import BadInput
+from sim.model.run import read_run, write_run
+from sim.results.metrics import table
 
 SAMPLES = Path(__file__).parent / "samples"
 NUMBER = r"([\d.,]+)"

@@ -10,10 +10,10 @@ from test_scenarios_checks import GOOD
 
 from scenarios.checks import RATES, TIMES
 from scenarios.load import load, origin, shipped
-from sim.errors import BadInput
-from sim.metrics import COMPARED
-from sim.server import Bounds
-from sim.workload import Exponential, Gamma, Lengths, Lognormal
+from sim.model.errors import BadInput
+from sim.model.server import Bounds
+from sim.model.workload import Exponential, Gamma, Lengths, Lognormal
+from sim.results.metrics import COMPARED
 
 
 @pytest.mark.parametrize(

@@ -27,9 +27,9 @@ from scenarios.load import load
 from scenarios.numbers import parts
 from scenarios.report import page, read_item
 from scenarios.simulation import central_run, simulate
-from sim import metrics
-from sim.errors import BadInput
-from sim.run import Run, write_run
+from sim.model.errors import BadInput
+from sim.model.run import Run, write_run
+from sim.results import metrics
 
 
 @pytest.fixture(scope="module")

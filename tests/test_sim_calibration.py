@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sim.calibration import Calibration, Parameter, Source, read_calibration
-from sim.errors import BadInput
-from sim.run import read_run
+from sim.model.calibration import Calibration, Parameter, Source, read_calibration
+from sim.model.errors import BadInput
+from sim.model.run import read_run
 
 GOOD = Calibration(
     source=Source(door="assumed"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sim.calibration import Clocks, Delay, Noise
-from sim.clients import Delays
-from sim.ladder import climb
-from sim.model import Model
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
+from sim.cluster.clients import Delays
+from sim.cluster.ladder import climb
+from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.machine import Model
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Lengths, Workload
 from sim.steptime.linear import affine
-from sim.workload import Lengths, Workload
 
 
 def test_delays_have_the_quantiles_named_and_grow_with_the_prompt() -> None:

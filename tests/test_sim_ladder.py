@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 from msgspec.structs import replace
 
-from sim import metrics
-from sim.bench import Bench
-from sim.calibration import Clocks, Delay, Noise
-from sim.clients import Patience
-from sim.errors import BadInput, CannotFit
-from sim.ladder import climb
-from sim.model import Model
-from sim.replay import patience_of, replay, with_users
-from sim.run import Run, Rung
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
+from sim.cluster.clients import Patience
+from sim.cluster.ladder import climb
+from sim.cluster.replay import patience_of, replay, with_users
+from sim.cluster.testbed import Bench
+from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.errors import BadInput, CannotFit
+from sim.model.machine import Model
+from sim.model.run import Run, Rung
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Drawn, Lengths, Pairs, Workload
+from sim.results import metrics
 from sim.steptime.linear import affine
-from sim.workload import Drawn, Lengths, Pairs, Workload
 
 SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
 STEP_TIME = affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from reference import History, World, ceil16
 from worlds import crowd, jump, worlds
 
-from sim.clock import Clock
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
 from sim.engines.tgi_0_9_4 import Engine
-from sim.replica import Replica
-from sim.request import Request
-from sim.server import ServerConfig
-from sim.steps import Call
+from sim.model.request import Request
+from sim.model.server import ServerConfig
+from sim.model.steps import Call
 from sim.steptime.linear import affine
 
 STEPS = ("prefill", "decode")

@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim import metrics
-from sim.calibration import Clocks, Delay, Noise
-from sim.errors import NotEnoughData
-from sim.gaps import FEW, Gaps, gaps, weighted_quantiles
-from sim.ladder import climb
-from sim.model import Model
-from sim.replica import Replica
-from sim.run import Run, Rung
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
-from sim.steps import Call
+from sim.cluster.ladder import climb
+from sim.cluster.replica import Replica
+from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.errors import NotEnoughData
+from sim.model.machine import Model
+from sim.model.requests import REQUEST_COLUMNS
+from sim.model.run import Run, Rung
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.steps import Call
+from sim.model.workload import Lengths, Workload
+from sim.results import metrics
+from sim.results.gaps import FEW, Gaps, gaps, weighted_quantiles
 from sim.steptime.linear import affine
-from sim.table import REQUEST_COLUMNS
-from sim.workload import Lengths, Workload
 
 
 def by_hand(rows: list[tuple[float, float, list[float], str]], slo: dict[str, float] | None = None) -> Run:
@@ -132,7 +132,7 @@ def both(monkeypatch: pytest.MonkeyPatch, scenario: Scenario, noise: Noise, cloc
             for r in call.members:
                 seen.setdefault((r.user, r.sent), []).extend(call.ends)
 
-    monkeypatch.setattr("sim.bench.Replica", partial(Replica, on_call=record))
+    monkeypatch.setattr("sim.cluster.testbed.Replica", partial(Replica, on_call=record))
     server = ServerConfig(max_batch_total_tokens=1500, max_concurrent_requests=12)
     step_time = affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=2e-6, b3=1e-6, c0=0.004, f0=0.003)
     run = climb(scenario, Model(step_time, server, noise, clocks), (3, 0))

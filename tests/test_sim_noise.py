@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import skew
 
-from sim.calibration import Noise as Law
+from sim.model.calibration import Noise as Law
 from sim.steptime.noise import Floats, Noise
 from sim.steptime.segment import NoisySegment
 

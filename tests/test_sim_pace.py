@@ -9,14 +9,14 @@ import msgspec
 import pandas as pd
 import pytest
 
-from sim.ladder import climb
-from sim.model import Model
-from sim.replay import replay
-from sim.run import Run, read_run, write_run
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
+from sim.cluster.ladder import climb
+from sim.cluster.replay import replay
+from sim.model.machine import Model
+from sim.model.run import Run, read_run, write_run
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Lengths, Workload
 from sim.steptime.linear import affine
-from sim.workload import Lengths, Workload
 
 SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
 TIMES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sim.errors import BadInput
-from sim.pairs import read_pairs
-from sim.workload import Pairs, Workload
+from sim.model.errors import BadInput
+from sim.model.files.lengths import read_pairs
+from sim.model.workload import Pairs, Workload
 
 
 def _read(path: Path, text: str, **workload) -> Pairs:

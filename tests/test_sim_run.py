@@ -13,18 +13,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from sim import metrics
-from sim.calibration import Clocks, Delay, Noise
-from sim.errors import BadInput
-from sim.files import write_file
-from sim.ladder import climb
-from sim.model import Model
-from sim.replay import replay
-from sim.run import Run, read_run, write_run
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
+from sim.cluster.ladder import climb
+from sim.cluster.replay import replay
+from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.errors import BadInput
+from sim.model.files.atomic import write_file
+from sim.model.machine import Model
+from sim.model.run import Run, read_run, write_run
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Lengths, Workload
+from sim.results import metrics
 from sim.steptime.linear import affine
-from sim.workload import Lengths, Workload
 
 SCENARIO = Scenario(
     name="small",

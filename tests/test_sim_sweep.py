@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 from scenarios.replicate import replicate
-from sim.calibration import Calibration, Noise, Parameter, Source
-from sim.curve import Corner, band, knee, plateau, takeoff
-from sim.model import Draw
-from sim.scenario import Load, Scenario
-from sim.server import Bounds, ServerConfig
-from sim.sweep import MOST, Task, each_done, processes
-from sim.workload import Lengths, Workload
+from sim.model.calibration import Calibration, Noise, Parameter, Source
+from sim.model.machine import Draw
+from sim.model.scenario import Load, Scenario
+from sim.model.server import Bounds, ServerConfig
+from sim.model.workload import Lengths, Workload
+from sim.replicate import MOST, Task, each_done, processes
+from sim.results.curve import Corner, band, knee, plateau, takeoff
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
 CALIBRATION = Calibration(

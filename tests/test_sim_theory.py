@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sim import metrics
-from sim.ladder import climb
-from sim.model import Model
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
+from sim.cluster.ladder import climb
+from sim.model.machine import Model
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Exponential, Lengths, Workload, draw_lengths
+from sim.results import metrics
 from sim.steptime.linear import Linear, affine
-from sim.workload import Exponential, Lengths, Workload, draw_lengths
 
 ONE_AT_A_TIME = ServerConfig(  # twice the new tokens never fit
     max_batch_prefill_tokens=20_000,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sim.workload import (
+from sim.model.workload import (
     Asked,
     Cv,
     Drawn,

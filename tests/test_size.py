@@ -13,9 +13,9 @@ from scenarios import progress
 from scenarios.cli import status
 from scenarios.load import load
 from scenarios.size import check_size
-from sim import sweep
-from sim.calibration import read_calibration
-from sim.run import read_run
+from sim import replicate
+from sim.model.calibration import read_calibration
+from sim.model.run import read_run
 
 TOO_LARGE = {
     "users": (["load.users=[1,1000000000]"], [], "standin: load.users: expected a simulation that can run here: 1,000"),
@@ -115,7 +115,7 @@ def test_progress_is_told_within_a_replicate_and_how_long_the_rest_takes(
 ):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     monkeypatch.setattr(progress, "KNOWN", 0.0)
-    monkeypatch.setattr(sweep, "_LOOK", 0.02)
+    monkeypatch.setattr(replicate, "_LOOK", 0.02)
     sets = ["--set", "load.users=[1,8,64]", "--set", "load.seconds=150"]
     assert status(["simulate", "standin", *sets, "--replicates", "19", "--jobs", "1"]) == 0
     said = re.findall(r"simulating standin: (\S+) of 19", capfd.readouterr().err)

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from measure.screen import Screen
 from scenarios.cli import status
-from sim.columns import Column, fitting, show_columns
-from sim.console import Console as OurConsole
+from sim.terminal.columns import Column, fitting, show_columns
+from sim.terminal.console import Console as OurConsole
 
 QUICK = ["--replicates", "19", "--jobs", "1"]
 LONG = "name=長い名前の長い名前の長い名前の長い名前の長い名前の長い名前の長い名前の長い名前"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.cli import status
-from sim.severity import KINDS, Severity, ranked, severity
+from sim.model.warning import KINDS, Severity, ranked, severity
 
 ROOT = Path(__file__).parents[1]
 ASKED = ["simulate", "llama2-70b-1500-100", "--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]

@@ -7,13 +7,13 @@ import numpy as np
 from hypothesis import strategies as st
 from reference import Arrival, History, World, ceil16
 
-from sim.calibration import Noise
-from sim.clock import Clock
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
 from sim.engines.tgi_0_9_4 import Engine
-from sim.replica import Replica
-from sim.request import Request
-from sim.server import ServerConfig
-from sim.steps import Call
+from sim.model.calibration import Noise
+from sim.model.request import Request
+from sim.model.server import ServerConfig
+from sim.model.steps import Call
 from sim.steptime.linear import affine
 from sim.steptime.linear import padded as padded_form
 

@@ -25,8 +25,8 @@ from measure.generator import Generator
 from measure.ladder import measure
 from measure.orders import Order, Setup, boot_id
 from measure.prompts import WORDS, Recipe
-from sim.scenario import Load, Scenario
-from sim.workload import Workload
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Workload
 
 USERS = (8, 64)
 STREAMS, EVENTS = 64, 1000

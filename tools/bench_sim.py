@@ -1,7 +1,8 @@
 """How fast the simulator is: requests per CPU second, metrics and turnaround on (`make bench`).
 
-Every load is simulated through the front door (`sim.ladder.climb`, `sim.metrics.table`) in a process of its own. The
-machine is a Llama-2-70B on four A100 in round figures; a user comes back some milliseconds after his answer.
+Every load is simulated through the front door (`sim.cluster.ladder.climb`, `sim.results.metrics.table`) in a process of
+its own. The machine is a Llama-2-70B on four A100 in round figures; a user comes back some milliseconds after his
+answer.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import sys
 import time
 from dataclasses import dataclass
 
-from sim import metrics
-from sim.calibration import Clocks, Delay, Noise
-from sim.ladder import climb
-from sim.model import Model
-from sim.scenario import Load, Scenario
-from sim.server import ServerConfig
+from sim.cluster.ladder import climb
+from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.machine import Model
+from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Exponential, Lengths, Workload
+from sim.results import metrics
 from sim.steptime.linear import affine
-from sim.workload import Exponential, Lengths, Workload
 
 STEP_TIME = affine(a0=0.05, a1=2.2e-4, a2=3e-9, a3=2e-3, b0=0.045, b1=2.5e-4, b2=2e-7, b3=2e-6, c0=2e-3, f0=1e-3)
 NOISE = Noise(prefill=[0.96, 0.99, 1.0, 1.01, 1.04], decode=[0.95, 0.99, 1.0, 1.01, 1.05], drift=0.01)

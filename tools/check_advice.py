@@ -27,9 +27,9 @@ from calibrate.advise import DRAWS, Advice, Question, advise, candidates, known_
 from calibrate.fit import calibrate_runs
 from measure.ladder import measure
 from scenarios.load import load
-from sim.run import Run, read_run
-from sim.scenario import Load, Scenario
-from sim.workload import Workload
+from sim.model.run import Run, read_run
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Workload
 
 KNOWN = Workload(prompt_tokens=100, output_tokens=60)
 KNOWN_USERS = [1, 2]

@@ -28,12 +28,12 @@ from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 
 from calibrate.fit import calibrate_runs
 from scenarios.compare import Replicate, compare
-from sim.calibration import Delay, Noise
-from sim.ladder import climb
-from sim.model import Model
-from sim.scenario import Load, Scenario
+from sim.cluster.ladder import climb
+from sim.model.calibration import Delay, Noise
+from sim.model.machine import Model
+from sim.model.scenario import Load, Scenario
+from sim.replicate import processes
 from sim.steptime.linear import step_time
-from sim.sweep import processes
 
 NOISE = Noise(
     prefill=[0.96, 0.98, 1.0, 1.02, 1.04],

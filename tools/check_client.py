@@ -35,11 +35,11 @@ from rich.console import Console
 from calibrate.fit import calibrate_runs
 from measure.ladder import measure
 from measure.rung import CANARY_LIMITED
-from sim.calibration import Calibration, Parameter, Source
-from sim.run import Run, read_run
-from sim.scenario import Load, Scenario
+from sim.model.calibration import Calibration, Parameter, Source
+from sim.model.run import Run, read_run
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Lengths, Workload
 from sim.steptime.linear import step_time
-from sim.workload import Lengths, Workload
 
 USERS = [1, 2, 4]
 PROMPT, OUTPUT = 300, 60

@@ -31,9 +31,9 @@ from streams import SERVER, TRUTH, lengths, observe
 
 from calibrate.fit import calibrate_runs
 from calibrate.steps import rebuild
-from sim.calibration import Noise
+from sim.model.calibration import Noise
+from sim.replicate import processes
 from sim.steptime.linear import step_time
-from sim.sweep import processes
 
 Floats = NDArray[np.float64]
 

@@ -30,11 +30,11 @@ from streams import SERVER, TRUTH, lengths, observe
 
 from calibrate.fit import calibrate_runs
 from scenarios.fit_check import check_runs
-from sim.calibration import FitCheck, Noise
-from sim.errors import UserError
-from sim.run import Run
-from sim.server import ServerConfig
-from sim.sweep import processes
+from sim.model.calibration import FitCheck, Noise
+from sim.model.errors import UserError
+from sim.model.run import Run
+from sim.model.server import ServerConfig
+from sim.replicate import processes
 
 LADDERS = (  # lengths, users, s of a rung
     (lengths(1500, 100), [1, 2, 4, 8, 16, 32], 14.0),

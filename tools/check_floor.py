@@ -25,10 +25,10 @@ from validate import COVERAGE, DATA, FAMILIES, GOALS, MEANS, SHOWN, Goal
 
 from calibrate.fit import calibrate_runs
 from scenarios.compare import forecast_run
-from sim.calibration import Calibration
-from sim.curve import band
-from sim.run import Run, read_run
-from sim.sweep import processes
+from sim.model.calibration import Calibration
+from sim.model.run import Run, read_run
+from sim.replicate import processes
+from sim.results.curve import band
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ import sys
 from functools import partial
 
 from calibrate.recovery import THIRD, trial
-from sim.sweep import processes
+from sim.replicate import processes
 
 
 def main() -> int:

@@ -15,10 +15,10 @@ import numpy as np
 
 from calibrate.figures import READING, USERS, Article, Profile
 from calibrate.recovery import LONG_ANSWERS, LONG_PROMPTS, SERVER, draw_machine
-from sim import rates
-from sim.calibration import read_calibration
-from sim.curve import takeoff
-from sim.sweep import processes
+from sim.model.calibration import read_calibration
+from sim.replicate import processes
+from sim.results import rates
+from sim.results.curve import takeoff
 
 ARTICLE = Path(__file__).parent.parent / "scenarios" / "data" / "llama2-70b.calibration.json"
 MACHINES = 12

@@ -20,7 +20,7 @@ from calibrate.races import LAPSES, WAY_OF_A_DAY, races, standing
 from calibrate.regress import choose, regress
 from calibrate.rows import rows_of
 from calibrate.steps import rebuild
-from sim.run import read_run
+from sim.model.run import read_run
 
 Floats = NDArray[np.float64]
 

@@ -186,7 +186,7 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ),
         ("taken from the back", "self._free.popitem(last=False)", "self._free.popitem()"),
     ],
-    "sim/replica.py": [
+    "sim/cluster/replica.py": [
         ("one permit too many", "self.in_use < self.permits", "self.in_use <= self.permits"),
         (
             "who leaves keeps the permit",
@@ -211,7 +211,7 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ("joining costs nothing", "0.0 if once is None else self.step_time.line(once).first", "0.0"),
         ("goes on with a segment that is another's", "and not plan.admitted:", "and True:"),
     ],
-    "sim/clock.py": [
+    "sim/cluster/clock.py": [
         ("time passes over what is due", "self._queue[0][0] <= time", "self._queue[0][0] < time"),
     ],
     "sim/steptime/linear.py": [

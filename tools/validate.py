@@ -27,8 +27,8 @@ from calibrate.fit import calibrate_runs
 from scenarios.compare import compare, forecast_run
 from scenarios.comparison import Row
 from scenarios.goals import FLASH, PADDED, Goal
-from sim.run import Run, read_run
-from sim.sweep import processes
+from sim.model.run import Run, read_run
+from sim.replicate import processes
 
 DATA = Path(__file__).parent.parent / "data"
 

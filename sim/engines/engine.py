@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from sim.request import Request
+from sim.model.request import Request
 from sim.steptime.work import NOTHING, StepWork
 
 Refusal = tuple[Request, str]  # and the status it ends with

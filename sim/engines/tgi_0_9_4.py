@@ -18,8 +18,8 @@ from heapq import heappop, heappush
 import numpy as np
 
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
-from sim.request import VALIDATION, Request
-from sim.server import BLOCK, ServerConfig
+from sim.model.request import VALIDATION, Request
+from sim.model.server import BLOCK, ServerConfig
 from sim.steptime.work import NOTHING, StepWork
 
 PREFILL, DECODE, FILTER = "prefill", "decode", "filter"

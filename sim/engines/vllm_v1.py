@@ -18,7 +18,7 @@ import numpy as np
 
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
 from sim.engines.kv_cache import Blocks, CachedBlocks, CountedBlocks
-from sim.request import VALIDATION, Request, Text
+from sim.model.request import VALIDATION, Request, Text
 from sim.steptime.work import NOTHING, StepWork
 
 

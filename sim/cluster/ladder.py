@@ -1,0 +1,211 @@
+"""The ladder: users are added to those already running, rung by rung, as a measurement climbs it. One simulation.
+
+Users of equal lengths fall into lock-step groups, and which grouping holds depends on how they came: rungs simulated
+from empty are not what a ladder measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from simpy import Event
+
+from sim.cluster.testbed import Bench
+from sim.model.errors import BadInput
+from sim.model.files.lengths import arrivals
+from sim.model.machine import Model
+from sim.model.request import OK, Request
+from sim.model.run import Run, Rung
+from sim.model.scenario import Load, Scenario, least_completions
+from sim.model.server import ServerConfig
+from sim.model.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
+
+TOLD = 50  # times that a rung of its usual length tells how far it is
+MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it waited for, and ends after its last
+
+
+def climb(
+    scenario: Scenario,
+    model: Model,
+    seed: Sequence[int],
+    pairs: Pairs | None = None,
+    *,
+    members: bool = False,
+    progress: Callable[[float], None] | None = None,
+) -> Run:
+    """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one, and with
+    `members` the steps say whose they are. `progress` hears now and then about what share of the work is done.
+
+    The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
+    refused, before the clock starts.
+    """
+    bench = Bench(scenario, model, seed, _source(scenario, pairs, seed, model.output_attained), members=members)
+    check_servable(scenario, model.server, pairs)
+    load = scenario.load
+    if load.trace:
+        rungs = _trace(bench, load, pairs)
+    elif load.users is not None:
+        rungs = _closed(bench, load)
+    else:
+        rungs = _open(bench, load)
+    if progress is not None:
+        _watch(bench, load, pairs, progress)
+    bench.clock.run(until=bench.clock.process(rungs))
+    return bench.run()
+
+
+def check_servable(scenario: Scenario, server: ServerConfig, pairs: Pairs | None = None) -> None:
+    """Raise `CannotFit` for a workload with a request that would wait for ever, `BadInput` where all would be refused;
+    `server` is the scenario's with every flag known."""
+    refused = True
+    for asked in _askable(scenario, pairs):
+        server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
+        refused &= server.refuses(asked.prompt_tokens, asked.max_new_tokens)
+    if refused:
+        raise BadInput(
+            f"every request would be refused (422): the server takes prompts of {server.max_input_length} tokens "
+            f"(server.max_input_length), and {server.max_total_tokens} with the answer (server.max_total_tokens)",
+            key="workload",
+        )
+
+
+def _watch(bench: Bench, load: Load, pairs: Pairs | None, progress: Callable[[float], None]) -> None:
+    """Tell about how much is done: a rung counts by its load, up to what the server lets in, and by its time within."""
+    clock, permits = bench.clock, bench.scenario.server.max_concurrent_requests
+    work = [float(min(users, permits)) for users in load.users or []] or [float(rate) for rate in load.rate or [1.0]]
+    seconds = load.settle + (load.seconds or load.max_seconds)
+    if load.trace and load.seconds is None:
+        seconds = float(arrivals(bench.scenario.workload, pairs)[-1])
+
+    def tell(_: object) -> None:
+        over = len(bench.rungs)
+        since = bench.rungs[-1].end if bench.rungs else 0.0
+        within = min((clock.now - since) / seconds, 1.0) * work[min(over, len(work) - 1)] if over < len(work) else 0.0
+        progress(min((sum(work[:over]) + within) / sum(work), 1.0))
+        clock.call(clock.now + seconds / TOLD, tell)
+
+    clock.call(seconds / TOLD, tell)
+
+
+def _source(scenario: Scenario, pairs: Pairs | None, seed: Sequence[int], attained: float) -> Source:
+    if pairs is not None and scenario.workload.trace is not None:
+        return InOrder(pairs)
+    return Drawn(scenario.workload, np.random.default_rng([*seed, 3]), pairs, attained)
+
+
+def _askable(scenario: Scenario, pairs: Pairs | None) -> Iterator[Asked]:
+    """Every request of the workload's file, or drawn ones (a longer one, should it come, is refused when it comes)."""
+    if pairs is not None:
+        lengths = (pairs.prompt_tokens, pairs.output_tokens, pairs.max_new_tokens)
+        return map(Asked, *(column.tolist() for column in lengths))
+    probe = Drawn(scenario.workload, np.random.default_rng(0))
+    return (probe.next(0) for _ in range(1000))
+
+
+def _closed(bench: Bench, load: Load) -> Generator[Event, Any, None]:
+    clock, clients = bench.clock, bench.clients
+    assert load.users is not None
+    present = 0
+    for users in load.users:
+        start = clock.now
+        for user in range(present, users):
+            clients.add_user(user)
+            yield clock.at(clock.now + 1.0 / load.spawn_rate)
+        present = users
+        ramped = clock.now
+        yield _settle(bench, ramped, users)
+        settled = clock.now
+        yield from _window(bench, load, users)
+        bench.rungs.append(Rung(start=start, ramped=ramped, settled=settled, end=clock.now, users=users))
+
+
+def _settle(bench: Bench, ramped: float, users: int) -> Event:
+    """Happens when every user has finished a request begun since all were there, as a measurement has it."""
+    clock, clients = bench.clock, bench.clients
+    missing = set(range(users))
+    settled = clock.event()
+    latest = ramped
+
+    def ended(r: Request, at: float) -> None:
+        nonlocal latest
+        if r.sent >= ramped and r.user in missing:
+            missing.discard(r.user)
+            latest = max(latest, at)
+            if not missing:
+                clients.on_ended = _ignore
+                _happen(settled, clock.at(max(latest, clock.now) + MOMENT))
+
+    clients.on_ended = ended
+    return settled
+
+
+def _window(bench: Bench, load: Load, users: int) -> Generator[Event, Any, None]:
+    """Pass the steady window: `seconds`, or until enough requests have ended, but no longer than `max_seconds`."""
+    clock = bench.clock
+    if load.seconds is not None:
+        yield clock.at(clock.now + load.seconds)
+        return
+    enough = clock.event()
+    wanted = least_completions(users)
+    count = 0
+
+    def ended(r: Request, at: float) -> None:
+        nonlocal count
+        count += r.status == OK  # a user who is refused asks five times a second
+        if count == wanted:
+            bench.clients.on_ended = _ignore
+            _happen(enough, clock.at(max(at, clock.now) + MOMENT))
+
+    bench.clients.on_ended = ended
+    yield enough | clock.at(clock.now + load.max_seconds)
+    bench.clients.on_ended = _ignore
+
+
+def _open(bench: Bench, load: Load) -> Generator[Event, Any, None]:
+    clock, clients = bench.clock, bench.clients
+    assert load.rate is not None
+    for rate in load.rate:
+        start = clock.now
+        end = start + load.settle + (load.seconds or load.max_seconds)
+        clients.arrive(_stream(load, rate, start, end, bench.rng, clients.source))
+        yield clock.at(start + load.settle)
+        settled = clock.now
+        yield clock.at(end)
+        bench.rungs.append(Rung(start=start, ramped=start, settled=settled, end=end, rate=rate))
+
+
+def _stream(
+    load: Load, rate: float, start: float, end: float, rng: np.random.Generator, source: Source
+) -> Iterator[tuple[float, Asked]]:
+    due = start
+    while True:
+        for gap in arrival_gaps(load.arrivals, rate, rng, 256).tolist():
+            due += gap
+            if due >= end:
+                return
+            yield due, source.next(-1)
+
+
+def _trace(bench: Bench, load: Load, pairs: Pairs | None) -> Generator[Event, Any, None]:
+    clock = bench.clock
+    due = arrivals(bench.scenario.workload, pairs)
+    end = float(due[-1])
+    settled = min(load.settle, end / 2)
+    if load.seconds is not None:
+        end = min(end, settled + load.seconds)
+    sent = due[due <= end].tolist()
+    bench.clients.arrive((at, bench.clients.source.next(-1)) for at in sent)
+    yield clock.at(end + MOMENT)  # the last one is sent, too
+    rate = int((due < end).sum()) / end
+    bench.rungs.append(Rung(start=0.0, ramped=0.0, settled=settled, end=end, rate=rate))
+
+
+def _happen(what: Event, when: Event) -> None:
+    assert when.callbacks is not None
+    when.callbacks.append(what.trigger)
+
+
+def _ignore(request: Request, ended: float) -> None:
+    pass

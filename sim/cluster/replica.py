@@ -1,0 +1,282 @@
+"""One server as a SimPy process: an engine on the clock, without policy.
+
+Between two decisions of the engine nothing can change but the clock, so the steps of a plan are one event. It ends with
+the plan, or at the boundary from which the engine could decide otherwise because somebody came or left. Boundaries are
+computed forward from the first step of a segment, never accumulated.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from simpy import Event, Interrupt
+from simpy.events import EventPriority
+
+from sim.cluster.clock import ROUTER, Clock
+from sim.engines.engine import Engine, Plan, Scheduled, ServerState
+from sim.model.request import OK, OVERLOADED, Request
+from sim.model.steps import DECODE, PREFILL, STEP_COLUMNS, Call
+from sim.steptime.linear import Line, StepTime
+from sim.steptime.noise import Noise
+from sim.steptime.segment import NoisySegment, Segment
+from sim.steptime.work import StepWork
+
+KINDS = "prefill", "decode"  # by the codes PREFILL and DECODE
+
+
+class Replica:
+    """One server. `on_end(request)` is called when a request ends, at the server's instant, with its status set.
+
+    `permits` is how many requests it lets in at once; others end as `overloaded`. `steps` rows have `STEP_COLUMNS`;
+    with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears of every call (the steps of a plan
+    are one), at the end of its last step and before anybody is told of an end. Until `busy_until` the server does
+    something else (what was asked of it before, a warm-up) and only queues.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        engine: Engine,
+        step_time: StepTime,
+        on_end: Callable[[Request], None],
+        noise: Noise | None = None,
+        on_call: Callable[[Call], None] | None = None,
+        busy_until: float = 0.0,
+        permits: int | None = None,
+    ):
+        self.clock, self.engine, self.step_time, self.noise = clock, engine, step_time, noise
+        self.on_end, self.permits = on_end, permits
+        self.in_use = 0  # permits: queued and running requests alike
+        self.steps = array("d")
+        self.step_ends: list[NDArray[np.float64]] = []
+        self.number = 0  # forward passes so far: what the noise is indexed by
+        self._on_call, self._scheduled = on_call, Scheduled("", (), (), engine.state())
+        if on_call is not None:
+            engine.observer = self._observe
+        self._state = engine.state()  # after the last commit
+        self._idle: Event | None = None
+        self._plan: Plan | None = None  # under way
+        self._last: tuple[Plan, int] | None = None  # the plan before it, if it has just ended, and its steps
+        self._segment: Segment | NoisySegment | None = None
+        self._line, self._once = Line(0.0, 0.0, 1), 0.0
+        self._before = self._target = 0  # steps of the segment before the plan; the step with which the plan is to end
+        self._process = clock.process(self._serve(busy_until))
+
+    @property
+    def on_call(self) -> Callable[[Call], None] | None:
+        """Who hears of every call."""
+        return self._on_call
+
+    @on_call.setter
+    def on_call(self, hears: Callable[[Call], None] | None) -> None:
+        self._on_call = hears
+        self.engine.observer = self._observe if hears is not None else None
+
+    @property
+    def has_permit(self) -> bool:
+        """Whether another request is let in; if not it is answered 429 at once."""
+        return self.permits is None or self.in_use < self.permits
+
+    def submit(self, request: Request) -> None:
+        """A request reaches the server now. It may end at once (429 before 422), else `on_end` says when.
+
+        Raises `CannotFit` for one that the real server would keep for ever.
+        """
+        if not self.has_permit:
+            self._end(request, OVERLOADED)
+            return
+        done = self._done()
+        request.arrived = self.clock.now
+        refused = self.engine.submit(request, done)
+        if refused is not None:
+            self._end(request, refused)
+            return
+        request.queued = self.clock.now
+        self.in_use += 1
+        self._changed(done)
+
+    def cancel(self, request: Request) -> None:
+        """The request's client goes away now."""
+        request.gone = True
+        self.in_use -= 1
+        done = self._done()
+        self.engine.cancel(request, done)
+        self._changed(done)
+
+    def received(self, request: Request) -> int:
+        """The tokens that the server has made by now for a request that has not ended."""
+        return self.engine.received(request, self._made())
+
+    @property
+    def running(self) -> int:
+        """How many requests are in its batch."""
+        return self._state.running
+
+    def state(self) -> ServerState:
+        """Its gauges now."""
+        return self.engine.state(self._done())
+
+    def stop(self) -> None:
+        """The simulation ends here: write down what has been made by now of the steps under way."""
+        if self._plan is not None and self._plan.work.decode_sequences and (made := self._made()) > 0:
+            if self._on_call is not None:
+                self._tell(self._plan, made)
+            assert self._segment is not None
+            start, end = (self._segment.end(self._before + steps) for steps in (0, made))
+            self._note(self._plan, made, start, end)
+
+    def step_table(self) -> pd.DataFrame:
+        """The steps so far, one row per run of equal steps, with `STEP_COLUMNS`."""
+        rows = np.frombuffer(self.steps, dtype=np.float64).reshape(-1, len(STEP_COLUMNS))
+        table = pd.DataFrame(rows.copy(), columns=list(STEP_COLUMNS))
+        counts = ("kind", "count", "sequences", "tokens", "prompt_sq", "longest", "joined", "ended", "kept", "used")
+        return table.astype(dict.fromkeys(counts, "int64"))
+
+    def _end(self, request: Request, status: str) -> None:
+        request.status = status
+        request.last_token = self.clock.now
+        self.on_end(request)
+
+    def _done(self) -> int:
+        """How many steps of the plan under way ended strictly before now."""
+        if self._plan is None or self._plan.steps <= 1:
+            return 0
+        assert self._segment is not None
+        return max(self._segment.steps_by(self.clock.now) - 1 - self._before, 0)
+
+    def _made(self) -> int:
+        """How many steps of the plan under way have ended by now."""
+        if self._plan is None:
+            return 0
+        assert self._segment is not None
+        by = self._segment.steps_by(self.clock.now)
+        return (by if self._segment.end(by) <= self.clock.now else by - 1) - self._before
+
+    def _changed(self, done: int) -> None:
+        # the engine holds other requests than when its plan was made
+        if self._idle is not None:
+            idle, self._idle = self._idle, None
+            idle._ok, idle._value = True, None
+            self.clock.schedule(idle, priority=EventPriority(ROUTER))
+        elif self._plan is not None and done + 1 < self._target:
+            valid = self.engine.valid_steps(self._plan, done)
+            if valid < self._target:
+                self._target = valid
+                self._process.interrupt()
+
+    def _serve(self, busy_until: float) -> Generator[Event, Any, None]:
+        engine, clock = self.engine, self.clock
+        if busy_until > clock.now:
+            yield clock.at(busy_until, ROUTER)
+        while True:
+            plan = engine.plan()
+            if plan is None:
+                self._last = None
+                self._idle = clock.event()
+                yield self._idle
+                continue
+            for request, status in plan.refused:
+                self.in_use -= 1
+                self._end(request, status)
+            self._begin(plan)
+            segment, start = self._segment, clock.now
+            assert segment is not None
+            self._plan = plan
+            while not clock.skip(end := segment.end(self._before + self._target)):
+                try:
+                    yield clock.at(end, ROUTER)
+                    break
+                except Interrupt:  # something came that the engine sees earlier; wait for that
+                    pass
+            self._plan, steps, now = None, self._target, clock.now
+            if self._on_call is not None:
+                self._tell(plan, steps)
+            outcome = engine.commit(plan, steps)
+            self._note(plan, steps, start, now)
+            self._before += steps
+            for r in outcome.first:
+                r.first_token = now
+            if outcome.finished:
+                self.in_use -= len(outcome.finished)
+                for r in outcome.finished:
+                    r.received = r.output_tokens
+                    self._end(r, OK)
+            if (after := outcome.after) is None:
+                self._last = plan, steps
+                continue
+            self._last = None
+            took = self._time_between(after)
+            if took > 0.0 and not clock.skip(now + took):
+                yield clock.at(now + took, ROUTER)
+            if self._on_call is not None:
+                op, rows = self._scheduled.op, self._scheduled.rows
+                self._on_call(Call(op, now, [clock.now], [row.request for row in rows], self._state.kv_used))
+
+    def _begin(self, plan: Plan) -> None:
+        """Go on with the segment of the plan before, where the plan does, or begin a new one."""
+        work, growth, steps, once = plan.work, plan.growth, plan.steps, plan.once
+        self._target = steps
+        if self._last is not None and once is None and not plan.admitted:
+            last, done = self._last
+            if growth == last.growth and work == last.work.after(done, last.growth):
+                assert self._segment is not None
+                self._segment.extend(self._before + steps)
+                return
+        self._line = line = self.step_time.line(work, growth, steps)
+        self._once = extra = 0.0 if once is None else self.step_time.line(once).first
+        self._before, now = 0, self.clock.now
+        if self.noise is None:
+            self._segment = Segment(now, line.first, line.growth, extra)
+        else:
+            kind = KINDS[DECODE if work.decode_sequences else PREFILL]
+            self._segment = NoisySegment(now, line.first, line.growth, extra, steps, self.number, self.noise, kind)
+
+    def _time_between(self, work: StepWork) -> float:
+        """How long the work between two steps takes, s."""
+        took = self.step_time.line(work).first
+        if self.noise is not None:
+            # what grows with the batch moves memory, as decoding does, and shares the noise of the next decode step
+            fixed = self.step_time.line(StepWork(joined=work.joined, dropped=work.dropped)).first
+            took = fixed + (took - fixed) * self.noise.factor("decode", self.number)
+            took *= self.noise.drift(self.clock.now)[0]
+        return took
+
+    def _observe(self, scheduled: Scheduled) -> None:
+        self._scheduled = scheduled
+
+    def _tell(self, plan: Plan, steps: int) -> None:
+        """Let `on_call` hear of the first steps of a plan, with those that end by them."""
+        assert self._segment is not None and self._on_call is not None
+        start, ends = self._segment.end(self._before), self._segment.ends(self._before + steps)[self._before :]
+        op, rows = self._scheduled.op, self._scheduled.rows
+        self._on_call(Call(op, start, ends.tolist(), [row.request for row in rows], self._state.kv_used))
+
+    def _note(self, plan: Plan, steps: int, start: float, end: float) -> None:
+        """Write a row of the first steps of a plan, of which the engine has been told."""
+        work, once = plan.work, plan.once
+        had, state = self._state.running, self.engine.state()
+        self._state, kept = state, state.running
+        self.number += steps * work.passes
+        if size := work.decode_sequences:
+            before, line = self._before, self._line
+            joined, extra = (0, 0.0) if once is None else (once.joined, self._once)
+            self.steps.extend((DECODE, start, end, steps, size, work.decode_context, 0, work.decode_longest, joined))
+            self.steps.extend((size - kept, kept, state.kv_used, line.first + line.growth * before, line.growth, extra))
+            if self.noise is not None:
+                assert self._segment is not None
+                self.step_ends.append(self._segment.ends(before + steps)[before:].copy())
+        else:
+            kept, size, tokens = kept - had, work.prefill_sequences, work.prefill_tokens
+            squares = 2 * work.prefill_attention - tokens
+            longest, used = work.prefill_longest, state.kv_used
+            # fmt: off
+            self.steps.extend((
+                PREFILL, start, end, 1, size, tokens, squares, longest, 0, size - kept, kept, used,
+                end - start, 0.0, 0.0,
+            ))
+            # fmt: on

@@ -1,0 +1,60 @@
+"""The table of requests of a simulated run, as it grows: eleven numbers a request, no objects kept."""
+
+from __future__ import annotations
+
+from array import array
+
+import numpy as np
+import pandas as pd
+
+from sim.model.request import ABORTED, OK, OVERLOADED, TIMEOUT, VALIDATION, Request
+from sim.model.requests import REQUEST_COLUMNS
+
+_STATUS = (OK, OVERLOADED, VALIDATION, ABORTED, TIMEOUT)
+_CODE = {name: i for i, name in enumerate(_STATUS)}
+_KEPT = (
+    "id",
+    "user",
+    "scheduled",
+    "sent",
+    "ended",
+    "prompt_tokens",
+    "max_new_tokens",
+    "output_tokens",
+    "first_token",
+    "last_token",
+    "status",
+)
+
+
+class RequestLog:
+    """Requests that have ended, by the client's clock, in the order in which they ended."""
+
+    def __init__(self) -> None:
+        self._rows = array("d")
+
+    def __len__(self) -> int:
+        return len(self._rows) // len(_KEPT)
+
+    def append(self, r: Request, ended: float, first_token: float, last_token: float) -> None:
+        """Keep a request; times in s on the client's clock, NaN for a token that never came."""
+        self._rows.extend((r.id, r.user, r.scheduled, r.sent, ended, r.prompt_tokens, r.max_new_tokens))
+        self._rows.extend((r.received, first_token, last_token, _CODE[r.status]))
+
+    def table(self, rung_starts: list[float]) -> pd.DataFrame:
+        """The table of `table.REQUEST_COLUMNS`, by `sent`; a request belongs to the rung in which it began."""
+        rows = np.frombuffer(self._rows, dtype=np.float64).reshape(-1, len(_KEPT)).copy()
+        rows = rows[np.argsort(rows[:, _KEPT.index("sent")], kind="stable")]
+        column = dict(zip(_KEPT, rows.T, strict=True))
+        status = column["status"].astype(np.int64)
+        made: dict[str, object] = dict(column)
+        made["rung"] = np.searchsorted(np.asarray(rung_starts), column["scheduled"], side="right") - 1
+        made["status"] = np.array(_STATUS, dtype=object)[status]
+        reason = np.full(len(rows), None, dtype=object)
+        whole = column["output_tokens"] >= column["max_new_tokens"]
+        for said, of in (("length", whole), ("eos_token", ~whole)):
+            reason[of & (status == _CODE[OK])] = said
+        made["finish_reason"] = reason
+        made["error"] = np.full(len(rows), None, dtype=object)
+        table = pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})
+        return table.astype({name: kind for name, kind in REQUEST_COLUMNS.items() if kind == "int64"})

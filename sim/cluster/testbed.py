@@ -1,0 +1,90 @@
+"""One simulated server with its clients: what a ladder climbs and a replay repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from sim.cluster.clients import FOR_EVER, Clients, Patience
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
+from sim.engines.tgi_0_9_4 import Engine
+from sim.model.errors import BadInput
+from sim.model.identity import identity
+from sim.model.machine import Model
+from sim.model.run import Run, Rung
+from sim.model.scenario import Scenario
+from sim.model.steps import Call
+from sim.model.workload import Source
+from sim.steptime.noise import Noise
+
+
+class Bench:
+    """One server, its clients, and the rungs so far; with `members`, the steps keep the ids of their requests."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        model: Model,
+        seed: Sequence[int],
+        source: Source,
+        start: float = 0.0,
+        busy_until: float = 0.0,
+        *,
+        members: bool = False,
+        patience: Patience = FOR_EVER,
+    ):
+        if scenario.replicas != 1:
+            raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
+        self.scenario, self.model = scenario, model
+        noises, delays, self.rng = (np.random.default_rng([*seed, stream]) for stream in range(3))
+        self.clock = Clock(initial_time=start)
+        self.clients = Clients(
+            self.clock,
+            source,
+            model.clocks,
+            delays,
+            think=scenario.load.think,
+            retry=scenario.load.retry,
+            patience=patience,
+        )
+        noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
+        self.replica = Replica(
+            self.clock,
+            Engine(model.server),
+            model.step_time,
+            self.clients.ended,
+            noise,
+            busy_until=busy_until,
+            permits=model.server.max_concurrent_requests,
+        )
+        self.clients.replica = self.replica
+        self.rungs: list[Rung] = []
+        self._members: list[list[int]] = []
+        if members:
+            self.replica.on_call = self._on_call
+
+    def _on_call(self, call: Call) -> None:
+        if call.op != "filter":
+            self._members.append([r.id for r in call.members])
+
+    def run(self) -> Run:
+        """End the run now, and say what happened."""
+        self.clients.abort()
+        self.replica.stop()
+        steps = self.replica.step_table()
+        if self._members:
+            steps["members"] = self._members
+        return Run(
+            kind="simulated",
+            name=self.scenario.name,
+            scenario=msgspec.structs.replace(self.scenario, server=self.model.server),
+            rungs=self.rungs,
+            requests=self.clients.log.table([rung.start for rung in self.rungs]),
+            steps=steps,
+            step_ends=self.replica.step_ends,
+            stopped="all rungs of the list are done",
+            engine=identity(self.model.server.engine, "scenario"),
+        )

@@ -1,0 +1,410 @@
+"""The model's parameters with their uncertainty: what makes the machine one machine's and not another's.
+
+A calibration is a file (`calibration.json`) and a frozen value. `draws` is the joint distribution of all parameters:
+every replicate of a forecast takes one row, so that whatever the data could not tell apart shows in the bands.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sim.model.files.document import Document
+from sim.model.files.shape import Key, known
+from sim.model.identity import Identity, check_engine, is_engine, named
+from sim.model.scenario import Machine
+from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
+
+FORMAT = 1  # 1: first
+MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
+MOST_SECONDS = 86400.0  # no pass of a model, nor a way through a network, takes a day
+MOST_TOKENS = 2.0**53  # that a float counts exactly
+MOST_SEQUENCES = 100_000  # in a batch; one of 1,024 is large
+MOST_DEVIATION = 3.0  # of the logarithm of a factor: times twenty either way
+MOST_FACTOR = 1e6  # of one step
+OFF_ONE = 0.1  # that the mean of a law of factors may be: fits leave 0.002, by the ends of a table of quantiles
+ROUNDING = 1e-5  # draws are kept to six digits
+RANGES = ("prompt_tokens", "batch_prefill_tokens", "sequences", "context_tokens", "users")
+# what a calibration may hold beside the coefficients of a form
+BESIDES = ("max_batch_total_tokens", "uplink", "uplink_per_token", "output_attained", "takeoff_factor")
+
+
+class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One fitted number; `low`..`high` is its 95 % interval."""
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+    unit: str = ""
+    meaning: str = ""
+
+
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file the fit read, by name and content; `bytes` is how long it was then, since a run can be resumed."""
+
+    path: str
+    sha256: str
+    bytes: int | None = None
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which door the parameters came through (`run`, `table`, `published`, `assumed`), and from which files."""
+
+    door: str
+    files: list[SourceFile] = []
+    note: str = ""
+
+
+class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A time distribution on the client's side of the clock.
+
+    `quantiles` are seconds at evenly spaced probabilities from 0 to 1 (one value: a constant); `per_token` adds seconds
+    per prompt token.
+    """
+
+    quantiles: list[float] = msgspec.field(default_factory=lambda: [0.0])
+    per_token: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """The mean of what `quantiles` stand for, s: straight lines lie between them."""
+        q = self.quantiles
+        return q[0] if len(q) == 1 else (sum(q) - (q[0] + q[-1]) / 2) / (len(q) - 1)
+
+    def shifted(self, mean: float, per_token: float | None = None) -> Delay:
+        """The same delay with another mean, s, no part of it below zero, and another cost per token if one is given."""
+        by = mean - self.mean
+        cost = self.per_token if per_token is None else per_token
+        return Delay(quantiles=[max(0.0, q + by) for q in self.quantiles], per_token=cost)
+
+
+class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the client's clock differs from the server's.
+
+    `uplink` runs from `sent` to the queue (per token of a prompt, which one of the router's two workers has to count
+    first), `downlink` from a token made to a token seen, `turnaround` from an answer's end to the same user's next
+    request, beyond the scenario's `think` (per token of that request, which has to be written, and `reading` s per
+    request still running, since a client reads the tokens of one step one by one).
+
+    A load generator does one thing at a time: users whose answers end in the same step come back one after another,
+    `spacing` apart (per token of the next prompt, which has to be written). With `seen` the time of an answer's last
+    token, its turn is the later of `seen` and `spacing` after the turn before, and the next request is sent `think` and
+    `turnaround` after its turn. Without think time the requests of such a burst are all written after its last turn:
+    there their uplinks begin.
+    """
+
+    uplink: Delay = Delay()
+    downlink: Delay = Delay()
+    turnaround: Delay = Delay()
+    spacing: Delay = Delay()
+    reading: float = 0.0
+
+
+class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the step-time form leaves over, as factors of mean 1.
+
+    `prefill` and `decode` are quantiles, at evenly spaced probabilities from 0 to 1, of a single step's factor (empty:
+    none). Successive decode steps resemble each other: the normal score of a step's rank is `sqrt(memory)` times an
+    autoregressive part, which forgets itself over `memory_steps` steps, plus a fresh one. Of its variance the next step
+    gives back the share `returned`: a token seen late makes one step long and the next one short, and no answer longer.
+    The slow drift of the machine is a factor whose logarithm has standard deviation `drift` and skewness `drift_skew`
+    (a neighbour on the same machine slows it much now and then, and does not quicken it) and forgets itself over
+    `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps. A prefill feels both to
+    the power of `prefill_share`: what computes is slowed by other things than what waits for memory.
+
+    Some minutes are rougher than others: in one run all these deviations but `between` are multiplied by a common
+    log-normal factor of median 1; `roughness` is the standard deviation of its logarithm.
+    """
+
+    prefill: list[float] = []
+    decode: list[float] = []
+    memory: float = 0.0
+    memory_steps: float = 1.0
+    returned: float = 0.0
+    drift: float = 0.0
+    drift_seconds: float = 20.0
+    drift_skew: float = 0.0
+    between: float = 0.0
+    prefill_share: float = 1.0
+    roughness: float = 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is no noise at all."""
+        return not (self.prefill or self.decode or self.drift or self.between)
+
+
+class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far the fitted form is from its rows: `rms` in seconds, and the 95 % quantile of |relative error|."""
+
+    rms: float
+    p95_relative: float
+    rows: int = 0
+
+
+class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One figure that was fitted, and the same simulated; `low`..`high` is its 90 % band, where there is one.
+
+    `missed`: outside the band, by more than a client can tell. `far`: missed by more than twice its goal.
+    """
+
+    of: str
+    at: str
+    metric: str
+    measured: float
+    simulated: float | None
+    low: float | None
+    high: float | None
+    relative_error: float | None
+    missed: bool
+    far: bool
+
+
+class FitCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a calibration shows of what it was fitted to: `missed` of the `rows`, of which chance allows `allowed`.
+
+    `replicates` is how many simulations that took (0: none was needed).
+    """
+
+    rows: list[Checked]
+    missed: int
+    allowed: int
+    passed: bool
+    replicates: int
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `sim` needs to know of a machine. `range` is what was observed; outside it a forecast says so.
+
+    `engine` is whose step times these are, None where nothing tells. `server` has the flags of each run that was
+    fitted, under `run` its name and under `sources` where each flag is from (`sim.model.flags`).
+    """
+
+    format: int = FORMAT
+    source: Source
+    model: str
+    machine: Machine = Machine()
+    engine: Identity | None = None
+    parameters: dict[str, Parameter]
+    draws: dict[str, list[float]] = {}
+    range: dict[str, tuple[float, float]] = {}
+    server: list[dict[str, Any]] = []
+    residuals: dict[str, Residual] = {}
+    noise: Noise = Noise()
+    clocks: Clocks = Clocks()
+    correlations: list[tuple[str, str, float]] = []
+    doubts: list[str] = []
+    check: FitCheck | None = None
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The central value of every parameter."""
+        return {name: p.value for name, p in self.parameters.items()}
+
+    @property
+    def n_draws(self) -> int:
+        """How many joint draws there are (0: only central values)."""
+        return len(next(iter(self.draws.values()), []))
+
+    def draw(self, place: float) -> dict[str, float]:
+        """The joint draw of all parameters at that place among them, from 0 up to 1; the central values where there are
+        no draws."""
+        if not self.n_draws:
+            return self.values
+        return self.row(int(place * self.n_draws))
+
+    def row(self, number: int) -> dict[str, float]:
+        """Joint draw `number`; what has no draws keeps its central value."""
+        return self.values | {name: column[number] for name, column in self.draws.items()}
+
+
+def check_suits(
+    calibration: Calibration, engine: str, taken_as: str | None = None, path: str | Path | None = None
+) -> list[str]:
+    """Raise `NotTheEngine` for a calibration from runs that are not known to be of `engine`, unless the user takes them
+    for it; the warning that then belongs to every number. Tables of other engines' step times only get a warning: what
+    a step takes is the machine's in the first place.
+    """
+    found = calibration.engine
+    if is_engine(found, engine) or (found is None and calibration.source.door not in ("run", "table")):
+        return []
+    if calibration.source.door == "table":
+        return [
+            f"the step times are of {named(found)}, scheduled here as {engine} does, which takes its own time "
+            "for a step; a run of your own server (`servecast measure`) would tell"
+            if found is not None
+            else f"the table does not say which engine was timed; its steps are scheduled as {engine} does, which may "
+            "take another time for a step (a column `engine` would say)"
+        ]
+    check_engine(found, engine, taken_as, "what this calibration was fitted to", path)
+    return [
+        f"the calibration was fitted to {named(found)} and is taken for {engine} (--as): the scheduler is assumed, and "
+        "a forecast can be far off"
+    ]
+
+
+def _check_form(calibration: Calibration, document: Document) -> None:
+    """A step-time form takes these parameters, and neither a prefill nor a decode step takes no time."""
+    rows = [(calibration.values, ("parameters",))]
+    rows += [(calibration.row(i), ("draws",)) for i in range(calibration.n_draws)]
+    for values, key in rows:
+        try:
+            form = step_time(calibration.model, values)
+            first, _ = form.decode(1, 1, 1)
+            prefill = form.prefill(1, 1000, 1000**2, 1000)
+        except (TypeError, ValueError, LookupError) as e:
+            raise document.fail(key, f"not those of the form {calibration.model} ({e})") from e
+        if not first > 0:
+            raise document.fail(key, "expected a decode step to take some time; it takes none")
+        if not prefill > 0:
+            raise document.fail(key, "expected a prefill to take some time; it takes none")
+
+
+def _check_parameter(name: str, parameter: Parameter, document: Document) -> None:
+    key: Key = ("parameters", name)
+    if name.startswith(LEVEL):
+        size = name.removeprefix(LEVEL)
+        if not (size.isdecimal() and size == str(int(size[:9])) and 0 < int(size) <= MOST_SEQUENCES):
+            raise document.fail(key, f"expected a batch of 1 to {MOST_SEQUENCES} requests after {LEVEL}")
+    else:
+        known(name, (*MEANING, *BESIDES), "parameter", key, document.fail)
+    low, high = _bounds(name)
+    for what in ("low", "high", "value"):
+        _check_bounds(getattr(parameter, what), low, high, (*key, what), document)
+    _check_bounds(parameter.stderr, 0.0, high, (*key, "stderr"), document)
+    if not parameter.low <= parameter.high:
+        raise document.fail((*key, "low"), f"expected at most high ({parameter.high}), found {parameter.low}")
+    if not parameter.low <= parameter.value <= parameter.high:
+        raise document.fail(
+            (*key, "value"), f"expected low to high ({parameter.low} to {parameter.high}), found {parameter.value}"
+        )
+
+
+def _bounds(name: str) -> tuple[float, float]:
+    """What a parameter can be: times are no days, a budget is a number of tokens, a share is one."""
+    if name == "max_batch_total_tokens":
+        return 1.0, MOST_TOKENS
+    if name == "output_attained":
+        return MOST_TOKENS**-1, 1.0
+    if name == "takeoff_factor":
+        return 1.0, 1e3
+    return 0.0, MOST_SECONDS
+
+
+def _check_bounds(value: float, low: float, high: float, key: Key, document: Document) -> None:
+    if not low <= value <= high:
+        raise document.fail(
+            key,
+            f"expected {low:.16g} or more, found {value}"
+            if value < low
+            else f"expected at most {high:.16g}, found {value:g}",
+        )
+
+
+def _check_draws(calibration: Calibration, document: Document) -> None:
+    """Draws are of parameters, equally many, possible, around what the parameters say, and of all that is uncertain."""
+    if not calibration.draws:
+        return
+    for name, column in calibration.draws.items():
+        if name not in calibration.parameters:
+            raise document.fail(("draws", name), "expected only names of parameters")
+        if not column:
+            raise document.fail(("draws", name), "expected at least one draw, found none")
+        if len(column) != calibration.n_draws:
+            raise document.fail(("draws", name), f"expected {calibration.n_draws} draws, found {len(column)}")
+        low, high = _bounds(name)
+        for i, value in enumerate(column):
+            _check_bounds(value, low, high, ("draws", name, i), document)
+        said, middle = calibration.parameters[name], sorted(column)[len(column) // 2]
+        slack = ROUNDING * abs(middle)
+        if not said.low - slack <= middle <= said.high + slack:
+            raise document.fail(
+                ("draws", name),
+                f"expected draws around the interval of the parameter ({said.low:g} to {said.high:g}); "
+                f"the middle one is {middle:g}",
+            )
+    if (lacking := missing(calibration.model, calibration.draws)) is not None:
+        raise document.fail(("draws", lacking), f"missing; the form {calibration.model} requires it in every draw")
+    for name, said in calibration.parameters.items():
+        if name not in calibration.draws and said.low < said.high:
+            raise document.fail(
+                ("draws", name), f"missing; expected draws of it, whose interval is {said.low:g} to {said.high:g}"
+            )
+
+
+def _check_delay(name: str, delay: Delay, document: Document) -> None:
+    key: Key = ("clocks", name)
+    if not delay.quantiles or min(delay.quantiles) < 0 or delay.per_token < 0:
+        raise document.fail(key, "expected at least one quantile, none of them below 0")
+    _check_bounds(delay.per_token, 0.0, MOST_SECONDS, (*key, "per_token"), document)
+    _check_quantiles(delay.quantiles, MOST_SECONDS, (*key, "quantiles"), document)
+
+
+def _check_quantiles(quantiles: list[float], high: float, key: Key, document: Document) -> None:
+    for i, (before, after) in enumerate(pairwise([0.0, *quantiles])):
+        if after < before:
+            raise document.fail((*key, i), f"expected no less than the quantile before ({before}), found {after}")
+        _check_bounds(after, 0.0, high, (*key, i), document)
+
+
+def _check_noise(noise: Noise, document: Document) -> None:
+    for name in ("drift", "between", "roughness", "prefill_share"):
+        _check_bounds(getattr(noise, name), 0.0, MOST_DEVIATION, ("noise", name), document)
+    if not abs(noise.drift_skew) <= MOST_SKEWED:
+        raise document.fail(
+            ("noise", "drift_skew"), f"expected -{MOST_SKEWED:g} to {MOST_SKEWED:g}, found {noise.drift_skew}"
+        )
+    for name in ("memory_steps", "drift_seconds"):
+        if not getattr(noise, name) > 0:
+            raise document.fail(("noise", name), f"expected more than 0, found {getattr(noise, name)}")
+    for name in ("memory", "returned"):
+        if not 0 <= getattr(noise, name) <= 1:
+            raise document.fail(("noise", name), f"expected a share from 0 to 1, found {getattr(noise, name)}")
+    if noise.memory + noise.returned > 1:
+        raise document.fail(("noise", "returned"), f"expected at most 1 with memory, found {noise.returned}")
+    for name in ("prefill", "decode"):
+        law = getattr(noise, name)
+        if law and min(law) <= 0:
+            raise document.fail(("noise", name), f"expected factors of more than 0, found {min(law)}")
+        _check_quantiles(law, MOST_FACTOR, ("noise", name), document)
+        mean = Delay(quantiles=law).mean if law else 1.0
+        if abs(mean - 1.0) > OFF_ONE:
+            raise document.fail(("noise", name), f"expected factors whose mean is 1, found a mean of {mean:.3g}")
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """Read `calibration.json`; `BadInput` names the file, the line and the key."""
+    document = Document(Path(path), "a calibration file", FORMAT)
+    calibration = document.read_as(Calibration)
+    known(calibration.model, BASES, "step-time form", ("model",), document.fail)
+    for name, parameter in calibration.parameters.items():
+        _check_parameter(name, parameter, document)
+    if (lacking := missing(calibration.model, calibration.parameters)) is not None:
+        raise document.fail(("parameters", lacking), f"missing; the form {calibration.model} requires it")
+    _check_draws(calibration, document)
+    _check_form(calibration, document)
+    _check_noise(calibration.noise, document)
+    for name in ("uplink", "downlink", "turnaround", "spacing"):
+        _check_delay(name, getattr(calibration.clocks, name), document)
+    _check_bounds(calibration.clocks.reading, 0.0, MOST_SECONDS, ("clocks", "reading"), document)
+    for name, (low, high) in calibration.range.items():
+        known(name, RANGES, "range", ("range", name), document.fail)
+        if low > high:
+            raise document.fail(("range", name), f"expected low up to high, found {low} to {high}")
+        for i, end in enumerate((low, high)):
+            _check_bounds(end, 0.0, MOST_TOKENS, ("range", name, i), document)
+    for i, (first, second, r) in enumerate(calibration.correlations):
+        for name in (first, second):
+            known(name, calibration.parameters, "parameter", ("correlations", i), document.fail)
+        _check_bounds(r, -1.0, 1.0, ("correlations", i, 2), document)
+    for name, residual in calibration.residuals.items():
+        for what in ("rms", "p95_relative", "rows"):
+            _check_bounds(getattr(residual, what), 0.0, MOST_TOKENS, ("residuals", name, what), document)
+    for what in ("gpus", "tensor_parallel"):
+        if (count := getattr(calibration.machine, what)) is not None:
+            _check_bounds(count, 1, MOST_TOKENS, ("machine", what), document)
+    return calibration

@@ -1,0 +1,110 @@
+"""Whether values have the shape of a frozen type: its keys, its types, finite numbers.
+
+The shape is read off the type itself, so a new field of a scenario needs nothing here. A complaint says what was
+expected and what was found; the caller knows the file and the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from sim.model.errors import UserError
+
+Key = tuple[str | int, ...]
+Fail = Callable[[Key, str], UserError]
+
+NOTHING = (type(None), msgspec.UnsetType)
+NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a map", list: "a list"}
+
+
+def dotted(key: Key) -> str:
+    """A key as people write it: `load.users[2]`."""
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` was probably meant to be."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)), None)
+
+
+def known(name: str, names: Iterable[str], what: str, key: Key, fail: Fail) -> None:
+    """Complain about a name that is none of `names`, with the nearest one."""
+    names = list(names)
+    if name not in names:
+        hint = nearest(name, names)
+        raise fail(
+            key, f"unknown {what}; " + (f"did you mean {hint}?" if hint else f"expected one of {', '.join(names)}")
+        )
+
+
+def check_shape(value: Any, hint: Any, fail: Fail, key: Key = ()) -> None:
+    """Complain about unknown and missing keys, and about values of another type than `hint`."""
+    options = [h for h in alternatives(hint) if h not in NOTHING]
+    struct = next((h for h in options if isinstance(h, type) and issubclass(h, msgspec.Struct)), None)
+    if isinstance(value, dict) and struct is not None:
+        hints = typing.get_type_hints(struct)
+        for name, below in value.items():
+            known(name, hints, "key", (*key, name), fail)
+            if below is not None:
+                check_shape(below, hints[name], fail, (*key, name))
+        for field in msgspec.structs.fields(struct):
+            optional = type(None) in alternatives(hints[field.name])
+            if field.required and (field.name not in value or (value[field.name] is None and not optional)):
+                raise fail((*key, field.name), f"missing; expected {expected(hints[field.name])}")
+        return
+    for option in options:
+        if isinstance(value, dict) and typing.get_origin(option) is dict:
+            for name, below in value.items():
+                check_shape(below, typing.get_args(option)[1], fail, (*key, name))
+            return
+        if isinstance(value, list) and typing.get_origin(option) is list:
+            for i, below in enumerate(value):
+                check_shape(below, typing.get_args(option)[0], fail, (*key, i))
+            return
+    try:
+        msgspec.convert(value, hint)
+    except msgspec.ValidationError as e:
+        raise fail(key, f"expected {expected(hint)}, found {found(value)}") from e
+    if isinstance(value, float) and not math.isfinite(value):
+        raise fail(key, f"expected a finite number, found {value}")
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of anything else, itself."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if union else (hint,)
+
+
+def expected(hint: Any) -> str:
+    """A type in words."""
+    words = []
+    for option in alternatives(hint):
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if option in NOTHING:
+            continue
+        if isinstance(option, type) and issubclass(option, msgspec.Struct):
+            words.append(f"a map of {', '.join(option.__struct_fields__)}")
+        elif origin is tuple:
+            words.append(f"a list of {len(arguments)}, each {expected(arguments[0])}")
+        elif origin is list:
+            words.append(f"a list, each {expected(arguments[0])}")
+        else:
+            words.append(NAMES[origin or option])
+    return " or ".join(dict.fromkeys(words))
+
+
+def found(value: Any) -> str:
+    """A value in few words."""
+    if isinstance(value, dict | list):
+        return f"{NAMES[type(value)]} of {len(value)}"
+    return "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,447 @@
+"""A run: a table of requests, the rungs of its ladder, and (simulated) its steps. Measured and simulated alike.
+
+On disk it is a directory: `run.json`, `requests.jsonl` (or `.gz`), and optionally `steps.jsonl` and `server.jsonl`.
+Raw is kept here; every statistic is derived in `metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sim.model.errors import BadInput
+from sim.model.files.atomic import TEMPORARY, folder_of, in_the_name_of, target_of
+from sim.model.files.document import Document
+from sim.model.files.records import (
+    CLOCKS,
+    LATEST,
+    HeadLine,
+    RungLine,
+    SegmentLine,
+    check_known,
+    kept_time,
+    read_requests,
+)
+from sim.model.files.shape import Key, found
+from sim.model.flags import FLAGS, LAUNCH, SCENARIO, TOLD, Flag, flags, in_words, launched_by, told_by, untold
+from sim.model.identity import SIMULATED, SOURCES, Identity, check_engine, identity, is_engine, named, of_info
+from sim.model.requests import Requests, request_records
+from sim.model.scenario import Scenario, lenient, relocated
+from sim.model.server import Bounds, ServerConfig
+from sim.model.steps import read_steps, step_records
+from sim.model.text import shortened_name
+
+FORMAT = 1  # 1: first
+_WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
+_MOST = 2**53  # that a float counts exactly
+_LONGEST = 1e8  # s that a rung may take: three years
+_MOST_USERS, _MOST_RATE = 10**8, 1e8  # more than any load generator makes
+_LATE = 1e6  # s: no ladder waits for days; a clock of the wall was taken for the run's
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One load of the ladder; times in s since the run began. The steady window is [settled, end)."""
+
+    start: float
+    ramped: float
+    settled: float
+    end: float
+    users: int | None = None
+    rate: float | None = None
+    status: str = "complete"
+    doubts: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def load(self) -> float:
+        """Users, or requests/s."""
+        return float(self.users if self.users is not None else self.rate or 0.0)
+
+    @property
+    def named(self) -> str:
+        """The load with its unit."""
+        unit = "requests/s" if self.users is None else "user" if self.users == 1 else "users"
+        return f"{self.load:g} {unit}"
+
+    @property
+    def seconds(self) -> float:
+        """The length of the steady window."""
+        return self.end - self.settled
+
+
+@dataclass(frozen=True)
+class Run:
+    """Requests as a table with `REQUEST_COLUMNS` (times in s since the run began; NaN for what did not happen).
+
+    `token_times` (measured) holds one array per row of `requests`, one time per token; simulated runs have `steps`
+    instead, and `step_ends` (the ends of every decode row's steps, s) if they had noise. `event_tokens` (one array per
+    row, None for a stream of one token an event) says how many tokens came with each event, where some had several.
+
+    `engine` is that of its server, None where nothing tells; `launched` are the flags on the command line of a server
+    that was started for it. `taken_as` is the engine for which the user takes a server of another, or of none that is
+    known; the scenario's server then has the flags that are assumed.
+    """
+
+    kind: str
+    name: str
+    scenario: Scenario
+    rungs: list[Rung]
+    requests: pd.DataFrame
+    token_times: list[NDArray[np.float64]] | None = None
+    event_tokens: list[NDArray[np.int64] | None] | None = None
+    steps: pd.DataFrame | None = None
+    step_ends: list[NDArray[np.float64]] | None = None
+    created: str | None = None
+    software: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] | None = None
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = ""
+    doubts: list[str] = field(default_factory=list)
+    path: Path | None = None
+    engine: Identity | None = None
+    launched: dict[str, Any] = field(default_factory=dict)
+    taken_as: str | None = None
+
+    @property
+    def stretches(self) -> list[tuple[float, float]]:
+        """From when to when the users ran without a break, s; a run that was resumed has several.
+
+        The first begins with the run, whatever `segments` lists, and the last has no end.
+        """
+        starts = (float(segment["start"]) - _WRITTEN for segment in self.segments if "start" in segment)
+        edges = sorted({0.0, *(max(0.0, start) for start in starts)})
+        return list(zip(edges, [*edges[1:], math.inf], strict=True))
+
+    @property
+    def known(self) -> bool:
+        """Whether its server is known to be of the engine that its scenario's flags are for."""
+        return is_engine(self.engine, self.scenario.server.engine)
+
+    @property
+    def flags(self) -> dict[str, Flag]:
+        """The flags of its server with where each is from; none where it is not known whose flags they would be."""
+        if not self.known and self.taken_as is None:
+            return {}
+        written = [name for name, flag in self.scenario.flags.items() if flag.source == SCENARIO]
+        return flags(self.scenario.server, written, told_by(self.info), self.launched)
+
+    @property
+    def server(self) -> ServerConfig:
+        """The scenario's server, with what the real one said of itself at `/info` where it did, and it can be.
+
+        Raises `NotTheEngine` where the server is not known to be of that engine, and the user does not take it for it.
+        """
+        server = self.scenario.server
+        check_engine(self.engine, server.engine, self.taken_as, f"the server of {self.name}", self.path)
+        return msgspec.structs.replace(server, **self.launched | told_by(self.info))
+
+    @property
+    def untold(self) -> list[str]:
+        """A warning for each decisive flag that the server did not tell and its launch command does not show."""
+        return untold(self.flags)
+
+    @property
+    def assumptions(self) -> list[str]:
+        """The warning that belongs to every number that is forecast from it, if it is taken for what it is not."""
+        if self.known or self.taken_as is None:
+            return []
+        return [
+            f"{self.name} was measured on {named(self.engine)} and is taken for {self.taken_as} (--as): its scheduler "
+            f"and flags are assumed ({in_words(self.flags)}), and a forecast can be far off"
+        ]
+
+
+def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Run:
+    """Read a run directory; unknown keys are ignored.
+
+    A torn last line is dropped with a doubt; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
+    and sorted by `sent`, and a request that two of them tell of counts once, with a doubt. Single requests that cannot
+    be are left out and named in a doubt. `BadInput` names file, line and key. `progress` hears how many of how many
+    bytes have been read.
+    """
+    document = Document(path / "run.json", "the head of a run", FORMAT)
+    head = document.values
+    rungs = [_rung(document, i, raw) for i, raw in enumerate(_listed(document, "rungs"))]
+    if rungs and not abs(rungs[0].start) < _LATE:
+        raise document.fail(("rungs", 0, "start"), f"expected s since the run began, found {rungs[0].start:.15g}")
+    _check_order(document, rungs)
+    segments = _listed(document, "segments") if head.get("segments") is not None else []
+    for i, raw in enumerate(segments):
+        _check_map(document, ("segments", i), raw, SegmentLine)
+    _check_map(document, (), head, HeadLine)
+    doubts: list[str] = []
+    files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
+    if not files:
+        raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
+    read = Requests(_latest(rungs), len(rungs))
+    total, before = sum(file.stat().st_size for file in files), 0
+
+    def tell(done: int) -> None:
+        progress(before + done, total)
+
+    for file in files:
+        for request in read_requests(file, doubts, tell):
+            read.add(request, file)
+        before += file.stat().st_size
+    requests, times, carried = read.table(doubts)
+    steps, ends = read_steps(path, doubts)
+    engine, launched = _engine(document), _launched(document)
+    try:
+        scenario = relocated(lenient(_its_server(head, path, engine)), path, Path())
+    except msgspec.ValidationError as e:
+        message, _, key = str(e).partition(" - at `$.")
+        raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
+    _check_server(document, scenario.server)
+    doubts += _not_told(head.get("info"))
+    return Run(
+        kind=head.get("kind", "measured"),
+        name=shortened_name(head.get("name", path.name)),
+        scenario=scenario,
+        rungs=rungs,
+        requests=requests,
+        token_times=times,
+        event_tokens=carried,
+        steps=steps,
+        step_ends=ends,
+        created=head.get("created"),
+        software=head.get("software") or {},
+        info=head.get("info"),
+        segments=segments,
+        stopped=head.get("stopped") or "",
+        doubts=doubts + list(head.get("doubts") or []),
+        path=path,
+        engine=engine,
+        launched=launched,
+    )
+
+
+def _engine(document: Document) -> Identity | None:
+    """The engine of a run's server. Runs of before it was recorded: what `/info` told; of simulated ones the
+    scenario's; else the one that the scenario names, if that is none of ours, whose name was written unasked."""
+    head = document.values
+    if "engine" in head:
+        said = head["engine"]
+        if said is None:
+            return None
+        if not isinstance(said, dict):
+            raise document.fail(
+                ("engine",), f"expected a map of name, version and source, or null, found {found(said)}"
+            )
+        for name in ("name", "version", "source"):
+            value = said.get(name)
+            if not isinstance(value, str) and (name != "version" or value is not None):
+                raise document.fail(("engine", name), f"expected text, found {found(value)}")
+        if said["source"] not in SOURCES:
+            raise document.fail(("engine", "source"), f"expected one of {', '.join(SOURCES)}, found {said['source']!r}")
+        return identity(said["name"], said["source"], said.get("version"))
+    server = (head.get("scenario") or {}).get("server")
+    asked = server.get("engine", SIMULATED[0]) if isinstance(server, dict) else SIMULATED[0]
+    if not isinstance(asked, str):
+        return None  # the scenario is complained about elsewhere
+    if head.get("kind") == "simulated":
+        return identity(asked, "scenario")
+    told = of_info(head.get("info"))
+    if told is not None or asked in SIMULATED:
+        return told
+    return identity(asked, "scenario", server.get("version") if isinstance(server, dict) else None)
+
+
+def _launched(document: Document) -> dict[str, Any]:
+    """The flags that a run's server was launched with, as far as they are on record."""
+    head = document.values
+    container, recorded = head.get("container"), head.get("flags")
+    if isinstance(recorded, dict):
+        said = {k: v for k, v in recorded.items() if isinstance(v, dict) and v.get("source") == LAUNCH}
+        return launched_by([f"--{name}={flag.get('value')}" for name, flag in said.items()])
+    argv = container.get("argv") if isinstance(container, dict) else None
+    return launched_by([str(word) for word in argv]) if isinstance(argv, list) else {}
+
+
+def _its_server(head: dict[str, Any], path: Path, engine: Identity | None) -> dict[str, Any]:
+    """A run's scenario with the flags that are of an engine of ours, and which of them a person wrote.
+
+    In runs of before that was recorded it is not told from a default: what is there counts as written.
+    """
+    scenario = dict(head.get("scenario") or {"name": head.get("name", path.name)})
+    server, recorded = scenario.get("server"), head.get("flags")
+    if isinstance(server, dict) and server.get("engine", SIMULATED[0]) not in SIMULATED:
+        del scenario["server"]
+        server = None
+    if not isinstance(server, dict):
+        return scenario
+    if recorded == {}:  # the server had not answered yet
+        return scenario
+    written = list(server)
+    if isinstance(recorded, dict):
+        written = [name for name, flag in recorded.items() if isinstance(flag, dict) and flag.get("source") == SCENARIO]
+    return scenario | {"written": [name for name in FLAGS if name in written]}
+
+
+def _latest(rungs: Sequence[Rung]) -> float:
+    """No time of a run with these rungs is later, s."""
+    marks = [t for rung in rungs for t in (rung.start, rung.end) if not math.isnan(t)]
+    return max(marks) + _LATE if marks else LATEST
+
+
+def _check_order(document: Document, rungs: Sequence[Rung]) -> None:
+    """Rungs follow each other, their times too, and their loads can be."""
+    for i, rung in enumerate(rungs):
+        if i and rung.start < rungs[i - 1].start - CLOCKS:
+            raise document.fail(
+                ("rungs", i, "start"),
+                f"expected no time before the rung before ({rungs[i - 1].start}), found {rung.start}",
+            )
+        before, name = rung.start, "start"
+        for mark in ("settled", "end"):
+            t = getattr(rung, mark)
+            if math.isnan(t):
+                continue
+            if t < before - CLOCKS:
+                raise document.fail(("rungs", i, mark), f"expected no time before its {name} ({before}), found {t}")
+            if t > rung.start + _LONGEST:
+                raise document.fail(("rungs", i, mark), f"expected s since the run began, found {t:.15g}")
+            before, name = t, mark
+        if rung.users is not None and not 1 <= rung.users <= _MOST_USERS:
+            raise document.fail(("rungs", i, "users"), f"expected 1 to {_MOST_USERS}, found {rung.users}")
+        if rung.rate is not None and not 0 <= rung.rate <= _MOST_RATE:
+            raise document.fail(("rungs", i, "rate"), f"expected 0 to {_MOST_RATE:.0f} requests/s, found {rung.rate}")
+
+
+def _check_server(document: Document, server: ServerConfig) -> None:
+    """What the embedded scenario says of the server can be: nothing of it is zero or less."""
+    budget = server.max_batch_total_tokens
+    sizes = {name: getattr(server, name) for name in (*TOLD, "max_batch_prefill_tokens")}
+    sizes["max_batch_total_tokens"] = budget.low if isinstance(budget, Bounds) else budget
+    least = {"waiting_served_ratio": 0.0}
+    for name, value in sizes.items():
+        if value is not None and not least.get(name, 1.0) <= value <= _MOST:
+            raise document.fail(
+                ("scenario", "server", name), f"expected {least.get(name, 1.0):g} or more, found {value:g}"
+            )
+
+
+def _not_told(info: dict[str, Any] | None) -> list[str]:
+    """A doubt for every flag that a server is said to have told and that cannot be."""
+    found = []
+    for name in TOLD:
+        value = (info or {}).get(name)
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST):
+            continue
+        found.append(f"the server told {name} {value!r}, which cannot be: the scenario's is taken")
+    return found
+
+
+def _check_map(document: Document, key: Key, raw: Any, shape: type[msgspec.Struct]) -> None:
+    if not isinstance(raw, dict):
+        raise document.fail(key, f"expected a map, found {found(raw)}")
+    check_known(raw, shape, document.fail, key)
+
+
+def _listed(document: Document, name: str) -> list[Any]:
+    """The list under a key of the head; empty where the key is absent."""
+    raw = document.values.get(name, [])
+    if not isinstance(raw, list):
+        raise document.fail((name,), f"expected a list, found {found(raw)}")
+    return raw
+
+
+def _rung(document: Document, number: int, raw: Any) -> Rung:
+    _check_map(document, ("rungs", number), raw, RungLine)
+    known = msgspec.convert({k: v for k, v in raw.items() if v is not None}, RungLine)
+
+    def time(t: float | None) -> float:
+        return float("nan") if t is None else t
+
+    return Rung(
+        start=known.start,
+        ramped=time(known.ramped),
+        settled=time(known.settled),
+        end=time(known.end),
+        users=known.users,
+        rate=known.rate,
+        status=known.status,
+        doubts=known.doubts,
+        extra={k: v for k, v in raw.items() if k not in RungLine.__struct_fields__},
+    )
+
+
+def write_run(run: Run, path: Path, *, steps: bool = False, read_back: bool = False) -> Path:
+    """Write a run into a new directory, `steps.jsonl` too if asked; what is there already is never overwritten.
+
+    The directory appears complete or not at all; with `read_back` only if it can be read again. Times are kept to the
+    microsecond.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BadInput("exists already; expected a new directory (a run is never overwritten)", path=path)
+    target = target_of(path)
+    with (
+        in_the_name_of(path),
+        folder_of(target),
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=TEMPORARY) as temporary,
+    ):
+        inside = Path(temporary) / "run"
+        inside.mkdir()
+        here = replace(run, scenario=relocated(run.scenario, Path(), target))
+        (inside / "run.json").write_bytes(msgspec.json.format(_encode(_head(here)), indent=1) + b"\n")
+        (inside / "requests.jsonl").write_bytes(
+            _lines(request_records(run.requests, run.token_times, run.event_tokens))
+        )
+        if steps and run.steps is not None:
+            (inside / "steps.jsonl").write_bytes(_lines(step_records(run.steps, run.step_ends)))
+        if read_back:
+            try:
+                read_run(inside)
+            except BadInput as e:
+                name = None if e.path is None else path / Path(e.path).name
+                raise BadInput(f"not written: {e.message}", path=name, line=e.line, key=e.key) from e
+        inside.replace(target)
+    return path
+
+
+def _encode(value: object) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(_encode(record) + b"\n" for record in records)
+
+
+def plain_scenario(scenario: Scenario, engine: Identity | None) -> dict[str, Any]:
+    """A scenario as `run.json` has it: with a server only if the run's is known to be of its engine. Which flags were
+    written is told by `flags`."""
+    plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(scenario, written=msgspec.UNSET))
+    if not is_engine(engine, scenario.server.engine):
+        del plain["server"]
+    return plain
+
+
+def _head(run: Run) -> dict[str, Any]:
+    head: dict[str, Any] = {"format": FORMAT, "kind": run.kind, "name": run.name}
+    if run.created is not None:
+        head["created"] = run.created
+    rungs = []
+    for rung in run.rungs:
+        load = {"users": rung.users} if rung.users is not None else {"rate": rung.rate}
+        times = {name: kept_time(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
+        rungs.append({**load, **times, "status": rung.status, "doubts": rung.doubts, **rung.extra})
+    return head | {
+        "scenario": plain_scenario(run.scenario, run.engine),
+        "software": run.software,
+        "info": run.info,
+        "engine": None if run.engine is None else msgspec.to_builtins(run.engine),
+        "flags": msgspec.to_builtins(run.flags) if run.known else {},
+        "rungs": rungs,
+        "segments": run.segments,
+        "stopped": run.stopped,
+        "doubts": run.doubts,
+    }

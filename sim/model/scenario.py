@@ -1,0 +1,163 @@
+"""The resolved scenario: what is asked of which server at which loads, and what counts as good.
+
+`scenarios/load.py` reads YAML, follows `extends` and checks; here are only the frozen values.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sim.model.flags import FLAGS, Flag, flags
+from sim.model.server import ServerConfig
+from sim.model.workload import Gamma, RequestFile, Workload
+
+FORMAT = 1  # 1: first
+
+
+def least_completions(users: int) -> int:
+    """How many answers end a window whose length is not given: 30, and at least four a user (measuring.md)."""
+    return max(30, 4 * users)
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ladder: concurrent `users` (closed loop), or `rate` in requests/s (open loop), or the workload's own trace.
+
+    Seconds everywhere; `spawn_rate` in users/s; `seconds` fixes every rung's steady window.
+    """
+
+    users: list[int] | None = None
+    rate: list[float] | None = None
+    trace: bool = False
+    arrivals: str | Gamma = "poisson"
+    think: float = 0.0
+    retry: float = 0.2
+    spawn_rate: float = 1.0
+    seconds: float | None = None
+    max_seconds: float = 300.0
+    settle: float = 30.0
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A figure somebody printed: `metric` of a fixed-length profile, exact to ± `rounding`.
+
+    `users` is absent for metrics of a whole ladder (`rps_takeoff`). `lengths` says what `output_tokens` are: `full`,
+    how many came back; `limit`, how many were asked for, of which an end-of-sequence token may have cut some.
+    """
+
+    metric: str
+    value: float
+    rounding: float
+    source: str
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    users: int | None = None
+    lengths: str = "full"
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one replica costs, USD per hour, and who says so."""
+
+    usd_per_hour: float
+    source: str = ""
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How `measure` starts the server in docker. `env` names variables to pass on; only their names are recorded."""
+
+    image: str = "ghcr.io/huggingface/text-generation-inference:0.9.4"
+    model: str
+    num_shard: int | None = None
+    gpus: str | None = "all"
+    shm_size: str = "1g"
+    volumes: dict[str, str] = {}
+    args: dict[str, str | int | float | bool] = {}
+    env: list[str] = []
+    port: int = 80
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model runs on, as far as known."""
+
+    model: str | None = None
+    gpu: str | None = None
+    gpus: int | None = None
+    tensor_parallel: int | None = None
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that is asked. `calibration`, `table` and file names are as resolved by the reader.
+
+    `written` are the keys of `server` that a file or an option gave, the others being defaults; unset where nobody kept
+    count. It is in no file: runs and forecasts have `flags`, which say it of each.
+    """
+
+    format: int = FORMAT
+    name: str
+    description: str = ""
+    server: ServerConfig = ServerConfig()
+    workload: Workload = Workload()
+    load: Load = Load()
+    replicas: int = 1
+    machine: Machine = Machine()
+    calibration: str | None = None
+    table: str | None = None
+    published: list[Figure] = []
+    slo: dict[str, float] = {}
+    tolerances: dict[str, float] = {}
+    price: Price | None = None
+    launch: Launch | None = None
+    doubts: list[str] = []
+    written: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def flags(self) -> dict[str, Flag]:
+        """The flags of its server, and whether somebody wrote them; without a count, what differs from the defaults."""
+        usual, written = msgspec.structs.asdict(ServerConfig()), self.written
+        if written is msgspec.UNSET:
+            written = [name for name in FLAGS if getattr(self.server, name) != usual[name]]
+        return flags(self.server, written)
+
+
+def relocated(scenario: Scenario, old: Path, new: Path) -> Scenario:
+    """The scenario with its file names, which were relative to the folder `old`, relative to `new`: inside a file they
+    are relative to that file, and once read to the working directory. Absolute ones stay."""
+
+    def moved(name: str | None) -> str | None:
+        return name if name is None or Path(name).is_absolute() else os.path.relpath(old / name, new)
+
+    def source(given: str | RequestFile | None) -> str | RequestFile | None:
+        if isinstance(given, RequestFile):
+            return msgspec.structs.replace(given, file=moved(given.file))
+        return moved(given)
+
+    work = scenario.workload
+    return msgspec.structs.replace(
+        scenario,
+        calibration=moved(scenario.calibration),
+        table=moved(scenario.table),
+        workload=msgspec.structs.replace(work, empirical=source(work.empirical), trace=source(work.trace)),
+    )
+
+
+def lenient(raw: dict[str, Any]) -> Scenario:
+    """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
+    return msgspec.convert(_known(raw, Scenario), Scenario)
+
+
+def _known(raw: dict[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
+    nested: dict[str, type[msgspec.Struct]] = {
+        "server": ServerConfig,
+        "workload": Workload,
+        "load": Load,
+        "machine": Machine,
+    }
+    fields = set(struct.__struct_fields__)
+    return {
+        key: _known(value, nested[key]) if key in nested and struct is Scenario and isinstance(value, dict) else value
+        for key, value in raw.items()
+        if key in fields
+    }

@@ -1,0 +1,147 @@
+"""Every statistic of a run, for measured and simulated alike: latencies, rates, shares, over each rung's steady window.
+
+Who counts (`formats.md`): E2E, TPOT and RPS: requests whose last token falls in [settled, end); TTFT: whose first token
+does; ITL: gaps whose later token does; output tokens by their own time; input tokens at the first token. Rates without
+the luck of a window's edges, which forecasts quote, are in `rates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sim.model.errors import NotEnoughData
+from sim.model.run import Run, Rung
+from sim.model.steps import DECODE, PREFILL
+from sim.results.gaps import gaps, weighted_quantiles
+
+Floats = NDArray[np.float64]
+
+QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+SHARES = list(QUANTILES.values())
+COMPARED = (
+    *(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", *QUANTILES)),
+    "rps",
+    "output_tokens_per_s",
+    "input_tokens_per_s",
+    "goodput",
+    "error_rate",
+    "overloaded_rate",
+)
+
+
+def table(run: Run, slo: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """One row per rung that has a steady window: its number, load, and every metric of `rung_metrics`."""
+    rows = [
+        {"rung": i, "load": rung.load} | rung_metrics(run, rung, slo)
+        for i, rung in enumerate(run.rungs)
+        if rung.end > rung.settled
+    ]
+    return pd.DataFrame(rows)
+
+
+def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The metrics of one steady window; seconds, per second, shares of 1. NaN where nothing happened.
+
+    `slo` (by metric, s) decides `goodput`; the run's own scenario's if absent. Whether one request keeps an ITL is
+    decided by its mean.
+    """
+    low, high = rung.settled, rung.end
+    seconds = high - low
+    if not seconds > 0:
+        raise NotEnoughData("the rung has no steady window")
+    requests = run.requests
+    status = requests["status"].to_numpy()
+    ok = status == "ok"
+    first, last = requests["first_token"].to_numpy(), requests["last_token"].to_numpy()
+    sent, ended = requests["scheduled"].to_numpy(), requests["ended"].to_numpy()
+    output = requests["output_tokens"].to_numpy()
+
+    done = ok & (last >= low) & (last < high)
+    began = (first >= low) & (first < high)
+    over = (ended >= low) & (ended < high) & (status != "aborted")
+    e2e = (last - sent)[done]
+    ttft = (first - sent)[began]
+    several = done & (output > 1)
+    tpot = (last - first)[several] / (output[several] - 1)
+    between = gaps(run, low, high)
+
+    found: dict[str, float] = {}
+    for name, values in (("e2e", e2e), ("ttft", ttft)):
+        found |= _spread(name, *_of(values))
+    found |= _spread("itl", between.mean(), between.quantiles(SHARES))
+    found |= _spread("tpot", *_of(tpot))
+    if len(tpot):
+        found["tpot_p50"] = float(np.median(tpot))
+    found["rps"] = float(done.sum()) / seconds
+    found["output_tokens_per_s"] = between.tokens / seconds
+    unseen = ok.any() and np.isnan(first[ok]).all()  # not streamed: nobody knows when a prompt was taken in
+    prompts = requests["prompt_tokens"].to_numpy()[began]
+    found["input_tokens_per_s"] = float("nan") if unseen else float(prompts.sum()) / seconds
+    found["goodput"] = float((done & keeps(run, slo)).sum()) / seconds
+    found["error_rate"] = float((over & ~ok).sum() / max(1, over.sum()))
+    found["overloaded_rate"] = float((over & (status == "overloaded")).sum() / max(1, over.sum()))
+    found["in_flight"] = _area(sent, ended, low, high) / seconds
+    found["queue"] = _area(sent, np.where(np.isnan(first), ended, first), low, high) / seconds
+    found["completions"] = float(done.sum())
+    arrivals = float(((sent >= low) & (sent < high)).sum())
+    growth = float(((sent < high) & (ended >= high)).sum() - ((sent < low) & (ended >= low)).sum())
+    found["backlog"] = growth / max(1.0, arrivals)  # of the requests that came, the share that was left standing
+    if run.steps is not None:
+        found |= _shares(run, low, high)
+    return found
+
+
+def keeps(run: Run, slo: Mapping[str, float] | None = None) -> NDArray[np.bool_]:
+    """Which requests, if answered, keep every one of the `slo` (by metric, s; the scenario's if absent)."""
+    requests = run.requests
+    first, last = requests["first_token"].to_numpy(), requests["last_token"].to_numpy()
+    sent, output = requests["scheduled"].to_numpy(), requests["output_tokens"].to_numpy()
+    each = (last - first) / np.maximum(output - 1, 1)
+    per_request = {"e2e": last - sent, "ttft": first - sent, "tpot": each, "itl": each}
+    kept = np.ones(len(requests), dtype=bool)
+    for metric, limit in (run.scenario.slo if slo is None else slo).items():
+        what = metric.partition("_")[0]
+        if what in per_request:
+            kept &= per_request[what] <= limit
+    return kept
+
+
+def _of(values: Floats) -> tuple[float, list[float]]:
+    """Mean and quantiles of one number a request; NaN without any."""
+    mean = float(values.mean()) if len(values) else float("nan")
+    return mean, weighted_quantiles(values, np.ones(len(values)), SHARES)
+
+
+def _spread(name: str, mean: float, quantiles: list[float]) -> dict[str, float]:
+    return {f"{name}_mean": mean} | {f"{name}_{q}": at for q, at in zip(QUANTILES, quantiles, strict=True)}
+
+
+def _area(start: Floats, end: Floats, low: float, high: float) -> float:
+    """∫ N dt over the window: the overlap of every request with it, unfinished ones included."""
+    return float(np.clip(np.minimum(end, high) - np.maximum(start, low), 0.0, None).sum())
+
+
+def _shares(run: Run, low: float, high: float) -> dict[str, float]:
+    """What the server did in the window: shares of time, mean decode batch, occupancy of the token budget."""
+    assert run.steps is not None
+    steps = run.steps
+    kind, start, end = steps["kind"].to_numpy(), steps["start"].to_numpy(), steps["end"].to_numpy()
+    overlap = np.clip(np.minimum(end, high) - np.maximum(start, low), 0.0, None)
+    seconds = high - low
+    busy = {what: float(overlap[kind == code].sum()) for what, code in (("prefill", PREFILL), ("decode", DECODE))}
+    decode = np.where(kind == DECODE, overlap, 0.0)
+    budget = run.scenario.server.max_batch_total_tokens
+    found = {
+        "prefill_share": busy["prefill"] / seconds,
+        "decode_share": busy["decode"] / seconds,
+        "idle_share": max(0.0, 1.0 - (busy["prefill"] + busy["decode"]) / seconds),
+        "mean_batch": float((decode * steps["sequences"].to_numpy()).sum() / decode.sum()) if decode.any() else 0.0,
+    }
+    if isinstance(budget, int):
+        held = np.concatenate([[0], steps["used"].to_numpy()[:-1]])  # a row's own `used` is what it leaves behind
+        found["budget_share"] = float((decode * held).sum() / decode.sum() / budget) if decode.any() else 0.0
+    return found

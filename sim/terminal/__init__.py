@@ -1,0 +1,1 @@
+"""Text on a terminal: nothing from outside can command it, and tables fit its width."""
