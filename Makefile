@@ -40,7 +40,7 @@ advice: .venv/ready ## follow the advice on what to measure next on the stand-in
 	@$(BIN)/python tools/check_advice.py
 
 calibration: .venv/ready ## fit the article's figures anew, for the shipped scenarios
-	@$(BIN)/servecast calibrate llama2-70b -o scenarios/data/llama2-70b.calibration.json
+	@$(BIN)/servecast calibrate llama2-70b -o scenarios/shipped/data/llama2-70b.calibration.json
 
 picture: .venv/ready ## draw the README's picture anew
 	@$(BIN)/python tools/picture.py

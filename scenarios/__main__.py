@@ -1,5 +1,5 @@
 """`python -m scenarios` is `servecast`."""
 
-from scenarios.cli import main
+from scenarios.cli.main import main
 
 main()

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from measure.ladder import measure
+from measure.ladder.session import measure
 from sim.model.run import Run, read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload

@@ -114,7 +114,7 @@ def standin(*arguments: str, log: Path | None = None) -> Iterator[Standin]:
     """The stand-in on a free port, killed in the end."""
     more = [] if log is None else ["--log", str(log)]
     process = Standin(
-        [sys.executable, "-m", "measure.standin", "--port", "0", *arguments, *more],
+        [sys.executable, "-m", "measure.standin.server", "--port", "0", *arguments, *more],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},

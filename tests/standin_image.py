@@ -16,7 +16,7 @@ import docker
 NAME, TAG = "servecast-standin", f"test-{os.getpid()}"  # tests may run in several processes
 SITE = "opt/servecast"
 LOADED = """
-import sys, measure.standin
+import sys, measure.standin.server
 print("\\n".join(sorted({m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", None)})))
 """
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "ensurepip", "__pycache__"}
@@ -90,7 +90,7 @@ def build(client: docker.DockerClient) -> str:
         f"ENV PYTHONPATH=/{SITE}",
         f"ENV PYTHONHOME={sys.base_prefix}",
         "ENV PYTHONUNBUFFERED=1",
-        f'ENTRYPOINT ["{python}", "-m", "measure.standin"]',
+        f'ENTRYPOINT ["{python}", "-m", "measure.standin.server"]',
     ]
     client.api.import_image_from_data(tree(), repository=NAME, tag=TAG, changes=changes)
     return f"{NAME}:{TAG}"

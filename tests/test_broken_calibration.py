@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
-SHIPPED = Path("scenarios/data/llama2-70b.calibration.json")
+SHIPPED = Path("scenarios/shipped/data/llama2-70b.calibration.json")
 Values = dict[str, Any]
 
 

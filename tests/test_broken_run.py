@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 RECORDED = Path("data/tgi-0.9.4-cpu/long-again")
 Head = dict[str, Any]

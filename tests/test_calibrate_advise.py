@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from streams import SERVER, lengths, observe
 
-from calibrate.advise import Advice, Measurement, Question, advise, candidates, known_to, long_enough
-from calibrate.fit import calibrate_runs
+from calibrate.next_measurement import Advice, Measurement, Question, advise, candidates, known_to, long_enough
+from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Noise
 from sim.model.run import Run
 from sim.model.scenario import Load, Scenario

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibrate.budget import Looks, fit_budget, known_budget, unseen
-from calibrate.fit import calibrate_runs
-from calibrate.steps import rebuild
-from scenarios.compare import compare, forecast_run
+from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.token_budget import Looks, fit_budget, known_budget, unseen
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.run_with_model import compare, forecast_run
 from sim.model.run import Run, read_run
 from sim.model.server import ServerConfig
 

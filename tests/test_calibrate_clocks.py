@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from streams import CLOCKS, lengths, observe
 
-from calibrate.clocks import fit_clocks
-from calibrate.steps import rebuild
+from calibrate.schedule.client_delays import fit_clocks
+from calibrate.schedule.rebuild import rebuild
 from sim.model.calibration import Clocks, Delay
 from sim.model.workload import Workload
 

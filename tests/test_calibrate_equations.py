@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from streams import SERVER, TRUTH, lengths, observe
 
-from calibrate.components import fit_moods
-from calibrate.equations import equations
-from calibrate.fit import calibrate_runs, candidates
-from calibrate.moods import STEADY, Moods
-from calibrate.races import races
-from calibrate.regress import choose, design, regress
-from calibrate.rows import BLOCK_SECONDS, WARMING, Rows, rows_of
-from calibrate.steps import rebuild
-from calibrate.uncertainty import draw_coefficients
+from calibrate.regression.design import BLOCK_SECONDS, WARMING, Rows, rows_of
+from calibrate.regression.equations import equations
+from calibrate.regression.fit import choose, design, regress
+from calibrate.regression.posterior import draw_coefficients
+from calibrate.regression.random_effects import STEADY, Moods
+from calibrate.regression.variance_components import fit_moods
+from calibrate.schedule.admission_timing import races
+from calibrate.schedule.rebuild import rebuild
+from calibrate.sources.streamed import calibrate_runs, candidates
 from sim.model.calibration import Noise
 from sim.steptime.linear import step_time
 

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from streams import CLOCKS, SERVER, TRUTH, lengths, observe, questions
 
-from calibrate.budget import known_budget
-from calibrate.components import UNSEEN
-from calibrate.fit import calibrate_runs
-from calibrate.races import UPLINK_SPREAD, WAY_OF_A_DAY, race_rows, races
-from calibrate.steps import rebuild
+from calibrate.regression.variance_components import UNSEEN
+from calibrate.schedule.admission_timing import UPLINK_SPREAD, WAY_OF_A_DAY, race_rows, races
+from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.token_budget import known_budget
+from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Delay, Noise, read_calibration
 from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import write_file

@@ -10,15 +10,15 @@ import pytest
 from scipy.stats import skew
 from streams import TRUTH, lengths, observe
 
-from calibrate.components import LEAST, MEMORY, UNSEEN, fit_moods
-from calibrate.fit import candidates
-from calibrate.moods import STEADY, Moods
-from calibrate.noise import fit_noise
-from calibrate.races import races
-from calibrate.regress import Regression, regress
-from calibrate.rows import Rows, rows_of
-from calibrate.steps import rebuild
-from calibrate.uncertainty import draw_coefficients
+from calibrate.regression.design import Rows, rows_of
+from calibrate.regression.fit import Regression, regress
+from calibrate.regression.posterior import draw_coefficients
+from calibrate.regression.random_effects import STEADY, Moods
+from calibrate.regression.step_noise import fit_noise
+from calibrate.regression.variance_components import LEAST, MEMORY, UNSEEN, fit_moods
+from calibrate.schedule.admission_timing import races
+from calibrate.schedule.rebuild import rebuild
+from calibrate.sources.streamed import candidates
 from sim.model.calibration import Noise
 from sim.model.run import Run, read_run
 from sim.steptime.linear import affine

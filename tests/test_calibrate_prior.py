@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from streams import TRUTH, lengths, observe
 
-from calibrate.fit import calibrate_runs
-from calibrate.prior import FIXED_PART
+from calibrate.regression.priors import FIXED_PART
+from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Noise
 from sim.model.run import read_run
 from sim.steptime.linear import StepTime, step_time

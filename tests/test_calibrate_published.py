@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from calibrate import laws
-from calibrate.figures import (
+from calibrate.coverage import LONG_ANSWERS, LONG_PROMPTS, SERVER, trial
+from calibrate.sources import published_priors
+from calibrate.sources.constrained_prior import Space
+from calibrate.sources.diagnostics import misses
+from calibrate.sources.figures import (
     FACTORS,
     READING,
     USERS,
@@ -23,12 +26,9 @@ from calibrate.figures import (
     resolve,
     title,
 )
-from calibrate.published import calibrate_published
-from calibrate.recovery import LONG_ANSWERS, LONG_PROMPTS, SERVER, trial
-from calibrate.search import search
-from calibrate.space import Space
-from calibrate.verdict import misses
-from scenarios.load import load
+from calibrate.sources.importance_sampling import search
+from calibrate.sources.published import calibrate_published
+from scenarios.load.scenario import load
 from sim.model.calibration import Calibration, read_calibration
 from sim.model.errors import BadInput, CannotFit
 from sim.model.scenario import Figure, Scenario
@@ -67,7 +67,9 @@ def fitted() -> Calibration:
         return calibrate_published(ARTICLE, 7, simulations=SIMULATIONS, executor=pool)
 
 
-@pytest.mark.parametrize("law", [laws.LogNormal(0.05, 0.4), laws.HalfNormal(3.0), laws.Uniform(2.0, 5.0)])
+@pytest.mark.parametrize(
+    "law", [published_priors.LogNormal(0.05, 0.4), published_priors.HalfNormal(3.0), published_priors.Uniform(2.0, 5.0)]
+)
 def test_a_law_draws_what_its_density_says(law):
     values = np.sort(law.at(np.random.default_rng(1).standard_normal(200_000)))
     for low, high in ((0.1, 0.3), (0.4, 0.5), (0.6, 0.95)):  # between two quantiles lies that share of the density
@@ -92,8 +94,8 @@ def test_machines_that_show_the_lone_user_figures_are_drawn_as_if_by_trial_and_e
     rng = np.random.default_rng(2)
     space = Space.of(ALONE, SERVER)
     ours = space.values(space.draw(rng, 4000))
-    drawn = {name: law.at(rng.standard_normal(1_500_000)) for name, law in laws.STEP_TIMES.items()}
-    drawn["output_attained"] = laws.OUTPUT_ATTAINED.at(rng.standard_normal(1_500_000))
+    drawn = {name: law.at(rng.standard_normal(1_500_000)) for name, law in published_priors.STEP_TIMES.items()}
+    drawn["output_attained"] = published_priors.OUTPUT_ATTAINED.at(rng.standard_normal(1_500_000))
     fits = np.ones(1_500_000, dtype=bool)
     for f in ALONE:
         terms, clocks = alone_terms(profile(f), drawn["output_attained"])
@@ -125,7 +127,9 @@ def test_the_central_draw_shows_all_four_figures(fitted):
 
 
 def test_the_figures_move_what_they_can_and_the_rest_is_said_to_be_open(fitted):
-    assert fitted.parameters["b1"].value > 2 * laws.STEP_TIMES["b1"].median  # 0.8 requests/s need a costly request
+    assert (
+        fitted.parameters["b1"].value > 2 * published_priors.STEP_TIMES["b1"].median
+    )  # 0.8 requests/s need a costly request
     assert fitted.parameters["b3"].low > 1e-6  # all four figures need a cost on the longest context
     assert any("do not pin down" in doubt and "a2" in doubt for doubt in fitted.doubts)
     assert ("b0", "output_attained") in {(a, b) for a, b, _ in fitted.correlations}

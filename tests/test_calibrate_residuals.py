@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from calibrate.fit import calibrate_runs
-from calibrate.residuals import residuals
-from calibrate.steps import rebuild
+from calibrate.regression.residuals import residuals
+from calibrate.schedule.rebuild import rebuild
+from calibrate.sources.streamed import calibrate_runs
 from sim.model.errors import NotEnoughData
 from sim.model.run import read_run
 

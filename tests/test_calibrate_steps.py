@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from streams import lengths, observe
 
-from calibrate.steps import rebuild
-from calibrate.witness import witness
+from calibrate.schedule.cross_check import witness
+from calibrate.schedule.rebuild import rebuild
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.model.run import Run, read_run

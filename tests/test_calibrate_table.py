@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calibrate.layout import read_table
-from calibrate.selection import fit_relative, select, subsets
-from calibrate.table import calibrate_table
-from scenarios.cli import status
+from calibrate.regression.selection import fit_relative, select, subsets
+from calibrate.sources.step_time_table import calibrate_table
+from calibrate.sources.table_layout import read_table
+from scenarios.cli.main import status
 from sim.model.calibration import read_calibration
 from sim.model.errors import BadInput, NotEnoughData
 from sim.model.scenario import Machine

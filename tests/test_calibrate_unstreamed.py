@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from streams import TRUTH, lengths, observe
 
-from calibrate.fit import calibrate_runs
-from scenarios.compare import compare, forecast_run
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.run_with_model import compare, forecast_run
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
 from sim.model.run import Run

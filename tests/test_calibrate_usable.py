@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from streams import lengths, observe, questions
 
-from calibrate.clocks import ASSUMED
-from calibrate.fit import calibrate_runs
+from calibrate.schedule.client_delays import ASSUMED
+from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.steptime.linear import step_time

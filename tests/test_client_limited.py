@@ -11,7 +11,7 @@ import pytest
 from ladders import climb, scenario
 from servers import Standin
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 RECORDED = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http" / "short"
 

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scenarios.cli import status
-from scenarios.crossing import crossing
+from scenarios.cli.main import status
+from scenarios.forecast.slo import crossing
 from sim.model.calibration import Calibration, Parameter, Source
 
 SCENARIO = """\

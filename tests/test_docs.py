@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scenarios import load
-from scenarios.cli import servecast, status
+from scenarios.cli.main import servecast, status
+from servecast import load
 
 README = Path("README.md").read_text()
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from servers import Scripted, Standin, quick_calibration, say, standin
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 DATA = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http"
 SAMPLES = Path(__file__).parent / "samples"

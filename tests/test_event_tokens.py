@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from streams import lengths, observe
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 from sim.model.run import Run
 from sim.model.run import write_run as write
 from sim.results.events import spread

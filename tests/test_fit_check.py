@@ -12,15 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from scenarios import fit_check
-from scenarios.cli import status
-from scenarios.fit_check import check_published
-from scenarios.load import load
+from scenarios.cli.main import status
+from scenarios.compare import fit_check
+from scenarios.compare.fit_check import check_published
+from scenarios.load.scenario import load
 from sim.model.calibration import Calibration, Parameter, read_calibration
 from sim.replicate import processes
 
 RECORDED = Path("data/tgi-0.9.4-cpu/long-again")
-SHIPPED = Path("scenarios/data/llama2-70b.calibration.json")
+SHIPPED = Path("scenarios/shipped/data/llama2-70b.calibration.json")
 TIMES = ("scheduled", "sent", "ended", "first_token", "last_token")
 MARKS = ("start", "ramped", "settled", "end")
 
@@ -114,7 +114,7 @@ def test_run_fails_too_and_keeps_all_it_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out"
-    monkeypatch.setattr("measure.ladder.measure", lambda scenario, url, place, **_: drifted(place))
+    monkeypatch.setattr("measure.ladder.session.measure", lambda scenario, url, place, **_: drifted(place))
     scenario = tmp_path / "cpu.yaml"
     recorded = json.loads((RECORDED / "run.json").read_bytes())["scenario"]
     recorded = {key: recorded[key] for key in ("server", "workload")}

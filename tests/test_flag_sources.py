@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from servers import Standin, quick_calibration, standin
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 DATA = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http"
 QUICK = ("--replicates", "19", "--jobs", "1")

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 from sim.model.run import Run, read_run
 from sim.results.metrics import table
 
@@ -152,7 +152,7 @@ def test_a_sweep_of_guidellm_has_the_loads_of_its_requests(tmp_path: Path, capsy
     assert run.scenario.load.arrivals == "constant"
     assert "2 of 3 loads are users, the others requests/s" in said
     assert found["ttft_mean"].tolist() == pytest.approx([0.05, 0.2, 0.06])
-    forecast = ["--calibration", "measure/standin_calibration.json", "--as", "tgi-0.9.4", "--replicates", "19"]
+    forecast = ["--calibration", "measure/standin/calibration.json", "--as", "tgi-0.9.4", "--replicates", "19"]
     capsys.readouterr()
     assert status(["compare", str(tmp_path / "run"), *forecast, "--jobs", "1"]) == 0
     lines = [line.partition("  E2E mean s") for line in capsys.readouterr().out.splitlines()]

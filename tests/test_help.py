@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scenarios.cli import servecast, status
+from scenarios.cli.main import servecast, status
 
 status(["--version"])  # which adds the commands
 COMMANDS = sorted(servecast.commands)
@@ -29,7 +29,7 @@ def test_help_fits_80_columns_and_shows_an_example(
 def test_help_of_every_command_imports_nothing_heavy():
     heavy = "('pandas', 'scipy', 'matplotlib', 'locust', 'simpy', 'aiohttp', 'rich')"
     code = (
-        "import sys; from scenarios.cli import status;"
+        "import sys; from scenarios.cli.main import status;"
         f"[status([name, '--help']) for name in {COMMANDS!r}];"
         f"print([m for m in {heavy} if m in sys.modules])"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 GOOD = """\
 name: tiny
@@ -31,7 +31,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shutil.copy("measure/standin_calibration.json", tmp_path / "model.json")
+    shutil.copy("measure/standin/calibration.json", tmp_path / "model.json")
     (tmp_path / "tiny.yaml").write_text(GOOD)
     return tmp_path
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 HOSTILE = "a\x1b[31mb\x1b]0;t\x07c\x9bd\x85e\u202ef\u200bg\rh\ni\x7fj\x00k [red]l[/y] $m_{ <b>n</b>"
 CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -64,7 +64,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scenario(tmp_path: Path) -> Path:
-    calibration = json.loads(Path("measure/standin_calibration.json").read_text())
+    calibration = json.loads(Path("measure/standin/calibration.json").read_text())
     calibration["source"]["note"] = HOSTILE
     calibration["doubts"] = [HOSTILE]
     calibration["machine"] = {"model": HOSTILE, "gpu": HOSTILE}

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 from sim.model.calibration import Calibration, Clocks, Delay, Parameter, Source
 
 TURNAROUND = 0.25

@@ -18,12 +18,12 @@ from ladders import climb, lines, scenario, wait_for_requests
 from rich.console import Console
 from servers import Standin, standin
 
-from measure.ascent import ServerGone
-from measure.endpoint import Endpoint
-from measure.exposition import parse
-from measure.generator import GeneratorKilled
-from measure.ladder import measure
-from scenarios.cli import FAILED, status
+from measure.ladder.generator import GeneratorKilled
+from measure.ladder.runner import ServerGone
+from measure.ladder.session import measure
+from measure.server.endpoint import Endpoint
+from measure.server.exposition import parse
+from scenarios.cli.main import FAILED, status
 from sim.model.errors import BadInput, UserError
 from sim.model.run import read_run
 from sim.model.scenario import Scenario
@@ -32,7 +32,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import msgspec
-from measure.ladder import measure
+from measure.ladder.session import measure
 from sim.model.scenario import Scenario
 text, url, out, resume = sys.argv[1:]
 measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume == "resume", processes=2)
@@ -169,7 +169,7 @@ def test_a_dead_load_generator_is_told_apart_from_a_dead_server(server: tuple[St
         def print(self, *objects: Any, **more: Any) -> None:
             if "1 user: complete" in str(objects[0]):
                 for process in psutil.Process().children(recursive=True):
-                    if "measure.locustfile" in process.cmdline():
+                    if "measure.loadgen.locustfile" in process.cmdline():
                         process.kill()
 
     with Path(os.devnull).open("w") as null, pytest.raises(GeneratorKilled):
@@ -216,7 +216,7 @@ def test_a_load_generator_that_dies_before_its_first_record_is_what_is_told(
                 for path in (tmp_path / "run").glob("requests*"):
                     path.unlink()
                 for process in psutil.Process().children(recursive=True):
-                    if "measure.locustfile" in process.cmdline():
+                    if "measure.loadgen.locustfile" in process.cmdline():
                         process.kill()
 
     with Path(os.devnull).open("w") as null, pytest.raises(GeneratorKilled):

@@ -11,9 +11,9 @@ import gevent
 import pytest
 from servers import END, HEAD, Scripted, chunk, reset, say, tgi_event
 
-from measure.client import Client, Record, Stopwatch
-from measure.dialect import DIALECTS
-from measure.endpoint import Endpoint, Unreachable
+from measure.apis.dialect import DIALECTS
+from measure.loadgen.client import Client, Record, Stopwatch
+from measure.server.endpoint import Endpoint, Unreachable
 
 OPEN: list[Scripted | Client] = []
 

@@ -18,11 +18,11 @@ from docker.models.containers import ContainerCollection
 from rich.console import Console
 from standin_image import build
 
-from measure.container import LABEL, CannotStart, arguments, engine, launched, leftovers
-from measure.doctor import diagnose
-from measure.generator import free_port
-from measure.ladder import measure
-from measure.overlay import endless
+from measure.ladder.generator import free_port
+from measure.ladder.session import measure
+from measure.server.docker import LABEL, CannotStart, arguments, engine, launched, leftovers
+from measure.server.doctor import diagnose
+from measure.server.tokenizer_patch import endless
 from sim.model.run import read_run
 from sim.model.scenario import Launch, Load, Scenario
 from sim.model.server import ServerConfig
@@ -33,8 +33,8 @@ CHILD = """
 import sys
 from pathlib import Path
 import msgspec
-from measure.ladder import measure
-from measure.overlay import endless
+from measure.ladder.session import measure
+from measure.server.tokenizer_patch import endless
 from sim.model.scenario import Scenario
 measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
 """

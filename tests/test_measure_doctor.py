@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from servers import quick_calibration, standin
 
-from measure.doctor import Finding, diagnose
+from measure.server.doctor import Finding, diagnose
 from sim.model.scenario import Launch, Load, Scenario
 from sim.model.workload import Workload
 
@@ -53,7 +53,7 @@ def test_more_users_want_more_open_files() -> None:
 
 
 def test_a_port_in_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from measure.doctor import _port
+    from measure.server.doctor import _port
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

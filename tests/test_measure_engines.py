@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from measure.client import Client, Record, Stopwatch
-from measure.dialect import Chat
-from measure.endpoint import Endpoint
-from measure.health import Server, look
-from measure.ladder import measure
-from measure.probe import learn
-from measure.prompts import generator
+from measure.apis.dialect import Chat
+from measure.ladder.probe import learn
+from measure.ladder.session import measure
+from measure.loadgen.client import Client, Record, Stopwatch
+from measure.loadgen.prompts import generator
+from measure.server.endpoint import Endpoint
+from measure.server.health import Server, look
 from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload

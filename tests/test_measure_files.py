@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from measure.exposition import Exposition, parse
 from measure.journal import Journal
-from measure.lines import Lines
-from measure.orders import Report
-from measure.witness import by_metrics, by_streams, disagreements
+from measure.loadgen.messages import Report
+from measure.server.cross_check import by_metrics, by_streams, disagreements
+from measure.server.exposition import Exposition, parse
 from sim.model.errors import BadInput
+from sim.model.files.json_lines import Lines
 from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload

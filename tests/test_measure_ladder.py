@@ -20,9 +20,9 @@ from rich.console import Console
 from servers import Standin, standin
 
 from measure.deadline import Deadline
-from measure.endpoint import Answer, Endpoint
-from measure.generator import free_port
-from measure.ladder import measure
+from measure.ladder.generator import free_port
+from measure.ladder.session import measure
+from measure.server.endpoint import Answer, Endpoint
 from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Columns, Lengths, RequestFile, Workload, arrival_gaps
@@ -96,9 +96,9 @@ import sys, time
 from pathlib import Path
 ours = time.perf_counter_ns
 time.perf_counter_ns = lambda: ours() + 10**12  # a machine that was started at another time
-import measure.orders
-measure.orders.BOOT_ID = Path("/none")  # another machine, as far as it can tell
-from measure.locustfile import main
+import measure.loadgen.messages
+measure.loadgen.messages.BOOT_ID = Path("/none")  # another machine, as far as it can tell
+from measure.loadgen.locustfile import main
 main(["worker", sys.argv[1]])
 """
 
@@ -132,7 +132,7 @@ def test_a_client_that_was_kept_from_its_core_says_so(server: tuple[Standin, Pat
         def disturb(self) -> None:
             wait_for_requests(tmp_path / "run", 3)
             mine = psutil.Process().children(recursive=True)
-            (generator,) = (p for p in mine if "measure.locustfile" in p.cmdline())
+            (generator,) = (p for p in mine if "measure.loadgen.locustfile" in p.cmdline())
             for _ in range(8):
                 generator.suspend()
                 time.sleep(0.1)

@@ -11,11 +11,11 @@ import pytest
 from servers import Scripted, quick_calibration, say, standin
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from measure.endpoint import Endpoint, Unreachable
-from measure.exposition import parse
-from measure.health import Server, Unfit, check, look
-from measure.probe import Refused, learn
-from measure.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
+from measure.ladder.probe import Refused, learn
+from measure.loadgen.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
+from measure.server.endpoint import Endpoint, Unreachable
+from measure.server.exposition import parse
+from measure.server.health import Server, Unfit, check, look
 from sim.model.errors import BadInput, CannotFit
 from sim.model.identity import of_info
 from sim.model.scenario import Load, Scenario

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 from schedule import Witness
 
-from measure.exposition import Exposition
-from measure.realtime import Server
+from measure.server.exposition import Exposition
+from measure.standin.realtime import Server
 from sim.engines.tgi_0_9_4 import Engine
 from sim.model.request import Request
 from sim.model.server import ServerConfig

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from measure.orders import Ended, Report
-from measure.precision import CYCLES, FEWEST, half_width
-from measure.rung import Climb, client_limited, default_users, doubts, reason_to_stop, seen
-from measure.screen import Screen
-from measure.watch import Watch, Window
+from measure.ladder.precision import CYCLES, FEWEST, half_width
+from measure.ladder.progress import Screen
+from measure.ladder.rung import Climb, client_limited, default_users, doubts, reason_to_stop, seen
+from measure.ladder.totals import Watch, Window
+from measure.loadgen.messages import Ended, Report
 from sim.model.scenario import Load
 
 

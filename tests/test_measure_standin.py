@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 from servers import Standin, quick_calibration, reset, standin
 
-from measure.exposition import parse
-from measure.faults import Faults, parse_faults
-from measure.validation import Body, Parameters, Refused, prompt_length
+from measure.server.exposition import parse
+from measure.standin.faults import Faults, parse_faults
+from measure.standin.tgi_validation import Body, Parameters, Refused, prompt_length
 from sim.model.server import ServerConfig
 
 SERVER = ServerConfig(max_batch_total_tokens=20000)

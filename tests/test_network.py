@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from servers import END, HEAD, Script, Scripted, Standin, chunk, say, tgi_event
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 SCENARIO = """\
 format: 1
@@ -486,8 +486,8 @@ def test_waits_are_announced_when_piped(tmp_path: Path) -> None:
 def test_a_started_server_that_is_never_well_is_given_up_with_its_last_answer() -> None:
     from rich.console import Console
 
-    from measure.container import CannotStart, _wait
-    from measure.endpoint import Endpoint
+    from measure.server.docker import CannotStart, _wait
+    from measure.server.endpoint import Endpoint
 
     class Container:
         status = "running"

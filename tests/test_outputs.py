@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from servers import Standin
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 RESULTS = Path("tests/samples/foreign/aiperf-few-bundled.jsonl")
 TABLE = "phase,sequences,tokens_per_sequence,seconds\n" + "".join(
@@ -26,7 +26,7 @@ TABLE = "phase,sequences,tokens_per_sequence,seconds\n" + "".join(
     for length in (100, 200, 400)
 )
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.users=[1]", "--set", "load.seconds=2"]
-CALIBRATION = Path("measure/standin_calibration.json")
+CALIBRATION = Path("measure/standin/calibration.json")
 SCENARIO = """\
 name: tiny
 workload: {prompt_tokens: 50, output_tokens: 5}

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from calibrate.published import calibrate_published
-from scenarios.cli import status
-from scenarios.load import load
-from scenarios.simulation import simulate
+from calibrate.sources.published import calibrate_published
+from scenarios.cli.main import status
+from scenarios.forecast.simulate import simulate
+from scenarios.load.scenario import load
 from sim.model.scenario import Figure
 
 SAMPLE = "tests/samples/published-mistral.yaml"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=20"]
 ASKED = ["--users", "1,2,5,6", "--slo", "e2e_p95=0.85", "--slo", "ttft_p95=9", "--set", "price.usd_per_hour=3.6"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.load import load
+from scenarios.load.scenario import load
 from sim.model.errors import BadInput
 
 GOOD = """\

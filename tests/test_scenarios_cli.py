@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from scenarios import ask, cli
-from scenarios.cli import servecast, status
+from scenarios.cli import ask, main
+from scenarios.cli.main import servecast, status
 from sim.model.errors import UserError
 from sim.model.run import read_run
 
@@ -29,7 +29,8 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 def test_help_is_instant_because_it_imports_nothing_heavy():
     code = (
-        "import sys; from scenarios.cli import status; status(['--help']); status(['simulate', '--help']); status([]);"
+        "import sys; from scenarios.cli.main import status; status(['--help']); status(['simulate', '--help']);"
+        "status([]);"
         "print([m for m in ('pandas', 'scipy', 'matplotlib', 'locust', 'simpy', 'aiohttp') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -127,7 +128,7 @@ def test_a_bug_keeps_its_traceback_and_status_70(monkeypatch: pytest.MonkeyPatch
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr(ask, "shipped", broken)
-    assert status(["scenarios"]) == cli.BUG
+    assert status(["scenarios"]) == main.BUG
     err = capfd.readouterr().err
     assert "Traceback" in err and "ZeroDivisionError: ours" in err and "bug of ours" in err
 
@@ -184,7 +185,7 @@ def test_a_plan_that_keeps_no_slo_fails(capfd: pytest.CaptureFixture[str]):
 def test_new_writes_a_scenario_that_loads_and_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    from scenarios.load import load
+    from scenarios.load.scenario import load
 
     monkeypatch.chdir(tmp_path)
     assert status(["new", "chat"]) == 0
@@ -278,7 +279,7 @@ def test_run_measures_with_the_options_of_measure(tmp_path: Path, monkeypatch: p
         seen.update(options)
         raise UserError("far enough")
 
-    monkeypatch.setattr("measure.ladder.measure", climb)
+    monkeypatch.setattr("measure.ladder.session.measure", climb)
     options = ["--model", "one", "--processes", "2", "--budget", "30", "--set", "load.users=[1, 2]"]
     assert status(["run", "standin", "--url", "http://127.0.0.1:1", "-o", str(tmp_path / "out"), *options]) == 2
     assert {"model": "one", "processes": 2, "budget": 30.0}.items() <= seen.items()

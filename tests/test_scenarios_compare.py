@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibrate.fit import calibrate_runs
-from scenarios.beside import compare_runs
-from scenarios.compare import compare, forecast_run
-from scenarios.comparison import Comparison, verdict
-from scenarios.doubts import beyond, misfits
-from scenarios.evidence import evidence
-from scenarios.fitted import fitted_rungs
-from scenarios.patterns import humps
-from scenarios.repeats import read_repeats
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.comparison import Comparison, verdict
+from scenarios.compare.diagnostics import evidence
+from scenarios.compare.modes import humps
+from scenarios.compare.repeatability import read_repeats
+from scenarios.compare.run_with_model import compare, forecast_run
+from scenarios.compare.training_rungs import fitted_rungs
+from scenarios.compare.two import compare_runs
+from scenarios.forecast.warnings import beyond, misfits
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
 from sim.model.run import Run, read_run

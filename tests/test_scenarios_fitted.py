@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.fit import calibrate_runs
-from scenarios.fitted import fitted_rungs
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.training_rungs import fitted_rungs
 from sim.model.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"

@@ -13,16 +13,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from scenarios.binding import binding
-from scenarios.cost import costs
-from scenarios.doors import calibration_of
-from scenarios.doubts import several_patterns
-from scenarios.forecast import Estimate, read_forecast, write_forecast
-from scenarios.load import load, origin, shipped
-from scenarios.replicate import circumstances, replicate
-from scenarios.report import page
-from scenarios.simulation import central_run, simulate
-from scenarios.tables import show, show_corners, show_cost
+from scenarios.answer.tables import show, show_corners, show_cost
+from scenarios.forecast.bottleneck import binding
+from scenarios.forecast.cost import costs
+from scenarios.forecast.forecast import Estimate, read_forecast, write_forecast
+from scenarios.forecast.replicate import circumstances, replicate
+from scenarios.forecast.simulate import central_run, simulate
+from scenarios.forecast.warnings import several_patterns
+from scenarios.load.parameters import calibration_of
+from scenarios.load.scenario import load, origin, shipped
+from scenarios.report.page import page
 from sim.model.calibration import Calibration, Parameter, Source, read_calibration
 from sim.model.errors import BadInput, CannotFit
 from sim.model.scenario import Machine, Price
@@ -300,7 +300,7 @@ def test_an_estimate_of_nothing_is_nothing(small):
 
 
 def test_the_shipped_calibration_is_readable_and_of_the_article():
-    calibration = read_calibration(Path("scenarios/data/llama2-70b.calibration.json"))
+    calibration = read_calibration(Path("scenarios/shipped/data/llama2-70b.calibration.json"))
     assert calibration.source.door == "published" and calibration.n_draws >= 100
 
 

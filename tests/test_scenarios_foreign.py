@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.steps import rebuild
-from scenarios.cli import status
-from scenarios.foreign import import_results
+from calibrate.schedule.rebuild import rebuild
+from scenarios.cli.main import status
+from scenarios.importers.detect import import_results
 from sim.cluster.replay import lanes
 from sim.model.assume import taken_as
 from sim.model.errors import BadInput

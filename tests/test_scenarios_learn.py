@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_scenarios_checks import GOOD
 
-from scenarios.checks import RATES, TIMES
-from scenarios.load import load, origin, shipped
+from scenarios.load.checks import RATES, TIMES
+from scenarios.load.scenario import load, origin, shipped
 from sim.model.errors import BadInput
 from sim.model.server import Bounds
 from sim.model.workload import Exponential, Gamma, Lengths, Lognormal
@@ -131,7 +131,7 @@ def test_the_metrics_of_a_scenario_are_those_of_a_comparison():
 
 
 def _table(name: str) -> list[dict[str, str]]:
-    lines = (Path("scenarios/data") / name).read_text().splitlines()
+    lines = (Path("scenarios/shipped/data") / name).read_text().splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 

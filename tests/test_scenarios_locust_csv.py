@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_scenarios_foreign import SAMPLES, saved
 
-from scenarios.foreign import import_results
+from scenarios.importers.detect import import_results
 from sim.model.run import Run
 from sim.results.metrics import table
 

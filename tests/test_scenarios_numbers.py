@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from scenarios.forecast import Estimate
-from scenarios.numbers import banded, percent, significant
+from scenarios.answer.numbers import banded, percent, significant
+from scenarios.forecast.forecast import Estimate
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,19 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from scenarios import overlays, plots, tables
-from scenarios.beside import compare_runs
-from scenarios.compare import compare
-from scenarios.comparison import write_comparison
-from scenarios.doors import calibration_of
-from scenarios.evidence import SHARES, Distribution, Error, Evidence
-from scenarios.figure import panels, row
-from scenarios.forecast import Forecast, write_forecast
-from scenarios.load import load
-from scenarios.numbers import parts
-from scenarios.report import page, read_item
-from scenarios.simulation import central_run, simulate
+from scenarios.answer import tables
+from scenarios.answer.numbers import parts
+from scenarios.compare.comparison import write_comparison
+from scenarios.compare.diagnostics import SHARES, Distribution, Error, Evidence
+from scenarios.compare.run_with_model import compare
+from scenarios.compare.two import compare_runs
+from scenarios.forecast.forecast import Forecast, write_forecast
+from scenarios.forecast.simulate import central_run, simulate
+from scenarios.load.parameters import calibration_of
+from scenarios.load.scenario import load
+from scenarios.report import overlays, plots
+from scenarios.report.figure import panels, row
+from scenarios.report.page import page, read_item
 from sim.model.errors import BadInput
 from sim.model.run import Run, write_run
 from sim.results import metrics

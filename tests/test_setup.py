@@ -89,13 +89,13 @@ def test_the_built_package_holds_what_it_needs_at_run_time(tmp_path: Path):
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     for file in (
-        "scenarios/llama2-70b.yaml",
-        "scenarios/data/llama2-70b.calibration.json",
-        "scenarios/data/sharegpt_lengths_tgi_loadtest.csv",
-        "scenarios/template.txt",
-        "scenarios/report.html",
-        "measure/standin_calibration.json",
-        "measure/words.txt",
+        "scenarios/shipped/llama2-70b.yaml",
+        "scenarios/shipped/data/llama2-70b.calibration.json",
+        "scenarios/shipped/data/sharegpt_lengths_tgi_loadtest.csv",
+        "scenarios/shipped/template.txt",
+        "scenarios/report/page.html",
+        "measure/standin/calibration.json",
+        "measure/loadgen/words.txt",
     ):
         assert file in names
     assert not any(name.startswith(("tests/", "data/", "tools/")) for name in names)

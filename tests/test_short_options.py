@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scenarios.cli import servecast, status
+from scenarios.cli.main import servecast, status
 
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
 SHORT = {"--users", "--rate", "--prompt-tokens", "--output-tokens", "--slo"}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scenarios.replicate import replicate
+from scenarios.forecast.replicate import replicate
 from sim.model.calibration import Calibration, Noise, Parameter, Source
 from sim.model.machine import Draw
 from sim.model.scenario import Load, Scenario

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scenarios import progress
-from scenarios.cli import status
-from scenarios.load import load
-from scenarios.size import check_size
+from scenarios.cli.main import status
+from scenarios.forecast.size import check_size
+from scenarios.load.scenario import load
 from sim import replicate
 from sim.model.calibration import read_calibration
 from sim.model.run import read_run

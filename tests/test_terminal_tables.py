@@ -11,8 +11,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from measure.screen import Screen
-from scenarios.cli import status
+from measure.ladder.progress import Screen
+from scenarios.cli.main import status
 from sim.terminal.columns import Column, fitting, show_columns
 from sim.terminal.console import Console as OurConsole
 
@@ -106,7 +106,9 @@ def test_the_ladder_fits(width: int, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_pipe_without_columns_is_80_wide():
-    code = "import os; os.environ.pop('COLUMNS', None); from scenarios.tables import console; print(console().width)"
+    code = (
+        "import os; os.environ.pop('COLUMNS', None); from scenarios.answer.tables import console;print(console().width)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "80\n"
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 BOM = b"\xef\xbb\xbf"
 AZURE_2024 = """TIMESTAMP,ContextTokens,GeneratedTokens

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 
 QUICK = ["simulate", "standin", "--replicates", "19", "--jobs", "1", "--set", "load.seconds=5", "--users", "1,2,4"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.cli import status
+from scenarios.cli.main import status
 from sim.model.warning import KINDS, Severity, ranked, severity
 
 ROOT = Path(__file__).parents[1]

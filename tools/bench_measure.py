@@ -21,10 +21,10 @@ from time import perf_counter_ns
 import numpy as np
 from rich.console import Console
 
-from measure.generator import Generator
-from measure.ladder import measure
-from measure.orders import Order, Setup, boot_id
-from measure.prompts import WORDS, Recipe
+from measure.ladder.generator import Generator
+from measure.ladder.session import measure
+from measure.loadgen.messages import Order, Setup, boot_id
+from measure.loadgen.prompts import WORDS, Recipe
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 
@@ -45,7 +45,9 @@ def errors(seconds: float, folder: Path) -> None:
     """Against the stand-in, whose log says when it sent each token."""
     log, out = folder / "log", folder / "run"
     standin = subprocess.Popen(
-        [sys.executable, "-m", "measure.standin", "--port", "0", "--log", str(log)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "measure.standin.server", "--port", "0", "--log", str(log)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert standin.stdout is not None
     url = standin.stdout.readline().strip()

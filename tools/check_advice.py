@@ -23,10 +23,10 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from calibrate.advise import DRAWS, Advice, Question, advise, candidates, known_to
-from calibrate.fit import calibrate_runs
-from measure.ladder import measure
-from scenarios.load import load
+from calibrate.next_measurement import DRAWS, Advice, Question, advise, candidates, known_to
+from calibrate.sources.streamed import calibrate_runs
+from measure.ladder.session import measure
+from scenarios.load.scenario import load
 from sim.model.run import Run, read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
@@ -65,7 +65,7 @@ def main() -> int:
 @contextmanager
 def standin() -> Iterator[str]:
     """The URL of a stand-in that runs meanwhile."""
-    command = [sys.executable, "-m", "measure.standin", "--port", "0"]
+    command = [sys.executable, "-m", "measure.standin.server", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:

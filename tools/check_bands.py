@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # how clients s
 
 from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 
-from calibrate.fit import calibrate_runs
-from scenarios.compare import Replicate, compare
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.run_with_model import Replicate, compare
 from sim.cluster.ladder import climb
 from sim.model.calibration import Delay, Noise
 from sim.model.machine import Model

@@ -1,4 +1,5 @@
-"""Does a late client shift the step times that are fitted to what it saw? `measure.rung`'s thresholds rest on this.
+"""Does a late client shift the step times that are fitted to what it saw? The thresholds of `measure.ladder.rung` rest
+on this.
 
     python tools/check_client.py [--seconds N] [--gap MS]
 
@@ -32,9 +33,9 @@ import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 
-from calibrate.fit import calibrate_runs
-from measure.ladder import measure
-from measure.rung import CANARY_LIMITED
+from calibrate.sources.streamed import calibrate_runs
+from measure.ladder.rung import CANARY_LIMITED
+from measure.ladder.session import measure
 from sim.model.calibration import Calibration, Parameter, Source
 from sim.model.run import Run, read_run
 from sim.model.scenario import Load, Scenario
@@ -136,7 +137,17 @@ def standin(place: Path, gap: float) -> Iterator[tuple[psutil.Process, str]]:
     file.write_bytes(
         msgspec.json.encode(Calibration(source=Source(door="assumed"), model="affine", parameters=parameters))
     )
-    words = [sys.executable, "-m", "measure.standin", "--port", "0", "--log", str(place), "--calibration", str(file)]
+    words = [
+        sys.executable,
+        "-m",
+        "measure.standin.server",
+        "--port",
+        "0",
+        "--log",
+        str(place),
+        "--calibration",
+        str(file),
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -150,7 +161,7 @@ def _watch(disturb: Callable[[int], object], core: list[int], over: threading.Ev
     while not over.wait(0.1):
         for child in psutil.Process().children():
             with suppress(psutil.Error):
-                if "measure.locustfile" in child.cmdline():
+                if "measure.loadgen.locustfile" in child.cmdline():
                     child.cpu_affinity(core)
                     _disturbed(disturb, child.pid, over)
                     return

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # how clients s
 
 from streams import SERVER, TRUTH, lengths, observe
 
-from calibrate.fit import calibrate_runs
-from calibrate.steps import rebuild
+from calibrate.schedule.rebuild import rebuild
+from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Noise
 from sim.replicate import processes
 from sim.steptime.linear import step_time

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # how clients s
 
 from streams import SERVER, TRUTH, lengths, observe
 
-from calibrate.fit import calibrate_runs
-from scenarios.fit_check import check_runs
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.fit_check import check_runs
 from sim.model.calibration import FitCheck, Noise
 from sim.model.errors import UserError
 from sim.model.run import Run

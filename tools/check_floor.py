@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from validate import COVERAGE, DATA, FAMILIES, GOALS, MEANS, SHOWN, Goal
 
-from calibrate.fit import calibrate_runs
-from scenarios.compare import forecast_run
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.run_with_model import forecast_run
 from sim.model.calibration import Calibration
 from sim.model.run import Run, read_run
 from sim.replicate import processes

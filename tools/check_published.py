@@ -13,7 +13,7 @@ import statistics
 import sys
 from functools import partial
 
-from calibrate.recovery import THIRD, trial
+from calibrate.coverage import THIRD, trial
 from sim.replicate import processes
 
 

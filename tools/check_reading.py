@@ -1,4 +1,5 @@
-"""How far takeoffs of one machine lie apart when they are read off ladders of other rungs: `calibrate.figures.READING`.
+"""How far takeoffs of one machine lie apart when they are read off ladders of other rungs
+(`calibrate.sources.figures.READING`).
 
 An article does not print its ladder. Users of equal lengths lock into groups, and how they do depends on where they are
 added, so that part of what is read is the ladder's. Prints, for machines that fit the article and for made-up ones, the
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.figures import READING, USERS, Article, Profile
-from calibrate.recovery import LONG_ANSWERS, LONG_PROMPTS, SERVER, draw_machine
+from calibrate.coverage import LONG_ANSWERS, LONG_PROMPTS, SERVER, draw_machine
+from calibrate.sources.figures import READING, USERS, Article, Profile
 from sim.model.calibration import read_calibration
 from sim.replicate import processes
 from sim.results import rates

@@ -1,4 +1,5 @@
-"""How far the way to the server of one recorded run is from that of another: `calibrate.races.WAY_OF_A_DAY`.
+"""How far the way to the server of one recorded run is from that of another
+(`calibrate.schedule.admission_timing.WAY_OF_A_DAY`).
 
 Who was back in time for a look of the router, and who was not, tells how long the way of that day was beside that of
 all runs of the machine together. Prints for each run by how much it was longer, and for all the standard deviation that
@@ -14,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, ndtr
 
-from calibrate.components import fit_moods
-from calibrate.fit import candidates
-from calibrate.races import LAPSES, WAY_OF_A_DAY, races, standing
-from calibrate.regress import choose, regress
-from calibrate.rows import rows_of
-from calibrate.steps import rebuild
+from calibrate.regression.design import rows_of
+from calibrate.regression.fit import choose, regress
+from calibrate.regression.variance_components import fit_moods
+from calibrate.schedule.admission_timing import LAPSES, WAY_OF_A_DAY, races, standing
+from calibrate.schedule.rebuild import rebuild
+from calibrate.sources.streamed import candidates
 from sim.model.run import read_run
 
 Floats = NDArray[np.float64]

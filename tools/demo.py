@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scenarios.cli import FAILED, status
+from scenarios.cli.main import FAILED, status
 
 OUT = Path("out")
 PROFILES = ("llama2-70b-1500-100", "llama2-70b-50-500")

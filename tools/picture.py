@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scenarios import load, plots, simulate
-from scenarios.doors import calibration_of
-from scenarios.figure import row
+from scenarios.load.parameters import calibration_of
+from scenarios.report import plots
+from scenarios.report.figure import row
+from servecast import load, simulate
 
 NAME = "llama2-70b-1500-100"
 PICTURE = Path(__file__).parent.parent / "docs" / f"{NAME}.svg"

@@ -23,10 +23,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from calibrate.fit import calibrate_runs
-from scenarios.compare import compare, forecast_run
-from scenarios.comparison import Row
-from scenarios.goals import FLASH, PADDED, Goal
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare.comparison import Row
+from scenarios.compare.goals import FLASH, PADDED, Goal
+from scenarios.compare.run_with_model import compare, forecast_run
 from sim.model.run import Run, read_run
 from sim.replicate import processes
 

@@ -1,6 +1,6 @@
 """The resolved scenario: what is asked of which server at which loads, and what counts as good.
 
-`scenarios/load.py` reads YAML, follows `extends` and checks; here are only the frozen values.
+`scenarios/load/scenario.py` reads YAML, follows `extends` and checks; here are only the frozen values.
 """
 
 from __future__ import annotations

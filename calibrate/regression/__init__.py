@@ -1,0 +1,1 @@
+"""Step times by regression: the design matrix, priors, random effects, the fit and its posterior."""

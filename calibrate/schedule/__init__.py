@@ -1,0 +1,1 @@
+"""The server's schedule, rebuilt from what clients saw: which step made each token, and who was in it."""

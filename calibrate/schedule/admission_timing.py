@@ -1,0 +1,160 @@
+"""Who comes back in time: users whose answers have just ended race against the server's dropping of their requests.
+
+A user whose answer ends is back within milliseconds, while the server filters its batch; whether the new request is in
+the queue when the router next looks decides whom it shares a prefill with, and locks groups of users together for
+minutes. Neither the filter nor the way to the server shows in the streams as closely as this race does: a request sent
+`x` after the step's end was admitted at once if and only if `way + x < filter`, where the way grows with the tokens
+that the router's workers count, those of all who came with it and before it first. A probit of that, in the filter's
+and the way's coefficients, joins the regression of the step times as weighted rows (iteratively reweighted least
+squares).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from heapq import heapreplace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from calibrate.schedule.rebuild import Schedule
+from sim.model.run import Run
+from sim.model.server import BLOCK, VALIDATION_WORKERS
+
+Floats = NDArray[np.float64]
+
+LAPSES = 0.03  # of the races are decided by something else: a budget, a client that was held up
+WAY_OF_A_DAY = 0.2  # how far the way of one run is from that of another, relative (tools/check_way.py)
+UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, or groups that came together would split
+
+
+def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
+    """Columns `x` (s after the end of the step), `tokens` (that its worker counts until it is in the queue), `kept`,
+    `longest` (of the filter), `filtered` (whether there was one), `won`, `weight` (1 a group)."""
+    looks = [_look(r, s, look) for r, s in zip(runs, schedules, strict=True) for look in (1, 2)]
+    return pd.concat(looks, ignore_index=True)
+
+
+def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
+    """The races for the router's first look after the answers of a step have ended, once it has dropped them, or for
+    its second, one decode step later."""
+    steps = schedule.steps
+    asked = run.requests[["sent", "prompt_tokens", "max_new_tokens"]]
+    table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after}).sort_values("sent")
+    table["counted"] = _counted(table["from"].tolist(), table["prompt_tokens"].tolist())
+    table["all"] = table.groupby("from")["counted"].transform("max")
+    table = table[(table["from"] >= 0) & (table["first"] >= table["from"] + look)]
+    table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
+    source = table["from"].to_numpy()
+    before, there = source + look - 1, source + look  # the look is between these steps
+    decode, ended = (steps["kind"] == "decode").to_numpy(), steps["ended"].to_numpy()
+    following = steps.iloc[there]
+    table = table.assign(
+        x=table["written"].to_numpy() - steps["end"].to_numpy()[before],
+        kept=following["kept"].to_numpy(),
+        longest=following["kept_longest"].to_numpy(),
+        filtered=following["filtered"].to_numpy(),
+        forced=steps["since"].to_numpy()[before] >= run.server.max_waiting_tokens - 1,
+        won=table["first"] == there,
+        # admitted one decode later, which ended nobody: the budgets were the same, so it was not there before
+        lost=(table["first"] == there + 1) & decode[there] & (ended[there] == 0),
+    )
+    if look == 1:
+        table = table[table["filtered"] & (table["x"] > 0)]
+    else:
+        late = ~decode[there] & (table["first"] > there) & _room(run, schedule, table, there)
+        table = table.assign(lost=table["lost"] | late)[decode[before] & (ended[before] == 0) & table["forced"]]
+    table = table[table["won"] | table["lost"]]
+    # Unless the router admits anybody, a group comes in only when all it needs are there: its last one raced.
+    group = table.groupby("from")
+    alike = group["won"].transform("all") | group["lost"].transform("all")
+    table = table[table["forced"] | alike]
+    tokens = table["counted"].where(table["forced"], table["all"])
+    table = table.assign(tokens=tokens, weight=1.0 / table.groupby("from")["x"].transform("size"))
+    return pd.DataFrame(table[["x", "tokens", "kept", "longest", "filtered", "won", "weight"]])
+
+
+def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether these requests would have fitted into these prefills: into the budget of the prefill, and beside what ran
+    then, which was less than the server is known to hold. Nobody passes one of the same group who would not."""
+    requests, steps, server = run.requests, schedule.steps, run.server
+    holds = (requests["prompt_tokens"] + requests["max_new_tokens"]).to_numpy()
+    came, left = schedule.first >= 0, schedule.last >= 0
+    change = np.bincount(schedule.first[came], weights=holds[came], minlength=len(steps) + 1)
+    change -= np.bincount(schedule.last[left] + 1, weights=holds[left], minlength=len(steps) + 1)
+    held = change.cumsum()
+    more = (table["prompt_tokens"] + table["max_new_tokens"]).to_numpy()
+    mine = table["prompt_tokens"].to_numpy()
+    if server.requires_padding:
+        sequences, longest = (steps[name].to_numpy()[prefill] for name in ("sequences", "longest"))
+        tokens = (sequences + 1) * np.maximum(longest, mine)
+    else:
+        blocks = -(-requests["prompt_tokens"].to_numpy() // BLOCK) * BLOCK
+        taken = np.bincount(schedule.first[came], weights=blocks[came], minlength=len(steps))
+        tokens = taken[prefill] - (-mine // BLOCK) * BLOCK
+    fits = (tokens <= server.max_batch_prefill_tokens) & (held[prefill] + more <= held.max())
+    return table.assign(fits=fits).groupby("from")["fits"].cummin().to_numpy(np.bool_)
+
+
+def _counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
+    """For each prompt, in the order in which they came, what its worker has counted of its group when it is through,
+    tokens."""
+    workers: dict[int, list[float]] = defaultdict(lambda: [0.0] * VALIDATION_WORKERS)
+    through = []
+    for of, tokens in zip(group, prompts, strict=True):
+        through.append(workers[of][0] + tokens)
+        heapreplace(workers[of], through[-1])
+    return through
+
+
+def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
+    """What `filter - way` is linear in: (races, names)."""
+    kept, longest = table["kept"].to_numpy(np.float64), table["longest"].to_numpy(np.float64)
+    filtered, tokens = table["filtered"].to_numpy(np.float64), table["tokens"].to_numpy(np.float64)
+    columns = {
+        "f0": filtered,
+        "f1": filtered * kept,
+        "f2": filtered * kept * longest,
+        "u0": -np.ones(len(table)),
+        "u1": -tokens,
+    }
+    return np.stack([columns.get(name, np.zeros(len(table))) for name in names], axis=1)
+
+
+def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats]:
+    """The races as rows of least squares around the coefficients `x`, at most one per coefficient, and their targets.
+
+    `spread` is how much single steps vary, relative: what of a filter grows with the batch varies likewise, and the way
+    by `UPLINK_SPREAD`.
+    """
+    if not len(table):
+        return np.zeros((0, len(names))), np.zeros(0)
+    design = race_terms(table, names)
+    delay, won = table["x"].to_numpy(np.float64), np.where(table["won"], 1.0, -1.0)
+    ahead, scale, _ = standing(table, names, x, spread)
+    z = np.clip(won * ahead / scale, -4.0, 4.0)
+    chance = LAPSES + (1 - 2 * LAPSES) * ndtr(z)
+    slope = (1 - 2 * LAPSES) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    information = slope**2 / (chance * (1 - chance))
+    working = ahead + won * scale * (1 - chance) / slope  # what `ahead` should have been
+    root = np.sqrt(table["weight"].to_numpy(np.float64) * information) / scale
+    rows, target = design * root[:, None], (working + delay) * root
+    used = np.flatnonzero(np.abs(rows).sum(axis=0) > 0)
+    q, r = np.linalg.qr(rows[:, used])
+    compact = np.zeros((len(r), len(names)))
+    compact[:, used] = r
+    return compact, np.asarray(q.T @ target, dtype=np.float64)
+
+
+def standing(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats, Floats]:
+    """By how much each request should have been ahead of the look, by how much that varies, and its way there, s."""
+
+    def seconds(only: Sequence[str]) -> Floats:
+        return race_terms(table, [name if name in only else "" for name in names]) @ x
+
+    way = -seconds(("u0", "u1"))
+    ahead = race_terms(table, names) @ x - table["x"].to_numpy(np.float64)
+    return ahead, np.maximum(np.hypot(UPLINK_SPREAD * way, spread * seconds(("f1", "f2"))), 5e-5), way

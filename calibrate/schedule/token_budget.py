@@ -1,0 +1,163 @@
+"""The effective `max_batch_total_tokens`, read from what the router admitted and what it let wait.
+
+A flash server ignores the flag and takes what its warm-up found free (`tgi-0.9.4.md` §2.2). Where `/info` was not
+asked, behaviour tells: every batch it admitted fits (a lower bound), and a head of the queue that waited although
+nothing else stood in its way did not (an upper bound). Nearly all upper bounds come from prefills that took some of the
+queue and left the rest: a router whose budget binds admits as soon as it may, and so hardly ever looks in vain.
+A budget that never bound is only bounded by what any such server has (`unseen`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+
+from calibrate.regression.draws import parameter
+from calibrate.schedule.rebuild import Schedule
+from calibrate.schedule.step_table import ON_THE_WAY
+from sim.engines.tgi_0_9_4 import Batch, Entry
+from sim.model.calibration import Parameter
+from sim.model.request import Request
+from sim.model.run import Run
+from sim.model.server import BLOCK, ServerConfig, ceil_block
+
+MEANING = "tokens all running requests may hold"
+
+
+@dataclass
+class Looks:
+    """What each look of the router says: `fitted` tokens were let in, `refused` tokens were not."""
+
+    fitted: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+    def most_agreed(self) -> tuple[int, int | None, int]:
+        """The lowest and the highest budget that the fewest looks speak against, and how many do; None: no highest.
+        Something must have fitted.
+
+        One look misread (a request held up on its way) must not outvote hundreds that agree.
+        """
+        fitted, refused = np.sort(self.fitted), np.sort(self.refused)
+        # the count changes only at a batch that fits from there on, and at one that would fit and did not
+        budgets = np.unique(np.concatenate([fitted, refused]).astype(np.int64))
+        budgets = budgets[budgets >= fitted[0]]  # something was let in
+        against = len(fitted) - np.searchsorted(fitted, budgets, side="right")
+        against += np.searchsorted(refused, budgets, side="right")
+        best = np.flatnonzero(against == against.min())
+        high = int(budgets[best[-1] + 1]) - 1 if best[-1] + 1 < len(budgets) else None
+        return int(budgets[best[0]]), high, int(against.min())
+
+
+def fit_budget(
+    runs: Sequence[Run], schedules: Sequence[Schedule], rng: np.random.Generator, n: int
+) -> tuple[Parameter, list[float], list[str]] | None:
+    """The parameter, its draws and doubts: what every run's `/info` (or scenario) says, any of it where they differ
+    (then it was set for each of them), else what shows in the behaviour of those that do not say; None when nothing
+    shows."""
+    told = [known_budget(run) for run in runs]
+    unknown = [(r, s) for r, s, budget in zip(runs, schedules, told, strict=True) if budget is None]
+    if not unknown:
+        said = np.unique([float(budget) for budget in told if budget is not None])
+        drawn, doubts = np.full(n, said[0]), []
+        if len(said) > 1:
+            drawn = rng.choice(said, n)
+            differ = ", ".join(f"{x:.0f}" for x in said)
+            doubts = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
+        return parameter(float(said[len(said) // 2]), drawn, "tokens", MEANING), drawn.tolist(), doubts
+    looks = Looks()
+    for run, schedule in unknown:
+        _look(run, schedule, looks)
+    if not looks.fitted:
+        return None
+    low, high, against = looks.most_agreed()
+    if high is None:
+        least, most = unseen([run.server for run, _ in unknown], low)
+        drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
+        between = f"{least}" if least == most else f"{least} to {most}"
+        doubts = [
+            f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen: taken to be "
+            f"{between}, as such servers have"
+        ]
+    else:
+        drawn = rng.uniform(low, high, n)
+        doubts = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
+    if against:
+        count = len(looks.fitted) + len(looks.refused)
+        doubts.append(
+            f"{against} of {count} admissions speak against that: the server's flags may be others than the scenario's "
+            "(max_batch_prefill_tokens), or requests were long on their way"
+        )
+    draws = [float(round(x)) for x in drawn.tolist()]
+    return parameter(float(np.median(drawn)), drawn, "tokens", MEANING), draws, doubts
+
+
+def unseen(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:
+    """The least and the most that a budget which nobody tells can be, if `low` tokens are known to fit.
+
+    One that pads takes the router's default. A flash server's warm-up has found room for a whole prefill, and one that
+    works for a whole request; beyond what all permits can hold, more makes no difference (`tgi-0.9.4.md` §2.2, 2.3).
+    """
+    if all(server.requires_padding for server in servers):
+        usual = max(msgspec.structs.replace(s, max_batch_total_tokens=None).token_budget for s in servers)
+        return max(low, usual), max(low, usual)
+    whole = [ceil_block(s.max_total_tokens) + BLOCK for s in servers]  # prompt and answer are rounded up apart
+    least = min(max(s.max_batch_prefill_tokens, n) for s, n in zip(servers, whole, strict=True))
+    most = max(s.max_concurrent_requests * n for s, n in zip(servers, whole, strict=True))
+    return max(low, least), max(low, least, most)
+
+
+def known_budget(run: Run) -> int | None:
+    """What the server said at `/info`, else what the scenario says."""
+    told = run.server.max_batch_total_tokens
+    return told if isinstance(told, int) else None
+
+
+def _look(run: Run, schedule: Schedule, looks: Looks) -> None:
+    """Add what every look of the router within the rungs to be used says."""
+    config = run.server
+    asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
+    numbered = enumerate(zip(*asked, strict=True))
+    requests = [Entry(Request(i, p, max(o, 1), new, sent=s)) for i, (p, o, new, s) in numbered]
+    answered = np.unique(schedule.request)  # who never had a token may never have been in the queue
+    waiting = sorted((requests[i] for i in answered.tolist()), key=lambda e: e.request.sent)
+    batch = Batch(padded=config.requires_padding)
+    since, front = 1, 0
+    taken: set[int] = set()
+    steps = schedule.steps
+    rows = (steps[c].tolist() for c in ("kind", "members", "start", "seen", "used"))
+    for kind, members, start, seen, used in zip(*rows, strict=True):
+        new = [requests[m] for m in members.tolist()] if kind == "prefill" else []
+        taken.update(e.request.id for e in new)
+        while front < len(waiting) and waiting[front].request.id in taken:
+            front += 1
+        head = waiting[front] if front < len(waiting) and waiting[front].request.sent + ON_THE_WAY < start else None
+        if used and new:
+            looks.fitted.append(batch.used + _charged(new, config))
+        # no look lies between a prefill and the decode step after it
+        looked = bool(new) or (since > 1 and since >= config.max_waiting_tokens)
+        if used and seen and looked and head is not None:
+            wanted = [*new, head]
+            if _prompts(wanted, config) <= config.max_batch_prefill_tokens:
+                looks.refused.append(batch.used + _charged(wanted, config))
+        if new:
+            batch.join(new)
+            since = 1
+            continue
+        if batch.members:
+            batch.advance(1)
+        since += 1
+
+
+def _prompts(new: Sequence[Entry], config: ServerConfig) -> int:
+    """What a prefill counts against `max_batch_prefill_tokens` (queue.rs:197-230)."""
+    if config.requires_padding:
+        return len(new) * max(r.prompt_tokens for r in new)
+    return sum(r.prompt_blocks for r in new)
+
+
+def _charged(new: Sequence[Entry], config: ServerConfig) -> int:
+    """What the router charges a prefill: its prompts, and all that may follow them (queue.rs:197-230)."""
+    return _prompts(new, config) + sum(r.max_new_tokens if config.requires_padding else r.new_blocks for r in new)

@@ -1,0 +1,152 @@
+"""The machines that can be and that show the published latencies of a lone user exactly, as points in a space.
+
+A lone user's latency is linear in the step-time coefficients, and its rounding is a hair's breadth in the space of all
+machines: hitting it by trial would waste nearly every trial. So all coefficients but one per such figure are drawn, and
+the rest are solved for; their own laws then say how probable the whole is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.sources import published_priors
+from calibrate.sources.figures import alone_terms, is_alone, profile, title
+from calibrate.sources.published_priors import Law
+from sim.model.errors import BadInput
+from sim.model.scenario import Figure, Machine
+from sim.model.server import Bounds, ServerConfig
+
+Floats = NDArray[np.float64]
+
+LEAST = 1e-3  # share of machines drawn that must be able to show the lone-user figures
+SOLVED = ("b0", "b3")  # what the first and the second lone-user figure fix, given all else
+
+
+def roughly(figures: Sequence[Figure]) -> float:
+    """How many times slower than the laws' middle machine these figures say that one is: the median over those of a
+    number of users, as if all of them were prefilled together and decoded together."""
+    ratios = []
+    for figure in figures:
+        of, users = profile(figure), figure.users
+        what = figure.metric.partition("_")[0]
+        if users is None or what not in ("e2e", "tpot", "rps", "output", "input"):
+            continue
+        middle = {name: float(law.at(np.zeros(1))[0]) for name, law in published_priors.STEP_TIMES.items()}
+        terms, _ = alone_terms(of, np.ones(1))
+        times = {name: float(column[0]) * middle[name] for name, column in terms.items()}
+        several = ("a1", "a2", "a3", "b1", "b2")  # of every request, where a0, b0 and b3 are of a step
+        times |= {name: users * times[name] for name in several}
+        decode = sum(seconds for name, seconds in times.items() if name.startswith("b"))
+        answer = {"rps": 1.0, "output": float(of.output_tokens), "input": float(of.prompt_tokens)}
+        if what == "tpot" and of.output_tokens > 1:
+            ratios.append(figure.value * (of.output_tokens - 1) / decode)
+        elif what == "e2e":
+            ratios.append(figure.value / sum(times.values()))
+        elif what in answer:
+            ratios.append(users * answer[what] / figure.value / sum(times.values()))
+    return float(np.median(ratios)) if ratios else 1.0
+
+
+@dataclass(frozen=True)
+class Space:
+    """The machines that can be and that show the lone-user figures, as points of standard normal scores.
+
+    `free` parameters are drawn from their laws, one dimension each, and so is where within its rounding each lone-user
+    latency lies; the `solved` coefficients follow.
+    """
+
+    free: dict[str, Law]
+    solved: tuple[str, ...]
+    alone: tuple[Figure, ...]
+    fixed: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(figures: Sequence[Figure], server: ServerConfig, machine: Machine | None = None) -> Space:
+        """The space of some figures on a server: lone-user latencies of two profiles at most, others are left out.
+
+        A `machine` of another kind than the laws' is like them but for a factor, `scale`.
+        """
+        alone = list({profile(figure): figure for figure in figures if is_alone(figure)}.values())[: len(SOLVED)]
+        solved = SOLVED[: len(alone)]
+        free = {name: law for name, law in published_priors.STEP_TIMES.items() if name not in solved}
+        if any(profile(figure).limit for figure in figures):
+            free["output_attained"] = published_priors.OUTPUT_ATTAINED
+        if machine is not None and not published_priors.of_the_kind(machine):
+            free["scale"] = published_priors.LogNormal(roughly(figures), published_priors.SCALE_SIGMA)
+        budget = server.max_batch_total_tokens
+        fixed = {}
+        if isinstance(budget, int):
+            fixed["max_batch_total_tokens"] = float(budget)
+        else:
+            free["max_batch_total_tokens"] = (
+                published_priors.Uniform(budget.low, budget.high)
+                if isinstance(budget, Bounds)
+                else published_priors.TOKEN_BUDGET
+            )
+        return Space(free, solved, tuple(alone), fixed)
+
+    @property
+    def dimensions(self) -> int:
+        """How many scores name a machine."""
+        return len(self.free) + len(self.alone)
+
+    def draw(self, rng: np.random.Generator, n: int) -> Floats:
+        """Scores of `n` machines, (n, dimensions), each as probable as its laws and the lone-user figures make it."""
+        kept: list[Floats] = []
+        while sum(map(len, kept)) < n:
+            scores = rng.standard_normal((max(2 * n, 1000), self.dimensions))
+            density = self._solve(scores)[1]
+            kept.append(scores[rng.random(len(scores)) * self._densest < density])
+        return np.concatenate(kept)[:n]
+
+    def values(self, scores: Floats) -> dict[str, Floats]:
+        """Every parameter of these machines."""
+        return self._solve(scores)[0]
+
+    def machines(self, scores: Floats) -> list[dict[str, float]]:
+        """The same, machine by machine."""
+        values = self.values(scores)
+        return [{name: float(column[i]) for name, column in values.items()} for i in range(len(scores))]
+
+    def latencies(self, scores: Floats) -> Floats:
+        """The lone-user latencies that these machines show, s: (figures, n)."""
+        places = published_priors.Uniform(-1.0, 1.0).at(scores[:, len(self.free) :])
+        shown = [f.value + f.rounding * places[:, i] for i, f in enumerate(self.alone)]
+        return np.array(shown).reshape(len(self.alone), len(scores))
+
+    @cached_property
+    def _densest(self) -> float:
+        """A bound on the density of the solved coefficients; `BadInput` where next to no machine can be."""
+        probe = self._solve(np.random.default_rng(0).standard_normal((20_000, self.dimensions)))[1]
+        if np.count_nonzero(probe) < LEAST * len(probe) or probe.mean() < LEAST * probe.max():
+            said = " and ".join(f"{title(figure)} of {figure.value:g} s" for figure in self.alone)
+            raise BadInput(f"no machine like {published_priors.KIND} shows {said}", key="published")
+        return 1.2 * float(probe.max())
+
+    def _solve(self, scores: Floats) -> tuple[dict[str, Floats], Floats]:
+        """Parameters, and the density of the solved ones under their laws per second of latency."""
+        values = {name: law.at(scores[:, i]) for i, (name, law) in enumerate(self.free.items())}
+        values |= {name: np.full(len(scores), value) for name, value in self.fixed.items()}
+        scale = values.pop("scale", np.ones(len(scores)))
+        for name in published_priors.STEP_TIMES:
+            if name in values:
+                values[name] = values[name] * scale
+        if not self.alone:
+            return values, np.ones(len(scores))
+        attained = values.get("output_attained", np.ones(len(scores)))
+        matrix = np.empty((len(scores), len(self.alone), len(self.alone)))
+        left = self.latencies(scores).T.copy()
+        for i, figure in enumerate(self.alone):
+            terms, clocks = alone_terms(profile(figure), attained)
+            left[:, i] -= clocks + sum(values[name] * terms[name] for name in terms if name in values)
+            matrix[:, i] = np.array([terms[name] for name in self.solved]).T
+        density = 1 / np.abs(np.linalg.det(matrix))
+        for name, column in zip(self.solved, np.linalg.solve(matrix, left[..., None])[..., 0].T, strict=True):
+            values[name] = column
+            density = density * published_priors.STEP_TIMES[name].density(column / scale) / scale
+        return values, density

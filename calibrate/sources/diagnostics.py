@@ -1,0 +1,110 @@
+"""What published figures pin down and what they do not, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.sources import published_priors
+from calibrate.sources.constrained_prior import Space
+from calibrate.sources.figures import title
+from calibrate.sources.importance_sampling import Found
+from sim.model.scenario import Figure, Scenario
+from sim.steptime.linear import MEANING
+
+Floats = NDArray[np.float64]
+
+CLOSE = 0.05  # relative: a figure counts as shown within this or within its rounding, whichever is wider
+OPEN = 0.85  # of the width that the laws alone leave: a parameter this wide was not pinned down
+
+
+def misses(figure: Figure, shown: Floats) -> Floats:
+    """How far off what is shown is, in units of what counts as close."""
+    close = max(CLOSE * figure.value, figure.rounding)
+    return np.abs(np.nan_to_num(shown, nan=np.inf) - figure.value) / close
+
+
+def fitted(figures: Sequence[Figure], shown: Floats, center: int) -> str:
+    """Each figure beside what the central draw shows, with the 90 % band of all draws; `shown` is (draws, figures)."""
+    said = []
+    for i, figure in enumerate(figures):
+        low, high = np.quantile(shown[:, i], [0.05, 0.95], method="weibull")
+        said.append(
+            f"{title(figure)}: {shown[center, i]:.3g} ({low:.3g} to {high:.3g}) "
+            f"against {figure.value:g} ± {figure.rounding:g}"
+        )
+    return "; ".join(said)
+
+
+def contradictions(ladder: Sequence[Figure], found: Found, center: Floats, figures: Sequence[Figure]) -> list[str]:
+    """Which figures do not hold together, with evidence from everything that was simulated.
+
+    `ladder` are the figures that needed a simulation; `center` is what the central draw shows of all `figures`.
+    """
+    said = []
+    # (figures, machines, factors); every simulated machine shows the lone-user figures
+    close = [misses(figure, found.shown[:, i]) <= 1 for i, figure in enumerate(ladder)]
+    machines = len(found.weights)
+    everything = _together(close)
+    off = [
+        f"{title(figure)} {center[i]:.3g} instead of {figure.value:g}"
+        for i, figure in enumerate(figures)
+        if misses(figure, center[i : i + 1])[0] > 1
+    ]
+    if off or (ladder and not everything):
+        said.append(
+            f"the figures do not hold together in this model: of {machines} machines simulated {everything} show all "
+            f"within {100 * CLOSE:.0f} % or their rounding; the central one shows {', '.join(off) or 'each closely'}"
+        )
+        for i, figure in enumerate(ladder if len(ladder) > 1 else []):
+            others = _together(close[:i] + close[i + 1 :])
+            said.append(f"without {title(figure)}, {others} of {machines} machines show the rest")
+    if found.tempered < 1:
+        said.append(
+            f"few machines show the figures: the draws stand for {found.effective:.0f}, each figure taken "
+            f"{found.tempered**-0.5 if found.tempered > 0 else np.inf:.1f} times less sharply than printed"
+        )
+    return said
+
+
+def _together(close: list[NDArray[np.bool_]]) -> int:
+    """How many machines show all of these figures at one and the same factor."""
+    return int(np.count_nonzero(np.logical_and.reduce(close).any(axis=-1))) if close else 0
+
+
+def left_open(space: Space, found: Found) -> list[str]:
+    """The parameters of which the figures say next to nothing beyond what such machines can be."""
+    mean = found.weights @ found.scores
+    spread = np.sqrt(found.weights @ (found.scores - mean) ** 2)
+    meaning = MEANING | published_priors.MEANING
+    wide = [f"{name} ({meaning[name][1]})" for i, name in enumerate(space.free) if spread[i] > OPEN and name in meaning]
+    if not wide:
+        return []
+    return [f"the figures do not pin down {', '.join(wide)}: these stay as wide as such machines are known to be"]
+
+
+def assumed(scenario: Scenario) -> list[str]:
+    """What no figure tells and was taken as given."""
+    limits = [figure.lengths == "limit" for figure in scenario.published]
+    said = [
+        "answers whose figures say `lengths: limit` are taken to have come back at output_attained of their length (an "
+        "end-of-sequence token may have ended them); a forecast does the same to answers that end at their limit"
+        if any(limits)
+        else "answers are taken to have come back in full, as output_tokens says; where that many were only asked for, "
+        "write `lengths: limit` beside the figure",
+        "figures do not tell noise from step to step, drift, or the client's delays: no noise, and delays of a few "
+        "milliseconds, are assumed; joining and dropping requests is taken as free",
+    ]
+    if any(figure.metric == "rps_takeoff" for figure in scenario.published):
+        said.append(
+            "rps_takeoff was read off a plot by eye: the factor of latency at which it was read is inferred with the "
+            "rest, and the plateau beyond it is a forecast, not a datum"
+        )
+    if not published_priors.of_the_kind(scenario.machine):
+        said.append(
+            f"the laws that machines were drawn from are those of {published_priors.KIND}, slowed or sped up by one "
+            "factor that the figures tell; this is another machine, and what of its time goes where may differ more"
+        )
+    return said

@@ -1,0 +1,187 @@
+"""What a machine shows of published figures: the latency of a lone user by arithmetic, the rest by climbing a ladder.
+
+A lone user's latency is linear in the step-time coefficients: an article that prints it has nearly fixed one of them.
+A figure of a ladder is read off a simulated one, climbed as the article's was, by the functions that read a forecast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr
+
+from calibrate.sources.published_priors import TAKEOFF
+from sim.cluster.ladder import climb
+from sim.model.calibration import Clocks, Delay
+from sim.model.errors import BadInput
+from sim.model.machine import Model
+from sim.model.run import Run
+from sim.model.scenario import Figure, Load, Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Workload
+from sim.results import rates
+from sim.results.curve import plateau, takeoff
+from sim.steptime.linear import step_time
+
+Floats = NDArray[np.float64]
+
+USERS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a lone user's latency
+ANSWERS = 8
+FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKEOFF.low) / 54  # middles of 27 cells
+# Relative: so much does one machine's takeoff differ between ladders of other rungs, where users lock into other groups
+# (`tools/check_reading.py`). The article does not print its ladder.
+READING = 0.04
+# Relative: what is measured at a number of users is known as well as a window is wanted to know it (`measuring.md`).
+WINDOW = 0.02
+# What no article prints. A load generator in Python, near the server, takes its answers one after another.
+CLOCKS = Clocks(
+    uplink=Delay(quantiles=[1e-3, 3e-3], per_token=1e-6),
+    downlink=Delay(quantiles=[1e-3]),
+    turnaround=Delay(quantiles=[1e-3, 5e-3]),
+    spacing=Delay(quantiles=[1e-3]),
+)
+
+
+class Profile(NamedTuple):
+    """Fixed lengths, tokens; with `limit`, answers may have ended before them."""
+
+    prompt_tokens: int
+    output_tokens: int
+    limit: bool = False
+
+
+def profile(figure: Figure) -> Profile:
+    """The lengths a figure was measured at; `resolve` has filled them in."""
+    assert figure.prompt_tokens is not None
+    assert figure.output_tokens is not None
+    return Profile(figure.prompt_tokens, figure.output_tokens, figure.lengths == "limit")
+
+
+def is_alone(figure: Figure) -> bool:
+    """Whether arithmetic gives the figure: the mean latency of one user."""
+    return figure.metric == "e2e_mean" and figure.users == 1
+
+
+def title(figure: Figure) -> str:
+    """The figure's name in a sentence."""
+    at = "" if figure.users is None else f" at {figure.users} user{'s' if figure.users > 1 else ''}"
+    return f"{figure.metric} of {figure.prompt_tokens}/{figure.output_tokens}{at}"
+
+
+def resolve(scenario: Scenario) -> list[Figure]:
+    """The scenario's published figures, each with its lengths (its own, else the workload's)."""
+    figures = []
+    for i, figure in enumerate(scenario.published):
+        lengths = {}
+        for name in ("prompt_tokens", "output_tokens"):
+            value = getattr(figure, name)
+            value = getattr(scenario.workload, name) if value is None else value
+            if not isinstance(value, int):
+                raise BadInput(
+                    "expected a number of tokens: the figure's, or the workload's", key=f"published[{i}].{name}"
+                )
+            lengths[name] = value
+        permits = scenario.server.max_concurrent_requests
+        if figure.users is not None and figure.users > permits:
+            raise BadInput(
+                f"expected at most server.max_concurrent_requests ({permits}): more are refused",
+                key=f"published[{i}].users",
+            )
+        if is_alone(figure) and lengths["output_tokens"] < 2:
+            raise BadInput("expected 2 or more: one token shows no decode step", key=f"published[{i}].output_tokens")
+        figures.append(msgspec.structs.replace(figure, **lengths))
+    if not figures:
+        raise BadInput("expected at least one figure to fit", key="published")
+    return figures
+
+
+def alone_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float]:
+    """A lone user's latency: what each coefficient is multiplied by, one value per share of output attained, and the
+    seconds that the clocks add."""
+    tokens = np.maximum(1.0, np.round(of.output_tokens * (attained if of.limit else np.ones_like(attained))))
+    steps = tokens - 1  # step j meets a context of prompt + j
+    contexts = steps * of.prompt_tokens + steps * (steps + 1) / 2
+    one = np.ones_like(tokens)
+    terms = {"a0": one, "a1": of.prompt_tokens * one, "a2": of.prompt_tokens**2 * one, "a3": one}
+    terms |= {"b0": steps, "b1": steps, "b2": contexts, "b3": contexts}
+    clocks = CLOCKS.uplink, CLOCKS.downlink
+    return terms, sum(law.mean + law.per_token * of.prompt_tokens for law in clocks)
+
+
+@dataclass(frozen=True)
+class Article:
+    """The article's test bench: its `figures` that need a ladder, and the `server` they were measured on.
+
+    `alone` is the latency of a lone user, s, of the profiles where it is known.
+    """
+
+    figures: tuple[Figure, ...]
+    server: ServerConfig
+    alone: dict[Profile, float]
+
+    def climb(self, machine: Mapping[str, float], of: Profile, users: Sequence[int], seed: Sequence[int]) -> Run:
+        """One ladder of this machine, by its parameters' names."""
+        attained = machine.get("output_attained", 1.0) if of.limit else 1.0
+        terms, clocks = alone_terms(of, np.array([attained]))
+        alone = clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
+        server = self.server
+        if "max_batch_total_tokens" in machine:
+            server = msgspec.structs.replace(server, max_batch_total_tokens=round(machine["max_batch_total_tokens"]))
+        load = Load(users=list(users), spawn_rate=1.0, seconds=max(SECONDS, ANSWERS * alone))
+        workload = Workload(prompt_tokens=of.prompt_tokens, output_tokens=of.output_tokens)
+        model = Model(step_time("affine", machine), server, clocks=CLOCKS, output_attained=attained)
+        return climb(Scenario(name="published", server=server, workload=workload, load=load), model, seed)
+
+    def show(self, machine: Mapping[str, float], seed: Sequence[int]) -> Floats:
+        """Every figure as this machine shows it, for each of `FACTORS`: (figures, factors)."""
+        tables = {of: rates.table(self.climb(machine, of, users, seed)) for of, users in self.ladders.items()}
+        shown = np.empty((len(self.figures), len(FACTORS)))
+        for i, figure in enumerate(self.figures):
+            table = tables[profile(figure)]
+            if figure.metric == "rps_takeoff":
+                shown[i] = [takeoff(table, factor).rps for factor in FACTORS]
+            elif figure.metric == "rps_plateau":
+                shown[i] = plateau(table).rps
+            else:
+                shown[i] = table.loc[table["load"] == figure.users, figure.metric].iloc[0]
+        return shown
+
+    @property
+    def ladders(self) -> dict[Profile, list[int]]:
+        """The rungs that the figures of each profile need, from one user up."""
+        found: dict[Profile, list[int]] = {}
+        for figure in self.figures:
+            of, alone = profile(figure), self.alone.get(profile(figure))
+            if figure.users is not None:
+                top = figure.users
+            elif figure.metric == "rps_takeoff" and alone is not None:
+                top = int(1.3 * figure.value * TAKEOFF.high * alone)  # users = RPS × latency; machines too fast by 1.3
+            else:
+                top = USERS[-1]
+            least = next((n for n in USERS if n >= top), USERS[-1])
+            users = {n for n in USERS if n <= least} | ({figure.users} if figure.users else set())
+            found[of] = sorted({n for n in users if n <= self.server.max_concurrent_requests} | set(found.get(of, [])))
+        return found
+
+
+def log_fit(figures: Sequence[Figure], shown: Floats, spread: Floats | float = 0.0) -> Floats:
+    """Log-likelihood of what is `shown`, (…, figures, factors), for each factor: (…, factors).
+
+    A printed figure is anything within its rounding; how it was read or measured adds `READING` or `WINDOW`, an
+    emulator its own relative `spread`, (figures, factors).
+    """
+    value = np.array([figure.value for figure in figures])[:, None]
+    rounding = np.array([figure.rounding for figure in figures])[:, None]
+    read = np.array([WINDOW if figure.users is not None else READING for figure in figures])[:, None]
+    sd = value * np.hypot(read, spread)
+    # log of Φ((v+r-x)/s) - Φ((v-r-x)/s); by symmetry for x ≥ v, where neither loses its digits
+    far = np.abs(np.nan_to_num(shown, nan=1e6, posinf=1e6) - value)
+    upper, lower = log_ndtr((rounding - far) / sd), log_ndtr((-rounding - far) / sd)
+    logs = upper + np.log1p(-np.exp(np.minimum(lower - upper, -1e-12)))
+    return np.asarray(logs.sum(axis=-2))

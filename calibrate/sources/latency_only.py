@@ -1,0 +1,298 @@
+"""A run that shows no steps: parameters from when requests began and ended, through the simulator.
+
+Without token times, or where an event carries several tokens, no step is seen. What is left is how latency and
+throughput change with the load, and what machines can be: one drawn at random is replayed against the run, and weighed
+by how near it comes (`search`). Few numbers pin down few parameters, so the draws stay wide, and say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from calibrate.schedule.client_delays import ASSUMED
+from calibrate.schedule.token_budget import known_budget, unseen
+from calibrate.sources.importance_sampling import Found, search
+from calibrate.sources.published_priors import HalfNormal, Law, LogNormal, Uniform
+from sim.cluster.replay import replay
+from sim.model.calibration import Noise
+from sim.model.errors import NotEnoughData
+from sim.model.machine import Model
+from sim.model.run import Run
+from sim.model.server import Bounds, ServerConfig, ceil_block
+from sim.results import metrics
+from sim.steptime.linear import step_time
+
+Floats = NDArray[np.float64]
+
+SIMULATIONS = 40  # per law: an emulator of more directions needs more to go by
+EFFECTIVE = 20.0  # machines that the draws should stand for, at least
+STATISTICS = ("e2e_mean", "rps", "e2e_p95")
+NEAR = {"e2e_mean": 0.02, "rps": 0.03, "e2e_p95": 0.05}  # relative: what one window's luck, or a mood, is worth
+NOISE = Noise(decode=(1 + 0.05 * ndtri(np.linspace(0.01, 0.99, 41))).tolist(), drift=0.02, between=0.02)
+
+BUDGET = "max_batch_total_tokens"
+LATENCY = "latency"
+
+# Where a lone user's latency goes, and what company costs: what the scores of `search` stand for.
+LAWS: dict[str, Law] = {
+    "prefill": LogNormal(4.0, 1.3),  # a lone prompt's prefill, in decode steps
+    "fixed": Uniform(0.0, 0.7),  # share of the prefill that does not grow with the prompt
+    "squared": HalfNormal(0.1),  # share of the prefill that grows with the square of it
+    "sequence": LogNormal(0.02, 1.3),  # one more sequence, in decode steps
+    "context": LogNormal(0.03, 1.3),  # the context of one more sequence, in decode steps
+    "keeping": HalfNormal(0.1),  # joining and dropping, in decode steps
+}
+
+
+@dataclass(frozen=True)
+class _LogUniform:
+    """As probable in every octave from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def at(self, score: Floats) -> Floats:
+        """See `Law`."""
+        return np.asarray(np.exp(Uniform(float(np.log(self.low)), float(np.log(self.high))).at(score)))
+
+    def density(self, value: Floats) -> Floats:
+        """See `Law`."""
+        inside = (value >= self.low) & (value <= self.high) & (self.high > self.low)
+        return np.where(inside, 1 / np.maximum(value, 1e-300) / max(np.log(self.high / self.low), 1e-300), 0.0)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """What is known of a lone user's request: the law of its latency (s), and its lengths (tokens)."""
+
+    latency: Law
+    prompt: float
+    output: float
+    doubts: list[str]
+
+
+def fit_unstreamed(
+    runs: Sequence[Run], rungs: Sequence[Collection[int] | None], padded: bool, rng: np.random.Generator, n: int
+) -> tuple[dict[str, Floats], list[str]]:
+    """`n` joint draws of every coefficient (and of a budget nobody tells), and what to doubt.
+
+    All runs must be of one machine. `NotEnoughData` where no rung has a whole window with answers of known lengths.
+    """
+    runs = [_answered(run) for run in runs]
+    scored = [_scored(run, only) for run, only in zip(runs, rungs, strict=True)]
+    runs, scored = [r for r, p in zip(runs, scored, strict=True) if p], [p for p in scored if p]
+    if not runs:
+        raise NotEnoughData("no rung has a whole window with an answered request: nothing to calibrate from")
+    alone = _alone(runs, scored)
+    budget, budget_doubts = _budget(runs, scored)
+    laws = LAWS | {LATENCY: alone.latency} | budget
+    measured = np.concatenate([_shown(run, list(places)) for run, places in zip(runs, scored, strict=True)])
+    near = np.concatenate([[NEAR[s] for _ in places for s in STATISTICS] for places in scored])
+    model = "padded" if padded else "affine"
+
+    def simulate(scores: Floats, first: int) -> Floats:
+        columns = _parameters(laws, scores, alone)
+        shown = []
+        for i in range(len(scores)):
+            drawn = {name: float(column[i]) for name, column in columns.items()}
+            form = step_time(model, drawn)
+            machines = (Model(form, _settled(run.server, drawn), NOISE, ASSUMED) for run in runs)
+            replays = (replay(run, machine, (first + i,)) for run, machine in zip(runs, machines, strict=True))
+            shown.append(np.concatenate([_shown(r, p.values()) for r, p in zip(replays, scored, strict=True)]))
+        return np.array(shown)[:, :, None]
+
+    found = search(
+        lambda g, m: g.standard_normal((m, len(laws))),
+        simulate,
+        partial(_log_fit, measured, near),
+        rng,
+        SIMULATIONS * len(laws),
+        EFFECTIVE,
+    )
+    chosen = rng.choice(len(found.weights), n, p=found.weights)
+    # resampled machines repeat; a little of the spread between them keeps the draws from being a handful of points
+    around = found.scores[chosen] + 0.15 * rng.standard_normal((n, len(laws))) * _spread(found)
+    return _parameters(laws, around, alone), _doubts(found) + alone.doubts + budget_doubts
+
+
+def _parameters(laws: dict[str, Law], scores: Floats, alone: _Alone) -> dict[str, Floats]:
+    """The parameters of machines: where a lone user's latency goes is what differs most."""
+    drawn = {name: law.at(scores[:, i]) for i, (name, law) in enumerate(laws.items())}
+    prompt, output = alone.prompt, alone.output
+    squared = np.minimum(drawn["squared"], 0.5)
+    step = drawn[LATENCY] / (drawn["prefill"] + max(output - 1.0, 0.0))
+    prefill = step * drawn["prefill"]
+    grows = prefill * (1 - drawn["fixed"])
+    context = prompt + output / 2
+    share = drawn["sequence"] + drawn["context"]
+    scale = np.minimum(1.0, 0.8 / share)  # of a step of one, something is left that does not grow
+    b1, b2 = step * drawn["sequence"] * scale, step * drawn["context"] * scale / context
+    coefficients = {
+        "a0": prefill * drawn["fixed"],
+        "a1": grows * (1 - squared) / prompt,
+        "a2": grows * squared / prompt**2,
+        "b0": step - b1 - b2 * context,
+        "b1": b1,
+        "b2": b2,
+        "c0": step * drawn["keeping"],
+        "f0": step * drawn["keeping"],
+    }
+    return coefficients | ({BUDGET: np.rint(drawn[BUDGET])} if BUDGET in drawn else {})
+
+
+def _alone(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> _Alone:
+    """A lone user's latency where a rung to be met has one, else what the least loaded of these rungs leaves open.
+
+    Of several runs, the one whose requests take least, so that the others' stay extrapolations upwards. That a rung is
+    the lowest does not make its users lone ones: taken for such, 4 users' latency made the forecast for one 87 % too
+    high.
+    """
+    rungs = [(run, rung, _ended_in(run, rung)) for run, places in zip(runs, scored, strict=True) for rung in places]
+    lone = [(run, rung, ok) for run, rung, ok in rungs if run.rungs[rung].users == 1]
+
+    def latency(ok: pd.DataFrame) -> float:
+        return float((ok["last_token"] - ok["sent"]).median())
+
+    if lone:
+        run, rung, ok = min(lone, key=lambda found: latency(found[2]))
+    else:
+        run, rung, ok = min(rungs, key=lambda found: (_company(*found[:2]), latency(found[2])))
+    prompt, output = float(ok["prompt_tokens"].median()), float(ok["output_tokens"].median())
+    if not (prompt > 0 and output > 0):
+        raise NotEnoughData(
+            f"{run.name}: it does not say how many tokens its prompts and answers had: nothing to calibrate from"
+        )
+    seconds = latency(ok)
+    if lone:
+        # of a handful of requests of all lengths, the median is not known to the millisecond
+        each = float(np.abs(np.log((ok["last_token"] - ok["sent"]) / seconds)).median()) * 1.48
+        return _Alone(LogNormal(seconds, 1.25 * each / np.sqrt(len(ok))), prompt, output, [])
+    company = _company(run, rung)
+    low = seconds / company  # a server that gained nothing by batching
+    doubt = (
+        f"no rung of one user was fitted: a lone request takes anything from {low:.3g} to {seconds:.3g} s, what "
+        f"{run.rungs[rung].load:g} {'users' if run.rungs[rung].users is not None else 'requests/s'} leave open; "
+        "forecasts for less load are wide"
+    )
+    return _Alone(_LogUniform(low, seconds), prompt, output, [doubt])
+
+
+def _company(run: Run, rung: int) -> float:
+    """How many requests were there at once, each itself included."""
+    users = run.rungs[rung].users
+    if users is not None:
+        return float(max(users, 1))
+    return 1.0 + metrics.rung_metrics(run, run.rungs[rung])["in_flight"]
+
+
+def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict[str, Law], list[str]]:
+    """The law of a token budget that some run does not tell, and what to doubt; none where all tell.
+
+    What surely ran at once had room: the requests between their first and last tokens. Where first tokens were not
+    seen either, that is one request, since all others may have waited; the simulations tell the rest.
+    """
+    unknown = [(r, p) for r, p in zip(runs, scored, strict=True) if _is_unknown(r)]
+    if not unknown:
+        return {}, []
+    low = 0.0
+    for run, places in unknown:
+        ok = pd.concat([_ended_in(run, rung) for rung in places])
+        first, last = (ok[c].to_numpy() for c in ("first_token", "last_token"))
+        prompt, new = ok["prompt_tokens"].to_numpy(), ok["max_new_tokens"].to_numpy()
+        held = np.array([ceil_block(n) for n in (prompt + new - 1).tolist()])
+        let_in = [ceil_block(p) + ceil_block(m) for p, m in zip(prompt.tolist(), new.tolist(), strict=True)]
+        # a request that is only known to have ended held its tokens in that instant
+        low = max(low, _most(np.where(np.isnan(first), last, first), last, held), *let_in)
+    said = [r.server.max_batch_total_tokens for r, _ in unknown]
+    bounds = [b for b in said if isinstance(b, Bounds)]
+    if bounds:
+        low = max(low, *(b.low for b in bounds))
+        high = max(low, min(b.high for b in bounds))
+    else:
+        low, high = unseen([run.server for run, _ in unknown], math.ceil(low))
+    return {BUDGET: _LogUniform(low, high)}, [
+        f"max_batch_total_tokens is not told, only bounded: drawn from {low:.0f} to {high:.0f}, as far as the "
+        "latencies allow"
+    ]
+
+
+def _is_unknown(run: Run) -> bool:
+    # a server that pads and has no such flag takes the router's own default
+    return known_budget(run) is None and not (run.server.requires_padding and run.server.max_batch_total_tokens is None)
+
+
+def _settled(server: ServerConfig, drawn: dict[str, float]) -> ServerConfig:
+    """The server with the budget that was drawn, where it does not tell its own."""
+    if BUDGET not in drawn or isinstance(server.max_batch_total_tokens, int):
+        return server
+    return msgspec.structs.replace(server, max_batch_total_tokens=round(drawn[BUDGET]))
+
+
+def _most(begin: Floats, end: Floats, held: NDArray[np.int64]) -> float:
+    """The most that is held at any time by what holds `held` from `begin` to `end`, both included."""
+    time = np.concatenate([begin, end])
+    change = np.concatenate([held, -held])
+    order = np.lexsort((-change, time))
+    return float(np.cumsum(change[order]).max(initial=0))
+
+
+def _ended_in(run: Run, rung: int) -> pd.DataFrame:
+    """The requests answered within the window of a rung."""
+    r, window = run.requests, run.rungs[rung]
+    return r[(r["status"] == "ok") & (r["last_token"] >= window.settled) & (r["last_token"] < window.end)]
+
+
+def _answered(run: Run) -> Run:
+    """The run with the end of every answer as the time of its last token, where nothing better is known."""
+    requests = run.requests
+    last = requests["last_token"].where(
+        requests["last_token"].notna() | (requests["status"] != "ok"), requests["ended"]
+    )
+    return replace(run, requests=requests.assign(last_token=last), token_times=None, event_tokens=None)
+
+
+def _scored(run: Run, only: Collection[int] | None) -> dict[int, int]:
+    """The rungs to be met, which have answers, and the place each has in a replay, which has the complete ones only."""
+    whole = [i for i, g in enumerate(run.rungs) if g.end > g.settled]
+    answered = {i for i in whole if len(_ended_in(run, i))}
+    return {rung: place for place, rung in enumerate(whole) if rung in answered and (only is None or rung in only)}
+
+
+def _shown(run: Run, rungs: Iterable[int]) -> Floats:
+    """The statistics of some rungs, one after another."""
+    table = metrics.table(run).set_index("rung")
+    return table.loc[list(rungs), list(STATISTICS)].to_numpy(np.float64).ravel()
+
+
+def _log_fit(measured: Floats, near: Floats, shown: Floats, spread: Floats | float) -> Floats:
+    """Log-likelihood of what was measured, (n, 1): log-normal errors, the emulator's `spread` added."""
+    apart = np.log(np.maximum(np.nan_to_num(shown, nan=1e-9), 1e-9)) - np.log(measured)[:, None]
+    variance = near[:, None] ** 2 + np.asarray(spread) ** 2
+    # the statistics of one window say about as much as one of them: users and latency make the throughput
+    return np.asarray(-0.5 * (apart**2 / variance).sum(axis=1) / len(STATISTICS))
+
+
+def _spread(found: Found) -> Floats:
+    centre = found.weights @ found.scores
+    return np.asarray(np.sqrt(found.weights @ (found.scores - centre) ** 2))
+
+
+def _doubts(found: Found) -> list[str]:
+    doubts = [
+        "parameters are those of simulated machines that show the same latencies and throughput; where the latency "
+        "goes between prefill and decode stays wide",
+        "prompts or answers of other lengths than these can be off by more than their bands say: stream the answers to "
+        "forecast those",
+    ]
+    if found.tempered < 0.3:
+        doubts.append("no simulated machine comes near the run: the form, or the server's flags, may be wrong")
+    return doubts

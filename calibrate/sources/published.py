@@ -1,0 +1,210 @@
+"""The third door: parameters from figures somebody printed, fitted through the simulator itself.
+
+What such a machine can be (`laws`) is laid over what the article says. The latency of a lone user is arithmetic, so
+machines are drawn that show it exactly (`space`); which of those show the figures of a ladder is found by climbing it
+(`figures`, `search`). The answer is a set of draws: what a few figures do not pin down stays as wide as it was, and is
+said in words (`verdict`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.regression.draws import correlations, parameter
+from calibrate.sources import diagnostics, published_priors
+from calibrate.sources.constrained_prior import Space
+from calibrate.sources.figures import CLOCKS, FACTORS, Article, alone_terms, is_alone, log_fit, profile, resolve, title
+from calibrate.sources.importance_sampling import search
+from sim.model.calibration import Calibration, Residual, Source
+from sim.model.identity import identity
+from sim.model.scenario import Figure, Scenario
+from sim.model.steps import PREFILL
+from sim.steptime.linear import MEANING
+
+Floats = NDArray[np.float64]
+
+SIMULATIONS = 500
+DRAWS = 200
+EFFECTIVE = 40.0  # machines that the draws should stand for, at least
+SCENE = 10  # machines simulated per task
+AGAIN = 10**6  # the first seed that no machine of a fit has
+
+
+def calibrate_published(
+    scenario: Scenario,
+    seed: int,
+    *,
+    simulations: int = SIMULATIONS,
+    draws: int = DRAWS,
+    executor: Executor | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Fit the scenario's `published` figures on its server.
+
+    The result depends on `seed`, `simulations` and `draws` only, whatever the executor (absent: this process).
+    `progress` hears how many machines have been simulated. `BadInput` for figures that cannot be meant, `CannotFit` for
+    a profile that the server could never serve.
+    """
+    figures = resolve(scenario)
+    space = Space.of(figures, scenario.server, scenario.machine)
+    ladder = [figure for figure in figures if figure not in space.alone]
+    article = Article(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
+    rng = np.random.default_rng([seed, 0])
+
+    def simulate(scores: Floats, first: int) -> Floats:
+        machines = space.machines(scores)
+        tasks = [(article, machines[at : at + SCENE], seed, first + at) for at in range(0, len(machines), SCENE)]
+        shown: list[Floats] = []
+        for part in executor.map(_show, tasks) if executor else map(_show, tasks):
+            shown += part
+            if progress:
+                progress(first + len(shown))
+        return np.array(shown)
+
+    found = search(space.draw, simulate, partial(log_fit, ladder), rng, simulations, EFFECTIVE)
+    rows = _resample(found.weights, draws, rng)
+    factors = _factors(log_fit(ladder, found.shown[rows]) * found.tempered, rng)
+    shown = np.concatenate(
+        [
+            space.latencies(found.scores[rows]).T,
+            np.take_along_axis(found.shown[rows], factors[:, None, None], 2)[..., 0],
+        ],
+        axis=1,
+    )
+    ordered = [*space.alone, *ladder]
+    columns = space.values(found.scores[rows])
+    if any(figure.metric == "rps_takeoff" for figure in ladder):
+        columns["takeoff_factor"] = FACTORS[factors]
+    columns = {
+        name: columns[name] for name in (*published_priors.STEP_TIMES, *published_priors.MEANING) if name in columns
+    }
+    center = _center(np.array(list(columns.values())).T, shown, ordered)
+    meaning = MEANING | published_priors.MEANING
+    return Calibration(
+        source=Source(door="published", note=diagnostics.fitted(ordered, shown, center)),
+        model="affine",
+        machine=scenario.machine,
+        engine=identity(scenario.server.engine, "scenario"),
+        parameters={name: parameter(float(x[center]), x, *meaning[name]) for name, x in columns.items()},
+        draws={name: x.tolist() for name, x in columns.items()},
+        range=_range(article, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),
+        residuals={title(figure): _residual(figure, shown[:, i]) for i, figure in enumerate(ordered)},
+        clocks=CLOCKS,
+        correlations=correlations(list(columns), np.array(list(columns.values())).T),
+        doubts=[
+            *diagnostics.contradictions(ladder, found, shown[center], ordered),
+            *diagnostics.left_open(space, found),
+            *diagnostics.assumed(scenario),
+        ],
+    )
+
+
+class Shown(NamedTuple):
+    """A figure as somebody printed it, and as the calibrated machine shows it in the simulator."""
+
+    title: str
+    figure: Figure
+    central: float
+    drawn: Floats
+
+
+def show_again(
+    scenario: Scenario, calibration: Calibration, seed: int, draws: int, executor: Executor | None = None
+) -> list[Shown]:
+    """Every published figure of the scenario as a calibration's central values show it, and as many of its draws do,
+    with seeds that the fit has not seen."""
+    figures = resolve(scenario)
+    alone = {profile(figure): figure.value for figure in figures if is_alone(figure)}
+    ladder = [figure for figure in figures if not is_alone(figure)]
+    article = Article(tuple(ladder), scenario.server, alone)
+    rows = [int(i * calibration.n_draws / draws) for i in range(draws)] if calibration.n_draws else []
+    machines = [calibration.values, *(calibration.row(i) for i in rows)]
+    tasks = [(article, machines[at : at + SCENE], seed, AGAIN + at) for at in range(0, len(machines), SCENE)]
+    parts = list(executor.map(_show, tasks) if executor else map(_show, tasks)) if ladder else []
+    climbed = [shown for part in parts for shown in part]
+    found = []
+    for figure in figures:
+        if is_alone(figure):
+            values = [_alone(figure, machine) for machine in machines]
+        else:
+            at = ladder.index(figure)
+            cells = [int(np.abs(FACTORS - machine.get("takeoff_factor", FACTORS[0])).argmin()) for machine in machines]
+            values = [float(shown[at, cell]) for shown, cell in zip(climbed, cells, strict=True)]
+        found.append(Shown(title(figure), figure, values[0], np.array(values[1:])))
+    return found
+
+
+def _alone(figure: Figure, machine: Mapping[str, float]) -> float:
+    terms, clocks = alone_terms(profile(figure), np.array([machine.get("output_attained", 1.0)]))
+    return clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
+
+
+def _show(task: tuple[Article, list[dict[str, float]], int, int]) -> list[Floats]:
+    article, machines, seed, first = task
+    return [article.show(machine, (seed, 1, first + i)) for i, machine in enumerate(machines)]
+
+
+def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows in proportion to their weights, each as often as its weight says but for one (systematic resampling)."""
+    at = (np.arange(draws) + rng.random()) / draws
+    rows = np.minimum(np.searchsorted(np.cumsum(weights), at), len(weights) - 1)
+    return np.asarray(rng.permutation(rows), dtype=np.int64)
+
+
+def _factors(fit: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
+    """The takeoff factor of each draw, as an index into `FACTORS`, from its chances given what the machine shows."""
+    chances = np.exp(fit - fit.max(axis=1, keepdims=True))
+    below = np.cumsum(chances, axis=1)
+    at = rng.random((len(fit), 1)) * below[:, -1:]
+    return np.asarray((below < at).sum(axis=1), dtype=np.int64)
+
+
+def _center(values: Floats, shown: Floats, figures: list[Figure]) -> int:
+    """The draw nearest to the middle of all and to the figures, among those that show each closely (else among all).
+
+    Medians of single parameters need not show the figures together; a draw does.
+    """
+    spread = values.std(axis=0)
+    middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).mean(axis=1)
+    missed = np.array([diagnostics.misses(figure, shown[:, i]) for i, figure in enumerate(figures)])
+    return int(np.lexsort((middle + (missed**2).sum(axis=0), np.maximum(missed.max(axis=0), 1.0)))[0])
+
+
+def _residual(figure: Figure, shown: Floats) -> Residual:
+    relative = np.abs(shown / figure.value - 1)
+    return Residual(
+        rms=float(np.sqrt(np.mean((shown - figure.value) ** 2))),
+        p95_relative=float(np.quantile(relative, 0.95)),
+        rows=len(shown),
+    )
+
+
+def _middle(columns: dict[str, Floats]) -> dict[str, float]:
+    """The middle token budget: the central machine's may be any that shows the figures, and bounds what it visits."""
+    return {name: float(np.median(x)) for name, x in columns.items() if name == "max_batch_total_tokens"}
+
+
+def _range(article: Article, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
+    """What the ladders of the figures visit, as the central machine climbs them."""
+    visited: dict[str, list[float]] = {}
+    for of, users in article.ladders.items():
+        run = article.climb(machine, of, users, (seed, 2))
+        assert run.steps is not None
+        steps = run.steps
+        prefill, decode = steps[steps["kind"] == PREFILL], steps[steps["kind"] != PREFILL]
+        context = decode["tokens"] + decode["sequences"] * decode["count"]
+        visited.setdefault("prompt_tokens", []).append(of.prompt_tokens)
+        visited.setdefault("users", []).extend(users)
+        for name, column in (
+            ("batch_prefill_tokens", prefill["tokens"]),
+            ("sequences", decode["sequences"]),
+            ("context_tokens", context),
+        ):
+            visited.setdefault(name, []).extend((float(column.min()), float(column.max())))
+    return {name: (float(min(values)), float(max(values))) for name, values in visited.items()}

@@ -1,0 +1,275 @@
+"""The second door: parameters from a table of step times (a micro-benchmark, somebody's published tables).
+
+Every timing is linear in the eight coefficients of `sim.steptime.basis`, a whole static batch too (the sum of its
+steps), so the fit is nonnegative least squares in relative error. Which coefficients deserve a place is decided by
+leaving out each batch size (of prefills: each total of tokens), the largest as well, since forecasts extrapolate
+upward. Draws come from the Bayesian bootstrap: random weights on the configurations that were timed (Rubin 1981).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.regression.draws import correlations, parameter
+from calibrate.regression.selection import Floats, Selection, fit_relative, select, subsets
+from calibrate.sources.table_layout import Row, read_table
+from calibrate.sources.table_machines import choose_machine, engine_of, machine_of
+from sim.model.calibration import Calibration, Residual, Source, SourceFile, check_suits
+from sim.model.errors import NotEnoughData
+from sim.model.files.atomic import read_file
+from sim.model.identity import SIMULATED
+from sim.model.scenario import Machine
+from sim.steptime.linear import MEANING
+
+PREFILL = ("a0", "a1", "a2", "a3")
+DECODE = ("b0", "b1", "b2", "b3")
+TERMS = PREFILL + DECODE
+ALIKE = ("a2", "a3", "b1")  # what no batch with as many tokens out as in can tell from a1, b0 and b2
+DRAWS = 400
+# s, of a decode step: launching the kernels of a few layers takes 0.1 ms, and nobody serves a token in 10 s
+SHORTEST, SLOWEST = 1e-4, 10.0
+WAVES = 1.25  # a batch that takes this many times longer than one pass would is taken to have run in waves
+
+
+def calibrate_table(
+    paths: Sequence[Path],
+    rng: np.random.Generator,
+    *,
+    where: Mapping[str, str] | None = None,
+    machine: Machine | None = None,
+    draws: int = DRAWS,
+) -> Calibration:
+    """Fit one machine's rows of one or more tables. `where` ({column: value}) or `machine` chooses among several; with
+    neither, the machine with most rows is taken, of equals the slowest, and a doubt says so. `BadInput` for what cannot
+    be read, `NotEnoughData` for tables that leave prefill or decode open."""
+    doubts: list[str] = []
+    rows = choose_machine(
+        [row for path in paths for row in read_table(path)], where or {}, machine or Machine(), doubts
+    )
+    rows = _one_pass(rows, doubts)
+    design, seconds = _design(rows), np.array([row.seconds for row in rows])
+    _enough(rows)
+    steps = [row.seconds for row in rows if row.phase == "decode"]
+    if steps and not SHORTEST <= (middle := float(np.median(steps))) <= SLOWEST:
+        doubts.append(
+            f"the middle decode step takes {middle:.3g} s, as no machine is known to: is the table in another unit?"
+        )
+    together = any(row.phase == "batch" for row in rows)  # a whole batch mixes prefill and decode in one number
+    alike = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
+    blocks: list[tuple[str, tuple[str, ...]]] = [("prefill", PREFILL), ("decode", DECODE)]
+    if together:
+        blocks = [("batch", tuple(term for term in TERMS if not (alike and term in ALIKE)))]
+    chosen: list[str] = []
+    reports = []
+    for phase, terms in blocks:
+        of = np.array([together or row.phase == phase for row in rows])
+        folds = _folds([row for row, member in zip(rows, of, strict=True) if member], phase)
+        columns = [TERMS.index(term) for term in terms]
+        selection = select(terms, design[of][:, columns], seconds[of], folds, _forms(terms))
+        chosen += selection.chosen.terms
+        reports.append(f"{phase}: {selection}")
+        doubts += _left_open(selection, rows, phase)
+    columns = [TERMS.index(term) for term in chosen]
+    values = fit_relative(design[:, columns], seconds)
+    drawn = _bootstrap(design[:, columns], seconds, _configurations(rows), rng, draws)
+    residuals = _residuals(rows, design[:, columns] @ values, seconds)
+    if alike:
+        chosen, values, drawn = _share(chosen, values, drawn, rng, doubts)
+    calibration = Calibration(
+        source=Source(
+            door="table",
+            files=[SourceFile(path=path.name, sha256=hashlib.sha256(read_file(path)).hexdigest()) for path in paths],
+            note="; ".join(reports),
+        ),
+        model="affine",
+        machine=machine_of(rows[0].machine, machine or Machine()),
+        engine=engine_of(rows),
+        parameters={
+            name: parameter(float(value), drawn[:, i], *MEANING[name])
+            for i, (name, value) in enumerate(zip(chosen, values, strict=True))
+        },
+        draws={name: drawn[:, i].tolist() for i, name in enumerate(chosen)},
+        range=_range(rows),
+        residuals=residuals,
+        correlations=correlations(chosen, drawn),
+        doubts=[
+            *doubts,
+            "a table of static batches times neither joining two batches nor dropping finished requests: taken as free",
+            "a table of averages tells neither the noise from step to step nor the machine's drift: taken as none",
+            "a table does not tell max_batch_total_tokens: the scenario must",
+        ],
+    )
+    foreign = check_suits(calibration, SIMULATED[0])
+    return msgspec.structs.replace(calibration, doubts=[*foreign, *calibration.doubts])
+
+
+def _one_pass(rows: list[Row], doubts: list[str]) -> list[Row]:
+    """Whole batches whose KV cache did not fit ran in waves: leave them out, and say where that begins.
+
+    Batches are taken in order of the tokens they hold at the end; the first that takes `WAVES` times longer than those
+    before it predict ends the list.
+    """
+    whole = sorted((row for row in rows if row.phase == "batch"), key=_held)
+    levels = sorted({_held(row) for row in whole})
+    for below, level in pairwise(levels):
+        before = [row for row in whole if _held(row) <= below]
+        if len(before) < 6:  # too few to foretell the next
+            continue
+        fitted = fit_relative(_design(before), np.array([row.seconds for row in before]))
+        at = [row for row in whole if _held(row) == level]
+        ratios = np.array([row.seconds for row in at]) / (_design(at) @ fitted)
+        if ratios.max() > WAVES:
+            out = [row for row in whole if _held(row) >= level]
+            far = np.array([row.seconds for row in out]) / (_design(out) @ fitted)
+            doubts.append(
+                f"{len(out)} of {len(whole)} batches, those of {level} tokens and more, took {far.min():.1f} to "
+                f"{far.max():.1f} times one pass: their KV cache did not fit and they ran in waves; left out. "
+                f"The cache holds {below} to {level} tokens"
+            )
+            return [row for row in rows if row.phase != "batch" or _held(row) < level]
+    return rows
+
+
+def _held(row: Row) -> int:
+    """Tokens a whole batch holds at its end."""
+    return row.sequences * (int(row.tokens) + row.output)
+
+
+def _design(rows: Sequence[Row]) -> Floats:
+    """What each coefficient of `TERMS` is multiplied by in each timing: (rows, 8)."""
+    return np.array([_terms(row) for row in rows], dtype=np.float64)
+
+
+def _terms(row: Row) -> list[float]:
+    n, tokens = row.sequences, row.tokens
+    prefill = [1.0, n * tokens, n * tokens**2, float(n)]
+    if row.phase == "prefill":
+        return [*prefill, 0.0, 0.0, 0.0, 0.0]
+    if row.phase == "decode":
+        return [0.0, 0.0, 0.0, 0.0, 1.0, float(n), n * tokens, tokens]
+    steps = row.output - 1  # the first token is the prefill's; step j meets contexts of prompt + j
+    contexts = steps * tokens + steps * (steps + 1) / 2
+    return [*prefill, float(steps), float(steps * n), n * contexts, contexts]
+
+
+def _enough(rows: Sequence[Row]) -> None:
+    """Raise `NotEnoughData` where cross-validation has nothing to leave out."""
+    phases = Counter(row.phase for row in rows)
+    if phases["batch"]:
+        if len({_level(row, "batch") for row in rows}) < 2:
+            raise NotEnoughData(f"{rows[0].path}: every batch is of the same size; a fit needs at least two sizes")
+        return
+    for phase in ("prefill", "decode"):
+        levels = {_level(row, phase) for row in rows if row.phase == phase}
+        levels |= {row.tokens for row in rows if row.phase == phase} if len(levels) < 2 else set()
+        if len(levels) < 2:
+            found = "none" if not phases[phase] else "a single size"
+            raise NotEnoughData(
+                f"{rows[0].path}: {phase} times of at least two sizes are needed, found {found}; "
+                "add rows, or give another table beside this one"
+            )
+
+
+def _level(row: Row, phase: str) -> float:
+    """The size of the batch that is left out as a whole: tokens of a prefill, sequences otherwise."""
+    return row.sequences * row.tokens if phase == "prefill" else row.sequences
+
+
+def _forms(terms: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every form with what no server lacks, a cost per prompt token and a cost per step."""
+    needed = {"a1", "b0"} & set(terms)
+    return [form for form in subsets(terms) if needed <= set(form)]
+
+
+def _folds(rows: Sequence[Row], phase: str) -> NDArray[np.int64]:
+    """The fold of each row: one per batch size, or per context where every batch is of one size."""
+    levels = np.array([_level(row, phase) for row in rows])
+    if len(np.unique(levels)) < 2:
+        levels = np.array([row.tokens for row in rows])
+    return np.unique(levels, return_inverse=True)[1].astype(np.int64)
+
+
+def _configurations(rows: Sequence[Row]) -> NDArray[np.int64]:
+    """Repetitions of one configuration share a number, and in the bootstrap a weight."""
+    keys = [(row.phase, row.sequences, round(row.tokens), row.output) for row in rows]
+    order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([order[key] for key in keys], dtype=np.int64)
+
+
+def _bootstrap(
+    design: Floats, seconds: Floats, configuration: NDArray[np.int64], rng: np.random.Generator, n: int
+) -> Floats:
+    """(n, terms) refits, each under fresh exponential weights on the configurations."""
+    weights = rng.exponential(size=(n, int(configuration.max()) + 1))
+    return np.array([fit_relative(design, seconds, weight[configuration]) for weight in weights])
+
+
+def _share(
+    names: list[str], values: Floats, drawn: Floats, rng: np.random.Generator, doubts: list[str]
+) -> tuple[list[str], Floats, Floats]:
+    """Split what `a1` was fitted to between prompt tokens and steps: anything goes, half and half at the centre."""
+    at = names.index("a1")
+    shares = rng.random(len(drawn))
+    for_answers = drawn[:, at] * (1 - shares)
+    drawn = np.column_stack([drawn, for_answers])
+    drawn[:, at] *= shares
+    values = np.append(values, values[at] / 2)
+    values[at] /= 2
+    doubts.append(
+        "every batch has as many tokens out as in, so that a cost per prompt token (a1) and one per request and step "
+        "(b1) look alike: each draw splits their sum at random; what grows as length squared is laid on decode (b2)"
+    )
+    return [*names, "b1"], values, drawn
+
+
+def _residuals(rows: Sequence[Row], predicted: Floats, seconds: Floats) -> dict[str, Residual]:
+    phases = np.array([row.phase for row in rows])
+    found = {}
+    for phase in dict.fromkeys(phases.tolist()):
+        of = phases == phase
+        relative = np.abs(predicted[of] / seconds[of] - 1)
+        found[phase] = Residual(
+            rms=float(np.sqrt(np.mean((predicted[of] - seconds[of]) ** 2))),
+            p95_relative=float(np.quantile(relative, 0.95)),
+            rows=int(of.sum()),
+        )
+    return found
+
+
+def _range(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """What the table covers, under the names a forecast checks."""
+    prefill = [row for row in rows if row.phase != "decode"]
+    decode = [row for row in rows if row.phase != "prefill"]
+    context = [row.sequences * row.tokens for row in decode] + [_held(row) for row in decode if row.phase == "batch"]
+
+    def span(values: Sequence[float]) -> tuple[float, float]:
+        return float(min(values)), float(max(values))
+
+    return {
+        "prompt_tokens": span([row.tokens for row in prefill]),
+        "batch_prefill_tokens": span([row.sequences * row.tokens for row in prefill]),
+        "sequences": span([row.sequences for row in decode]),
+        "context_tokens": span(context),
+    }
+
+
+def _left_open(selection: Selection, rows: Sequence[Row], phase: str) -> list[str]:
+    """What a forecast may need and this table cannot show."""
+    doubts = []
+    if selection.chosen.error > 0.15:
+        doubts.append(
+            f"{phase}: left-out batches are missed by {100 * selection.chosen.error:.0f} % on average: "
+            "no form here follows this table"
+        )
+    sizes = {row.sequences for row in rows if row.phase == phase or phase == "batch"}
+    if len(sizes) == 1:
+        doubts.append(f"{phase}: every row is of {sizes.pop()} sequences; what a larger batch costs is extrapolated")
+    return doubts

@@ -1,0 +1,290 @@
+"""The first door: a calibration from measured runs.
+
+Read in this order: `steps` rebuilds the schedule, `rows` makes it a regression problem, `prior` says what is believed
+beforehand, `regress` solves it by `equations` and chooses the form, `components` says how far the machine is from
+itself, and with that it is solved, and chosen, again; `uncertainty` draws from what the data leave open, `noise` and
+`clocks` say what is left over, `budget` what bounded the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from calibrate.regression.design import TREND, WARMING, Rows, rows_of
+from calibrate.regression.draws import correlations, parameter
+from calibrate.regression.fit import Form, Regression, choose
+from calibrate.regression.identifiability import left_open, machines, unusual
+from calibrate.regression.posterior import DRAWS, draw_coefficients, opposed
+from calibrate.regression.step_noise import fit_noise
+from calibrate.regression.variance_components import fit_moods
+from calibrate.schedule.admission_timing import WAY_OF_A_DAY, races
+from calibrate.schedule.client_delays import ASSUMED, fit_clocks
+from calibrate.schedule.cross_check import witness
+from calibrate.schedule.rebuild import rebuild, shows_steps
+from calibrate.schedule.token_budget import MEANING as BUDGET
+from calibrate.schedule.token_budget import fit_budget
+from calibrate.sources.latency_only import NOISE as UNSTREAMED_NOISE
+from calibrate.sources.latency_only import fit_unstreamed
+from sim.model.calibration import Calibration, Residual, Source, SourceFile
+from sim.model.errors import NotEnoughData
+from sim.model.identity import Identity, named
+from sim.model.run import Run
+from sim.results.events import tokens_per_event
+from sim.steptime.linear import LEVEL, MEANING
+
+Floats = NDArray[np.float64]
+
+PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
+PADDED = ("a4", "c2", "f2", WARMING)  # what only a padded cache costs, and what small machines show
+CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
+
+
+def calibrate_runs(
+    runs: Sequence[Run], seed: int = 0, rungs: Sequence[Collection[int] | None] | None = None
+) -> Calibration:
+    """Fit one machine to measured runs of it, or to some `rungs` of each run (None: all of them).
+
+    Runs that show no single steps (answers that were not streamed, or several tokens an event) count only where no
+    other was given. `NotEnoughData` when there is nothing to fit, `NotTheEngine` where the server of one is not known
+    to be of the engine that its flags are for (`sim.model.assume`).
+    """
+    if not runs:
+        raise NotEnoughData("no runs to calibrate from")
+    engine = _one_engine(runs)
+    assumed = [text for run in runs for text in run.assumptions]
+    # a simulated server has the flags that its scenario says
+    untold = list(dict.fromkeys(text for run in runs if run.kind != "simulated" for text in run.untold))
+    if len({run.server.requires_padding for run in runs}) > 1:
+        raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
+    for run in runs:
+        if not run.rungs:
+            raise NotEnoughData(f"{run.name}: it has no rung: nothing says which loads its requests are of")
+        if shows_steps(run) and not (run.requests["prompt_tokens"] > 0).any():
+            raise NotEnoughData(
+                f"{run.name}: it does not say how many tokens its prompts had: nothing to calibrate from"
+            )
+    chosen = list(zip(runs, rungs or [None] * len(runs), strict=True))
+    streamed = [(run, only) for run, only in chosen if shows_steps(run)]
+    if not streamed:
+        calibration = _from_latencies(chosen, seed)
+        doubts = [*assumed, *calibration.doubts, *untold, *_of_rungs(chosen)]
+        return msgspec.structs.replace(calibration, engine=engine, doubts=doubts)
+    # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
+    with threadpool_limits(limits=1, user_api="blas"):
+        calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
+    unseen = [f"{run.name}: {_why_no_steps(run)}, and so left out" for run in runs if not shows_steps(run)]
+    doubts = [*assumed, *calibration.doubts, *untold, *unseen, *_of_rungs(streamed)]
+    return msgspec.structs.replace(calibration, engine=engine, doubts=doubts)
+
+
+def _one_engine(runs: Sequence[Run]) -> Identity | None:
+    """The engine of all runs; raises `NotEnoughData` where they are of several."""
+    found = {run.engine if run.engine is None else (run.engine.name, run.engine.version) for run in runs}
+    if len(found) > 1:
+        said = "; ".join(f"{run.name}: {named(run.engine)}" for run in runs)
+        raise NotEnoughData(f"these runs are not of one engine ({said}); expected runs of one server")
+    return runs[0].engine
+
+
+def _of_rungs(chosen: Sequence[tuple[Run, Collection[int] | None]]) -> list[str]:
+    """The doubts of the rungs that were fitted: what is said of several loads of a run is said once."""
+    loads: dict[tuple[str, str], list[str]] = {}
+    for run, only in chosen:
+        for i, rung in enumerate(run.rungs):
+            if only is None or i in only:
+                for text in dict.fromkeys(rung.doubts):
+                    loads.setdefault((run.name, text), []).append(f"{rung.load:g}")
+    return [f"{name}, at {', '.join(dict.fromkeys(at))}: {text}" for (name, text), at in loads.items()]
+
+
+def _why_no_steps(run: Run) -> str:
+    if run.token_times is None:
+        return "not streamed"
+    return f"an event carries {tokens_per_event(run):.3g} tokens on average"
+
+
+def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int) -> Calibration:
+    """Runs that show no steps: through the simulator."""
+    runs, rungs = [run for run, _ in chosen], [only for _, only in chosen]
+    padded = runs[0].server.requires_padding
+    rng = np.random.default_rng(seed)
+    why = "; ".join(dict.fromkeys(_why_no_steps(run) for run in runs))
+    drawn, doubts = fit_unstreamed(runs, rungs, padded, rng, DRAWS)
+    told = {run.server.max_batch_total_tokens for run in runs}
+    budget = told.pop()
+    if not told and isinstance(budget, int):
+        drawn["max_batch_total_tokens"] = np.full(DRAWS, float(budget))
+    meanings = MEANING | {"max_batch_total_tokens": ("tokens", BUDGET)}
+    used = [rung for run, only in chosen for i, rung in enumerate(run.rungs) if only is None or i in only]
+    users = [rung.users for rung in used if rung.users is not None]
+    return Calibration(
+        source=Source(door="run", files=_files(runs), note=f"fitted through the simulator: {why}"),
+        model="padded" if padded else "affine",
+        machine=runs[0].scenario.machine,
+        parameters={name: parameter(float(np.median(x)), x, *meanings[name]) for name, x in drawn.items()},
+        draws={name: [float(f"{v:.6g}") for v in x] for name, x in drawn.items()},
+        range={
+            "prompt_tokens": _span(np.concatenate([run.requests["prompt_tokens"].to_numpy() for run in runs])),
+        }
+        | ({"users": _span(np.array(users))} if users else {}),
+        server=[_flags(run) for run in runs],
+        noise=UNSTREAMED_NOISE,
+        clocks=ASSUMED,
+        correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
+        doubts=[f"{why}: no step was seen", *doubts, *machines(runs)],
+    )
+
+
+def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], seed: int) -> Calibration:
+    """Streamed runs: steps rebuilt, then regression."""
+    schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
+    rows = rows_of(runs, schedules)
+    raced = races(runs, schedules)
+    forms = candidates(runs[0].server.requires_padding)
+    moods = fit_moods(choose(rows, forms, raced)[0], rows, runs)
+    regression, choice = choose(rows, forms, raced, moods)
+    noise = fit_noise(rows, regression.predicted, moods)
+    rng = np.random.default_rng(seed)
+    all_drawn = draw_coefficients(regression, rows, rng)
+    names, values, drawn = _as_parameters(regression, all_drawn)
+    parameters = {
+        name: parameter(float(value), drawn[:, i], *_meaning(name))
+        for i, (name, value) in enumerate(zip(names, values, strict=True))
+    }
+    draws = {name: [float(f"{x:.6g}") for x in drawn[:, i]] for i, name in enumerate(names)}
+    doubts = [d for s in schedules for d in s.doubts] + rows.doubts
+    doubts += [d for run, schedule in zip(runs, schedules, strict=True) for d in witness(run, schedule)]
+    together = correlations(names, drawn)
+    budget = fit_budget(runs, schedules, rng, len(drawn))
+    if budget is not None:
+        parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
+        doubts += said
+    u0, u1 = (regression.names.index(u) for u in CLIENT)
+    way = regression.coefficients
+    clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
+    there = clocks.uplink.mean
+    another_day = 1 + WAY_OF_A_DAY * opposed(rng, len(drawn), 1)[:, 0]
+    ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0) * another_day
+    counting = all_drawn[:, u1]
+    for name, value, drawn, unit, meaning in (
+        ("uplink", there, ways, "s", "way to the server"),
+        ("uplink_per_token", clocks.uplink.per_token, counting, "s/token", "counting a prompt's tokens on the way"),
+    ):
+        parameters[name] = parameter(value, drawn, unit, meaning)
+        draws[name] = [float(f"{x:.6g}") for x in drawn]
+    return Calibration(
+        source=Source(door="run", files=_files(runs), note=choice),
+        model=regression.form.model,
+        machine=runs[0].scenario.machine,
+        parameters=parameters,
+        draws=draws,
+        range=_range(runs, rows),
+        server=[_flags(run) for run in runs],
+        residuals={
+            kind: r
+            for kind, r in (
+                ("prefill", _residual(rows, regression, True)),
+                ("decode", _residual(rows, regression, False)),
+            )
+            if r
+        },
+        noise=noise,
+        clocks=clocks,
+        correlations=together,
+        doubts=doubts + machines(runs) + unusual(runs, rows, regression) + left_open(runs, rows, together),
+    )
+
+
+def candidates(padded: bool) -> list[Form]:
+    """The forms a server can have, the simplest first.
+
+    One that pads is a small one, whose kernels use the processor better the more rows they have: its step flattens with
+    the batch. A line through the batch sizes of one profile, up to nine, was 80 % too high at the 24 rows of another.
+    """
+    longest = ((), ("b3",))
+    if not padded:
+        affine = [Form("affine", PLAIN + b3) for b3 in longest]
+        return [*affine, *(Form("affine_levels", PLAIN + tuple(TREND) + b3) for b3 in longest)]
+    return [Form("levels", PLAIN + PADDED + tuple(TREND) + b3) for b3 in longest]
+
+
+def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
+    """The form's own parameters: a level is the trend at its batch size plus its deviation."""
+    names, values = list(regression.names), regression.coefficients.copy()
+    drawn = drawn.copy()
+    for i, name in enumerate(names):
+        if name.startswith(LEVEL):
+            size = float(name.removeprefix(LEVEL))
+            for table in (values, drawn.T):
+                trend = table[names.index("b0")] + table[names.index("b1")] * size
+                for b, curve in TREND.items():
+                    trend = trend + table[names.index(b)] * curve(np.asarray(size))
+                table[i] = np.maximum(table[i] + trend, 1e-5)
+    hidden = (*CLIENT, WARMING, *(("b0", *TREND) if regression.form.by_batch else ()))
+    keep = [i for i, name in enumerate(names) if name not in hidden]
+    return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
+
+
+def _meaning(name: str) -> tuple[str, str]:
+    if name.startswith(LEVEL):
+        return "s", f"decode step of {name.removeprefix(LEVEL)} requests, without context"
+    return MEANING[name]
+
+
+def _residual(rows: Rows, regression: Regression, prefill: bool) -> Residual | None:
+    of = rows.prefill == prefill
+    if not of.any():
+        return None
+    error = rows.seconds[of] - regression.predicted[of]
+    relative = np.abs(error / regression.predicted[of])
+    return Residual(
+        rms=float(np.sqrt((error**2).mean())), p95_relative=float(np.quantile(relative, 0.95)), rows=int(of.sum())
+    )
+
+
+def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
+    """What the rungs that were used have shown; others of the same runs are still to be forecast."""
+    t = rows.table
+    prefill, decode = t[rows.prefill], t[~rows.prefill]
+    used = t[["run", "rung"]].drop_duplicates()
+    rungs = [(runs[i], runs[i].rungs[j]) for i, j in used.itertuples(index=False)]
+    prompts = [
+        run.requests.loc[run.requests["scheduled"].between(rung.start, rung.end), "prompt_tokens"].to_numpy()
+        for run, rung in rungs
+    ]
+    seen = {
+        "prompt_tokens": np.concatenate(prompts),
+        "batch_prefill_tokens": prefill["tokens"].to_numpy(),
+        "sequences": decode["sequences"].to_numpy(),
+        "context_tokens": decode["tokens"].to_numpy(),
+        "users": np.array([rung.users for _, rung in rungs if rung.users is not None]),
+    }
+    return {name: _span(x) for name, x in seen.items() if len(x)}
+
+
+def _span(x: NDArray[Any]) -> tuple[float, float]:
+    return float(x.min()), float(x.max())
+
+
+def _flags(run: Run) -> dict[str, Any]:
+    sources = {name: flag.source for name, flag in run.flags.items()}
+    return {"run": run.name, **msgspec.to_builtins(run.server), "sources": sources}
+
+
+def _files(runs: Sequence[Run]) -> list[SourceFile]:
+    files = []
+    for run in runs:
+        if run.path is None:
+            continue
+        for file in sorted([run.path / "run.json", *run.path.glob("requests*.jsonl*")]):
+            raw = file.read_bytes()
+            name, digest = f"{run.path.name}/{file.name}", hashlib.sha256(raw).hexdigest()
+            files.append(SourceFile(path=name, sha256=digest, bytes=len(raw)))
+    return files

@@ -1,0 +1,96 @@
+"""Which rows of a table are one machine's: rows of different models, boards or engines are never fitted together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from calibrate.sources.table_layout import Row
+from sim.model.errors import BadInput
+from sim.model.identity import Identity, identity
+from sim.model.scenario import Machine
+
+# engines as files of step times name them
+ENGINES = (
+    *("text-generation-inference", "tgi", "vllm", "sglang", "lmdeploy", "turbomind"),
+    *("tensorrt-llm", "trtllm", "deepspeed", "llama.cpp", "llamacpp", "ollama"),
+)
+Who = tuple[tuple[str, str], ...]  # what the identity columns of a row say
+
+
+def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, doubts: list[str]) -> list[Row]:
+    """The rows of one machine: the one `where` ({column: value}) or `machine` tells; of several that are left the one
+    with most rows, of equals the slowest, which `doubts` then says. `BadInput` where nothing is left."""
+    path = rows[0].path
+    for column, value in where.items():
+        found = sorted({dict(row.machine)[column] for row in rows if column in dict(row.machine)})
+        if not found:
+            named = sorted({c for row in rows for c, _ in row.machine})
+            raise BadInput(
+                f"expected one of the columns that tell machines apart ({', '.join(named) or 'none here'})",
+                path=path,
+                key=column,
+            )
+        rows = [row for row in rows if dict(row.machine).get(column) == value]
+        if not rows:
+            raise BadInput(f"expected one of {', '.join(found)}, found {value!r}", path=path, key=column)
+    groups: dict[Who, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.machine, []).append(row)
+    if len(groups) == 1:
+        return rows
+    alike = (
+        {who: own for who, own in groups.items() if _same(machine_of(who, Machine()), machine)}
+        if machine != Machine()
+        else {}
+    )
+    among = alike or groups
+    who = max(among, key=lambda who: (len(among[who]), sum(math.log(row.seconds) for row in among[who])))
+    if len(among) > 1:
+        shown = [_name(other, groups) for other in among if other != who]
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        doubts.append(
+            f"{path.name} holds {len(among)} machines; {_name(who, groups)} was taken, which has most rows, of equals "
+            f"the slowest; --where chooses another: {'; '.join(shown[:5])}{more}"
+        )
+    return among[who]
+
+
+def _name(who: Who, groups: Mapping[Who, object]) -> str:
+    """The columns in which this machine differs from the others, as the option `where` takes them."""
+    differing = {c for c, _ in who if len({dict(other).get(c) for other in groups}) > 1}
+    return " ".join(f"{column}={value}" for column, value in who if column in differing)
+
+
+def machine_of(who: Who, known: Machine) -> Machine:
+    """What the identity columns say of a machine, over what is known of it."""
+    said = dict(who)
+    gpus = said.get("n_gpu") or said.get("tensor_parallel") or said.get("tp")
+    parallel = said.get("tensor_parallel") or said.get("tp")
+    return Machine(
+        model=said.get("model", known.model),
+        gpu=said.get("gpu") or said.get("hardware") or known.gpu,
+        gpus=int(gpus) if gpus and gpus.isdigit() else known.gpus,
+        tensor_parallel=int(parallel) if parallel and parallel.isdigit() else known.tensor_parallel,
+    )
+
+
+def engine_of(rows: Sequence[Row]) -> Identity | None:
+    """The engine that was timed: what a column says, else a name that is part of the file's."""
+    said = dict(rows[0].machine)
+    if text := said.get("engine") or said.get("framework"):
+        return identity(text, "file")
+    name = rows[0].path.stem.lower()
+    return next((identity(engine, "file") for engine in ENGINES if engine in name), None)
+
+
+def _same(one: Machine, other: Machine) -> bool:
+    """Whether nothing that both say of model and size differs; names of models as people vary them."""
+
+    def plain(name: str) -> str:
+        return "".join(c for c in name.lower().rsplit("/", 1)[-1].removesuffix("-hf") if c.isalnum())
+
+    if one.model and other.model and plain(one.model) != plain(other.model):
+        return False
+    wide = other.tensor_parallel or other.gpus
+    return not (one.gpus and wide and one.gpus != wide)

@@ -1,0 +1,129 @@
+"""How prompts of an exact length are made for this server, found out and verified once, before the first request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from measure.apis.dialect import Prompt
+from measure.deadline import Deadline
+from measure.loadgen.prompts import WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
+from measure.server.endpoint import Endpoint, Unreachable, decoded, rows, table
+from measure.server.exposition import parse
+from measure.server.health import PROBE_SECONDS, Server
+from sim.model.errors import UserError
+from sim.model.scenario import Scenario
+from sim.model.workload import Drawn, Pairs
+
+FEW, MANY = 64, 192  # words of the two probes that tell a template's tokens from a word's
+PROBE, SAMPLE = 2**41, 2**41 + 1  # request numbers that no run reaches
+INPUT_LENGTH = "tgi_request_input_length"
+
+
+class Refused(UserError):
+    """The server refuses the very request that the ladder would send."""
+
+
+def learn(
+    endpoint: Endpoint,
+    server: Server,
+    scenario: Scenario,
+    pairs: Pairs | None,
+    model: str | None,
+    seed: int,
+    deadline: Deadline | None = None,
+) -> tuple[Recipe, list[str]]:
+    """The recipe for this server, and what is unsure about it."""
+    deadline = deadline or Deadline(PROBE_SECONDS, f"{endpoint.url} to say how many tokens a prompt has")
+    tokens = _length(scenario, pairs, seed)
+    tokenizer = tokenizer_file(model)
+    recipe = Recipe(words=WORDS) if tokenizer is None else by_tokenizer(tokenizer)
+    if server.api == "tgi":
+        return recipe, _verify_tgi(endpoint, recipe, tokens, seed, deadline, truncate=tokenizer is None)
+    if server.api == "completions":
+        recipe = Recipe(ids=True)
+    elif tokenizer is None:
+        words = Recipe(words=WORDS)
+        counts = {n: _counted(endpoint, server, _prompt(words, n, seed), deadline) for n in (FEW, MANY)}
+        known = {n: count for n, count in counts.items() if count is not None}
+        recipe = by_counts(known) if len(known) == len(counts) else words
+    else:
+        # the tokenizer knows the words, only the server knows its template
+        found = _counted(endpoint, server, _prompt(recipe, FEW, seed), deadline)
+        if found is not None:
+            recipe = Recipe(words=recipe.words, overhead=recipe.overhead + found - FEW)
+    found = _counted(endpoint, server, _prompt(recipe, tokens, seed), deadline)
+    if found is None:
+        taken = "token ids" if recipe.ids else "words"
+        return recipe, [f"the server does not say how many tokens a prompt has (usage): its {taken} stand in for them"]
+    if found == tokens:
+        return recipe, []
+    return recipe, [f"a prompt meant to have {tokens} tokens has {found} by the server's count"]
+
+
+def sample(recipe: Recipe, scenario: Scenario, pairs: Pairs | None, seed: int) -> tuple[Prompt, int]:
+    """A prompt of the scenario's size, and how many tokens it is meant to have."""
+    tokens = _length(scenario, pairs, seed)
+    return recipe.prompt(tokens, generator(seed, SAMPLE)), tokens
+
+
+def _length(scenario: Scenario, pairs: Pairs | None, seed: int) -> int:
+    return Drawn(scenario.workload, np.random.default_rng(seed), pairs).next(0).prompt_tokens
+
+
+def _prompt(recipe: Recipe, tokens: int, seed: int) -> Prompt:
+    return recipe.prompt(tokens, generator(seed, PROBE))
+
+
+def _counted(endpoint: Endpoint, server: Server, prompt: Prompt, deadline: Deadline) -> int | None:
+    """How many tokens a prompt has by the server's count; None where it gives none."""
+    ask: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
+    if server.model is not None:
+        ask["model"] = server.model
+    if server.api == "completions":
+        path = "/v1/completions"
+        ask["prompt"] = prompt
+    else:
+        path = "/v1/chat/completions"
+        ask["messages"] = [{"role": "user", "content": prompt}]
+    answer = endpoint.post(path, ask, deadline)
+    if answer.status != 200:
+        raise Refused(f"the server refuses a request of the scenario's size: {endpoint.explain(path, answer)}")
+    count = table(decoded(answer.body).get("usage")).get("prompt_tokens")
+    return count if isinstance(count, int) and 0 < count < 2**53 else None
+
+
+def _verify_tgi(
+    endpoint: Endpoint, recipe: Recipe, tokens: int, seed: int, deadline: Deadline, truncate: bool
+) -> list[str]:
+    before = _input_lengths(endpoint, deadline)
+    parameters: dict[str, Any] = {"max_new_tokens": 1, "details": True, "decoder_input_details": True}
+    if truncate:
+        parameters["truncate"] = tokens
+    body: dict[str, Any] = {"inputs": _prompt(recipe, tokens, seed), "parameters": parameters}
+    answer = endpoint.post("/generate", body, deadline)
+    if answer.status != 200:
+        raise Refused(f"the server refuses a prompt of {tokens} tokens: {endpoint.explain('/generate', answer)}")
+    prefill = rows(table(decoded(answer.body).get("details")).get("prefill"))
+    after = _input_lengths(endpoint, deadline)
+    total, count = (b - a for a, b in zip(before, after, strict=True))
+    doubts = []
+    if not prefill and count != 1:
+        doubts.append(f"nothing confirms that prompts have {tokens} tokens")
+    if prefill and len(prefill) != tokens:
+        doubts.append(f"a prompt meant to have {tokens} tokens has {len(prefill)} in its decoder_input_details")
+    if count == 1 and total != tokens:
+        doubts.append(f"a prompt meant to have {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
+    if count > 1:
+        doubts.append("somebody else is using the server: it has answered requests that are not ours")
+    return doubts
+
+
+def _input_lengths(endpoint: Endpoint, deadline: Deadline) -> tuple[float, float]:
+    try:
+        answer = endpoint.get("/metrics", deadline)
+    except Unreachable:
+        return 0.0, 0.0
+    said = parse(answer.body.decode("utf-8", "replace")) if answer.status == 200 else {}
+    return said.get(f"{INPUT_LENGTH}_sum", 0.0), said.get(f"{INPUT_LENGTH}_count", 0.0)

@@ -1,0 +1,1 @@
+"""The server under test: its address, health, flags and metrics, and docker to start it."""

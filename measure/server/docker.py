@@ -1,0 +1,241 @@
+"""TGI in docker, started for one measurement and removed after it, however that ends.
+
+The container uses the host's network: no address translation lies between client and server, and no network has to be
+made. It listens on the loopback only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import docker
+import docker.errors
+import docker.types
+import requests
+
+from measure.deadline import OutOfTime, wait_for
+from measure.server.endpoint import Endpoint, Unreachable
+from sim.model.errors import UserError
+from sim.model.scenario import Launch
+from sim.model.server import ServerConfig
+from sim.terminal.console import Console
+
+LABEL = "servecast"
+START_SECONDS = 3600.0  # downloading and loading 70B takes its time
+TAIL = 15
+REMOVED = b"removed"  # what the guard is told when there is nothing left for it to do
+FLAGS = (
+    "max_batch_prefill_tokens",
+    "max_input_length",
+    "max_total_tokens",
+    "waiting_served_ratio",
+    "max_waiting_tokens",
+    "max_concurrent_requests",
+)
+
+
+class CannotStart(UserError):
+    """Docker, the image or the server in it would not start, and what it said."""
+
+
+class Running(NamedTuple):
+    """A started server: where it listens, and what `run.json` says about it (of variables only names)."""
+
+    url: str
+    described: dict[str, Any]
+
+
+def arguments(launch: Launch, server: ServerConfig) -> list[str]:
+    """The launcher's command line: what is simulated is what is run."""
+    argv = ["--model-id", launch.model, "--hostname", "127.0.0.1", "--port", str(launch.port)]
+    if launch.num_shard is not None:
+        argv += ["--num-shard", str(launch.num_shard)]
+    for name in FLAGS:
+        argv += [f"--{name.replace('_', '-')}", str(getattr(server, name))]
+    if isinstance(server.max_batch_total_tokens, int):
+        argv += ["--max-batch-total-tokens", str(server.max_batch_total_tokens)]
+    for name, value in launch.args.items():
+        flag = f"--{name.replace('_', '-')}"
+        argv += [flag] if value is True else [] if value is False else [flag, str(value)]
+    return argv
+
+
+def engine() -> docker.DockerClient:
+    """The docker engine of the environment (`DOCKER_HOST`); raises `CannotStart` when none answers."""
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    try:
+        if host.startswith("unix://"):  # docker's library leaks the socket of a connection that fails
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(host.removeprefix("unix://"))
+        client = docker.from_env(timeout=60)
+        client.ping()
+    except (docker.errors.DockerException, requests.RequestException, OSError) as e:
+        raise CannotStart(f"no docker engine answers at {host} ({e}); `servecast doctor` says what is missing") from e
+    return client
+
+
+@contextmanager
+def launched(
+    launch: Launch,
+    server: ServerConfig,
+    out: Path,
+    console: Console,
+    covers: Mapping[Path, str] | None = None,
+    seconds: float = START_SECONDS,
+) -> Iterator[Running]:
+    """Start the server, wait until it is well, and remove it in the end. Its log is kept as `out/server.log`.
+
+    `covers` are files of ours that lie over files of the container (`overlay`).
+    """
+    missing = [name for name in launch.env if name not in os.environ]
+    if missing:
+        raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
+    client = engine()
+    name = f"servecast-{uuid.uuid4().hex[:12]}"
+    argv = arguments(launch, server)
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "measure.server.docker", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        container = _run(client, launch, name, argv, covers or {})
+        try:
+            url = f"http://127.0.0.1:{launch.port}"
+            _wait(container, Endpoint(url), console, seconds)
+            image = container.image
+            described = {
+                "image": launch.image,
+                "digest": None if image is None else (image.attrs.get("RepoDigests") or [image.id])[0],
+                "argv": argv,
+                "env": launch.env,
+                "volumes": launch.volumes,
+                "covered": sorted((covers or {}).values()),
+                "shm_size": launch.shm_size,
+                "gpus": launch.gpus,
+            }
+            yield Running(url, described)
+        finally:
+            with suppress(docker.errors.APIError, requests.RequestException):
+                (out / "server.log").write_bytes(container.logs(timestamps=True))
+    finally:
+        remove(client, name)
+        client.close()
+        guard.communicate(REMOVED)
+
+
+def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str], covers: Mapping[Path, str]) -> Any:
+    gpus = []
+    if launch.gpus is not None:
+        wanted = launch.gpus.removeprefix("device=")
+        every, some = wanted == "all", wanted.isdigit() and not launch.gpus.startswith("device=")
+        gpus = [
+            docker.types.DeviceRequest(
+                count=-1 if every else int(wanted) if some else 0,
+                device_ids=[] if every or some else wanted.split(","),
+                capabilities=[["gpu"]],
+            )
+        ]
+    hosts = {str(Path(host).expanduser().resolve()): inside for host, inside in launch.volumes.items()}
+    try:
+        # not `run`, which would first pull gigabytes in silence
+        container = client.containers.create(
+            launch.image,
+            argv,
+            name=name,
+            labels={LABEL: str(os.getpid())},
+            network_mode="host",
+            shm_size=launch.shm_size,
+            volumes={host: {"bind": inside, "mode": "rw"} for host, inside in hosts.items()}
+            | {str(file): {"bind": inside, "mode": "ro"} for file, inside in covers.items()},
+            device_requests=gpus,
+            environment={variable: os.environ[variable] for variable in launch.env},
+        )
+        container.start()
+        return container
+    except docker.errors.ImageNotFound as e:
+        raise CannotStart(f"no image {launch.image}; get it with: docker pull {launch.image}") from e
+    except docker.errors.APIError as e:
+        raise CannotStart(f"docker would not start {launch.image}: {e.explanation or e}") from e
+
+
+def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) -> None:
+    what = f"the started server to be well at {endpoint.url}"
+    deadline = wait_for(lambda line: console.print(line, highlight=False, markup=False), seconds, what)
+    why = ""
+    while deadline.left():
+        container.reload()
+        if container.status in ("exited", "dead"):
+            raise CannotStart(f"the server ended before it was well: {_tail(container, console)}")
+        try:
+            answer = endpoint.get("/health", deadline)
+            if answer.status == 200:
+                return
+            why = endpoint.explain("/health", answer)
+        except (Unreachable, OutOfTime) as e:
+            why = str(e)
+        time.sleep(min(0.25, deadline.left()))
+    raise CannotStart(f"the server was not well within {seconds:.3g} s ({why}): {_tail(container, console)}")
+
+
+def _tail(container: Any, console: Console) -> str:
+    """Show the log's last lines; returns the very last."""
+    text: str = container.logs(tail=TAIL).decode("utf-8", "replace").rstrip()
+    console.print(text, highlight=False, soft_wrap=True)
+    return text.rpartition("\n")[2] or "it said nothing"
+
+
+def image_present(client: docker.DockerClient, image: str) -> bool:
+    """Whether the engine has an image."""
+    try:
+        client.images.get(image)
+    except docker.errors.APIError:
+        return False
+    return True
+
+
+def runtimes(client: docker.DockerClient) -> list[str]:
+    """The names of the runtimes the engine knows."""
+    return list(client.info().get("Runtimes") or {})
+
+
+def remove(client: docker.DockerClient, name: str) -> None:
+    """Remove a container, running or not; nothing happens if there is none."""
+    with suppress(docker.errors.NotFound):
+        client.containers.get(name).remove(force=True, v=True)
+
+
+def leftovers() -> list[str]:
+    """Names of containers that a crash left behind: those whose starter is no longer alive."""
+    found = []
+    with closing(engine()) as client:
+        for container in client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL}):
+            pid = container.labels.get(LABEL, "")
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+                found.append(str(container.name))
+    return found
+
+
+def guard(name: str) -> None:
+    """Wait for the end of stdin, which comes when the measurement ends, however it ends; remove what it did not."""
+    if sys.stdin.buffer.read() == REMOVED:
+        return
+    client = engine()
+    for _ in range(20):  # a kill may have come while docker was still creating it
+        remove(client, name)
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    guard(sys.argv[1])

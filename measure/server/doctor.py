@@ -1,0 +1,205 @@
+"""What is missing here for a measurement, in words, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from measure.apis.refusal import shown_url
+from measure.deadline import Say, run_within, wait_for
+from measure.server import health
+from measure.server.docker import CannotStart, engine, image_present, leftovers, runtimes
+from measure.server.endpoint import ANSWER_SECONDS, Endpoint
+from measure.server.provenance import flags_of
+from sim.model.errors import UserError
+from sim.model.files.lengths import read_pairs
+from sim.model.flags import WORDS, plain_flag, untold
+from sim.model.identity import is_engine, named
+from sim.model.scenario import Launch, Scenario
+
+IMAGE_GB = 12.0  # TGI 0.9.4's image unpacked, before any weights
+DOCKER_SECONDS = 60.0
+FILES_PER_USER, SPARE_FILES = 2, 100
+
+
+class Finding(NamedTuple):
+    """One thing looked at: whether it is well (None: it does not matter here), what was found, what mends it."""
+
+    what: str
+    well: bool | None
+    found: str
+    mend: str = ""
+
+
+def diagnose(
+    scenario: Scenario | None = None,
+    url: str | None = None,
+    say: Say = lambda line: None,
+    timeout: float = health.PROBE_SECONDS,
+) -> list[Finding]:
+    """Look at this machine, and at a server and its flags against a scenario where they are given.
+
+    `say` is told what is waited for; docker and the server get `timeout` s each.
+    """
+    launch = None if scenario is None else scenario.launch
+    needed = url is None and launch is not None
+    found = [_library("locust"), _library("geventhttpclient"), _cores(), _files(scenario)]
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    seconds = min(timeout, DOCKER_SECONDS)
+    wait_for(say, seconds, f"docker at {shown_url(host)}")
+    try:
+        found += run_within(seconds, lambda: list(_docker(launch or Launch(model=""), needed)))
+    except TimeoutError:
+        missing = False if needed else None
+        found.append(Finding("docker", missing, f"does not answer within {seconds:g} s", _start_docker()))
+    if url is not None:
+        found += _server(url, scenario, say, timeout)
+    return found
+
+
+def _library(name: str) -> Finding:
+    try:
+        return Finding(name, True, version(name))
+    except PackageNotFoundError:
+        return Finding(name, False, "not installed", f"pip install {name}")
+
+
+def _cores() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    return Finding("cores", cores > 1, f"{cores}; the load generator wants one to itself")
+
+
+def _files(scenario: Scenario | None) -> Finding:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    users = max((scenario.load.users if scenario is not None else None) or [128])
+    wanted = FILES_PER_USER * users + SPARE_FILES
+    return Finding("open files", soft >= wanted, f"{soft} allowed, {wanted} wanted", f"ulimit -n {wanted}")
+
+
+def _docker(launch: Launch, needed: bool) -> Iterator[Finding]:
+    try:
+        client = engine()
+    except CannotStart as e:
+        yield Finding("docker", False if needed else None, str(e).partition(";")[0], _start_docker())
+        return
+    with closing(client):
+        about: dict[str, Any] = client.info()
+        yield Finding("docker", True, f"{about.get('ServerVersion')} ({about.get('OperatingSystem')})")
+        present = image_present(client, launch.image)
+        yield Finding(
+            "image",
+            present or (None if not needed else False),
+            f"{launch.image} is {'here' if present else 'not here'}",
+            f"docker pull {launch.image}",
+        )
+        yield _disk(Path(about.get("DockerRootDir") or "/"), 0.0 if present else IMAGE_GB, needed)
+        if launch.gpus is not None:
+            yield from _gpus(launch, needed, "nvidia" in runtimes(client))
+    yield _port(launch.port, needed)
+    for name in launch.env:
+        yield Finding(name, name in os.environ, "set" if name in os.environ else "not set", f"export {name}=...")
+    names = leftovers()
+    yield Finding(
+        "leftovers",
+        not names,
+        ", ".join(names) if names else "no containers of a crashed measurement",
+        f"docker rm --force {' '.join(names)}",
+    )
+
+
+def _start_docker() -> str:
+    if shutil.which("dockerd") is None:
+        return "apt-get install docker.io"
+    socket_file = Path("/var/run/docker.sock")
+    if socket_file.exists() and not os.access(socket_file, os.W_OK):
+        return "sudo usermod -aG docker $USER, then log in again"
+    return "systemctl start docker"
+
+
+def _disk(root: Path, wanted: float, needed: bool) -> Finding:
+    while not root.exists():
+        root = root.parent
+    free = shutil.disk_usage(root).free / 1e9
+    well = free >= wanted or (None if not needed else False)
+    return Finding("disk", well, f"{free:.0f} GB free at {root}, {wanted:.0f} GB wanted", "docker system prune")
+
+
+def _gpus(launch: Launch, needed: bool, runtime: bool) -> Iterator[Finding]:
+    missing = False if needed else None
+    ask = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        yield Finding("GPUs", missing, "nvidia-smi does not answer: no driver", "apt-get install nvidia-driver")
+        return
+    boards = [line.strip() for line in said.splitlines() if line.strip()]
+    wanted = launch.num_shard or 1
+    enough = len(boards) >= wanted or missing
+    yield Finding("GPUs", enough, f"{len(boards)} ({boards[0] if boards else 'none'}), {wanted} wanted")
+    yield Finding(
+        "container toolkit",
+        runtime or missing,
+        "docker knows the nvidia runtime" if runtime else "docker does not know the nvidia runtime",
+        "apt-get install nvidia-container-toolkit && nvidia-ctk runtime configure && systemctl restart docker",
+    )
+
+
+def _port(port: int, needed: bool) -> Finding:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as e:
+            return Finding("port", False if needed else None, f"{port}: {e.strerror}", "change launch.port")
+    return Finding("port", True, f"{port} is free")
+
+
+def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> Iterator[Finding]:
+    try:
+        endpoint = Endpoint(url, min(timeout, ANSWER_SECONDS))
+        server = health.look(endpoint, deadline=wait_for(say, timeout, f"{endpoint.url} to say what it is"))
+    except UserError as e:
+        yield Finding("server", False, str(e), "start it, or correct --url")
+        return
+    info = server.info or {}
+    name = f"TGI {info.get('version')}" if server.api == "tgi" else f"OpenAI style ({server.api})"
+    yield Finding("server", True, f"{name}, {server.model}")
+    if scenario is None:
+        for doubt in server.doubts:
+            yield Finding("server", None, doubt)
+        return
+    yield _engine(server, scenario)
+    try:
+        doubts = health.check(server, scenario, read_pairs(scenario.workload))
+    except UserError as e:
+        yield Finding("profile", False, str(e))
+        return
+    yield Finding("profile", True, "the server can take it")
+    for doubt in doubts:
+        yield Finding("flags", None, doubt)
+    if is_engine(server.engine, scenario.server.engine):
+        yield from _flags(server, scenario)
+
+
+def _engine(server: health.Server, scenario: Scenario) -> Finding:
+    """Whether the server can be forecast as what the scenario says it is."""
+    asked = scenario.server.engine
+    if is_engine(server.engine, asked):
+        return Finding("engine", True, f"{named(server.engine)}, as the scenario says")
+    return Finding("engine", None, f"{named(server.engine)}: a forecast as {asked} of a run of it needs --as {asked}")
+
+
+def _flags(server: health.Server, scenario: Scenario) -> Iterator[Finding]:
+    """Every flag with its value, and where that is from."""
+    found = flags_of(server, scenario)
+    doubtful = {text.partition(" ")[0]: text for text in untold(found)}
+    for name, flag in found.items():
+        yield Finding("flag", None, doubtful.get(name, f"{name} {plain_flag(flag)}: {WORDS[flag.source]}"))

@@ -1,0 +1,220 @@
+"""The answer in a few sentences: what load is borne, how long answers take there, what it costs, which SLO is kept.
+
+What is said is read off a forecast, a run or a comparison, and computed from nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from scenarios.answer.numbers import parts, percent, significant
+from scenarios.compare.comparison import Comparison
+from scenarios.forecast.cost import of_the_machine
+from scenarios.forecast.forecast import Forecast, Row, named
+from scenarios.forecast.slo import KEPT, said
+from sim.model.run import Run, Rung
+from sim.results import metrics
+
+WHAT = {"e2e": "E2E", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT"}
+
+
+class Check(NamedTuple):
+    """One thing that was to hold, whether it does (None: at some loads), and the words for that."""
+
+    what: str
+    passed: bool | None
+    words: str
+
+
+class Answer(NamedTuple):
+    """What it is about, the sentences, what was to hold, and the warnings that belong to every number of it."""
+
+    name: str
+    sentences: list[str]
+    checks: list[Check]
+    assumptions: Sequence[str] = ()
+
+
+def of_forecast(f: Forecast) -> Answer:
+    """The answer of a forecast, with bands and probabilities."""
+    loads = [row.load for row in f.rows("rps")]
+    at, first = _borne(f, loads)
+    return Answer(f.name, [first, _takes(f, at), _costs(f, at)], _checks(f, loads), f.assumptions)
+
+
+def _borne(f: Forecast, loads: Sequence[float]) -> tuple[float, str]:
+    """The load that the other sentences are about, and what is said of it."""
+    if f.crossing is not None:
+        kept = said(f)
+        if len(f.scenario.slo) == 1:
+            limit = _limit(*next(iter(f.scenario.slo.items())))
+            kept = kept.replace("no load keeps every SLO", f"no load keeps {limit}").replace("every SLO", limit)
+        return f.crossing.kept_at or loads[0], f"{kept[0].upper()}{kept[1:]}."
+    knee, band = parts(f.knee.load)
+    if f.knee.below:
+        return loads[0], f"No SLO is set; {f.knee.meaning} at {named(loads[0], f.unit)} already."
+    if f.knee.reached < 0.5:
+        return loads[-1], f"No SLO is set; up to {named(loads[-1], f.unit)} nothing yet shows that {f.knee.meaning}."
+    rps, spread = parts(f.plateau.rps)
+    below = [load for load in loads if load <= (f.knee.load.value or math.inf)]
+    most = f"at most {rps} requests/s{_in(spread)} come through"
+    return (below or loads)[
+        -1 if below else 0
+    ], f"No SLO is set; {f.knee.meaning} at about {knee} {f.unit}{_in(band)}, and {most}."
+
+
+def _takes(f: Forecast, load: float) -> str:
+    at = named(load, f.unit)
+    found = {metric: next((r for r in f.rows(metric) if r.load == load), None) for metric in _QUOTED}
+    if (row := found["e2e_p50"]) is None or row.value is None:
+        return f"At {at} there is no steady state: the queue grows, and no latency can be quoted."
+    quoted = {metric: _value(row) for metric, row in found.items() if row is not None and row.value is not None}
+    return _latencies(at, "take", "come", quoted)
+
+
+_QUOTED = ("e2e_p50", "e2e_p95", "ttft_p95", "rps")
+
+
+def _latencies(at: str, take: str, come: str, said: Mapping[str, str]) -> str:
+    text = f"At {at} half of the answers {take} up to {said['e2e_p50']}"
+    text += f" and 95 % up to {said['e2e_p95']}" if "e2e_p95" in said else ""
+    text += f", 95 % of the first tokens {come} within {said['ttft_p95']}" if "ttft_p95" in said else ""
+    return text + (f", at {said['rps']}." if "rps" in said else ".")
+
+
+def _costs(f: Forecast, load: float) -> str:
+    row = next((cost for cost in f.cost if cost.at == named(load, f.unit)), None)
+    if row is None:
+        return "What it costs is not known: no price is set (--set price.usd_per_hour=12)."
+    value, band = parts(row.per_1000_requests)
+    return f"There 1,000 requests cost ${value}{_in(band)}: {of_the_machine(row.usd_per_hour)}."
+
+
+def _checks(f: Forecast, loads: Sequence[float]) -> list[Check]:
+    found = []
+    for metric, limit in f.scenario.slo.items():
+        mine = [p for p in f.slo if p.metric == metric]
+        kept = [p.probability >= KEPT for p in mine]
+        odds = f"{mine[-1].probability:.0%} at {named(mine[-1].load, f.unit)}" if mine else ""
+        if all(kept):
+            found.append(Check(_limit(metric, limit), True, f"at every load asked (probability {odds})"))
+        elif not kept[0]:
+            odds = f"{mine[0].probability:.0%} at {named(mine[0].load, f.unit)}"
+            found.append(Check(_limit(metric, limit), False, f"at every load asked (probability {odds})"))
+        else:
+            i = kept.index(False)
+            words = f"kept up to {named(mine[i - 1].load, f.unit)} (probability {mine[i - 1].probability:.0%}); "
+            words += f"{mine[i].probability:.0%} at {mine[i].load:g}"
+            found.append(Check(_limit(metric, limit), None, words))
+    return found
+
+
+def of_run(run: Run) -> Answer:
+    """The answer of a run: what was seen at the loads it had, a window each, so without bands."""
+    table = metrics.table(run)
+    name = f"{run.name}, {run.kind}"
+    if table.empty:
+        return Answer(name, ["No load of this run has a complete window: it says nothing about a load."], [])
+    loads = [_shortly(run.rungs[int(rung)]) for rung in table["rung"]]
+    slo = run.scenario.slo
+    kept = [all(row[metric] <= limit for metric, limit in slo.items()) for _, row in table.iterrows()]
+    at, top = len(loads) - 1, int(table["rps"].to_numpy().argmax())
+    most = f"at most {significant(float(table['rps'].iloc[top]))} requests/s came through"
+    first = f"At {loads[0]} {most}."
+    if len(loads) > 1:
+        first = f"At loads of {loads[0]} to {loads[-1]} {most}, at {loads[top]}."
+    if slo and False in kept:
+        broken = kept.index(False)
+        at = max(0, broken - 1)
+        first = f"No load that was {run.kind} keeps every SLO."
+        if broken:
+            first = f"Every SLO was kept up to {loads[at]}, and not at {loads[broken]}."
+    elif slo:
+        first = f"Every SLO was kept at every load that was {run.kind}, up to {loads[-1]}."
+    there = table.iloc[at]
+    said = {m: _plain(m, float(there[m])) for m in _QUOTED if not math.isnan(there[m])}
+    second = f"At {loads[at]} no answer was complete."
+    sentences = [first, _latencies(loads[at], "took", "came", said) if "e2e_p50" in said else second]
+    if (price := run.scenario.price) is not None and there["rps"] > 0:
+        each = significant(price.usd_per_hour / 3.6 / float(there["rps"]))
+        sentences.append(f"There 1,000 requests cost ${each}: {of_the_machine(price.usd_per_hour)}.")
+    return Answer(name, sentences, [_seen(table, m, limit, loads) for m, limit in slo.items()])
+
+
+def _shortly(rung: Rung) -> str:
+    """A rung's load in words, with the digits that anyone reads."""
+    return named(float(f"{rung.load:.4g}"), "users" if rung.users is not None else "requests/s")
+
+
+def _seen(table: pd.DataFrame, metric: str, limit: float, loads: Sequence[str]) -> Check:
+    """Whether a run kept one SLO; what it does not show is not kept."""
+    kept = [bool(value <= limit) for value in table[metric]]
+    what = _limit(metric, limit)
+    if table[metric].isna().all():
+        return Check(what, False, "not on record")
+    if all(kept) or not kept[0]:
+        at = -1 if all(kept) else 0
+        value = f"{_plain(metric, float(table[metric].iloc[at]))} at {loads[at]}"
+        return Check(what, all(kept), f"at every load of the run ({value})" if all(kept) else value)
+    i = kept.index(False)
+    return Check(what, None, f"kept up to {loads[i - 1]}, not at {loads[i]}")
+
+
+def of_comparison(c: Comparison) -> Answer:
+    """How far two are apart, and which tolerance holds."""
+    known = {metric: s for metric, s in c.summary.items() if s.mape is not None}
+    shown = [metric for metric in (*c.tolerances, "e2e_mean", "ttft_p50", "rps") if metric in known]
+    apart = ", ".join(f"{percent(known[m].mape)} in {label(m)}" for m in dict.fromkeys(shown))
+    subject = "The forecast is off by" if c.of == "a forecast" else "The second differs from the first by"
+    sentences = [f"{subject} {apart} on average." if apart else "There is nothing that both have."]
+    if c.coverage is not None and c.of == "a forecast":
+        sentences.append(f"{c.coverage:.0%} of what was measured lies inside its 90 % band.")
+    verdicts = {
+        None: "There is no verdict: "
+        + ("every rung was used for the fit." if c.tolerances else "no tolerance is set."),
+        True: "That is within the tolerances.",
+        False: "That is outside the tolerances.",
+    }
+    sentences.append(verdicts[c.passed])
+    checks = []
+    for metric, limit in c.tolerances.items():
+        mape = known[metric].mape if metric in known else None
+        holds = mape is not None and mape <= limit and c.passed is not None
+        words = "not judged" if mape is None else f"{percent(mape)} on average"
+        checks.append(Check(f"{label(metric)} within {percent(limit, digits=0)}", holds, words))
+    return Answer(
+        f"{c.measured} against {c.simulated}", sentences, checks if c.passed is not None else [], c.assumptions
+    )
+
+
+def label(metric: str) -> str:
+    """A metric in words: `E2E p95`, `requests/s`."""
+    head, _, tail = metric.partition("_")
+    if head in WHAT:
+        return f"{WHAT[head]} {tail}"
+    return {"rps": "requests/s"}.get(metric, metric.replace("_per_s", "/s").replace("_", " "))
+
+
+def _limit(metric: str, limit: float) -> str:
+    return f"{label(metric)} ≤ {_plain(metric, limit)}"
+
+
+def _plain(metric: str, value: float) -> str:
+    if metric.startswith(("tpot", "itl")):
+        return f"{significant(1000 * value)} ms"
+    if metric.endswith("_rate"):
+        return f"{significant(100 * value)} %"
+    return f"{significant(value)} {'requests/s' if metric == 'rps' else 's'}"
+
+
+def _value(row: Row) -> str:
+    value, band = parts(row)
+    return f"{value} {'requests/s' if row.metric == 'rps' else 's'}{_in(band)}"
+
+
+def _in(band: str) -> str:
+    return f" ({band})" if band else ""

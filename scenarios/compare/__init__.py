@@ -1,0 +1,1 @@
+"""Measured against simulated, and any two runs or forecasts against each other."""

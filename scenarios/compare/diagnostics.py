@@ -1,0 +1,135 @@
+"""What lies behind a comparison's numbers, small enough to be kept with it: the distribution of the gaps between tokens
+at every load, and how far single steps are from the model's step time.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from calibrate.regression.residuals import residuals
+from sim.cluster.replay import replay, with_users
+from sim.model.calibration import Calibration
+from sim.model.errors import NotEnoughData
+from sim.model.machine import Draw, draw_model
+from sim.model.run import Run, Rung
+from sim.results.curve import band
+from sim.results.events import alike, tokens_per_event
+from sim.results.gaps import gaps
+
+REPLAYS = 19  # their least and largest are the 5 % and 95 % quantiles of `weibull`
+SHARES = (0.001, 0.005, 0.01, *(k / 50 for k in range(1, 50)), 0.99, 0.995, 0.999)
+CELL_SECONDS = 5.0  # of steps that are summed up together: as long as what the fit resamples as a whole
+
+
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """The gaps between tokens in one window, s: for each of `SHARES` the gap that this share of them does not exceed.
+
+    `simulated` is the median of replays (or the other run's), `low`..`high` their 90 % band; absent if there is none.
+    """
+
+    load: float
+    at: str | None = None  # the load with its unit
+    measured: list[float]
+    simulated: list[float] = []
+    low: list[float] = []
+    high: list[float] = []
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """Relative errors (measured / predicted − 1) of some steps: their mean, 5 % and 95 % quantiles. `at` is what these
+    steps have in common: their batch size, or the middle of a stretch of time, s."""
+
+    at: float
+    steps: int
+    mean: float
+    low: float
+    high: float
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """`by_batch` and `by_time` are by kind of step (prefill, decode); empty where the run shows no steps."""
+
+    shares: tuple[float, ...] = SHARES
+    itl: list[Distribution] = []
+    by_batch: dict[str, list[Error]] = {}
+    by_time: dict[str, list[Error]] = {}
+
+
+def evidence(run: Run, calibration: Calibration, executor: Executor, seed: int = 0) -> Evidence:
+    """A measured run's gaps beside those of replays, and its steps beside the calibration's step time.
+
+    No gaps where an event carries several tokens: those of replays lie between tokens.
+    """
+    several = not alike(tokens_per_event(run), 1.0)
+    found = Evidence(itl=[] if several else _replayed(run, calibration, executor, seed))
+    try:
+        table = residuals(run, calibration)
+    except NotEnoughData:  # answers that were not streamed show no steps
+        return found
+    cell = (table["time"] // CELL_SECONDS + 0.5) * CELL_SECONDS
+    return msgspec.structs.replace(found, by_batch=_errors(table, table["sequences"]), by_time=_errors(table, cell))
+
+
+def side_by_side(first: Run, second: Run) -> Evidence:
+    """The gaps of two runs at the loads they have in common."""
+    other = {found.load: found.measured for found in reversed(itl(second))}
+    pairs = [(found, other[found.load]) for found in itl(first) if found.load in other]
+    return Evidence(itl=[msgspec.structs.replace(found, simulated=its) for found, its in pairs])
+
+
+def itl(run: Run) -> list[Distribution]:
+    """The gaps of a run in every window that has some."""
+    found = [
+        Distribution(load=rung.load, at=rung.named, measured=row)
+        for rung, row in zip(_windows(run), _quantiles(run), strict=True)
+    ]
+    return [each for each in found if not np.isnan(each.measured).any()]
+
+
+def _replayed(run: Run, calibration: Calibration, executor: Executor, seed: int) -> list[Distribution]:
+    if not itl(run):
+        return []
+    asked = replace(with_users(run), token_times=None, event_tokens=None)  # a run's bulk, which no replay looks at
+    tables = executor.map(partial(_replay, asked, calibration, seed), range(1, REPLAYS + 1), chunksize=REPLAYS // 4)
+    simulated = np.stack([np.array(table) for table in tables], axis=1)  # window, replay, share
+    found = []
+    for rung, mine, replays in zip(_windows(run), _quantiles(run), simulated, strict=True):
+        if np.isnan(mine).any() or np.isnan(replays).any():
+            continue
+        middle, low, high = (list(ends) for ends in zip(*map(band, replays.T), strict=True))
+        found.append(Distribution(load=rung.load, at=rung.named, measured=mine, simulated=middle, low=low, high=high))
+    return found
+
+
+def _replay(run: Run, calibration: Calibration, seed: int, number: int) -> list[list[float]]:
+    """The gaps of one replay, the same as the comparison's of this number."""
+    model = draw_model(calibration, run.server, Draw(seed, number))
+    return _quantiles(replay(run, model, (seed, number)))
+
+
+def _quantiles(run: Run) -> list[list[float]]:
+    return [gaps(run, rung.settled, rung.end).quantiles(SHARES) for rung in _windows(run)]
+
+
+def _windows(run: Run) -> list[Rung]:
+    """Its complete windows, which are the rungs of a replay."""
+    return [rung for rung in run.rungs if rung.end > rung.settled]
+
+
+def _errors(table: pd.DataFrame, key: pd.Series) -> dict[str, list[Error]]:
+    found: dict[str, list[Error]] = {}
+    steps = pd.DataFrame({"kind": table["kind"], "at": key, "relative": table["relative"]})
+    for kind, mine in steps.groupby("kind"):
+        groups = mine.groupby("at")["relative"]
+        summary = groups.agg(["size", "mean"]).join(groups.quantile(np.array([0.05, 0.95])).unstack()).reset_index()
+        found[str(kind)] = [
+            Error(at=at, steps=int(size), mean=mean, low=low, high=high)
+            for at, size, mean, low, high in summary.to_numpy(np.float64).tolist()
+        ]
+    return found

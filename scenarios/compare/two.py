@@ -1,0 +1,162 @@
+"""Two things that are there already, load by load: two runs, two forecasts, a run and a forecast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import pandas as pd
+
+from scenarios.compare.comparison import Comparison, Row, verdict
+from scenarios.compare.diagnostics import side_by_side
+from scenarios.compare.repeatability import relative
+from scenarios.compare.run_with_model import compare, shared_metrics
+from scenarios.forecast.forecast import Forecast
+from scenarios.forecast.forecast import Row as ForecastRow
+from sim.cluster.replay import with_users
+from sim.model.errors import BadInput, NotEnoughData
+from sim.model.identity import check_engine, named
+from sim.model.run import Run
+from sim.model.scenario import Scenario
+from sim.results import metrics, rates
+from sim.results.events import alike, tokens_per_event
+
+
+def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:
+    """Two runs, rung by rung of equal load; the second is to the first what a forecast is to a measurement."""
+    other = metrics.table(second)
+    mine = metrics.table(first)
+    if other.empty or mine.empty:
+        raise NotEnoughData("no rung has a complete window")
+    missing = sorted(set(mine["load"]) - set(other["load"]))
+    without = set(mine.loc[mine["load"].isin(missing), "rung"].astype(int))
+    doubts = [f"{second.name} has no load {load:g}: left out" for load in missing]
+    matched = [
+        other[other["load"] == load].iloc[[0]].assign(rung=place)
+        for place, load in enumerate(mine["load"])
+        if load not in missing
+    ]
+    if not matched:
+        raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
+    doubts += _unlike_runs(first, second)
+    tables = [pd.concat(matched, ignore_index=True)]
+    beside = side_by_side(first, second) if alike(tokens_per_event(first), tokens_per_event(second)) else None
+    found = compare(
+        first,
+        tables,
+        tolerances=tolerances,
+        simulated=second.name,
+        doubts=doubts,
+        evidence=beside,
+        without=without,
+        carried=tokens_per_event(second),
+    )
+    return msgspec.structs.replace(found, of="runs")
+
+
+def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str, float]) -> Comparison:
+    """Two forecasts at the loads they have in common; the second stands for the forecast of the first."""
+    rungs = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
+    others = _by_metric_and_load(second)
+    rows = [
+        _beside(row.metric, rungs[row.load], row.load, row.users, row.value, others[row.metric, row.load])
+        for row in first.curves
+        if row.value is not None and (row.metric, row.load) in others
+    ]
+    assumed = [*first.assumptions, *second.assumptions]
+    doubts = [*assumed, *_unlike(first.scenario, second.scenario)]
+    found = _verdict(rows, first.name, second.name, tolerances, doubts, of="forecasts")
+    return msgspec.structs.replace(found, taken_as=first.taken_as or second.taken_as)
+
+
+def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str, float]) -> Comparison:
+    """A measured run against a forecast that was made beforehand, at the loads they have in common.
+
+    A forecast's rates are long-run rates, and so are those of the run here (`sim.results.rates`). `NotTheEngine` for a
+    run whose server is not known to be of the engine that was forecast, unless it is taken for it.
+    """
+    engine = forecast.scenario.server.engine
+    check_engine(run.engine, engine, run.taken_as, f"the server of {run.name}", run.path)
+    assumed = [*run.assumptions, *forecast.assumptions]
+    forecasts = _by_metric_and_load(forecast)
+    run = with_users(run)
+    table = rates.table(run)
+    if run.scenario.load.rate is not None:
+        table = rates.steady(table, [int(row["rung"]) for _, row in table.iterrows() if not rates.growing(row)])
+    rows = []
+    shared, unlike = shared_metrics(run)
+    for _, measured in table.iterrows():
+        load, rung = float(measured["load"]), int(measured["rung"])
+        for metric in shared:
+            if (metric, load) in forecasts and not math.isnan(measured[metric]):
+                its = forecasts[metric, load]
+                rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
+    doubts = [
+        "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
+        "asked again, which is closer",
+        *_unlike(_of_run(run), forecast.scenario),
+    ]
+    said = [*assumed, *run.doubts, *unlike, *doubts]
+    found = _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, said)
+    return msgspec.structs.replace(found, taken_as=engine if assumed else None)
+
+
+def _of_run(run: Run) -> Scenario:
+    """What was asked, of a server with the flags that it says it has."""
+    return msgspec.structs.replace(run.scenario, server=run.server)
+
+
+def _unlike_runs(first: Run, second: Run) -> list[str]:
+    """A doubt where two runs are of different engines, or else of other lengths or flags."""
+    if first.known and second.known:
+        return _unlike(_of_run(first), _of_run(second))
+    doubts = _unlike(first.scenario, second.scenario, ("workload",))
+    if named(first.engine) != named(second.engine):
+        doubts.append(f"the first is of {named(first.engine)}, the second of {named(second.engine)}")
+    return doubts
+
+
+def _unlike(first: Scenario, second: Scenario, of: Sequence[str] = ("workload", "server")) -> list[str]:
+    """A doubt where the two are known to ask for other lengths, or to have other flags."""
+    doubts = []
+    for what in of:
+        mine, its = (msgspec.to_builtins(getattr(s, what)) for s in (first, second))
+        known = [key for key in mine if mine[key] is not None and its.get(key) is not None]
+        differ = [f"{key} {_plain(mine[key])} and {_plain(its[key])}" for key in known if mine[key] != its[key]]
+        if differ:
+            doubts.append(f"the first and the second are not of the same {what}: {', '.join(differ)}")
+    return doubts
+
+
+def _plain(value: object) -> str:
+    return " ".join(f"{name} {law}" for name, law in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _by_metric_and_load(forecast: Forecast) -> dict[tuple[str, float], ForecastRow]:
+    return {(row.metric, row.load): row for row in forecast.curves if row.metric in metrics.COMPARED}
+
+
+def _beside(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:
+    inside = None if its.low is None or its.high is None else its.low <= value <= its.high
+    return Row(
+        rung=rung,
+        load=load,
+        users=users,
+        metric=metric,
+        measured=value,
+        simulated=its.value,
+        low=its.low,
+        high=its.high,
+        relative_error=relative(its.value, value),
+        inside=False if its.value is None else inside,
+        held_out=True,
+    )
+
+
+def _verdict(
+    rows: list[Row], first: str, second: str, tolerances: Mapping[str, float], doubts: list[str], of: str = "a forecast"
+) -> Comparison:
+    if not rows:
+        raise BadInput(f"{first} and {second} have no load in common")
+    return msgspec.structs.replace(verdict(rows, first, second, tolerances, doubts), of=of)

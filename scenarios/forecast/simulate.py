@@ -1,0 +1,226 @@
+"""Simulate a scenario many times over and sum up: every replicate has its own draw of the parameters and its own seeds.
+
+Corners of the curves and costs are computed in each replicate and only then summarised: the knee of a mean curve is not
+the mean knee. At least 99 replicates make the 5 % and 95 % quantiles lie within the sample.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from importlib.metadata import version
+from itertools import islice
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from scenarios.forecast.bottleneck import binding
+from scenarios.forecast.cost import costs
+from scenarios.forecast.forecast import (
+    Corner,
+    Estimate,
+    Forecast,
+    Printed,
+    Promise,
+    Provenance,
+    Row,
+    estimate,
+    named,
+    unit_of,
+)
+from scenarios.forecast.replicate import replicate
+from scenarios.forecast.size import check_size
+from scenarios.forecast.slo import corner, crossing
+from scenarios.forecast.warnings import above, below, doubts, luck, several_patterns, unstable
+from sim.cluster.ladder import check_servable
+from sim.model.calibration import Calibration, check_suits
+from sim.model.files.lengths import read_pairs
+from sim.model.flags import Flag, unwritten
+from sim.model.machine import draw_model
+from sim.model.run import Run
+from sim.model.scenario import Figure, Scenario
+from sim.model.workload import Workload
+from sim.replicate import Task, each_done
+from sim.results import curve, rates
+
+REPLICATES = 99
+METRICS = (
+    *(f"{what}_{which}" for what in ("e2e", "ttft") for which in ("mean", "p50", "p95", "p99")),
+    *("itl_p50", "itl_p95", "itl_p99", "tpot_mean", "tpot_p50", "tpot_p95", "tpot_p99"),
+    *("rps", "input_tokens_per_s", "output_tokens_per_s", "goodput", "error_rate", "overloaded_rate"),
+    *("queue", "in_flight", "mean_batch", "prefill_share", "decode_share", "idle_share", "budget_full", "prefill_full"),
+)
+LATENCIES = ("e2e", "ttft", "itl", "tpot", "queue", "in_flight")  # have no value where there is no steady state
+
+Progress = Callable[[float, int], None]
+
+
+def simulate(
+    scenario: Scenario,
+    calibration: Calibration,
+    *,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+    executor: Executor | None = None,
+    progress: Progress = lambda done, total: None,
+    changes: Sequence[str] = (),
+    taken_as: str | None = None,
+    flags: Mapping[str, Flag] | None = None,
+) -> Forecast:
+    """Forecast a scenario. The same scenario, calibration and seed give the same forecast, whatever the executor.
+
+    Without an executor (`sim.replicate.processes` makes one) the replicates run here, one after another. `progress`
+    hears how many are done; `changes` are the `--set` options to be recorded. `flags` says where each flag of the
+    server is from, if not all are from the scenario. `NotTheEngine` for a calibration from runs that are not known to
+    be of the scenario's engine, unless they are `taken_as` it.
+    """
+    check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
+    pairs = read_pairs(scenario.workload)
+    check_size(scenario, calibration, replicates, pairs)
+    check_servable(scenario, draw_model(calibration, scenario.server, None).server, pairs)  # not first by a worker
+    tasks = [Task(scenario, calibration, seed, number, pairs) for number in range(1, replicates + 1)]
+    tables = list(each_done(replicate, tasks, executor, progress))
+    return summarise(scenario, calibration, tasks, tables, changes, taken_as, flags)
+
+
+def central_run(scenario: Scenario, calibration: Calibration, seed: int = 0) -> Run:
+    """Replicate 0, which has the central values of all parameters: a run to look at, down to whose each step is."""
+    return Task(scenario, calibration, seed, 0, read_pairs(scenario.workload)).run(members=True)
+
+
+def summarise(
+    scenario: Scenario,
+    calibration: Calibration,
+    tasks: Sequence[Task],
+    tables: Sequence[pd.DataFrame],
+    changes: Sequence[str] = (),
+    taken_as: str | None = None,
+    flags: Mapping[str, Flag] | None = None,
+) -> Forecast:
+    """What the replicates (`tables` of `replicate`, one for each of `tasks`) say together."""
+    rungs = _medians(tables)
+    unit = unit_of(scenario)
+    outside = [bool(above(calibration, rung, unit) or below(calibration, rung, unit)) for _, rung in rungs.iterrows()]
+    growing = [unstable(scenario, rung) for _, rung in rungs.iterrows()]
+    if scenario.load.rate is not None:
+        steady = [int(str(number)) for number, grows in zip(rungs.index, growing, strict=True) if not grows]
+        tables = [rates.steady(table, steady) for table in tables]
+        rungs = _medians(tables)
+    promises = list(_promises(scenario, tables, growing))
+    engine = scenario.server.engine
+    assumed = check_suits(calibration, engine, taken_as, scenario.calibration)
+    known = flags if flags is not None else scenario.flags
+    reasons = [*assumed, *doubts(scenario, calibration, rungs, growing, tasks[0].pairs)]
+    if flags is None:
+        reasons += unwritten(known)
+    limit = scenario.slo.get("e2e_p95")
+    plateaus = [curve.plateau(table) for table in tables]
+    without = [place for place, grows in enumerate(growing) if grows]
+    knees = [curve.knee(table, limit, without) for table in tables]
+    first = float(rungs["load"].iloc[0])
+    bends = f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"
+    knee = corner(knees, first, bends)
+    if knee.below:
+        knees = [curve.Corner(math.nan, math.nan, True)] * len(knees)
+    takeoffs = [curve.takeoff(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
+    takeoff = _corner(takeoffs, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
+    return Forecast(
+        name=scenario.name,
+        scenario=msgspec.structs.replace(scenario, written=msgspec.UNSET),
+        provenance=_provenance(calibration, tasks, changes),
+        curves=list(_rows(scenario, tables, outside, growing)),
+        plateau=_corner(plateaus, "the largest RPS over the rungs"),
+        knee=knee,
+        crossing=crossing(scenario.slo, tables, without),
+        takeoff=takeoff,
+        cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
+        binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
+        slo=promises,
+        published=list(_published(scenario, tables, takeoff.rps)),
+        doubts=list(dict.fromkeys([*reasons, *several_patterns(scenario, tables), *luck(scenario, rungs, promises)])),
+        engine=calibration.engine,
+        taken_as=engine if assumed and calibration.source.door != "table" else None,
+        flags=dict(known),
+    )
+
+
+def _medians(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True).groupby("rung", sort=True).median(numeric_only=True)
+
+
+def _rows(scenario: Scenario, tables: Sequence[pd.DataFrame], beyond: list[bool], growing: list[bool]) -> Iterator[Row]:
+    together = pd.concat(tables, ignore_index=True)
+    closed = scenario.load.users is not None
+    for metric in METRICS:
+        for i, (_, group) in enumerate(together.groupby("rung", sort=True)):
+            load = float(group["load"].iloc[0])
+            quoted = not (growing[i] and metric.startswith(LATENCIES))
+            found = estimate(group[metric] if quoted else [])
+            yield Row(
+                scenario=scenario.name,
+                users=int(load) if closed else None,
+                rate=None if closed else load,
+                metric=metric,
+                value=found.value,
+                low=found.low,
+                high=found.high,
+                extrapolated=beyond[i],
+                unstable=growing[i],
+            )
+
+
+def _corner(corners: Sequence[curve.Corner], meaning: str) -> Corner:
+    load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*corners, strict=True))
+    return Corner(load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning)
+
+
+def _promises(scenario: Scenario, tables: Sequence[pd.DataFrame], growing: list[bool]) -> Iterator[Promise]:
+    together = pd.concat(tables, ignore_index=True)
+    for metric, limit in scenario.slo.items():
+        for i, (_, group) in enumerate(together.groupby("rung", sort=True)):
+            kept = 0.0 if growing[i] else float((group[metric] <= limit).mean())
+            yield Promise(load=float(group["load"].iloc[0]), metric=metric, limit=limit, probability=kept)
+
+
+def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], takeoff_rps: Estimate) -> Iterator[Printed]:
+    for figure in scenario.published if scenario.load.users else []:  # figures are of a ladder of users
+        if not _same_profile(figure, scenario.workload):
+            continue
+        if figure.metric == "rps_takeoff":
+            simulated = takeoff_rps
+        elif figure.metric == "rps_plateau":
+            simulated = estimate([table["rps"].max() for table in tables])
+        else:
+            at = [table.loc[table["load"] == figure.users, figure.metric] for table in tables]
+            if not all(len(values) for values in at):  # nobody asked about this load
+                continue
+            simulated = estimate([values.iloc[0] for values in at])
+        low, high = simulated.low, simulated.high
+        if low is not None and high is not None:
+            inside = low - figure.rounding <= figure.value <= high + figure.rounding
+            yield Printed(figure=figure, simulated=simulated, inside=inside)
+
+
+def _same_profile(figure: Figure, workload: Workload) -> bool:
+    same_input = figure.prompt_tokens in (None, workload.prompt_tokens)
+    return same_input and figure.output_tokens in (None, workload.output_tokens)
+
+
+def _provenance(calibration: Calibration, tasks: Sequence[Task], changes: Sequence[str]) -> Provenance:
+    return Provenance(
+        door=calibration.source.door,
+        note=calibration.source.note,
+        files={file.path: file.sha256 for file in calibration.source.files},
+        model=calibration.model,
+        parameters={
+            name: {"value": p.value, "low": p.low, "high": p.high, "unit": p.unit, "meaning": p.meaning}
+            for name, p in islice(calibration.parameters.items(), 40)
+        },
+        seed=tasks[0].seed,
+        replicates=len(tasks),
+        changes=[str(change) for change in changes],  # they may know their option, which files do not keep
+        software={"servecast": version("servecast"), "python": platform.python_version(), "numpy": np.__version__},
+    )

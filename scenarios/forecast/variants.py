@@ -1,0 +1,91 @@
+"""What-ifs side by side in one table: variants of a scenario, simulated with the same random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.text import Text
+
+from scenarios.answer.numbers import banded, parts, unit_of
+from scenarios.answer.tables import LATENCY, RATES, STEPS, load_title, warned
+from scenarios.forecast.forecast import Estimate, Forecast, Row
+from sim.terminal.columns import Column, fitting, show_columns
+from sim.terminal.console import Console
+
+LONGEST_TITLE = 20  # of a column; longer ones are numbered
+REACHED = 0.95  # of the replicates
+BANDS = "bands: --csv, --json, or a wider terminal"
+
+
+def show_variants(
+    forecasts: Sequence[Forecast], keys: Sequence[str], values: Sequence[Sequence[str]], out: Console
+) -> None:
+    """Print variants of a scenario side by side: the metrics of its SLOs at every load, then corners and cost."""
+    titles = [" · ".join(each) for each in values]
+    out.print(Text(forecasts[0].name.rpartition(",")[0] or forecasts[0].name, style="bold"))
+    out.print(Text(f"columns: {' · '.join(keys)}"))
+    if max(map(len, titles)) > LONGEST_TITLE:
+        for number, title in enumerate(titles, 1):
+            out.print(Text(f"  {number}: {title}"))
+        titles = [str(number) for number in range(1, len(titles) + 1)]
+    warned(list(dict.fromkeys(text for f in forecasts for text in f.assumptions)), out)
+    replicates = forecasts[0].provenance.replicates
+    out.print(Text(f"median and 90 % band of {replicates} replicates, the same ones in every column", style="dim"))
+    for metric in dict.fromkeys(p.metric for f in forecasts for p in f.slo) or ("e2e_p95",):
+        _show_metric(forecasts, metric, titles, out)
+    _show_corners(forecasts, titles, out)
+
+
+def _show_metric(forecasts: Sequence[Forecast], metric: str, titles: Sequence[str], out: Console) -> None:
+    """One metric at every load that any of them has."""
+    names = {metric: title for title, metric, _ in (*LATENCY, *RATES, *STEPS)}
+    limits = {f"{f.scenario.slo[metric]:g}" for f in forecasts if metric in f.scenario.slo}
+    loads = sorted({row.load for f in forecasts for row in f.rows(metric)})
+    found = [{row.load: row for row in f.rows(metric)} for f in forecasts]
+    beyond = {row.load for rows in found for row in rows.values() if row.extrapolated}
+    columns = []
+    for title, rows in zip(titles, found, strict=True):
+        columns.append((title, [_scaled(rows[load]) if load in rows else None for load in loads]))
+    first = [f"{load:g}{'*' if load in beyond else ' '}" for load in loads]
+    notes = ["* beyond what was calibrated"] if beyond else []
+    out.print()
+    out.print(Text(names.get(metric, metric) + (f" (SLO: {', '.join(sorted(limits))})" if limits else "")))
+    _show_beside(Column(load_title(forecasts[0]), first, 0), columns, notes, out)
+
+
+def _show_corners(forecasts: Sequence[Forecast], titles: Sequence[str], out: Console) -> None:
+    """Where they bend, and what that costs."""
+    lines: dict[str, list[Estimate | None]] = {
+        "plateau, RPS": [f.plateau.rps for f in forecasts],
+        f"knee, {forecasts[0].unit}": [f.knee.load for f in forecasts],
+        "knee, RPS": [f.knee.rps for f in forecasts],
+    }
+    if any(f.cost for f in forecasts):
+        lines["knee, $/1000 requests"] = [f.cost[0].per_1000_requests if f.cost else None for f in forecasts]
+    columns = list(zip(titles, map(list, zip(*lines.values(), strict=True)), strict=True))
+    meanings = "; ".join(dict.fromkeys(f.knee.meaning for f in forecasts))
+    notes = [f"knee: {meanings}; plateau: {forecasts[0].plateau.meaning}"]
+    if any(f.knee.reached < REACHED for f in forecasts):
+        notes.append("where a ladder ends before the knee, its highest load counts")
+    out.print()
+    _show_beside(Column("", list(lines), 0, left=True), columns, notes, out)
+
+
+def _show_beside(
+    first: Column, columns: Sequence[tuple[str, Sequence[Estimate | None]]], notes: list[str], out: Console
+) -> None:
+    """Estimates side by side, with their bands where there is room for them."""
+
+    def made(text: Callable[[Estimate], str]) -> list[Column]:
+        return [Column(title, ["–" if e is None else text(e) for e in cells]) for title, cells in columns]
+
+    whole = [first, *made(banded)]
+    if not fitting(whole, out.width)[1]:
+        return show_columns(whole, out, notes)
+    return show_columns([first, *made(lambda e: parts(e)[0])], out, [*notes, BANDS])
+
+
+def _scaled(row: Row) -> Estimate:
+    """A metric in its customary unit."""
+    ends = [None if x is None else unit_of(row.metric) * x for x in (row.value, row.low, row.high)]
+    return Estimate(value=ends[0], low=ends[1], high=ends[2])

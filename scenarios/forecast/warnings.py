@@ -1,0 +1,195 @@
+"""When not to believe a forecast, in words: beyond the calibration, no steady state, another machine, short windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from scenarios.compare.modes import humps
+from scenarios.forecast.forecast import Promise, named, unit_of
+from sim.model.calibration import Calibration
+from sim.model.request import BROKEN
+from sim.model.run import Run
+from sim.model.scenario import Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Pairs
+from sim.results import metrics
+from sim.results.rates import growing
+
+FEW = 200  # answers in a window, of which ten lie beyond its p95
+NOTED = 0.01  # share of the requests from which on that is said
+SLACK = 1.1  # a tenth beyond what was calibrated is no news
+WORDS = {
+    "prompt_tokens": "prompts of {:,.0f} tokens",
+    "batch_prefill_tokens": "prefills of {:,.0f} tokens",
+    "sequences": "batches of {:,.0f} requests",
+    "context_tokens": "{:,.0f} tokens of context at once",
+    "users": "{:,.0f} users",
+}
+
+
+def above(calibration: Calibration, rung: pd.Series, unit: str) -> dict[str, float]:
+    """What lies beyond the upper end of the calibrated range; `rung` holds medians of the columns of `replicate`, and
+    `unit` is its load's."""
+    asked = _asked(rung, unit, WORDS)
+    return {name: x for name, x in asked.items() if x > SLACK * calibration.range.get(name, (0.0, np.inf))[1]}
+
+
+def below(calibration: Calibration, rung: pd.Series, unit: str) -> dict[str, float]:
+    """What lies under the lower end of the calibrated range, of what a ladder does not pass on its way up: its users,
+    and its prompts."""
+    asked = _asked(rung, unit, ("users", "prompt_tokens"))
+    return {name: x for name, x in asked.items() if SLACK * x < calibration.range.get(name, (0.0, 0.0))[0]}
+
+
+def _asked(rung: pd.Series, unit: str, names: Iterable[str]) -> dict[str, float]:
+    users = {"users": float(rung["load"])} if unit == "users" else {}  # a rate is no number of users
+    return {name: float(rung[f"max_{name}"]) for name in names if name != "users"} | users
+
+
+def _words(name: str, value: float) -> str:
+    return named(value, "users") if name == "users" else WORDS[name].format(value)
+
+
+def undrawn(calibration: Calibration) -> list[str]:
+    """That bands leave out what is not known of the parameters: they have intervals, but there are no draws."""
+    wide = [name for name, p in calibration.parameters.items() if p.low < p.high]
+    if calibration.draws or not wide:
+        return []
+    return [
+        f"the calibration has no draws, so bands leave out what is not known of its parameters ({', '.join(wide)}); "
+        "calibrate again to have them"
+    ]
+
+
+def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[str]:
+    """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
+    rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
+    found = [*undrawn(calibration), *calibration.doubts, *_other_machine(run.scenario, calibration)]
+    found += _other_padding(run.server, calibration)
+    measured = [run.rungs[int(rung)] for rung in metrics.table(run)["rung"]]  # those that are replayed, in order
+    units = ["requests/s" if measured[int(str(place))].users is None else "users" for place in rungs.index]
+    return found + _broken(run) + beyond(calibration, rungs, units)
+
+
+def _broken(run: Run) -> list[str]:
+    """That requests failed as no simulated one does."""
+    failed = run.requests["status"][run.requests["status"].isin(BROKEN)].value_counts()
+    if failed.sum() <= NOTED * len(run.requests):
+        return []
+    kinds = ", ".join(f"{count} {status}" for status, count in failed.items())
+    return [f"{failed.sum()} of {len(run.requests)} requests failed ({kinds}); in the forecast they are answered"]
+
+
+def beyond(calibration: Calibration, rungs: pd.DataFrame, units: Sequence[str]) -> list[str]:
+    """From which load on, and up to which, the calibrated range is left; `rungs` are medians over replicates, `units`
+    what each of their loads counts."""
+    rows = list(zip((rung for _, rung in rungs.iterrows()), units, strict=True))
+    over, under = ([leaves(calibration, *row) for row in rows] for leaves in (above, below))
+    since: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for values in over for name in values):
+        first, unit = next(row for row, values in zip(rows, over, strict=True) if name in values)
+        most, known = max(values.get(name, 0.0) for values in over), calibration.range[name][1]
+        words = f"{_words(name, most)} (calibrated up to {known:,.0f})"
+        since.setdefault(named(float(first["load"]), unit), []).append(words)
+    found = [f"extrapolated from {load} on: {'; '.join(what)}" for load, what in since.items()]
+    for name in dict.fromkeys(name for values in under for name in values):
+        value = max(values[name] for values in under if name in values)
+        found.append(f"extrapolated: {_words(name, value)} (calibrated from {calibration.range[name][0]:,.0f} on)")
+    return found
+
+
+def unstable(scenario: Scenario, rung: pd.Series) -> bool:
+    """Whether an open loop has no steady state here: requests stay behind, or are turned away."""
+    return scenario.load.users is None and growing(rung)
+
+
+def doubts(
+    scenario: Scenario,
+    calibration: Calibration,
+    rungs: pd.DataFrame,
+    growing: Sequence[bool],
+    pairs: Pairs | None = None,
+) -> list[str]:
+    """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung, `pairs` the requests of
+    the workload's file."""
+    unit = unit_of(scenario)
+    found = [*scenario.doubts, *(pairs.doubts if pairs is not None else ())]
+    found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
+    loads = [float(load) for load in rungs["load"]]
+    found += beyond(calibration, rungs, [unit] * len(rungs))
+    if any(growing):
+        first = list(growing).index(True)
+        found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")
+    seconds = scenario.load.seconds
+    if scenario.load.trace and pairs is not None and pairs.times is not None:
+        lasts = float(pairs.times[-1])
+        end = min(scenario.load.settle, lasts / 2) + (seconds or lasts)
+        if end < lasts:
+            found.append(
+                f"the trace lasts {lasts:.0f} s, of which {end:.0f} s are replayed (load.settle, load.seconds)"
+            )
+    long = [load for load, e2e in zip(loads, rungs["e2e_mean"], strict=True) if seconds and seconds < 3 * e2e]
+    if long:
+        found.append(f"from {named(long[0], unit)} on the window of {seconds:g} s is shorter than three answers")
+    refused = [
+        load for load, share in zip(loads, rungs["error_rate"] - rungs["overloaded_rate"], strict=True) if share > 0
+    ]
+    if refused:
+        found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits (422)")
+    return found + undrawn(calibration) + calibration.doubts
+
+
+def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[Promise]) -> list[str]:
+    """Where few answers decide whether an SLO on a far quantile is kept, its probability is one of windows."""
+    answers = dict(zip(rungs["load"].tolist(), rungs["completions"].tolist(), strict=True))
+    for p in promises:
+        if p.metric.endswith(("_p95", "_p99")) and 0.02 < p.probability < 0.98 and 0 < answers[p.load] < FEW:
+            return [
+                f"P({p.metric}) is the chance that one window looks well; that at {named(p.load, unit_of(scenario))} "
+                f"holds {answers[p.load]:.0f} answers, whose luck decides: longer ones (load.seconds) come nearer to "
+                "the long run"
+            ]
+    return []
+
+
+def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list[str]:
+    """Loads at which replicates fall into two separate groups: lock-stepped users have more than one stable pattern."""
+    together = pd.concat(tables, ignore_index=True)
+    found = []
+    for _, rung in together.groupby("rung", sort=True):
+        for metric, what in (("ttft_p50", "TTFT p50"), ("e2e_p50", "E2E p50")):
+            centres = humps(rung[metric].to_numpy(dtype=np.float64))
+            if centres is not None:
+                at = named(float(rung["load"].iloc[0]), unit_of(scenario))
+                found.append(f"at {at} two patterns are stable: {what} about {centres[0]:.2g} or {centres[1]:.2g} s")
+                break
+    return found
+
+
+def _other_padding(server: ServerConfig, calibration: Calibration) -> list[str]:
+    """Padded batches cost more, and their step times have another form; only runs say which they were."""
+    known = {bool(flags["requires_padding"]) for flags in calibration.server if "requires_padding" in flags}
+    if not known and server.requires_padding and calibration.model.startswith("affine"):
+        return ["this server pads its batches; nothing says that the calibrated one did"]
+    if not known or server.requires_padding in known:
+        return []
+    if server.requires_padding:
+        return ["this server pads its batches; the calibrated one did not"]
+    return ["this server does not pad its batches; the calibrated one did"]
+
+
+def _other_machine(scenario: Scenario, calibration: Calibration) -> list[str]:
+    found = []
+    for what, name in (
+        ("model", "model"),
+        ("gpu", "GPU"),
+        ("gpus", "number of GPUs"),
+        ("tensor_parallel", "tensor parallelism"),
+    ):
+        asked, known = getattr(scenario.machine, what), getattr(calibration.machine, what)
+        if asked is not None and known is not None and asked != known:
+            found.append(f"the step times are those of another {name}: {known}, not {asked}")
+    return found

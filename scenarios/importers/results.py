@@ -1,0 +1,396 @@
+"""What another tool measured, on its way to becoming a run: its answers, in one stretch for every load.
+
+A tool's reader makes `Stretch`es, in its own clock; `assemble` lays them out as the rungs of a ladder. Nothing is made
+up: what a tool did not write down is left out, or filled with what is said in a doubt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from scenarios.importers import observed
+from scenarios.importers.observed import Flights
+from sim.cluster.replay import lanes
+from sim.model.errors import BadInput
+from sim.model.files.records import CLOCKS
+from sim.model.request import ABORTED, OK
+from sim.model.requests import REQUEST_COLUMNS
+from sim.model.run import Run, Rung
+from sim.model.scenario import Load, Scenario
+from sim.model.text import shortened_name
+from sim.model.workload import MOST_TOKENS, Gamma
+from sim.results.events import spread
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+T = TypeVar("T")
+
+MISCOUNTED = 0.01  # of the answers: where more have chunks that are no tokens, nothing says which chunks are tokens
+INSTANT = 2e-6  # s: windows are half open and runs keep microseconds, so one that ends with an answer ends this later
+BUSY = 0.98  # of the users: fewer in flight means that ramp or drain lies in the window (`measuring.md`)
+KIND_OF_FILE = re.compile(r"(\.(csv|jsonl?|ndjson|txt|gz|zst|bz2|xz))+$", re.IGNORECASE)
+NOTHING: Floats = np.empty(0)
+
+
+class Answer(NamedTuple):
+    """One request as a tool recorded it; times in s of the tool's clock, None where it did not say.
+
+    `chunks` are the arrivals of the parts of a streamed answer, which may or may not be tokens; `carried` says how many
+    tokens each of them had, where the tool wrote that.
+    """
+
+    sent: float
+    ended: float
+    prompt_tokens: int
+    output_tokens: int
+    status: str = OK
+    error: str | None = None
+    due: float | None = None  # open loop: when it should have been sent
+    max_new_tokens: int | None = None
+    first: float | None = None
+    last: float | None = None
+    chunks: Floats = NOTHING
+    end_known: bool = True  # else `ended` is when it was sent
+    carried: Ints | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Everything measured at one load: closed loop at `users`, or open loop at `rate` requests/s.
+
+    [settled, end) is the window over which the tool itself sums up; `answers` are to the requests begun here. `users`
+    and `rate` are what the tool says; what the requests show stands for it. With neither it is `open_loop` that says
+    how users behaved, and with none of the three the requests do. `counted` users were counted at every request, and
+    think: fewer are in flight.
+    """
+
+    settled: float
+    end: float
+    answers: Sequence[Answer]
+    users: int | None = None
+    rate: float | None = None
+    open_loop: bool | None = None
+    arrivals: str | Gamma | None = None
+    counted: bool = False
+    start: float | None = None  # absent: the window's, or when the first request was due or sent if that was before
+    doubts: list[str] = field(default_factory=list)
+
+    def shown(self) -> Stretch:
+        """The stretch with the load that its requests show."""
+        if self.counted or not self.answers:
+            return self
+        measured = [a for a in self.answers if a.sent < self.end and (a.ended > self.settled or not a.end_known)]
+        flights = _flights(self.answers)
+        if self.users is not None or self.open_loop is False:
+            load = observed.closed(_flights(measured) if measured else flights, self.users)
+        elif self.rate is not None or self.open_loop:
+            load = observed.opened(flights, self.rate, self.arrivals, (self.settled, self.end))
+        else:
+            load = observed.told(_flights(measured) if measured else flights)
+        return replace(
+            self,
+            answers=self.answers if load.users is None else [a._replace(due=None) for a in self.answers],
+            users=load.users,
+            rate=load.rate,
+            arrivals=None if load.rate is None else load.arrivals,
+            doubts=[*self.doubts, *load.doubts],
+        )
+
+    @property
+    def began(self) -> float:
+        """When it began."""
+        if self.start is not None:
+            return self.start
+        return min([self.settled, *(_due(a) for a in self.answers)])
+
+
+def _flights(answers: Sequence[Answer]) -> Flights:
+    columns = ([_due(a) for a in answers], [a.sent for a in answers], [a.ended for a in answers])
+    due, sent, ended = (np.array(column, dtype=np.float64) for column in columns)
+    return Flights(due, sent, ended, np.array([a.end_known for a in answers], dtype=np.bool_))
+
+
+def _possible(answer: Answer, number: int, path: Path) -> Answer:
+    """The answer, if it can be; one that ended before it was sent has an end of another clock, which is not known."""
+    for name in ("prompt_tokens", "output_tokens", "max_new_tokens"):
+        count = getattr(answer, name)
+        if count is not None and not 0 <= count <= MOST_TOKENS:
+            found = "more" if count > 0 else str(count)
+            message = f"expected 0 to {MOST_TOKENS:,} {name} of request {number}, found {found}"
+            raise BadInput(message, path=path)
+    moments = [answer.sent, answer.ended, *(t for t in (answer.due, answer.first, answer.last) if t is not None)]
+    if not all(np.isfinite(moments)) or not np.isfinite(answer.chunks).all():
+        raise BadInput(f"expected finite times of request {number}, found others", path=path)
+    if answer.ended < answer.sent - CLOCKS:
+        return answer._replace(ended=answer.sent, end_known=False)
+    return answer
+
+
+def _streamed(answer: Answer) -> Answer:
+    """The answer, without the time of a first token if all of them came at once: then it was not streamed."""
+    chunks = answer.chunks
+    at_once = len(chunks) == 1 or (answer.first is not None and answer.last is not None and answer.first >= answer.last)
+    if not at_once or answer.output_tokens < 2 or answer.status != OK:
+        return answer
+    return answer._replace(
+        first=None, chunks=NOTHING, carried=None, last=float(chunks[-1]) if len(chunks) else answer.last
+    )
+
+
+def _due(answer: Answer) -> float:
+    return answer.sent if answer.due is None else min(answer.due, answer.sent)
+
+
+def has(value: object, *keys: str) -> bool:
+    """Whether a JSON value is a map with these keys."""
+    return isinstance(value, dict) and set(keys) <= set(value)
+
+
+def understood(raw: Any, kind: type[T], path: Path, line: int | None = None) -> T:
+    """`raw` as a `kind` of msgspec; raises `BadInput` naming the key and what was expected there."""
+    try:
+        return msgspec.convert(raw, kind, strict=False)
+    except msgspec.ValidationError as e:
+        message, _, key = str(e).partition(" - at `$")
+        missing = message.partition("missing required field ")[2].strip("`")
+        where = ".".join(part for part in (key.strip(".`"), missing) if part)
+        raise BadInput("missing" if missing else message, path=path, line=line, key=where or None) from e
+
+
+def assemble(
+    path: Path,
+    tool: str,
+    stretches: Sequence[Stretch],
+    *,
+    epoch: float | None = None,
+    anew: bool = True,
+    doubts: Sequence[str] = (),
+) -> Run:
+    """The run of some stretches; `tool` is its name and version, `epoch` the unix time of its zero.
+
+    `anew`: the users of a stretch began with it; otherwise they are added to those of the one before. Raises `BadInput`
+    when nothing succeeded, or when two stretches that began anew overlap.
+    """
+    stretches = sorted(stretches, key=lambda s: s.began)
+    if not any(a.status == OK for s in stretches for a in s.answers):
+        raise BadInput(f"no request of it succeeded; expected results of {tool} with at least one answer", path=path)
+    for before, after in pairwise(stretches):
+        if anew and after.began < max((a.ended for a in before.answers), default=before.began):
+            raise BadInput("two of its benchmarks overlap in time; expected one after the other", path=path)
+    stretches = [
+        replace(s, answers=[_streamed(_possible(a, i, path)) for i, a in enumerate(s.answers, 1)]).shown()
+        for s in stretches
+    ]
+    zero = stretches[0].began
+    answers = [a for s in stretches for a in s.answers]
+    times, carried, found = _token_times(answers)
+    groups = [[s] for s in stretches] if anew else [stretches]
+    users = [user for group in groups for user in _users(group)]
+    requests = _table(stretches, users, times, zero)
+    said = [*doubts, *found]
+    said += _lacking(requests, times, said)
+    name = named(path)
+    return Run(
+        kind="measured",
+        name=name,
+        scenario=_scenario(name, stretches, f"imported from {path.name}, written by {tool}"),
+        rungs=[_rung(s, zero) for s in stretches],
+        requests=requests,
+        token_times=[np.maximum(t - zero, 0.0) for t in times] if times is not None else None,
+        event_tokens=carried,
+        created=None if epoch is None else moment(epoch + zero),
+        software=software(tool),
+        segments=[{"start": g[0].began - zero, "first_rung": stretches.index(g[0])} for g in groups],
+        stopped=f"{tool} had done what it was asked",
+        doubts=[*doubts, *found, *_lacking(requests, times, doubts), *_unasked(answers), *_mixed(stretches)],
+    )
+
+
+def named(path: Path) -> str:
+    """What a run of this file is called: the file's name without what says its kind; other dots belong to the name."""
+    return shortened_name(KIND_OF_FILE.sub("", path.resolve().name)).strip().lstrip(".") or "imported"
+
+
+def moment(unix: float) -> str:
+    """A time as runs write it."""
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
+
+
+def software(tool: str) -> dict[str, str]:
+    """What measured and what imported."""
+    return {"servecast": version("servecast"), "client": tool}
+
+
+def _rung(stretch: Stretch, zero: float) -> Rung:
+    sent = sorted(a.sent for a in stretch.answers)
+    ramped = sent[min(stretch.users or 1, len(sent)) - 1] if sent else stretch.began
+    return Rung(
+        start=stretch.began - zero,
+        ramped=ramped - zero,
+        settled=stretch.settled - zero,
+        end=stretch.end - zero,
+        users=stretch.users,
+        rate=stretch.rate,
+        doubts=[*stretch.doubts, *_doubts_of(stretch)],
+        extra={} if stretch.arrivals is None else {"arrivals": msgspec.to_builtins(stretch.arrivals)},
+    )
+
+
+def _doubts_of(stretch: Stretch) -> list[str]:
+    answers, seconds = stretch.answers, stretch.end - stretch.settled
+    doubts = []
+    if stretch.users is not None and seconds > 0:
+        inside = (min(a.ended, stretch.end) - max(a.sent, stretch.settled) for a in answers)
+        busy = sum(max(0.0, overlap) for overlap in inside) / seconds
+        if busy < BUSY * stretch.users:
+            doubts.append(
+                f"on average {busy:.3g} of {stretch.users} users had a request in flight in the window: ramp, drain "
+                "or the tool's own pauses lie in it"
+            )
+    unended = sum(not a.end_known for a in answers)
+    if unended:
+        doubts.append(f"when {unended} requests ended is not recorded; when they were sent stands in for it")
+    failed = sum(a.status not in (OK, ABORTED) for a in answers)
+    if failed:
+        doubts.append(f"{failed} of {len(answers)} requests failed")
+    return doubts
+
+
+def _token_times(
+    answers: Sequence[Answer],
+) -> tuple[list[Floats] | None, list[Ints | None] | None, list[str]]:
+    """When every token came, how many came with each chunk where some had several, and what is to be said about it."""
+    streamed = [a for a in answers if a.status == OK and len(a.chunks)]
+    if not streamed:
+        return None, None, []
+    # OpenAI-style servers other than vLLM say why an answer ended in a chunk of its own, without a token
+    closing = sum(len(a.chunks) == a.output_tokens + 1 for a in streamed)
+    miscounted = sum(len(a.chunks) > a.output_tokens + 1 for a in streamed)
+    doubts = []
+    if closing:
+        doubts.append(
+            f"{closing} of {len(streamed)} answers came in one chunk more than they have tokens; the last, which only "
+            "says why they ended, is left out, so E2E is to the last token"
+        )
+    if miscounted:
+        unknown = miscounted > MISCOUNTED * len(streamed)
+        doubts.append(
+            f"{miscounted} of {len(streamed)} answers came in more chunks than they have tokens: when each token came "
+            + ("is not known, so there is no ITL" if unknown else "is not known of them, and they are left out of ITL")
+        )
+        if unknown:
+            return None, None, doubts
+    times, carried = zip(*(_stream(a) for a in answers), strict=True)
+    tokens = sum(a.output_tokens for a in streamed)
+    surplus = sum(max(0, a.output_tokens - len(a.chunks)) for a in streamed)
+    if not surplus:
+        return list(times), None, doubts
+    if all(a.carried is not None for a in streamed):
+        doubts.append(
+            f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others: ITL is between chunks"
+        )
+        return list(times), list(carried), doubts
+    doubts.append(
+        f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others, the file does not say in "
+        "which: they are spread evenly, and ITL is between chunks"
+    )
+    return list(times), list(carried), doubts
+
+
+def _stream(answer: Answer) -> tuple[Floats, Ints | None]:
+    """The time of every token of an answer, and the tokens of each chunk where some carried several."""
+    chunks, tokens = answer.chunks, answer.output_tokens
+    if answer.status != OK or not len(chunks) or len(chunks) == tokens:
+        return chunks, None
+    if len(chunks) > tokens:
+        return (chunks[:tokens] if len(chunks) == tokens + 1 else NOTHING), None
+    each = np.array(spread(tokens, len(chunks)), dtype=np.int64) if answer.carried is None else answer.carried
+    return np.repeat(chunks, each), each
+
+
+def _lacking(requests: pd.DataFrame, times: list[Floats] | None, said: Sequence[str]) -> list[str]:
+    """The metrics that this run has not, because the file does not say what they need."""
+    ok = requests[(requests["status"] == OK) & (requests["output_tokens"] > 0)]
+    found = []
+    silent = int(ok["first_token"].isna().sum())
+    if silent:
+        which = "no record says" if silent == len(ok) else f"{silent} of {len(ok)} answers do not say"
+        found.append(f"{which} when the first token came: no TTFT and no TPOT of such answers")
+    if len(ok) and times is None and not any("no ITL" in text for text in said):
+        found.append("no record says when each token came: no ITL, and no steps to calibrate from")
+    if len(ok) and not ok["prompt_tokens"].any():
+        found.append("prompt lengths are not recorded: no input tokens/s, and nothing to forecast from")
+    return found
+
+
+def _mixed(stretches: Sequence[Stretch]) -> list[str]:
+    closed = sum(s.users is not None for s in stretches)
+    if closed in (0, len(stretches)):
+        return []
+    return [f"{closed} of {len(stretches)} loads are users, the others requests/s: each is said with its doubts"]
+
+
+def _table(stretches: Sequence[Stretch], users: Sequence[int], times: list[Floats] | None, zero: float) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for rung, stretch in enumerate(stretches):
+        for answer in stretch.answers:
+            chunks = answer.chunks if times is None or not len(times[len(rows)]) else times[len(rows)]
+            first, last = (chunks[0], chunks[-1]) if len(chunks) else (answer.first, answer.last)
+            moments: dict[str, float | None] = {
+                "scheduled": _due(answer),
+                "sent": answer.sent,
+                "ended": answer.ended,
+                "first_token": first,
+                "last_token": last,
+            }
+            asked = answer.output_tokens if answer.max_new_tokens is None else answer.max_new_tokens
+            rows.append(
+                {"id": len(rows), "rung": rung, "user": users[len(rows)], "finish_reason": None}
+                | {name: float("nan") if t is None else t - zero for name, t in moments.items()}
+                | {"prompt_tokens": answer.prompt_tokens, "output_tokens": answer.output_tokens}
+                | {"max_new_tokens": asked, "status": answer.status, "error": answer.error}
+            )
+    columns = {name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in REQUEST_COLUMNS.items()}
+    return pd.DataFrame(columns)
+
+
+def _users(group: Sequence[Stretch]) -> list[int]:
+    """Who sent each request of some stretches that ran without a break; -1 in open loop."""
+    answers = [a for stretch in group for a in stretch.answers]
+    most = max(stretch.users or 0 for stretch in group)
+    return lanes([a.sent for a in answers], [a.ended for a in answers], most) if most else [-1] * len(answers)
+
+
+def _unasked(answers: Sequence[Answer]) -> list[str]:
+    doubts = []
+    if any(a.output_tokens for a in answers) and all(a.max_new_tokens is None for a in answers):
+        doubts.append("max_new_tokens is not recorded; what came back stands in for it")
+    unknown = sum(a.prompt_tokens == 0 for a in answers)
+    if 0 < unknown < len(answers):
+        doubts.append(f"{unknown} of {len(answers)} requests have no known prompt length")
+    return doubts
+
+
+def _scenario(name: str, stretches: Sequence[Stretch], description: str) -> Scenario:
+    users = [s.users for s in stretches if s.users is not None]
+    rates = [s.rate for s in stretches if s.rate is not None]
+    kinds = list({msgspec.json.encode(s.arrivals): s.arrivals for s in stretches if s.arrivals is not None}.values())
+    return Scenario(
+        name=name,
+        description=description,
+        load=Load(
+            users=users or None, rate=None if users else rates, arrivals=kinds[0] if len(kinds) == 1 else "poisson"
+        ),
+    )

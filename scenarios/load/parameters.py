@@ -1,0 +1,86 @@
+"""Where a scenario's parameters come from: a calibration file, or a table or published figures fitted on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from scenarios.load.scenario import origin
+from sim.model.calibration import Calibration, read_calibration
+from sim.model.errors import BadInput
+from sim.model.files.atomic import write_file
+from sim.model.scenario import Scenario
+
+Progress = Callable[[str, int, int], None]
+
+
+def calibration_of(
+    source: str | Path,
+    scenario: Scenario,
+    *,
+    sets: Sequence[str] = (),
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Progress = lambda what, done, total: None,
+    known: dict[bytes, Calibration] | None = None,
+) -> Calibration:
+    """The calibration that a scenario (loaded from `source` with `sets`) names, or one fitted to what it names.
+
+    Published figures are fitted on the server of the file they stand in: a what-if that extends that file changes the
+    server it asks about, not the one that was measured. `known` keeps those fits: two profiles may share one.
+    """
+    if scenario.calibration is not None:
+        return read_calibration(Path(scenario.calibration))
+    return fit(source, scenario, sets=sets, seed=seed, executor=executor, progress=progress, known=known)
+
+
+def fit(
+    source: str | Path,
+    scenario: Scenario,
+    *,
+    sets: Sequence[str] = (),
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Progress = lambda what, done, total: None,
+    known: dict[bytes, Calibration] | None = None,
+) -> Calibration:
+    """Fit a scenario's table or published figures, whether or not it names a calibration; see `calibration_of`."""
+    if scenario.table is not None:
+        from calibrate.sources.step_time_table import calibrate_table
+
+        return calibrate_table([Path(scenario.table)], np.random.default_rng(seed), machine=scenario.machine)
+    measured = origin(source, "published", *sets)
+    if not measured.published:
+        if scenario.calibration is not None:
+            raise BadInput("has a calibration and nothing to fit; expected table or published", path=source)
+        raise BadInput("expected calibration, table or published: nothing says how fast the machine is", path=source)
+    key = msgspec.json.encode((measured.published, measured.server, measured.machine, seed))
+    known = {} if known is None else known
+    if key not in known:
+        known[key] = fit_published(measured, seed=seed, executor=executor, progress=progress)
+    return known[key]
+
+
+def fit_published(
+    scenario: Scenario,
+    *,
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Calibration:
+    """Fit a scenario's published figures; `progress` hears of simulations done."""
+    from calibrate.sources.published import SIMULATIONS, calibrate_published
+
+    def tell(done: int) -> None:
+        progress("fitting the published figures", done, SIMULATIONS)
+
+    return calibrate_published(scenario, seed, executor=executor, progress=tell)
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Replace `calibration.json`; the same calibration gives the same bytes."""
+    write_file(path, msgspec.json.format(msgspec.json.encode(calibration), indent=1) + b"\n")

@@ -1,0 +1,259 @@
+"""From YAML to a checked `Scenario`: read, lay over what it extends, apply `--set`, check; every complaint has a line.
+
+A scenario file is read into a `Tree`: plain values, and beside them where each key stands. Trees are merged, so that a
+value inherited from another file is still complained about where it was written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from scenarios.load.changes import Change
+from scenarios.load.checks import check
+from scenarios.load.yaml import Values, parse_yaml
+from sim.model.errors import BadInput
+from sim.model.files.atomic import read_file
+from sim.model.files.shape import Key, check_shape, dotted, nearest
+from sim.model.scenario import Scenario
+
+MOST = 1 << 20  # bytes of a scenario: YAML is read slowly
+SHIPPED = Path(__file__).parent.parent / "shipped"
+
+# What a figure was taken from is not what another one, laid over it, was taken from.
+SOURCED: dict[Key, str] = {("price",): "usd_per_hour"}
+
+# Keys that say the same thing in different ways: laying one over a file drops the others that file had.
+INSTEAD = {
+    (): ({"calibration"}, {"table"}),
+    ("workload",): ({"prompt_tokens", "output_tokens"}, {"empirical"}, {"trace"}),
+    ("load",): ({"users"}, {"rate"}, {"trace"}),
+}
+LAWS = ({"uniform"}, {"lognormal"}, {"exponential"})
+FILES = ((None, "calibration"), (None, "table"), ("workload", "empirical"), ("workload", "trace"))
+
+
+@dataclass
+class Tree:
+    """A file's values and where each key was written: (file or option, line or None)."""
+
+    values: dict[str, Any]
+    places: dict[Key, tuple[str, int | None]] = field(default_factory=dict)
+
+    def fail(self, key: Key, message: str) -> BadInput:
+        """The complaint about `key`, placed at it or at the nearest map around it that was written."""
+        around = key
+        while around and around not in self.places:
+            around = around[:-1]
+        path, line = self.places[around]
+        return BadInput(message, path=path, line=line, key=dotted(key) or None)
+
+
+def load(source: str | Path, *sets: str) -> Scenario:
+    """The scenario in a file, or shipped under a name; each of `sets` is `a.b=value`, as given to `--set`.
+
+    Published figures are of the server and the machine of the file they stand in: a what-if that changes those has
+    none. Raises `BadInput` for whatever the user can mend. File names in the result are relative to the working
+    directory.
+    """
+    tree = _resolved(source, sets)
+    scenario = _checked(tree)
+    home = _written_in(tree, "published")
+    if home is None or (not sets and Path(home) == find(str(source))):
+        return scenario
+    measured = _checked(read_tree(Path(home)))
+    same = (measured.server, measured.machine) == (scenario.server, scenario.machine)
+    return scenario if same else msgspec.structs.replace(scenario, published=[])
+
+
+def origin(source: str | Path, key: str, *sets: str) -> Scenario:
+    """The scenario of the file in which `key` is written: whose server `published` figures were measured on, say."""
+    home = _written_in(_resolved(source, sets), key)
+    return load(source, *sets) if home is None else load(home)
+
+
+def files_of(source: str | Path, *sets: str) -> list[Path]:
+    """The files that a scenario is read from, with the tables and traces that it names; not its calibration."""
+    tree = _resolved(source, sets)
+    files = {find(str(source)), *(Path(path) for path, line in tree.places.values() if line is not None)}
+    for group, name in FILES:
+        named = _value(tree.values, (group, name) if group else (name,))
+        if isinstance(named, str) and name != "calibration":
+            files.add(Path(named))
+    return sorted(files)
+
+
+def _written_in(tree: Tree, key: str) -> str | None:
+    """The file in which a key was written; None for one that is absent, or given by `--set`."""
+    path, line = tree.places.get((key,), ("", None))
+    return None if line is None else path
+
+
+def _checked(tree: Tree) -> Scenario:
+    if "written" in tree.values:  # which only we write, below
+        raise tree.fail(("written",), "unknown key")
+    check_shape(tree.values, Scenario, tree.fail)
+    values = without_nothing(tree.values)
+    scenario = msgspec.convert(values | {"written": list(values.get("server", {}))}, Scenario)
+    check(scenario, tree.fail)
+    return scenario
+
+
+def _resolved(source: str | Path, sets: Sequence[str]) -> Tree:
+    tree = read_tree(find(str(source)))
+    for text in sets:
+        tree = lay_over(tree, option(text, tree))
+    return tree
+
+
+def shipped() -> list[str]:
+    """The names of the scenarios that come with servecast."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def find(source: str, beside: Path = Path()) -> Path:
+    """The file that `source` names: a path, relative to the folder `beside`, or the name of a shipped scenario."""
+    path = beside / source
+    if path.exists() and not path.is_dir():
+        return path
+    if (SHIPPED / f"{source}.yaml").is_file():
+        return Path(os.path.relpath(SHIPPED / f"{source}.yaml"))  # no place of this machine goes into what is written
+    hint = nearest(Path(source).stem, shipped())
+    expected = f"did you mean {hint}?" if hint else "`servecast scenarios` lists the shipped ones"
+    raise BadInput(f"no such scenario file, nor a shipped scenario of that name; {expected}", path=source)
+
+
+def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Tree:
+    """One file with everything it extends; `below` are the files that extend it."""
+    tree = parse(path)
+    if "extends" not in tree.values:
+        return tree
+    target = tree.values.pop("extends")
+    if not isinstance(target, str):
+        raise tree.fail(("extends",), f"expected the name of a scenario file, found {target!r}")
+    try:
+        base = find(target, path.parent)
+    except BadInput as e:
+        raise tree.fail(("extends",), f"{target}: {e.message}") from e
+    chain = (*below, path)
+    if base.resolve() in {p.resolve() for p in chain}:
+        raise tree.fail(("extends",), "goes in a circle: " + " -> ".join(p.name for p in (*chain, base)))
+    return lay_over(read_tree(base, chain), tree)
+
+
+def parse(path: Path) -> Tree:
+    """One file as it stands, its file names resolved against its folder."""
+    try:
+        text = read_file(path, MOST).decode()
+    except OSError as e:
+        raise BadInput(f"cannot be read ({e.strerror}); expected a scenario file", path=path) from e
+    except UnicodeDecodeError as e:
+        raise BadInput("not UTF-8 text; expected a scenario file", path=path) from e
+    tree = Tree({}, {(): (str(path), None)})
+    tree.values = plain(text, (), tree, path)
+    if not isinstance(tree.values, dict):
+        raise BadInput("expected a scenario: keys and values, as `servecast new` writes them", path=path, line=1)
+    if tree.values.get("format", 1) != 1:
+        raise tree.fail(("format",), f"expected 1, found {tree.values['format']!r}")
+    for group, name in FILES:
+        holder = tree.values.get(group) if group else tree.values
+        if isinstance(holder, dict) and isinstance(holder.get(name), dict):
+            holder, name = holder[name], "file"
+        if isinstance(holder, dict) and isinstance(holder.get(name), str):
+            holder[name] = str(path.parent / holder[name])
+    return tree
+
+
+def plain(text: str, key: Key, tree: Tree, path: str | Path) -> Any:
+    """A YAML text as Python's own types, the value of `key`; the lines of its keys go to `tree.places`."""
+
+    def place(at: Key, line: int) -> None:
+        tree.places[at] = (str(path), line)
+
+    return Values(place, tree.fail).of(parse_yaml(text, path), key)
+
+
+def lay_over(base: Tree, top: Tree) -> Tree:
+    """`base` with the keys of `top` laid over it: maps merge, lists and scalars replace."""
+    replaced = {key for key in top.places if key and not isinstance(_value(top.values, key), dict)}
+    kept = {key: at for key, at in base.places.items() if not any(key[:i] in replaced for i in range(1, len(key)))}
+    tree = Tree({}, kept | {key: place for key, place in top.places.items() if key})
+    tree.places[()] = top.places[()] if top.places[()][1] is None else base.places[()]
+    tree.values = merge(base.values, top.values, ())
+    return tree
+
+
+def _value(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]:
+    """See `lay_over`; of keys that exclude each other, those of `top` stay."""
+    merged = dict(base)
+    groups = INSTEAD.get(tuple(map(str, key)), LAWS if set(top) <= set().union(*LAWS) else ())
+    chosen = [group for group in groups if group & set(top)]
+    if chosen:
+        for name in set().union(*groups) - set().union(*chosen):
+            merged.pop(name, None)
+    if (figure := SOURCED.get(key)) is not None and figure in top:
+        merged.pop("source", None)
+    for name, value in top.items():
+        if key == ("workload",) and isinstance(value, dict) and isinstance(merged.get(name), str):
+            merged[name] = {"file": merged[name]}  # `trace: FILE` is short for `trace: {file: FILE}`
+        if isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = merge(merged[name], value, (*key, name))
+        else:
+            merged[name] = value
+    return merged
+
+
+def option(text: str, onto: Tree) -> Tree:
+    """`a.b=value` as a tree of one key; the value is YAML, and a number among the names is a place in a list."""
+    where = text.option if isinstance(text, Change) else f"--set {text}"
+    name, equals, value = text.partition("=")
+    parts = name.split(".")
+    if not equals or not all(parts):
+        raise BadInput("expected KEY=VALUE, such as server.max_batch_prefill_tokens=4096", path=where)
+    if name in ("extends", "format"):
+        raise BadInput("cannot be changed by --set", path=where, key=name)
+    tree = Tree({}, {(): (where, None)})
+    try:
+        value_set = plain(value, tuple(parts), tree, where)
+    except BadInput as e:  # an option has no lines
+        raise BadInput(e.message, path=where, key=e.key or name) from e
+    tree.values = nest(onto.values, parts, value_set, tree)
+    inside = [key for key in tree.places if len(key) > len(parts)]
+    tree.places = dict.fromkeys((*(tuple(parts[:i]) for i in range(len(parts) + 1)), *inside), (where, None))
+    return tree
+
+
+def nest(existing: Any, parts: list[str], value: Any, tree: Tree) -> Any:
+    """`value` under the names `parts`, with what a list in `existing` holds beside it."""
+    if not parts:
+        return value
+    name, rest = parts[0], parts[1:]
+    if not isinstance(existing, list):
+        below = existing.get(name) if isinstance(existing, dict) else None
+        return {name: nest(below, rest, value, tree)}
+    if not name.isdigit() or int(name) >= len(existing):
+        raise tree.fail((), f"expected a place from 0 to {len(existing) - 1} in a list, found {name}")
+    old = existing[int(name)]
+    new = nest(old, rest, value, tree)
+    changed = merge(old, new, ()) if isinstance(old, dict) and isinstance(new, dict) else new
+    return [*existing[: int(name)], changed, *existing[int(name) + 1 :]]
+
+
+def without_nothing(values: dict[str, Any]) -> dict[str, Any]:
+    """A key with nothing behind it is as good as absent."""
+    return {
+        key: without_nothing(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }

@@ -1,0 +1,1 @@
+"""One self-contained page with curves, tables, provenance and warnings."""

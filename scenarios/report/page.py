@@ -1,0 +1,300 @@
+"""Forecasts, runs and comparisons as one self-contained page, filled into `page.html`.
+
+A section is a dictionary the template knows: words, cards, pictures, tables. What is said here is read off the values;
+nothing is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from scenarios.answer import sentences, tables
+from scenarios.answer.numbers import parts, unit_of
+from scenarios.compare.comparison import Comparison
+from scenarios.forecast.cost import of_the_machine
+from scenarios.forecast.forecast import Estimate, Forecast, Row, named, read_forecast
+from scenarios.forecast.forecast import unit_of as unit_of_loads
+from scenarios.progress import read_aloud
+from scenarios.report import plots
+from scenarios.report.sections import Section, grid, mark, of_comparison, of_flags, of_run, over_time, pictures
+from sim.cluster.replay import with_users
+from sim.model.errors import BadInput
+from sim.model.files.document import Document
+from sim.model.run import Run
+from sim.model.text import escaped
+from sim.model.warning import SHOWN, ranked
+from sim.results import rates
+
+CURVES = tables.LATENCY + tables.RATES + tables.STEPS
+
+
+def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], title: str = "Servecast report") -> str:
+    """The page about these; `runs` are the central runs of forecasts, by name."""
+    forecasts = [item for item in items if isinstance(item, Forecast)]
+    of_a_kind = (forecasts[0].scenario.machine, forecasts[0].unit) if forecasts else None
+    forecasts = [f for f in forecasts if (f.scenario.machine, f.unit) == of_a_kind]  # others have other axes
+    shared = [text for text in forecasts[0].doubts if all(text in f.doubts for f in forecasts)] if forecasts else []
+    sections = [_together(forecasts, shared)] if len(forecasts) > 1 else []
+    measured = [item for item in items if isinstance(item, Run) and item.kind == "measured"]
+    for item in items:
+        if isinstance(item, Forecast):
+            said = shared if len(forecasts) > 1 else []
+            sections.append(_forecast(item, runs.get(item.name), said, measured))
+        elif isinstance(item, Run):
+            sections.append(of_run(item))
+        else:
+            sections.append(of_comparison(item))
+    for i, section in enumerate(sections):
+        section["id"] = f"s{i}"
+        shown = folded_warnings(section.get("doubts", []))
+        section["doubts"], section["more_doubts"] = shown
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
+    )
+    return environment.get_template("page.html").render(
+        title=title,
+        answers=_answers(items),
+        sections=[_EMPTY | section for section in sections],
+        version=version("servecast"),
+        forecasts=bool(forecasts),
+    )
+
+
+def _shown(value: object) -> object:
+    """What the page shows of a value: text and names from outside cannot command a browser, nor look like others."""
+    if isinstance(value, Markup):
+        return Markup(escaped(value))
+    return escaped(value) if isinstance(value, str) else value
+
+
+def _answers(items: Sequence[Forecast | Run | Comparison]) -> list[dict[str, Any]]:
+    """What the page begins with: the answer of every forecast; of runs only where there is none; how good it is."""
+    forecasts = [item for item in items if isinstance(item, Forecast)]
+    found = [sentences.of_forecast(f) for f in forecasts]
+    if not found:
+        found = [sentences.of_run(item) for item in items if isinstance(item, Run)]
+    found += [sentences.of_comparison(item) for item in items if isinstance(item, Comparison)]
+    words = {True: ("in", "pass"), False: ("out", "fail"), None: ("part", "in part")}
+    return [
+        {
+            "name": each.name if len(found) > 1 else "",
+            "text": " ".join(each.sentences),
+            "assumptions": each.assumptions,
+            "checks": [
+                {"mark": mark(*words[check.passed]), "what": check.what, "words": check.words} for check in each.checks
+            ],
+        }
+        for each in found
+    ]
+
+
+def folded_warnings(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The warnings that are shown, those that move the asked number most, and those that are folded."""
+    order = ranked(texts)
+    return order[:SHOWN], order[SHOWN:]
+
+
+def read_item(path: Path) -> Forecast | Run | Comparison:
+    """A forecast, a run or a comparison; of a folder that `simulate -o` or `compare -o` wrote, what is in it."""
+    if path.is_dir():
+        for name in ("forecast.json", "comparison.json"):
+            if (path / name).exists() and not (path / "run.json").exists():
+                return read_item(path / name)
+        inside = sorted(each.parent.name for each in path.glob("*/forecast.json"))
+        if inside and not (path / "run.json").exists():
+            raise BadInput(f"holds the forecasts of several scenarios; name {path / inside[0]}", path=path)
+        return read_aloud(path)
+    document = Document(path, "a run directory, a forecast or a comparison", 1)
+    if "curves" in document.values:
+        return read_forecast(path)
+    if "rows" not in document.values:
+        raise BadInput("expected a run directory, a forecast or a comparison", path=path, line=1)
+    try:
+        return msgspec.convert(document.values, Comparison)
+    except msgspec.ValidationError as e:
+        raise BadInput(f"not a comparison: {e}", path=path) from e
+
+
+_EMPTY: Section = {
+    "description": "",
+    "headline": "",
+    "cards": [],
+    "doubts": [],
+    "more_doubts": [],
+    "parts": [],
+    "parameters": {},
+    "provenance": "",
+}
+
+
+def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
+    rows = []
+    for f in forecasts:
+        cost = f.cost[0].per_1000_requests if f.cost else Estimate(value=None, low=None, high=None)
+        cells = [f.name, _cell(f.knee.load), _cell(f.knee.rps), _cell(f.plateau.rps), _cell(cost), f.binding[-1].binds]
+        rows.append({"cells": cells})
+    titles = [
+        "scenario",
+        f"knee, {forecasts[0].unit}",
+        "knee, RPS",
+        "plateau, RPS",
+        "$/1000 requests at the knee",
+        "binds at the top",
+    ]
+    return {
+        "name": "Side by side",
+        "doubts": shared,
+        "parts": [pictures(plots.several(forecasts)), {"table": grid(titles, rows, left=(0, 5))}],
+    }
+
+
+def _forecast(f: Forecast, run: Run | None, said: list[str], measured: Sequence[Run]) -> Section:
+    end = "knee" if f.knee.reached >= 0.5 else "top of the ladder"  # where the others count with it
+    knee = _card(f"{f.unit} at the {end}", f.knee.load)
+    if f.knee.below:
+        knee["value"] = f"< {f.curves[0].load:g}"
+    cards = [
+        knee,
+        _card(f"requests/s at the {end}", f.knee.rps),
+        _card("requests/s at the plateau", f.plateau.rps),
+    ]
+    if f.cost:
+        cards.append(_card(f"$ per 1,000 requests at the {end}", f.cost[0].per_1000_requests))
+    same = [run for run in measured if _same_question(run, f)]
+    points = [rates.table(with_users(run)) for run in same]
+    sections = [
+        pictures(plots.overview(f, points), "Throughput and latency", _legend(f, bool(points))),
+        pictures(plots.first_tokens(f, points)),
+        {"table": _curves(f)},
+        {"title": "What limits it", "table": _binding(f)},
+    ]
+    if f.published:
+        sections.append({"title": "Beside what was published", "table": _published(f)})
+    if f.slo or f.cost:
+        sections.append({"title": "Cost and service levels", "table": _plan(f)})
+    if f.flags:
+        sections.append({"title": "The server's flags", "table": of_flags(f.flags)})
+    if run is not None:
+        text = "One simulated climb, with central parameters; the steady windows are shaded."
+        sections.append(over_time(run, "As a load generator would show it", text))
+    return {
+        "name": f.name,
+        "description": f.scenario.description,
+        "headline": _limits(f),
+        "cards": cards,
+        "doubts": [text for text in f.doubts if text not in said],
+        "parts": sections,
+        "parameters": _parameters(f),
+        "provenance": _provenance(f),
+    }
+
+
+def _same_question(run: Run, f: Forecast) -> bool:
+    """Whether what was measured belongs on the curves of a forecast: the same lengths, loads of the same unit."""
+    return run.scenario.workload == f.scenario.workload and unit_of_loads(run.scenario) == f.unit
+
+
+def _limits(f: Forecast) -> str:
+    """What limits the top of the ladder."""
+    top = f.binding[-1]
+    return f"At {named(top.load, f.unit)} the limit is: {top.binds}."
+
+
+def _legend(f: Forecast, measured: bool) -> str:
+    text = "Shaded: 90 % bands" + (", and the knee." if f.knee.reached >= 0.05 else ".")
+    text += " Circles: measured." if measured else ""
+    text += " Red: what was published." if f.published else ""
+    return text + " Dashed lines: beyond what was calibrated." if any(row.extrapolated for row in f.curves) else text
+
+
+def _curves(f: Forecast) -> dict[str, Any]:
+    by_metric = [f.rows(metric) for _, metric, _ in CURVES]
+    rows = [
+        {
+            "cells": [f"{each[0].load:g}", *(_cell(row, unit_of(row.metric)) for row in each)],
+            "beyond": each[0].extrapolated,
+        }
+        for each in zip(*by_metric, strict=True)
+    ]
+    caption = "Shaded rows lie beyond what was calibrated." if any(row["beyond"] for row in rows) else ""
+    return grid([f.unit, *(title for title, _, _ in CURVES)], rows, caption=caption)
+
+
+def _binding(f: Forecast) -> dict[str, Any]:
+    rows = [{"cells": [f"{rung.load:g}", rung.binds, rung.words]} for rung in f.binding]
+    return grid([f.unit, "binds", "why"], rows, left=(1, 2), wide=(2,))
+
+
+def _published(f: Forecast) -> dict[str, Any]:
+    rows = []
+    for row in f.published:
+        figure = row.figure
+        inside = mark("in", "in the band") if row.inside else mark("out", "outside the band")
+        printed = f"{figure.value:g} ± {figure.rounding:g}"
+        rows.append(
+            {"cells": [figure.metric, figure.users or "–", printed, _cell(row.simulated), inside, figure.source]}
+        )
+    return grid(["metric", "users", "printed", "simulated", "", "source"], rows, left=(0, 4, 5))
+
+
+def _plan(f: Forecast) -> dict[str, Any]:
+    limits = list(dict.fromkeys((p.metric, p.limit) for p in f.slo))
+    chances = {(p.load, p.metric): f"{p.probability:.0%}" for p in f.slo}
+    prices = {row.at: row for row in f.cost}
+    names: list[tuple[str, float | None]] = [(named(row.load, f.unit), row.load) for row in f.rows("rps")]
+    rows = []
+    for name, load in [("knee", None), *names] if f.cost else names:
+        cells: list[object] = [name]
+        cells += ["" if load is None else chances[load, metric] for metric, _ in limits]
+        if row := prices.get(name):
+            each = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
+            cells += map(_cell, each)
+        rows.append({"cells": cells})
+    titles = ["at", *(f"P({metric} ≤ {limit:g})" for metric, limit in limits)]
+    price, caption = (
+        f.scenario.price,
+        "P: the probability, over all that is not known for sure, that a service level is kept.",
+    )
+    if f.cost and price is not None:
+        titles += ["$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
+        source = f" ({price.source})" if price.source else ""
+        caption += (
+            f" At {of_the_machine(price.usd_per_hour)}{source}. Input alone and output alone each charge the whole "
+            "machine; the last column counts both."
+        )
+    return grid(titles, rows, left=(0,), caption=caption)
+
+
+def _parameters(f: Forecast) -> dict[str, Any]:
+    rows = [
+        {"cells": [name, f"{p['value']:.4g}", f"{p['low']:.3g} – {p['high']:.3g}", p["unit"], p["meaning"]]}
+        for name, p in f.provenance.parameters.items()
+    ]
+    return grid(["parameter", "value", "95 % interval", "unit", "meaning"], rows, left=(0, 3, 4))
+
+
+def _provenance(f: Forecast) -> str:
+    p = f.provenance
+    lines = [f"calibrated through: {p.door}", p.note, *(f"{name} sha256 {digest}" for name, digest in p.files.items())]
+    lines += [f"step times: {p.model}", f"seed {p.seed}, {p.replicates} replicates"]
+    lines += [f"--set {change}" for change in p.changes]
+    lines += [", ".join(f"{name} {number}" for name, number in p.software.items())]
+    return "\n".join(line for line in lines if line)
+
+
+def _card(what: str, estimate: Estimate) -> dict[str, str]:
+    value, band = parts(estimate)
+    return {"what": what, "value": value, "band": band}
+
+
+def _cell(estimate: Estimate | Row, scale: float = 1.0) -> Markup:
+    value, band = parts(estimate, scale)
+    return Markup("{}<i>{}</i>").format(value, band)
