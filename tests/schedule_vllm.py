@@ -197,7 +197,9 @@ class Replayed:
         due = [(a.t, 1, a.uid) for a in recording.arrivals]
         # who leaves at the very tick at which it comes has come first
         due += [
-            (a.client_drop_t, 0 if a.t < a.client_drop_t else 2, a.uid) for a in recording.arrivals if a.client_drop_t
+            (a.client_drop_t, 0 if a.t < a.client_drop_t else 2, a.uid)
+            for a in recording.arrivals
+            if a.client_drop_t is not None
         ]
         self._due = sorted(due)
         self._queue: list[dict[str, Any]] = []  # steps that have not begun
@@ -251,7 +253,8 @@ class Replayed:
                     self.times[uid].append(end)
             for uid in ended:
                 a = next(a for a in self.recording.arrivals if a.uid == uid)
-                self.finish[uid] = "stop" if a.actual_new_tokens < a.max_new_tokens else "length"
+                stopped = len(self.times[uid]) == a.actual_new_tokens < a.max_new_tokens
+                self.finish[uid] = "stop" if stopped else "length"
             if step["batch"]:
                 step["free_after"] = engine.free_after
 

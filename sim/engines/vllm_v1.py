@@ -113,9 +113,12 @@ class Engine:
         self._seats = flags.max_num_seqs if flags.max_num_active_seqs is None else flags.max_num_active_seqs
 
     def submit(self, request: Request, done: int = 0) -> str | None:
-        """See `engines.engine.Engine.submit`; a prompt that the model has no room for is refused."""
-        if request.prompt_tokens >= self.flags.max_model_len:
+        """See `engines.engine.Engine.submit`; a prompt that the model has no room for is refused, an answer cut."""
+        room = self.flags.max_model_len - request.prompt_tokens
+        if room <= 0:
             return VALIDATION
+        request.max_new_tokens = min(request.max_new_tokens, room)
+        request.output_tokens = min(request.output_tokens, room)
         self._inbox.append((request, True))
         return None
 
