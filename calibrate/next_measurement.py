@@ -24,7 +24,7 @@ from sim.model.calibration import Calibration, Noise
 from sim.model.machine import draw_model
 from sim.model.scenario import Scenario
 from sim.model.steps import DECODE, PREFILL
-from sim.model.workload import Pairs, Workload
+from sim.model.workload import RequestLengths, Workload
 from sim.results import metrics
 from sim.steptime.linear import step_time
 
@@ -40,22 +40,22 @@ FLOOR = 1e-3  # relative: no step time is known better than that
 
 @dataclass(frozen=True)
 class Question:
-    """A metric of a scenario at one number of users; `pairs` are the requests of its workload's file, if it has one."""
+    """A metric of a scenario at one number of users; `lengths` are the requests of its workload's file, if any."""
 
     scenario: Scenario
     users: int
     metric: str = "e2e_mean"
-    pairs: Pairs | None = None
+    lengths: RequestLengths | None = None
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A load that could be measured: a workload (and its file's `pairs`), users, and the length of the window, s."""
+    """A load that could be measured: a workload (and its file's `lengths`), users, and the length of the window, s."""
 
     workload: Workload
     users: int
     seconds: float = SECONDS
-    pairs: Pairs | None = None
+    lengths: RequestLengths | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _answers(machines: Sequence[Calibration], question: Question, seed: int, exe
 def _answer(question: Question, seed: int, machine: Calibration) -> float:
     """The question's metric on a machine."""
     scenario = _at(question.scenario, question.scenario.workload, question.users, SECONDS)
-    table = metrics.table(climb(scenario, draw_model(machine, scenario.server, None), (seed, 1), question.pairs))
+    table = metrics.table(climb(scenario, draw_model(machine, scenario.server, None), (seed, 1), question.lengths))
     return float(table[question.metric].iloc[-1])
 
 
@@ -159,7 +159,7 @@ def _shown(calibration: Calibration, scenario: Scenario, candidate: Measurement,
     """
     there = _at(scenario, candidate.workload, candidate.users, candidate.seconds)
     central = msgspec.structs.replace(calibration, draws={}, noise=Noise())
-    steps = climb(there, draw_model(central, there.server, None), (seed, 2), candidate.pairs).steps
+    steps = climb(there, draw_model(central, there.server, None), (seed, 2), candidate.lengths).steps
     assert steps is not None
     groups = [steps[steps["kind"] == PREFILL]]
     decode = steps[steps["kind"] == DECODE]
@@ -232,6 +232,6 @@ def candidates(question: Question, seen: Sequence[Workload], seconds: float = SE
     loads = sorted({1, max(1, top // 4), max(1, top // 2), top})
     different = [w for i, w in enumerate(profiles) if w not in profiles[:i] and w.prompt_tokens is not None]
     found = [Measurement(workload, users, seconds) for workload in different for users in loads]
-    if question.pairs is not None:
-        found = [Measurement(asked, users, seconds, question.pairs) for users in loads] + found
+    if question.lengths is not None:
+        found = [Measurement(asked, users, seconds, question.lengths) for users in loads] + found
     return found

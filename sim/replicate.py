@@ -25,7 +25,7 @@ from sim.model.errors import UserError
 from sim.model.machine import Draw, Model, draw_model
 from sim.model.run import Run
 from sim.model.scenario import Scenario
-from sim.model.workload import Pairs
+from sim.model.workload import RequestLengths
 from sim.results.curve import TAKEOFF_FACTOR
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Task:
     calibration: Calibration
     seed: int
     number: int
-    pairs: Pairs | None = None
+    lengths: RequestLengths | None = None
 
     def model(self) -> Model:
         """The draw of the calibration that this replicate runs with."""
@@ -65,7 +65,12 @@ class Task:
     def run(self, *, members: bool = False) -> Run:
         """Simulate it; with `members`, its steps say whose they are."""
         return climb(
-            self.scenario, self.model(), (self.seed, self.number), self.pairs, members=members, progress=_under_way.tell
+            self.scenario,
+            self.model(),
+            (self.seed, self.number),
+            self.lengths,
+            members=members,
+            progress=_under_way.tell,
         )
 
 

@@ -17,7 +17,7 @@ from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.steps import Call
-from sim.model.workload import Drawn, Lengths, Workload
+from sim.model.workload import Lengths, Sampler, Workload
 from sim.steptime.linear import step_time
 
 # A server of about a quarter of the article's step times: the kind that the recorded router-http runs have.
@@ -64,7 +64,7 @@ def observe(
     """
     scenario = Scenario(name="seen", server=server, workload=workload, load=Load(users=list(users), spawn_rate=10.0))
     machine = Model(step_time(model, truth or TRUTH), server, noise or Noise(), clocks)
-    bench = Bench(scenario, machine, (seed,), Drawn(workload, np.random.default_rng([seed, 9])))
+    bench = Bench(scenario, machine, (seed,), Sampler(workload, np.random.default_rng([seed, 9])))
     tokens: dict[Request, list[float]] = {}
     calls: list[tuple[str, list[Request]]] = []
 

@@ -12,7 +12,7 @@ from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Noise
 from sim.model.run import Run
 from sim.model.scenario import Load, Scenario
-from sim.model.workload import Pairs, Workload
+from sim.model.workload import RequestLengths, Workload
 
 NOISE = Noise(prefill=[0.98, 1.0, 1.02], decode=[0.97, 1.0, 1.03], drift=0.005, drift_seconds=6.0)
 LONG, SHORT = lengths(1500, 100), lengths(50, 500)
@@ -98,9 +98,9 @@ def test_a_machine_with_greater_moods_promises_less(before, advice):
 
 def test_requests_of_a_file_are_asked_about_and_advised():
     seen = observe([1, 2], lengths(100, 60), noise=NOISE, seconds=12.0).run
-    pairs = Pairs(*(np.array([low, high]) for low, high in ((200, 1200), (20, 60), (20, 60))))
+    rows = RequestLengths(*(np.array([low, high]) for low, high in ((200, 1200), (20, 60), (20, 60))))
     mix = Workload(empirical="gone.csv")
-    question = Question(Scenario(name="mix", server=SERVER, workload=mix), 4, pairs=pairs)
+    question = Question(Scenario(name="mix", server=SERVER, workload=mix), 4, lengths=rows)
     possible = candidates(question, [lengths(100, 60), mix], 10.0)
     assert [(m.workload, m.users) for m in possible[:3]] == [(mix, 1), (mix, 2), (mix, 4)]
     assert {m.workload for m in possible[3:]} == {lengths(100, 60)}

@@ -20,7 +20,7 @@ from sim.model.errors import BadInput, CannotFit
 from sim.model.identity import of_info
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
-from sim.model.workload import Exponential, Lengths, Lognormal, Pairs, Workload
+from sim.model.workload import Exponential, Lengths, Lognormal, RequestLengths, Workload
 
 
 def scenario(prompt: Any = 50, **more: Any) -> Scenario:
@@ -190,8 +190,8 @@ def test_a_scenario_is_held_against_info() -> None:
     for prompt in (Lengths(uniform=(10, 2000)), Lengths(lognormal=Lognormal(mean=100, cv=1))):
         assert any("prompts may exceed" in d for d in check(tgi, scenario(prompt)))
     assert check(tgi, scenario(Lengths(exponential=Exponential(mean=50, high=900)))) == []
-    pairs = Pairs(np.array([10, 2000]), np.array([5, 5]), np.array([5, 5]))
-    assert any("may exceed" in d for d in check(tgi, scenario(), pairs))
+    lengths = RequestLengths(np.array([10, 2000]), np.array([5, 5]), np.array([5, 5]))
+    assert any("may exceed" in d for d in check(tgi, scenario(), lengths))
     assert any("200 users" in d for d in check(tgi, scenario(load=Load(users=[200]))))
     told = info | {"max_waiting_tokens": 10, "max_batch_total_tokens": 90, "model_id": "m"}
     asked = scenario(server=ServerConfig(max_batch_total_tokens=100))

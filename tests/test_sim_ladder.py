@@ -19,7 +19,7 @@ from sim.model.machine import Model
 from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
-from sim.model.workload import Drawn, Lengths, Pairs, Workload
+from sim.model.workload import Lengths, RequestLengths, Sampler, Workload
 from sim.results import metrics
 from sim.steptime.linear import affine
 
@@ -117,7 +117,7 @@ def test_the_routers_two_workers_count_the_tokens_of_one_prompt_after_another() 
     """Of three who send 100 tokens together at 1 ms a token two are in the queue after 0.1 s, the third after 0.2 s."""
     clocks = Clocks(uplink=Delay(quantiles=[0.05], per_token=1e-3))
     bench = Bench(
-        closed([2]), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Drawn(FIXED, np.random.default_rng(0))
+        closed([2]), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Sampler(FIXED, np.random.default_rng(0))
     )
     reached = []
     bench.replica.submit = lambda r: reached.append((r.user, float(bench.clock.now)))  # type: ignore[method-assign]
@@ -146,7 +146,7 @@ def test_who_gives_up_in_a_recording_gives_up_in_its_replay_after_as_long(patien
     """Two at a time are served: the third waits for a first token, or all of them run out of time."""
     server = replace(SERVER, max_batch_total_tokens=2 * 160)
     rng = np.random.default_rng(0)
-    bench = Bench(closed([3], retry=0.3), Model(STEP_TIME, server), (1, 0), Drawn(FIXED, rng), patience=patience)
+    bench = Bench(closed([3], retry=0.3), Model(STEP_TIME, server), (1, 0), Sampler(FIXED, rng), patience=patience)
     for user in range(3):
         bench.clients.add_user(user)
     bench.clock.run(until=60.0)
@@ -179,9 +179,11 @@ def test_open_loop_requests_come_at_their_rate_whatever_the_answers() -> None:
 
 def test_a_trace_is_asked_in_its_order_at_its_times() -> None:
     times = np.array([0.0, 1.0, 1.5, 9.0, 30.0])
-    pairs = Pairs(np.array([10, 20, 30, 40, 50]), np.array([1, 2, 3, 4, 5]), np.array([9, 9, 9, 9, 9]), times)
+    lengths = RequestLengths(
+        np.array([10, 20, 30, 40, 50]), np.array([1, 2, 3, 4, 5]), np.array([9, 9, 9, 9, 9]), times
+    )
     scenario = Scenario(name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True, settle=2.0))
-    requests = climb(scenario, MODEL, (1, 0), pairs).requests
+    requests = climb(scenario, MODEL, (1, 0), lengths).requests
     assert requests["sent"].tolist() == [0.0, 1.0, 1.5, 9.0, 30.0]
     assert requests["prompt_tokens"].tolist() == [10, 20, 30, 40, 50]
     assert requests["output_tokens"].tolist()[:4] == [1, 2, 3, 4]
@@ -302,7 +304,7 @@ def test_what_came_before_the_first_segment_listed_is_replayed_too(listed: list[
 def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:
     """Who comes meanwhile is prefilled together, and users of equal lengths then stay together: history decides."""
     scenario = closed([3])
-    bench = Bench(scenario, MODEL, (1, 0), Drawn(FIXED, np.random.default_rng(0)), busy_until=1.0)
+    bench = Bench(scenario, MODEL, (1, 0), Sampler(FIXED, np.random.default_rng(0)), busy_until=1.0)
     for user in range(3):
         bench.clients.add_user(user)
         bench.clock.run(until=0.1 * (user + 1))
@@ -327,18 +329,18 @@ def test_a_window_ends_with_so_many_answers_and_refusals_are_none() -> None:
 
 
 def test_a_trace_is_measured_for_as_long_as_was_asked_after_it_has_settled() -> None:
-    pairs = Pairs(*(np.full(36, n) for n in (100, 5, 5)), np.arange(36.0))
+    lengths = RequestLengths(*(np.full(36, n) for n in (100, 5, 5)), np.arange(36.0))
     for seconds, window in ((5.0, (17.5, 22.5)), (None, (17.5, 35.0)), (99.0, (17.5, 35.0))):
         load = Load(trace=True, settle=30.0, seconds=seconds)
-        run = climb(Scenario(name="trace", workload=Workload(trace="t.csv"), load=load), MODEL, (1, 0), pairs)
+        run = climb(Scenario(name="trace", workload=Workload(trace="t.csv"), load=load), MODEL, (1, 0), lengths)
         assert (run.rungs[0].settled, run.rungs[0].end) == window
 
 
 def test_a_trace_of_one_instant_has_no_rate() -> None:
-    pairs = Pairs(*(np.full(2, n) for n in (100, 5, 5)), np.zeros(2))
+    lengths = RequestLengths(*(np.full(2, n) for n in (100, 5, 5)), np.zeros(2))
     scenario = Scenario(name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True))
     with pytest.raises(BadInput, match=r"t\.csv: load\.trace: expected requests at several times"):
-        climb(scenario, MODEL, (1, 0), pairs)
+        climb(scenario, MODEL, (1, 0), lengths)
 
 
 def test_the_answer_that_a_window_waited_for_came_before_it() -> None:

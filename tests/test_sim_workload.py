@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from sim.model.workload import (
-    Asked,
     Cv,
-    Drawn,
     Exponential,
     Gamma,
-    InOrder,
     Lengths,
     Lognormal,
-    Pairs,
+    RequestLengths,
+    RequestSpec,
+    Sampler,
+    Trace,
     Workload,
     arrival_gaps,
     draw_lengths,
@@ -60,7 +60,7 @@ def test_what_comes_back_never_exceeds_what_is_charged() -> None:
         output_tokens=Lengths(uniform=(1, 100)),
         max_new_tokens=Lengths(uniform=(40, 60)),
     )
-    drawn = Drawn(workload, np.random.default_rng(3))
+    drawn = Sampler(workload, np.random.default_rng(3))
     asked = [drawn.next(0) for _ in range(3000)]
     assert all(1 <= a.output_tokens <= a.max_new_tokens for a in asked)
     assert any(a.output_tokens < a.max_new_tokens for a in asked)
@@ -69,7 +69,7 @@ def test_what_comes_back_never_exceeds_what_is_charged() -> None:
 
 def test_charged_is_what_comes_back_where_only_one_is_given() -> None:
     for given in ({"output_tokens": Lengths(uniform=(1, 9))}, {"max_new_tokens": Lengths(uniform=(1, 9))}):
-        drawn = Drawn(Workload(prompt_tokens=5, **given), np.random.default_rng(3))
+        drawn = Sampler(Workload(prompt_tokens=5, **given), np.random.default_rng(3))
         asked = [drawn.next(0) for _ in range(100)]
         assert all(a.output_tokens == a.max_new_tokens and a.prompt_tokens == 5 for a in asked)
         assert len({a.output_tokens for a in asked}) == 9
@@ -86,27 +86,27 @@ def test_charged_is_what_comes_back_where_only_one_is_given() -> None:
     ],
 )
 def test_a_share_comes_back_of_answers_that_are_only_limited(given: dict[str, int], back: int) -> None:
-    drawn = Drawn(Workload(prompt_tokens=5, **given), np.random.default_rng(3), attained=0.8)
-    assert drawn.next(0) == Asked(5, back, max(given.values()))
+    drawn = Sampler(Workload(prompt_tokens=5, **given), np.random.default_rng(3), attained=0.8)
+    assert drawn.next(0) == RequestSpec(5, back, max(given.values()))
 
 
 def test_the_same_generator_gives_the_same_requests_and_another_others() -> None:
     workload = Workload(prompt_tokens=Lengths(uniform=(1, 999)), output_tokens=Lengths(uniform=(1, 999)))
-    first, again, other = (Drawn(workload, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (Sampler(workload, np.random.default_rng(seed)) for seed in (1, 1, 2))
     asked = [first.next(0) for _ in range(2500)]  # more than two blocks
     assert asked == [again.next(user) for user in range(2500)]
     assert asked != [other.next(0) for _ in range(2500)]
     assert abs(np.corrcoef([a.prompt_tokens for a in asked], [a.output_tokens for a in asked])[0, 1]) < 0.06
 
 
-PAIRS = Pairs(*(np.array(column) for column in ([10, 20, 30], [1, 2, 3], [5, 6, 7])))
+PAIRS = RequestLengths(*(np.array(column) for column in ([10, 20, 30], [1, 2, 3], [5, 6, 7])))
 
 
 def test_pairs_are_drawn_as_pairs_or_kept_in_order() -> None:
-    rows = {Asked(10, 1, 5), Asked(20, 2, 6), Asked(30, 3, 7)}
-    drawn = Drawn(Workload(), np.random.default_rng(1), PAIRS, attained=0.5)  # what came back was seen
+    rows = {RequestSpec(10, 1, 5), RequestSpec(20, 2, 6), RequestSpec(30, 3, 7)}
+    drawn = Sampler(Workload(), np.random.default_rng(1), PAIRS, attained=0.5)  # what came back was seen
     assert {drawn.next(0) for _ in range(200)} == rows
-    in_order = InOrder(PAIRS)
+    in_order = Trace(PAIRS)
     assert [in_order.next(9).prompt_tokens for _ in range(5)] == [10, 20, 30, 10, 20]
 
 

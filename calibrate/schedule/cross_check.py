@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from calibrate.schedule.rebuild import Schedule
-from sim.model.files.records import Look, read_looks
+from sim.model.files.records import Look, read_scrapes
 from sim.model.run import Run
 
 AGREE = 0.05  # relative; edges cut a step or two off either side
@@ -35,7 +35,7 @@ class Counts(NamedTuple):
 
 def witness(run: Run, schedule: Schedule) -> list[str]:
     """Doubts where the numbers of steps, how long they take or the number of requests differ from the server's own."""
-    scrapes = read_looks(run.path / "server.jsonl") if run.path is not None else []
+    scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
     pairs = [
         (_seen(schedule.steps, looks[0][0], looks[-1][0]), _counted(looks[0][1], looks[-1][1]))
         for looks in _looks(run, scrapes)

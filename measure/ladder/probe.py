@@ -14,7 +14,7 @@ from measure.server.exposition import parse
 from measure.server.health import PROBE_SECONDS, Server
 from sim.model.errors import UserError
 from sim.model.scenario import Scenario
-from sim.model.workload import Drawn, Pairs
+from sim.model.workload import RequestLengths, Sampler
 
 FEW, MANY = 64, 192  # words of the two probes that tell a template's tokens from a word's
 PROBE, SAMPLE = 2**41, 2**41 + 1  # request numbers that no run reaches
@@ -29,14 +29,14 @@ def learn(
     endpoint: Endpoint,
     server: Server,
     scenario: Scenario,
-    pairs: Pairs | None,
+    lengths: RequestLengths | None,
     model: str | None,
     seed: int,
     deadline: Deadline | None = None,
 ) -> tuple[Recipe, list[str]]:
     """The recipe for this server, and what is unsure about it."""
     deadline = deadline or Deadline(PROBE_SECONDS, f"{endpoint.url} to say how many tokens a prompt has")
-    tokens = _length(scenario, pairs, seed)
+    tokens = _length(scenario, lengths, seed)
     tokenizer = tokenizer_file(model)
     recipe = Recipe(words=WORDS) if tokenizer is None else by_tokenizer(tokenizer)
     if server.api == "tgi":
@@ -62,14 +62,14 @@ def learn(
     return recipe, [f"a prompt meant to have {tokens} tokens has {found} by the server's count"]
 
 
-def sample(recipe: Recipe, scenario: Scenario, pairs: Pairs | None, seed: int) -> tuple[Prompt, int]:
+def sample(recipe: Recipe, scenario: Scenario, lengths: RequestLengths | None, seed: int) -> tuple[Prompt, int]:
     """A prompt of the scenario's size, and how many tokens it is meant to have."""
-    tokens = _length(scenario, pairs, seed)
+    tokens = _length(scenario, lengths, seed)
     return recipe.prompt(tokens, generator(seed, SAMPLE)), tokens
 
 
-def _length(scenario: Scenario, pairs: Pairs | None, seed: int) -> int:
-    return Drawn(scenario.workload, np.random.default_rng(seed), pairs).next(0).prompt_tokens
+def _length(scenario: Scenario, lengths: RequestLengths | None, seed: int) -> int:
+    return Sampler(scenario.workload, np.random.default_rng(seed), lengths).next(0).prompt_tokens
 
 
 def _prompt(recipe: Recipe, tokens: int, seed: int) -> Prompt:

@@ -24,7 +24,7 @@ from sim.model.files.lengths import arrivals
 from sim.model.run import read_run
 from sim.model.scenario import Scenario
 from sim.model.warning import folded
-from sim.model.workload import Pairs
+from sim.model.workload import RequestLengths
 
 LEAD_SECONDS = 0.1  # orders reach the workers before they take effect
 WARM_REQUESTS = 2
@@ -50,13 +50,13 @@ class Ascent:
         journal: Journal,
         endpoint: Endpoint,
         server: health.Server,
-        pairs: Pairs | None,
+        lengths: RequestLengths | None,
         screen: Screen,
         budget: Deadline | None,
         timeout: float | None = None,
     ):
         self.load, self.setup, self.journal, self.screen = scenario.load, setup, journal, screen
-        self.endpoint, self.server, self.pairs, self.budget = endpoint, server, pairs, budget
+        self.endpoint, self.server, self.lengths, self.budget = endpoint, server, lengths, budget
         self.timeout = WARM_SECONDS if timeout is None else timeout
         self.watch, self.time = Watch(), Stopwatch(setup.zero)
         self.window: Window | None = None  # of the rung being climbed, as of a second ago at most
@@ -69,7 +69,7 @@ class Ascent:
     def loads(self) -> list[float]:
         """Users, or requests/s, of every rung; a trace is one."""
         if self.load.trace:
-            times = arrivals(self.setup.workload, self.pairs)
+            times = arrivals(self.setup.workload, self.lengths)
             return [len(times) / float(times[-1])]
         if self.load.rate is not None:
             return list(self.load.rate)
@@ -80,8 +80,8 @@ class Ascent:
         load, total, present = self.load, 0.0, 0.0
         for n in loads:
             window = load.seconds if load.seconds is not None else load.max_seconds
-            if load.trace and self.pairs is not None and self.pairs.times is not None:
-                total += float(self.pairs.times[-1]) + DRAIN_SECONDS
+            if load.trace and self.lengths is not None and self.lengths.times is not None:
+                total += float(self.lengths.times[-1]) + DRAIN_SECONDS
             elif self.setup.open_loop:
                 total += load.settle + window
             else:
@@ -236,8 +236,8 @@ class Ascent:
         index, start = len(self.journal.rungs), round(self.time.now() + LEAD_SECONDS, 6)
         users = None if self.setup.open_loop else int(n)
         times = None
-        if self.load.trace and self.pairs is not None and self.pairs.times is not None:
-            times = self.pairs.times.tolist()
+        if self.load.trace and self.lengths is not None and self.lengths.times is not None:
+            times = self.lengths.times.tolist()
         climb = Climb(self.load, start, users, None if users else n, None if times is None else times[-1])
         most = in_words(min(self.longest([n]), max(0.0, end - self.time.now())))
         self.screen.say(f"waiting for {climb.label} to be measured at {self.endpoint.url} (at most {most})")

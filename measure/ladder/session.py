@@ -31,13 +31,13 @@ from measure.server.endpoint import ANSWER_SECONDS, Endpoint
 from measure.server.provenance import engine_of, flags_of
 from measure.server.tokenizer_patch import endless
 from sim.model.errors import BadInput, UserError
-from sim.model.files.lengths import arrivals, read_pairs
+from sim.model.files.lengths import arrivals, read_lengths
 from sim.model.flags import untold
 from sim.model.identity import Identity, is_engine, named
 from sim.model.scenario import Scenario
 from sim.model.text import printable
 from sim.model.warning import folded
-from sim.model.workload import Pairs
+from sim.model.workload import RequestLengths
 from sim.terminal.console import Console
 
 PATIENCE = 300.0
@@ -79,13 +79,13 @@ def measure(
     if not resume:
         refuse_existing(out)
     host, port = ("127.0.0.1", free_port()) if bind is None else listening(bind)
-    pairs = read_pairs(scenario.workload)
+    lengths = read_lengths(scenario.workload)
     if scenario.load.trace:
-        arrivals(scenario.workload, pairs)
+        arrivals(scenario.workload, lengths)
     with ExitStack() as stack:
         stack.enter_context(terminable())
         # before anything is written: a wrong URL, or a server that cannot take the profile, leaves no run
-        found = None if url is None else attach(url, scenario, pairs, model, seed, screen.say, timeout, spent)
+        found = None if url is None else attach(url, scenario, lengths, model, seed, screen.say, timeout, spent)
 
         def check(head: dict[str, Any]) -> None:
             if found is not None:
@@ -97,7 +97,7 @@ def measure(
         if found is None:
             try:
                 url = _launch(scenario, out, journal, console, stack, spent)
-                found = attach(url, scenario, pairs, model, seed, screen.say, timeout, spent)
+                found = attach(url, scenario, lengths, model, seed, screen.say, timeout, spent)
             except UserError as e:
                 journal.head["stopped"] = f"the server did not start: {e}"
                 journal.save()
@@ -115,7 +115,7 @@ def measure(
             workload=scenario.workload,
             model=server.model,
             extras=server.extras,
-            pairs=None if pairs is None else [column.tolist() for column in pairs[:3]],
+            lengths=None if lengths is None else [column.tolist() for column in lengths[:3]],
             open_loop=scenario.load.users is None and (scenario.load.rate is not None or scenario.load.trace),
             patience=patience,
             think=scenario.load.think,
@@ -126,7 +126,7 @@ def measure(
             bind=host,
             port=port if processes + remote > 1 else 0,
         )
-        ascent = Ascent(scenario, setup, journal, endpoint, server, pairs, screen, spent, timeout)
+        ascent = Ascent(scenario, setup, journal, endpoint, server, lengths, screen, spent, timeout)
         ascent.run(processes)
     return out
 
@@ -191,7 +191,7 @@ def listening(bind: str) -> tuple[str, int]:
 def attach(
     url: str,
     scenario: Scenario,
-    pairs: Pairs | None,
+    lengths: RequestLengths | None,
     model: str | None,
     seed: int,
     say: Say,
@@ -205,10 +205,10 @@ def attach(
     seconds = health.PROBE_SECONDS if timeout is None else timeout
     endpoint = Endpoint(url, min(seconds, ANSWER_SECONDS))
     server = health.look(endpoint, model, wait_for(say, seconds, f"{endpoint.url} to say what it is", budget))
-    doubts = health.check(server, scenario, pairs)
+    doubts = health.check(server, scenario, lengths)
     learning = wait_for(say, seconds, f"{endpoint.url} to say how many tokens a prompt has", budget)
-    recipe, unsure = learn(endpoint, server, scenario, pairs, model, seed, learning)
-    extras, unheard = try_stream(endpoint, server, *sample(recipe, scenario, pairs, seed), learning)
+    recipe, unsure = learn(endpoint, server, scenario, lengths, model, seed, learning)
+    extras, unheard = try_stream(endpoint, server, *sample(recipe, scenario, lengths, seed), learning)
     return endpoint, msgspec.structs.replace(server, extras=extras), recipe, [*doubts, *unsure, *unheard]
 
 

@@ -36,7 +36,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     workload: Workload
     model: str | None = None
     extras: tuple[str, ...] = EXTRAS  # keys that the server takes (`dialect`)
-    pairs: list[list[int]] | None = None  # prompt, output, max_new of a workload's file
+    lengths: list[list[int]] | None = None  # prompt, output, max_new of a workload's file
     open_loop: bool = False
     patience: float = 300.0
     think: float = 0.0

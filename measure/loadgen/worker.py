@@ -26,7 +26,7 @@ from measure.loadgen.messages import REPORT_SECONDS, Ended, Order, Report, Setup
 from measure.loadgen.prompts import generator
 from measure.server.key import api_key
 from sim.model.files.json_lines import Lines
-from sim.model.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
+from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
 
 CANARY_SECONDS = 0.01
 
@@ -60,7 +60,7 @@ class Worker:
         self.since = 0.0
         self.idle: list[Client] = []
         self.habit = Habit()
-        self.source, self.pairs = self._source()
+        self.source, self.lengths = self._source()
         name = f"requests-{index}.jsonl" if index else "requests.jsonl"
         self.file = Lines(Path(setup.out) / name) if setup.boot == boot_id() else None
         self.ticks, pipe = os.pipe()
@@ -68,17 +68,17 @@ class Worker:
         self.process = psutil.Process()
         self.process.cpu_percent()
 
-    def _source(self) -> tuple[Source, Pairs | None]:
+    def _source(self) -> tuple[Source, RequestLengths | None]:
         s = self.setup
         rng = np.random.default_rng([s.seed, 1, s.segment, self.index])
-        if s.pairs is None:
-            return Drawn(s.workload, rng), None
-        prompt, output, new = (np.asarray(column, dtype=np.int64) for column in s.pairs)
-        pairs = Pairs(prompt, output, new)
+        if s.lengths is None:
+            return Sampler(s.workload, rng), None
+        prompt, output, new = (np.asarray(column, dtype=np.int64) for column in s.lengths)
+        lengths = RequestLengths(prompt, output, new)
         if s.workload.trace is None:
-            return Drawn(s.workload, rng, pairs), pairs
+            return Sampler(s.workload, rng, lengths), lengths
         mine = slice(self.index, None, s.workers)
-        return InOrder(Pairs(prompt[mine], output[mine], new[mine])), pairs
+        return Trace(RequestLengths(prompt[mine], output[mine], new[mine])), lengths
 
     def client(self) -> Client:
         """A new connection to the server."""
@@ -92,7 +92,7 @@ class Worker:
             habit=self.habit,
         )
 
-    def ask(self, client: Client, user: int, scheduled: float | None = None, asked: Asked | None = None) -> bool:
+    def ask(self, client: Client, user: int, scheduled: float | None = None, asked: RequestSpec | None = None) -> bool:
         """One request from beginning to end, written down whatever happens to it; whether it went well."""
         if asked is None:
             asked = self.source.next(user)
@@ -234,9 +234,9 @@ class Worker:
     def _visit(self, number: int, due: float) -> None:
         client = self.idle.pop() if self.idle else self.client()
         asked = None
-        if self.pairs is not None and self.setup.workload.trace is not None:
-            at = number % len(self.pairs.prompt_tokens)
-            asked = Asked(*(int(column[at]) for column in self.pairs[:3]))
+        if self.lengths is not None and self.setup.workload.trace is not None:
+            at = number % len(self.lengths.prompt_tokens)
+            asked = RequestSpec(*(int(column[at]) for column in self.lengths[:3]))
         self.ask(client, -1, due, asked)
         self.idle.append(client)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.model.files.records import read_looks
+from sim.model.files.records import read_scrapes
 from sim.model.run import Run
 
 AGREE = 0.05  # relative
@@ -73,7 +73,7 @@ def by_metrics(scrapes: Sequence[tuple[float, dict[str, float]]], start: float, 
 
 def disagreements(run: Run) -> dict[int, list[str]]:
     """By number of the rung: where the server's metrics and the streams tell different stories."""
-    scrapes = read_looks(run.path / "server.jsonl") if run.path is not None else []
+    scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
     found: dict[int, list[str]] = {}
     for i, rung in enumerate(run.rungs):
         if not rung.end > rung.settled or run.token_times is None or run.event_tokens is not None:

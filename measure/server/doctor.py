@@ -20,7 +20,7 @@ from measure.server.docker import CannotStart, engine, image_present, leftovers,
 from measure.server.endpoint import ANSWER_SECONDS, Endpoint
 from measure.server.provenance import flags_of
 from sim.model.errors import UserError
-from sim.model.files.lengths import read_pairs
+from sim.model.files.lengths import read_lengths
 from sim.model.flags import WORDS, plain_flag, untold
 from sim.model.identity import is_engine, named
 from sim.model.scenario import Launch, Scenario
@@ -178,7 +178,7 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
         return
     yield _engine(server, scenario)
     try:
-        doubts = health.check(server, scenario, read_pairs(scenario.workload))
+        doubts = health.check(server, scenario, read_lengths(scenario.workload))
     except UserError as e:
         yield Finding("profile", False, str(e))
         return

@@ -17,7 +17,7 @@ from sim.model.flags import TOLD
 from sim.model.identity import OWNERS, Identity, identity, is_engine, of_info
 from sim.model.scenario import Scenario
 from sim.model.server import ServerConfig
-from sim.model.workload import Lengths, Pairs
+from sim.model.workload import Lengths, RequestLengths
 
 PROBE_SECONDS = 120.0
 FITTING = ("max_batch_total_tokens", "max_input_length", "max_total_tokens")
@@ -208,17 +208,17 @@ def _check_limits(server: Server, prompt: tuple[int, int | None], total: tuple[i
     return doubts
 
 
-def check(server: Server, scenario: Scenario, pairs: Pairs | None = None) -> list[str]:
+def check(server: Server, scenario: Scenario, lengths: RequestLengths | None = None) -> list[str]:
     """Doubts about measuring this scenario on this server; raises `Unfit` if no request of it can succeed,
     and `CannotFit` if one could never be scheduled."""
-    info, doubts = server.info or {}, [*server.doubts, *(pairs.doubts if pairs is not None else ())]
+    info, doubts = server.info or {}, [*server.doubts, *(lengths.doubts if lengths is not None else ())]
     work = scenario.workload
     new = work.max_new_tokens if work.max_new_tokens is not None else work.output_tokens
-    prompt = extent(work.prompt_tokens, None if pairs is None else pairs.prompt_tokens)
-    asked = extent(new, None if pairs is None else pairs.max_new_tokens)
+    prompt = extent(work.prompt_tokens, None if lengths is None else lengths.prompt_tokens)
+    asked = extent(new, None if lengths is None else lengths.max_new_tokens)
     total = (prompt[0] + asked[0], None if prompt[1] is None or asked[1] is None else prompt[1] + asked[1])
-    if pairs is not None:
-        total = extent(None, pairs.prompt_tokens + pairs.max_new_tokens)
+    if lengths is not None:
+        total = extent(None, lengths.prompt_tokens + lengths.max_new_tokens)
     doubts += _check_limits(server, prompt, total)
     if str(info.get("version", "")).startswith(("0.9.", "1.")):
         _check_fits(info, scenario.server, prompt[1], asked[1])

@@ -13,10 +13,10 @@ from calibrate.next_measurement import Advice, Question, advise, candidates, lon
 from sim.cluster.replay import asked_of
 from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
-from sim.model.files.lengths import read_pairs
+from sim.model.files.lengths import read_lengths
 from sim.model.run import Run
 from sim.model.scenario import Scenario
-from sim.model.workload import Pairs, Workload
+from sim.model.workload import RequestLengths, Workload
 
 BEYOND = 1.5  # without a question: the load half as high again as the highest that was measured
 SHOWN = 3
@@ -40,17 +40,17 @@ def question_of(runs: Sequence[Run], asked: Scenario | None = None, file: str | 
     if asked is not None:
         if not asked.load.users:
             raise BadInput("expected numbers of users; advice is about closed-loop loads", path=file, key="load.users")
-        return Question(asked, max(asked.load.users), pairs=read_pairs(asked.workload))
+        return Question(asked, max(asked.load.users), lengths=read_lengths(asked.workload))
     run = runs[-1]
     top = max((rung.users for rung in run.rungs if rung.users is not None), default=0)
     if not top:
         raise BadInput("expected a run with numbers of users, or --question SCENARIO", path=run.path)
     scenario, users = msgspec.structs.replace(run.scenario, server=run.server), math.ceil(BEYOND * top)
-    pairs = None
+    lengths = None
     if run.scenario.workload.prompt_tokens is None:  # its file need not be here any more, but what it asked is
         prompt, back, charged = np.array(list(asked_of(run.requests)), dtype=np.int64).T
-        pairs = Pairs(prompt, back, charged)
-    return Question(scenario, users, pairs=pairs)
+        lengths = RequestLengths(prompt, back, charged)
+    return Question(scenario, users, lengths=lengths)
 
 
 def _said(advice: Advice, question: Question) -> str:

@@ -37,7 +37,7 @@ from scenarios.forecast.slo import corner, crossing
 from scenarios.forecast.warnings import above, below, doubts, luck, several_patterns, unstable
 from sim.cluster.ladder import check_servable
 from sim.model.calibration import Calibration, check_suits
-from sim.model.files.lengths import read_pairs
+from sim.model.files.lengths import read_lengths
 from sim.model.flags import Flag, unwritten
 from sim.model.machine import draw_model
 from sim.model.run import Run
@@ -78,17 +78,17 @@ def simulate(
     be of the scenario's engine, unless they are `taken_as` it.
     """
     check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
-    pairs = read_pairs(scenario.workload)
-    check_size(scenario, calibration, replicates, pairs)
-    check_servable(scenario, draw_model(calibration, scenario.server, None).server, pairs)  # not first by a worker
-    tasks = [Task(scenario, calibration, seed, number, pairs) for number in range(1, replicates + 1)]
+    lengths = read_lengths(scenario.workload)
+    check_size(scenario, calibration, replicates, lengths)
+    check_servable(scenario, draw_model(calibration, scenario.server, None).server, lengths)  # not first by a worker
+    tasks = [Task(scenario, calibration, seed, number, lengths) for number in range(1, replicates + 1)]
     tables = list(each_done(replicate, tasks, executor, progress))
     return summarise(scenario, calibration, tasks, tables, changes, taken_as, flags)
 
 
 def central_run(scenario: Scenario, calibration: Calibration, seed: int = 0) -> Run:
     """Replicate 0, which has the central values of all parameters: a run to look at, down to whose each step is."""
-    return Task(scenario, calibration, seed, 0, read_pairs(scenario.workload)).run(members=True)
+    return Task(scenario, calibration, seed, 0, read_lengths(scenario.workload)).run(members=True)
 
 
 def summarise(
@@ -113,7 +113,7 @@ def summarise(
     engine = scenario.server.engine
     assumed = check_suits(calibration, engine, taken_as, scenario.calibration)
     known = flags if flags is not None else scenario.flags
-    reasons = [*assumed, *doubts(scenario, calibration, rungs, growing, tasks[0].pairs)]
+    reasons = [*assumed, *doubts(scenario, calibration, rungs, growing, tasks[0].lengths)]
     if flags is None:
         reasons += unwritten(known)
     limit = scenario.slo.get("e2e_p95")

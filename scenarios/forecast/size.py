@@ -15,7 +15,7 @@ from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
 from sim.model.machine import Model, draw_model
 from sim.model.scenario import Scenario, least_completions
-from sim.model.workload import Drawn, Pairs
+from sim.model.workload import RequestLengths, Sampler
 
 FREE_USERS, FREE_TOKENS = 10**6, 10**7  # what is never refused, however long it takes
 SPEED = 150_000.0  # requests a second of one core (`make bench`: 123,110 of a load without noise)
@@ -40,17 +40,17 @@ class Size(NamedTuple):
         return self.users * USER + self.requests * REQUEST + self.steps * STEP
 
 
-def least_size(scenario: Scenario, model: Model, pairs: Pairs | None = None) -> Size:
+def least_size(scenario: Scenario, model: Model, lengths: RequestLengths | None = None) -> Size:
     """The least size of one replicate."""
-    probe = Drawn(scenario.workload, np.random.default_rng(0), pairs, model.output_attained)
+    probe = Sampler(scenario.workload, np.random.default_rng(0), lengths, model.output_attained)
     asked = [probe.next(0) for _ in range(100)]
     prompt, output = (float(np.mean([getattr(a, n) for a in asked])) for n in ("prompt_tokens", "output_tokens"))
     load = scenario.load
     window = load.seconds or 0.0
-    if load.trace and pairs is not None:
-        requests, users = float(len(pairs.prompt_tokens)), 0
-        if load.seconds is not None and pairs.times is not None:
-            requests = float((pairs.times <= load.settle + load.seconds).sum())
+    if load.trace and lengths is not None:
+        requests, users = float(len(lengths.prompt_tokens)), 0
+        if load.seconds is not None and lengths.times is not None:
+            requests = float((lengths.times <= load.settle + load.seconds).sum())
     elif load.users is not None:
         users = max(load.users)
         step, _ = model.step_time.decode(1, int(prompt), int(prompt))
@@ -67,10 +67,14 @@ def least_size(scenario: Scenario, model: Model, pairs: Pairs | None = None) -> 
 
 
 def check_size(
-    scenario: Scenario, calibration: Calibration, replicates: int, pairs: Pairs | None = None, jobs: int | None = None
+    scenario: Scenario,
+    calibration: Calibration,
+    replicates: int,
+    lengths: RequestLengths | None = None,
+    jobs: int | None = None,
 ) -> None:
     """Raise `BadInput`, with the estimate, for a simulation that cannot run on this machine."""
-    size = least_size(scenario, draw_model(calibration, scenario.server, None), pairs)
+    size = least_size(scenario, draw_model(calibration, scenario.server, None), lengths)
     if size.users <= FREE_USERS and size.tokens * replicates <= FREE_TOKENS:
         return _check_clock(scenario)
     memory = size.memory + replicates * REPLICATE

@@ -14,7 +14,7 @@ from sim.model.request import BROKEN
 from sim.model.run import Run
 from sim.model.scenario import Scenario
 from sim.model.server import ServerConfig
-from sim.model.workload import Pairs
+from sim.model.workload import RequestLengths
 from sim.results import metrics
 from sim.results.rates import growing
 
@@ -111,12 +111,12 @@ def doubts(
     calibration: Calibration,
     rungs: pd.DataFrame,
     growing: Sequence[bool],
-    pairs: Pairs | None = None,
+    lengths: RequestLengths | None = None,
 ) -> list[str]:
-    """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung, `pairs` the requests of
+    """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung, `lengths` the requests of
     the workload's file."""
     unit = unit_of(scenario)
-    found = [*scenario.doubts, *(pairs.doubts if pairs is not None else ())]
+    found = [*scenario.doubts, *(lengths.doubts if lengths is not None else ())]
     found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
     loads = [float(load) for load in rungs["load"]]
     found += beyond(calibration, rungs, [unit] * len(rungs))
@@ -124,8 +124,8 @@ def doubts(
         first = list(growing).index(True)
         found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")
     seconds = scenario.load.seconds
-    if scenario.load.trace and pairs is not None and pairs.times is not None:
-        lasts = float(pairs.times[-1])
+    if scenario.load.trace and lengths is not None and lengths.times is not None:
+        lasts = float(lengths.times[-1])
         end = min(scenario.load.settle, lasts / 2) + (seconds or lasts)
         if end < lasts:
             found.append(

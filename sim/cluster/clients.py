@@ -19,7 +19,7 @@ from sim.cluster.request_log import RequestLog
 from sim.model.calibration import Clocks, Delay
 from sim.model.request import ABORTED, OK, TIMEOUT, Request
 from sim.model.server import VALIDATION_WORKERS
-from sim.model.workload import Asked, Source
+from sim.model.workload import RequestSpec, Source
 
 
 class Delays:
@@ -94,11 +94,11 @@ class Clients:
         """A closed-loop user begins now and goes on for ever."""
         self._send(user, self.source.next(user), self.clock.now)
 
-    def ask(self, asked: Asked, sent: float, scheduled: float | None = None) -> None:
+    def ask(self, asked: RequestSpec, sent: float, scheduled: float | None = None) -> None:
         """One open-loop request; `scheduled` is when it was due, if it is sent later than that."""
         self._send(-1, asked, sent, scheduled)
 
-    def arrive(self, arrivals: Iterator[tuple[float, Asked]], scheduled: Iterator[float] | None = None) -> None:
+    def arrive(self, arrivals: Iterator[tuple[float, RequestSpec]], scheduled: Iterator[float] | None = None) -> None:
         """A stream of open-loop requests, each with the time at which it is sent; these do not decrease.
 
         `scheduled` are the times at which a late client should have sent them.
@@ -168,7 +168,7 @@ class Clients:
             self.log.append(r, now, first if first <= now else float("nan"), float("nan"))
         self._in_flight.clear()
 
-    def _send(self, user: int, asked: Asked, at: float, scheduled: float | None = None) -> None:
+    def _send(self, user: int, asked: RequestSpec, at: float, scheduled: float | None = None) -> None:
         prompt, output, new = asked
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at, scheduled)

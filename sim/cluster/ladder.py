@@ -20,7 +20,7 @@ from sim.model.request import OK, Request
 from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario, least_completions
 from sim.model.server import ServerConfig
-from sim.model.workload import Asked, Drawn, InOrder, Pairs, Source, arrival_gaps
+from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
 
 TOLD = 50  # times that a rung of its usual length tells how far it is
 MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it waited for, and ends after its last
@@ -30,37 +30,37 @@ def climb(
     scenario: Scenario,
     model: Model,
     seed: Sequence[int],
-    pairs: Pairs | None = None,
+    lengths: RequestLengths | None = None,
     *,
     members: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Run:
-    """Simulate a scenario's ladder once; `pairs` are the requests of its workload's file, if it names one, and with
+    """Simulate a scenario's ladder once; `lengths` are the requests of its workload's file, if it names one, and with
     `members` the steps say whose they are. `progress` hears now and then about what share of the work is done.
 
     The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
     refused, before the clock starts.
     """
-    bench = Bench(scenario, model, seed, _source(scenario, pairs, seed, model.output_attained), members=members)
-    check_servable(scenario, model.server, pairs)
+    bench = Bench(scenario, model, seed, _source(scenario, lengths, seed, model.output_attained), members=members)
+    check_servable(scenario, model.server, lengths)
     load = scenario.load
     if load.trace:
-        rungs = _trace(bench, load, pairs)
+        rungs = _trace(bench, load, lengths)
     elif load.users is not None:
         rungs = _closed(bench, load)
     else:
         rungs = _open(bench, load)
     if progress is not None:
-        _watch(bench, load, pairs, progress)
+        _watch(bench, load, lengths, progress)
     bench.clock.run(until=bench.clock.process(rungs))
     return bench.run()
 
 
-def check_servable(scenario: Scenario, server: ServerConfig, pairs: Pairs | None = None) -> None:
+def check_servable(scenario: Scenario, server: ServerConfig, lengths: RequestLengths | None = None) -> None:
     """Raise `CannotFit` for a workload with a request that would wait for ever, `BadInput` where all would be refused;
     `server` is the scenario's with every flag known."""
     refused = True
-    for asked in _askable(scenario, pairs):
+    for asked in _askable(scenario, lengths):
         server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
         refused &= server.refuses(asked.prompt_tokens, asked.max_new_tokens)
     if refused:
@@ -71,13 +71,13 @@ def check_servable(scenario: Scenario, server: ServerConfig, pairs: Pairs | None
         )
 
 
-def _watch(bench: Bench, load: Load, pairs: Pairs | None, progress: Callable[[float], None]) -> None:
+def _watch(bench: Bench, load: Load, lengths: RequestLengths | None, progress: Callable[[float], None]) -> None:
     """Tell about how much is done: a rung counts by its load, up to what the server lets in, and by its time within."""
     clock, permits = bench.clock, bench.scenario.server.max_concurrent_requests
     work = [float(min(users, permits)) for users in load.users or []] or [float(rate) for rate in load.rate or [1.0]]
     seconds = load.settle + (load.seconds or load.max_seconds)
     if load.trace and load.seconds is None:
-        seconds = float(arrivals(bench.scenario.workload, pairs)[-1])
+        seconds = float(arrivals(bench.scenario.workload, lengths)[-1])
 
     def tell(_: object) -> None:
         over = len(bench.rungs)
@@ -89,18 +89,17 @@ def _watch(bench: Bench, load: Load, pairs: Pairs | None, progress: Callable[[fl
     clock.call(seconds / TOLD, tell)
 
 
-def _source(scenario: Scenario, pairs: Pairs | None, seed: Sequence[int], attained: float) -> Source:
-    if pairs is not None and scenario.workload.trace is not None:
-        return InOrder(pairs)
-    return Drawn(scenario.workload, np.random.default_rng([*seed, 3]), pairs, attained)
+def _source(scenario: Scenario, lengths: RequestLengths | None, seed: Sequence[int], attained: float) -> Source:
+    if lengths is not None and scenario.workload.trace is not None:
+        return Trace(lengths)
+    return Sampler(scenario.workload, np.random.default_rng([*seed, 3]), lengths, attained)
 
 
-def _askable(scenario: Scenario, pairs: Pairs | None) -> Iterator[Asked]:
+def _askable(scenario: Scenario, lengths: RequestLengths | None) -> Iterator[RequestSpec]:
     """Every request of the workload's file, or drawn ones (a longer one, should it come, is refused when it comes)."""
-    if pairs is not None:
-        lengths = (pairs.prompt_tokens, pairs.output_tokens, pairs.max_new_tokens)
-        return map(Asked, *(column.tolist() for column in lengths))
-    probe = Drawn(scenario.workload, np.random.default_rng(0))
+    if lengths is not None:
+        return map(RequestSpec, *(column.tolist() for column in lengths[:3]))
+    probe = Sampler(scenario.workload, np.random.default_rng(0))
     return (probe.next(0) for _ in range(1000))
 
 
@@ -178,7 +177,7 @@ def _open(bench: Bench, load: Load) -> Generator[Event, Any, None]:
 
 def _stream(
     load: Load, rate: float, start: float, end: float, rng: np.random.Generator, source: Source
-) -> Iterator[tuple[float, Asked]]:
+) -> Iterator[tuple[float, RequestSpec]]:
     due = start
     while True:
         for gap in arrival_gaps(load.arrivals, rate, rng, 256).tolist():
@@ -188,9 +187,9 @@ def _stream(
             yield due, source.next(-1)
 
 
-def _trace(bench: Bench, load: Load, pairs: Pairs | None) -> Generator[Event, Any, None]:
+def _trace(bench: Bench, load: Load, lengths: RequestLengths | None) -> Generator[Event, Any, None]:
     clock = bench.clock
-    due = arrivals(bench.scenario.workload, pairs)
+    due = arrivals(bench.scenario.workload, lengths)
     end = float(due[-1])
     settled = min(load.settle, end / 2)
     if load.seconds is not None:

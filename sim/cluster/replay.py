@@ -16,13 +16,13 @@ import pandas as pd
 from simpy import Event
 
 from sim.cluster.clients import FOR_EVER, Patience
-from sim.cluster.synchroniser import Pace
+from sim.cluster.synchroniser import Synchroniser
 from sim.cluster.testbed import Bench
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.request import TIMEOUT
 from sim.model.run import Run, Rung
-from sim.model.workload import Asked
+from sim.model.workload import RequestSpec
 from sim.steptime.work import StepWork
 
 _TOGETHER = 0.005  # s: first tokens no further apart come from one prefill
@@ -36,14 +36,14 @@ class Recorded:
 
     def __init__(self, requests: pd.DataFrame, rng: np.random.Generator):
         asked = list(asked_of(requests))
-        self._of: dict[int, list[Asked]] = {}
+        self._of: dict[int, list[RequestSpec]] = {}
         for user, one in zip(requests["user"].tolist(), asked, strict=True):
             self._of.setdefault(user, []).append(one)
         for mine in self._of.values():
             mine.reverse()
         self._all, self._rng = asked, rng
 
-    def next(self, user: int) -> Asked:
+    def next(self, user: int) -> RequestSpec:
         """The lengths of this user's next request."""
         mine = self._of.get(user)
         return mine.pop() if mine else self._all[int(self._rng.integers(len(self._all)))]
@@ -53,8 +53,8 @@ def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
     """Simulate the ladder of a measured run. Rungs without a complete window are left out.
 
     Arrivals come at their recorded instants, and a late client's requests still count from when they were due. Users
-    come, and windows begin, at the recorded points of the server's round (`Pace`); windows are as long as the recorded
-    ones. Each segment of a resumed run begins anew. Clients give up after as long as the recorded ones did.
+    come, and windows begin, at the recorded points of the server's round (`Synchroniser`); windows are as long as the
+    recorded ones. Each segment of a resumed run begins anew. Clients give up after as long as the recorded ones did.
     Raises `NotEnoughData` if no rung was finished.
     """
     run = with_users(run)
@@ -78,19 +78,19 @@ def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
 
 def _climb(bench: Bench, ladder: Sequence[Rung], requests: pd.DataFrame) -> Generator[Event, Any, None]:
     """Climb a recorded ladder again: who came on each rung, and a window as long as the recorded one, if it has one."""
-    clock, pace = bench.clock, Pace(bench.clock, bench.clients, requests)
+    clock, synchroniser = bench.clock, Synchroniser(bench.clock, bench.clients, requests)
     begun = requests.groupby("user")["sent"].min()
     came = np.searchsorted([rung.start for rung in ladder[1:]], begun, side="right")
     for number, rung in enumerate(ladder):
-        yield from pace.reach(rung.start)
-        late = pace.late
+        yield from synchroniser.reach(rung.start)
+        late = synchroniser.late
         for user, sent in begun[came == number].items():
             clock.call(float(sent) + late, bench.clients.add_user, int(str(user)))
         if not rung.end > rung.settled:
             continue
-        yield from pace.reach(rung.settled)
+        yield from synchroniser.reach(rung.settled)
         settled, ramped = clock.now, rung.ramped + late
-        yield clock.at(rung.end + pace.late)
+        yield clock.at(rung.end + synchroniser.late)
         bench.rungs.append(replace(rung, start=rung.start + late, ramped=ramped, settled=settled, end=clock.now))
 
 
@@ -129,11 +129,11 @@ def lanes(sent: Sequence[float], ended: Sequence[float], users: int) -> list[int
     return lane
 
 
-def asked_of(requests: pd.DataFrame) -> Iterator[Asked]:
+def asked_of(requests: pd.DataFrame) -> Iterator[RequestSpec]:
     """What each request asked; one that did not end would have got all it asked for."""
     back = np.where(requests["status"] == "ok", requests["output_tokens"], requests["max_new_tokens"])
     columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
-    return map(Asked, *(column.tolist() for column in columns))
+    return map(RequestSpec, *(column.tolist() for column in columns))
 
 
 def patience_of(requests: pd.DataFrame) -> Patience:

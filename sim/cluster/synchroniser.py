@@ -24,7 +24,7 @@ ROUNDED = 2e-6  # s: more than files round times by
 _ROUNDS = 2  # an answer is waited for as long as this many took in the recording
 
 
-class Pace:
+class Synchroniser:
     """Follows the answers of a simulated ladder; `late` is how far it is behind, s (negative: ahead)."""
 
     def __init__(self, clock: Clock, clients: Clients, recorded: pd.DataFrame):

@@ -1,6 +1,6 @@
-"""What clients ask: how long their prompts and answers are, and when open-loop requests are due.
+"""The workload: lengths of prompts and answers, and gaps between arrivals in open loop.
 
-Everything here is drawn in blocks from a `numpy.random.Generator` that the caller owns.
+Everything is drawn in blocks from a `numpy.random.Generator` that the caller owns.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class RequestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Lengths by distribution, or pairs drawn from a file (`empirical`), or a file in order (`trace`)."""
+    """Lengths from distributions, from random rows of a file (`empirical`), or from a file in order (`trace`)."""
 
     prompt_tokens: int | Lengths | None = None
     output_tokens: int | Lengths | None = None
@@ -93,21 +93,21 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def source(self) -> RequestFile | None:
-        """The file that requests come from; None where lengths are distributions."""
+        """The file of requests; None where lengths are distributions."""
         given = self.trace if self.trace is not None else self.empirical
         return RequestFile(file=given) if isinstance(given, str) else given
 
 
-class Asked(NamedTuple):
-    """The lengths of one request, tokens: what is sent, what will come back, what budgets are charged."""
+class RequestSpec(NamedTuple):
+    """The lengths of one request, tokens: its prompt, its answer, and the most it may generate (charged to budgets)."""
 
     prompt_tokens: int
     output_tokens: int
     max_new_tokens: int
 
 
-class Pairs(NamedTuple):
-    """Requests of a file, in its order: lengths in tokens, and (for a trace) arrival times in s from the first."""
+class RequestLengths(NamedTuple):
+    """The requests of a file, one row each: lengths in tokens, and for a trace arrival times in s since the first."""
 
     prompt_tokens: Ints
     output_tokens: Ints
@@ -135,45 +135,51 @@ def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> In
 
 
 class Source(Protocol):
-    """Where the next request's lengths come from, for a given user."""
+    """Supplies the lengths of each request."""
 
-    def next(self, user: int) -> Asked:
-        """The lengths of this user's next request."""
+    def next(self, user: int) -> RequestSpec:
+        """The lengths of the user's next request."""
 
 
-class Drawn:
-    """Lengths drawn independently for every request, from a workload's distributions or its file's pairs.
+class Sampler:
+    """Draws lengths independently for every request, from a workload's distributions or rows of its file.
 
-    Of an answer that the workload only limits, giving one length where it could give two, the share `attained` comes
-    back. Lengths that somebody saw come back, or says will, are left alone.
+    Where the workload gives one length for an answer, that is its limit, and answers reach the share `attained` of it.
+    Where it gives both, `output_tokens` is taken as it is.
     """
 
     BLOCK = 1024
 
-    def __init__(self, workload: Workload, rng: np.random.Generator, pairs: Pairs | None = None, attained: float = 1.0):
-        self._workload, self._rng, self._pairs, self._attained = workload, rng, pairs, attained
-        self._block: list[Asked] = []
-        self._same: Asked | None = None
+    def __init__(
+        self, workload: Workload, rng: np.random.Generator, lengths: RequestLengths | None = None, attained: float = 1.0
+    ):
+        self._workload, self._rng, self._lengths, self._attained = workload, rng, lengths, attained
+        self._block: list[RequestSpec] = []
+        self._same: RequestSpec | None = None
         w = workload
-        if pairs is None and all(
+        if lengths is None and all(
             x is None or isinstance(x, int) for x in (w.prompt_tokens, w.output_tokens, w.max_new_tokens)
         ):
             self._same = self._draw(1)[0]
 
-    def next(self, user: int) -> Asked:
-        """The next request's lengths; `user` does not matter."""
+    def next(self, user: int) -> RequestSpec:
+        """See `Source.next`; all users are alike."""
         if self._same is not None:
             return self._same
         if not self._block:
             self._block = self._draw(self.BLOCK)[::-1]
         return self._block.pop()
 
-    def _draw(self, n: int) -> list[Asked]:
+    def _draw(self, n: int) -> list[RequestSpec]:
         w, rng = self._workload, self._rng
-        if self._pairs is not None:
-            at = rng.integers(0, len(self._pairs.prompt_tokens), n)
-            columns = (self._pairs.prompt_tokens[at], self._pairs.output_tokens[at], self._pairs.max_new_tokens[at])
-            return list(map(Asked, *(c.tolist() for c in columns)))
+        if self._lengths is not None:
+            at = rng.integers(0, len(self._lengths.prompt_tokens), n)
+            columns = (
+                self._lengths.prompt_tokens[at],
+                self._lengths.output_tokens[at],
+                self._lengths.max_new_tokens[at],
+            )
+            return list(map(RequestSpec, *(c.tolist() for c in columns)))
         assert w.prompt_tokens is not None
         prompt = draw_lengths(w.prompt_tokens, rng, n)
         charged = None if w.max_new_tokens is None else draw_lengths(w.max_new_tokens, rng, n)
@@ -183,22 +189,22 @@ class Drawn:
             charged = back
         if w.output_tokens is None or w.max_new_tokens is None:
             back = np.maximum(np.rint(back * self._attained).astype(np.int64), 1)
-        return list(map(Asked, prompt.tolist(), np.minimum(back, charged).tolist(), charged.tolist()))
+        return list(map(RequestSpec, prompt.tolist(), np.minimum(back, charged).tolist(), charged.tolist()))
 
 
-class InOrder:
-    """The requests of a file in its own order, whoever asks; it starts again when the file is exhausted."""
+class Trace:
+    """The requests of a file in order, whichever user asks; starts again at the end of the file."""
 
-    def __init__(self, pairs: Pairs):
-        columns = (pairs.prompt_tokens, pairs.output_tokens, pairs.max_new_tokens)
-        self._asked = list(map(Asked, *(c.tolist() for c in columns)))
+    def __init__(self, lengths: RequestLengths):
+        columns = (lengths.prompt_tokens, lengths.output_tokens, lengths.max_new_tokens)
+        self._specs = list(map(RequestSpec, *(c.tolist() for c in columns)))
         self._at = 0
 
-    def next(self, user: int) -> Asked:
-        """The next request's lengths; `user` does not matter."""
-        asked = self._asked[self._at % len(self._asked)]
+    def next(self, user: int) -> RequestSpec:
+        """See `Source.next`; all users are alike."""
+        spec = self._specs[self._at % len(self._specs)]
         self._at += 1
-        return asked
+        return spec
 
 
 def arrival_gaps(arrivals: str | Gamma, rate: float, rng: np.random.Generator, n: int) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from sim.model.files.records import RequestLine, read_lines
 from sim.model.files.rows import Rows, read_rows, under
 from sim.model.files.shape import nearest
 from sim.model.files.timestamps import has_zone, nanoseconds, number, unix_unit
-from sim.model.workload import MOST_TOKENS, UNITS, Pairs, RequestFile, Workload
+from sim.model.workload import MOST_TOKENS, UNITS, RequestFile, RequestLengths, Workload
 
 EXPECTED = "a CSV or JSON lines of lengths, or a run"
 COLUMNS = {
@@ -61,7 +61,7 @@ class _Requests:
     doubts: list[str] = field(default_factory=list)
 
 
-def read_pairs(workload: Workload) -> Pairs | None:
+def read_lengths(workload: Workload) -> RequestLengths | None:
     """The requests of the workload's file, or None if it names none; `max_new_tokens` of the workload is what all ask.
 
     Lengths in tokens, times in s from the first. Raises `BadInput` with the file's line.
@@ -96,22 +96,22 @@ def read_pairs(workload: Workload) -> Pairs | None:
             )
         order, times = _scaled(order, times[order] - times[order[0]], source, path)
         prompt, output, charged = (column[order] for column in (prompt, output, charged))
-    return Pairs(prompt, np.minimum(output, charged), charged, times, tuple(found.doubts))
+    return RequestLengths(prompt, np.minimum(output, charged), charged, times, tuple(found.doubts))
 
 
-def arrivals(workload: Workload, pairs: Pairs | None) -> NDArray[np.float64]:
+def arrivals(workload: Workload, lengths: RequestLengths | None) -> NDArray[np.float64]:
     """When a trace's requests arrive, s from its beginning, in order; `BadInput` where its file does not say."""
     source = workload.source
     path = source.file if source is not None else None
-    if pairs is None or pairs.times is None:
+    if lengths is None or lengths.times is None:
         names = ", ".join(COLUMNS["time"])
         message = (
             f"expected a workload.trace with arrival times: a column {names}, or what workload.trace.columns.time names"
         )
         raise BadInput(message, path=path, key="load.trace")
-    if not pairs.times[-1] > 0:
+    if not lengths.times[-1] > 0:
         raise BadInput("expected requests at several times", path=path, key="load.trace")
-    return pairs.times
+    return lengths.times
 
 
 def _read(path: Path, source: RequestFile) -> _Requests:

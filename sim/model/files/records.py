@@ -267,12 +267,12 @@ def check_known(record: dict[str, Any], shape: type[msgspec.Struct], fail: Fail,
 Look = tuple[float, dict[str, float]]  # at a server's counters: s since the run began, value by name
 
 
-def read_looks(file: Path) -> list[Look]:
-    """The looks that `server.jsonl` has, in order of time; none where there is no file.
+def read_scrapes(file: Path) -> list[Look]:
+    """The scrapes that `server.jsonl` has, in order of time; none where there is no file.
 
     What is torn, or has no time or no metrics, is left out: the rest still counts.
     """
-    looks = []
+    scrapes = []
     for line in file.read_bytes().splitlines() if file.exists() else []:
         try:
             record = msgspec.json.decode(line)
@@ -281,8 +281,8 @@ def read_looks(file: Path) -> list[Look]:
         if not isinstance(record, dict) or not isinstance(record.get("metrics"), dict) or not _number(record.get("t")):
             continue
         counters = {name: value for name, value in record["metrics"].items() if _number(value)}
-        looks.append((float(record["t"]), counters))
-    return sorted(looks, key=lambda look: look[0])
+        scrapes.append((float(record["t"]), counters))
+    return sorted(scrapes, key=lambda scrape: scrape[0])
 
 
 def _number(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A replayed ladder keeps pace with its recording by the server's round, not by the clock."""
+"""A replayed ladder is synchronised with its recording by the server's round, not by the clock."""
 
 from __future__ import annotations
 
