@@ -17,8 +17,8 @@ from measure.loadgen.messages import Report, boot_id
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file, write_file
 from sim.model.files.json_lines import Lines
-from sim.model.run import FORMAT
 from sim.model.scenario import Scenario, relocated
+from sim.run import FORMAT
 
 LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
 

@@ -14,7 +14,7 @@ from sim.model.text import printable
 from sim.terminal.console import Console
 
 if TYPE_CHECKING:
-    from sim.model.run import Run
+    from sim.run import Run
 
 KNOWN = 5.0  # s after which the speed so far says something
 EVERY = 3.0  # s between lines where there is no terminal
@@ -69,7 +69,7 @@ LARGE = 50_000_000  # bytes of requests whose reading takes seconds
 
 def read_aloud(path: Path) -> Run:
     """Read a run directory; of a large one, say how far that is."""
-    from sim.model.run import read_run
+    from sim.run import read_run
 
     if sum(file.stat().st_size for file in path.glob("requests*.jsonl*")) < LARGE:
         return read_run(path)

@@ -23,10 +23,10 @@ from sim.cluster.ladder import climb
 from sim.model.calibration import Calibration
 from sim.model.errors import UserError
 from sim.model.machine import Draw, Model, draw_model
-from sim.model.run import Run
 from sim.model.scenario import Scenario
 from sim.model.workload import RequestLengths
 from sim.results.curve import TAKEOFF_FACTOR
+from sim.run import Run
 
 T = TypeVar("T")
 _LOOK = 1.0  # s between looks at tasks under way

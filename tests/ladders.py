@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from measure.ladder.session import measure
-from sim.model.run import Run, read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
+from sim.run import Run, read_run
 
 
 def scenario(name: str = "small", prompt: int = 60, output: int = 20, **load: Any) -> Scenario:

@@ -13,11 +13,11 @@ from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.identity import Identity
 from sim.model.machine import Model
 from sim.model.request import Request
-from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.steps import Call
 from sim.model.workload import Lengths, Sampler, Workload
+from sim.run import Run, Rung
 from sim.steptime.linear import step_time
 
 # A server of about a quarter of the article's step times: the kind that the recorded router-http runs have.

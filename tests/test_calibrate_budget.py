@@ -13,8 +13,8 @@ from calibrate.schedule.rebuild import rebuild
 from calibrate.schedule.token_budget import Looks, fit_budget, known_budget, unseen
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import compare, forecast_run
-from sim.model.run import Run, read_run
 from sim.model.server import ServerConfig
+from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
 

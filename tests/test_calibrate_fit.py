@@ -17,8 +17,8 @@ from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Delay, Noise, read_calibration
 from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import write_file
-from sim.model.run import Run, read_run
 from sim.model.scenario import Machine
+from sim.run import Run, read_run
 from sim.steptime.linear import step_time
 
 DATA = Path(__file__).parent.parent / "data"

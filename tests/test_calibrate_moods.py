@@ -20,7 +20,7 @@ from calibrate.schedule.admission_timing import races
 from calibrate.schedule.rebuild import rebuild
 from calibrate.sources.streamed import candidates
 from sim.model.calibration import Noise
-from sim.model.run import Run, read_run
+from sim.run import Run, read_run
 from sim.steptime.linear import affine
 
 DATA = Path(__file__).parent.parent / "data"

@@ -13,7 +13,7 @@ from streams import TRUTH, lengths, observe
 from calibrate.regression.priors import FIXED_PART
 from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Noise
-from sim.model.run import read_run
+from sim.run import read_run
 from sim.steptime.linear import StepTime, step_time
 
 DATA = Path(__file__).parent.parent / "data"

@@ -11,7 +11,7 @@ from calibrate.regression.residuals import residuals
 from calibrate.schedule.rebuild import rebuild
 from calibrate.sources.streamed import calibrate_runs
 from sim.model.errors import NotEnoughData
-from sim.model.run import read_run
+from sim.run import read_run
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -14,8 +14,8 @@ from calibrate.schedule.cross_check import witness
 from calibrate.schedule.rebuild import rebuild
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
-from sim.model.run import Run, read_run
 from sim.model.server import ServerConfig
+from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = sorted(p.parent for p in DATA.glob("tgi-0.9.4-*/*/run.json"))

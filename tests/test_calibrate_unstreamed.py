@@ -12,7 +12,7 @@ from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import compare, forecast_run
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
-from sim.model.run import Run
+from sim.run import Run
 from sim.steptime.linear import step_time
 
 

@@ -13,9 +13,9 @@ import pytest
 from streams import lengths, observe
 
 from scenarios.cli.main import status
-from sim.model.run import Run
-from sim.model.run import write_run as write
 from sim.results.events import spread
+from sim.run import Run
+from sim.run import write_run as write
 
 Capture = pytest.CaptureFixture[str]
 

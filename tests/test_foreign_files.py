@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from scenarios.cli.main import status
-from sim.model.run import Run, read_run
 from sim.results.metrics import table
+from sim.run import Run, read_run
 
 SAMPLES = Path(__file__).parent / "samples" / "foreign"
 

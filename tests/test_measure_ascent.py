@@ -25,8 +25,8 @@ from measure.server.endpoint import Endpoint
 from measure.server.exposition import parse
 from scenarios.cli.main import FAILED, status
 from sim.model.errors import BadInput, UserError
-from sim.model.run import read_run
 from sim.model.scenario import Scenario
+from sim.run import read_run
 
 CHILD = """
 import json, sys

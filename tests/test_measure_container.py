@@ -23,10 +23,10 @@ from measure.ladder.session import measure
 from measure.server.docker import LABEL, CannotStart, arguments, engine, launched, leftovers
 from measure.server.doctor import diagnose
 from measure.server.tokenizer_patch import endless
-from sim.model.run import read_run
 from sim.model.scenario import Launch, Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Workload
+from sim.run import read_run
 
 SERVER = ServerConfig(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
 CHILD = """

@@ -20,9 +20,9 @@ from measure.loadgen.client import Client, Record, Stopwatch
 from measure.loadgen.prompts import generator
 from measure.server.endpoint import Endpoint
 from measure.server.health import Server, look
-from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
+from sim.run import read_run
 
 SCENARIO = Scenario(
     name="tiny",

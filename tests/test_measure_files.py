@@ -16,9 +16,9 @@ from measure.server.cross_check import by_metrics, by_streams, disagreements
 from measure.server.exposition import Exposition, parse
 from sim.model.errors import BadInput
 from sim.model.files.json_lines import Lines
-from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
+from sim.run import read_run
 
 SCENARIO = Scenario(
     name="j", workload=Workload(prompt_tokens=Lengths(uniform=(5, 9)), output_tokens=3), load=Load(users=[1])

@@ -23,9 +23,9 @@ from measure.deadline import Deadline
 from measure.ladder.generator import free_port
 from measure.ladder.session import measure
 from measure.server.endpoint import Answer, Endpoint
-from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Columns, Lengths, RequestFile, Workload, arrival_gaps
+from sim.run import read_run
 
 
 def test_a_ladder_is_a_run_that_agrees_with_the_server(

@@ -14,7 +14,7 @@ import pytest
 from scenarios.cli import ask, main
 from scenarios.cli.main import servecast, status
 from sim.model.errors import UserError
-from sim.model.run import read_run
+from sim.run import read_run
 
 SERVECAST = [sys.executable, "-m", "scenarios"]
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]

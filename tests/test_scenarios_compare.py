@@ -20,10 +20,10 @@ from scenarios.compare.two import compare_runs
 from scenarios.forecast.warnings import beyond, misfits
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
-from sim.model.run import Run, read_run
 from sim.model.scenario import Machine
 from sim.results import metrics
 from sim.results.gaps import gaps
+from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
 

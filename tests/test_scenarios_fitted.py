@@ -9,7 +9,7 @@ import pytest
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.training_rungs import fitted_rungs
-from sim.model.run import Run, read_run
+from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -21,8 +21,8 @@ from scenarios.importers.detect import import_results
 from sim.cluster.replay import lanes
 from sim.model.assume import taken_as
 from sim.model.errors import BadInput
-from sim.model.run import read_run, write_run
 from sim.results.metrics import table
+from sim.run import read_run, write_run
 
 SAMPLES = Path(__file__).parent / "samples"
 NUMBER = r"([\d.,]+)"

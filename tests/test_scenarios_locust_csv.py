@@ -9,8 +9,8 @@ import pytest
 from test_scenarios_foreign import SAMPLES, saved
 
 from scenarios.importers.detect import import_results
-from sim.model.run import Run
 from sim.results.metrics import table
+from sim.run import Run
 
 
 def test_rows_of_locust_agree_with_its_own_sums() -> None:

@@ -29,8 +29,8 @@ from scenarios.report import overlays, plots
 from scenarios.report.figure import panels, row
 from scenarios.report.page import page, read_item
 from sim.model.errors import BadInput
-from sim.model.run import Run, write_run
 from sim.results import metrics
+from sim.run import Run, write_run
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from sim.model.calibration import Calibration, Parameter, Source, read_calibration
 from sim.model.errors import BadInput
-from sim.model.run import read_run
+from sim.run import read_run
 
 GOOD = Calibration(
     source=Source(door="assumed"),

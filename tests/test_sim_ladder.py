@@ -16,11 +16,11 @@ from sim.cluster.testbed import Bench
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.errors import BadInput, CannotFit
 from sim.model.machine import Model
-from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, RequestLengths, Sampler, Workload
 from sim.results import metrics
+from sim.run import Run, Rung
 from sim.steptime.linear import affine
 
 SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)

@@ -19,13 +19,13 @@ from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.requests import REQUEST_COLUMNS
-from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.steps import Call
 from sim.model.workload import Lengths, Workload
 from sim.results import metrics
 from sim.results.gaps import FEW, Gaps, gaps, weighted_quantiles
+from sim.run import Run, Rung
 from sim.steptime.linear import affine
 
 

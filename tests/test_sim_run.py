@@ -19,11 +19,11 @@ from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
 from sim.model.machine import Model
-from sim.model.run import Run, read_run, write_run
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, Workload
 from sim.results import metrics
+from sim.run import Run, read_run, write_run
 from sim.steptime.linear import affine
 
 SCENARIO = Scenario(

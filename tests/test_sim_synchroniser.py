@@ -12,10 +12,10 @@ import pytest
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
 from sim.model.machine import Model
-from sim.model.run import Run, read_run, write_run
 from sim.model.scenario import Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, Workload
+from sim.run import Run, read_run, write_run
 from sim.steptime.linear import affine
 
 SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)

@@ -15,7 +15,7 @@ from scenarios.forecast.size import check_size
 from scenarios.load.scenario import load
 from sim import replicate
 from sim.model.calibration import read_calibration
-from sim.model.run import read_run
+from sim.run import read_run
 
 TOO_LARGE = {
     "users": (["load.users=[1,1000000000]"], [], "standin: load.users: expected a simulation that can run here: 1,000"),

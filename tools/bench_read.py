@@ -55,7 +55,7 @@ def write(path: Path, requests: int, tokens: int) -> None:
 
 def read(path: Path) -> None:
     """Read it here, and print what that took."""
-    from sim.model.run import read_run
+    from sim.run import read_run
 
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     run = read_run(path)

@@ -27,9 +27,9 @@ from calibrate.next_measurement import DRAWS, Advice, Question, advise, candidat
 from calibrate.sources.streamed import calibrate_runs
 from measure.ladder.session import measure
 from scenarios.load.scenario import load
-from sim.model.run import Run, read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
+from sim.run import Run, read_run
 
 KNOWN = Workload(prompt_tokens=100, output_tokens=60)
 KNOWN_USERS = [1, 2]

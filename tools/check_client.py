@@ -37,9 +37,9 @@ from calibrate.sources.streamed import calibrate_runs
 from measure.ladder.rung import CANARY_LIMITED
 from measure.ladder.session import measure
 from sim.model.calibration import Calibration, Parameter, Source
-from sim.model.run import Run, read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
+from sim.run import Run, read_run
 from sim.steptime.linear import step_time
 
 USERS = [1, 2, 4]

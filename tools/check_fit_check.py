@@ -32,9 +32,9 @@ from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.fit_check import check_runs
 from sim.model.calibration import FitCheck, Noise
 from sim.model.errors import UserError
-from sim.model.run import Run
 from sim.model.server import ServerConfig
 from sim.replicate import processes
+from sim.run import Run
 
 LADDERS = (  # lengths, users, s of a rung
     (lengths(1500, 100), [1, 2, 4, 8, 16, 32], 14.0),

@@ -26,9 +26,9 @@ from validate import COVERAGE, DATA, FAMILIES, GOALS, MEANS, SHOWN, Goal
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import forecast_run
 from sim.model.calibration import Calibration
-from sim.model.run import Run, read_run
 from sim.replicate import processes
 from sim.results.curve import band
+from sim.run import Run, read_run
 
 Floats = NDArray[np.float64]
 

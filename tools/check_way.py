@@ -21,7 +21,7 @@ from calibrate.regression.variance_components import fit_moods
 from calibrate.schedule.admission_timing import LAPSES, WAY_OF_A_DAY, races, standing
 from calibrate.schedule.rebuild import rebuild
 from calibrate.sources.streamed import candidates
-from sim.model.run import read_run
+from sim.run import read_run
 
 Floats = NDArray[np.float64]
 

@@ -27,8 +27,8 @@ from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.comparison import Row
 from scenarios.compare.goals import FLASH, PADDED, Goal
 from scenarios.compare.run_with_model import compare, forecast_run
-from sim.model.run import Run, read_run
 from sim.replicate import processes
+from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
 

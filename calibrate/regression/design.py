@@ -18,8 +18,8 @@ from calibrate.schedule.network_latency import way_between
 from calibrate.schedule.rebuild import Schedule
 from calibrate.schedule.usable import usable_steps
 from sim.model.errors import NotEnoughData
-from sim.model.run import Run
 from sim.model.server import ServerConfig
+from sim.run import Run
 from sim.steptime.linear import LEVEL
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,7 @@ import numpy as np
 
 from calibrate.regression.design import Rows
 from calibrate.regression.fit import Regression, usualness
-from sim.model.run import Run
+from sim.run import Run
 
 PREFILL = {"a0", "a1", "a2", "a3"}
 HARDLY_APART = 0.95  # correlation of two of a prefill's costs, from which on that is said: of any mix of prompts 0.9

@@ -14,7 +14,7 @@ import pandas as pd
 from calibrate.regression.design import rows_of
 from calibrate.schedule.rebuild import rebuild
 from sim.model.calibration import Calibration
-from sim.model.run import Run
+from sim.run import Run
 from sim.steptime.linear import step_time
 
 

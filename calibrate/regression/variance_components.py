@@ -20,7 +20,7 @@ from calibrate.regression.design import BLOCK_SECONDS, Rows
 from calibrate.regression.fit import Regression, design
 from calibrate.regression.random_effects import Moods
 from sim.model.calibration import MOST_SKEWED
-from sim.model.run import Run
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from calibrate.schedule.rebuild import Schedule
-from sim.model.run import Run
 from sim.model.server import BLOCK, VALIDATION_WORKERS
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.model.request import BROKEN
-from sim.model.run import Run
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 _FEW = 0.01  # share of the requests up to which lost ones are not worth a word

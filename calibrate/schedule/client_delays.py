@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 from calibrate.schedule.admission_timing import UPLINK_SPREAD
 from calibrate.schedule.rebuild import Schedule
 from sim.model.calibration import Clocks, Delay
-from sim.model.run import Run
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from calibrate.schedule.rebuild import Schedule
 from sim.model.files.records import Look, read_scrapes
-from sim.model.run import Run
+from sim.run import Run
 
 AGREE = 0.05  # relative; edges cut a step or two off either side
 BESIDE = {"prefill": 0.006, "decode": 0.0}  # s: the way to an idle server, and what is dropped before a prefill

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.schedule.rebuild import Schedule
-from sim.model.run import Run
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 

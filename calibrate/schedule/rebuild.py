@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from calibrate.schedule.checks import absent, coalesced, hidden, lost, unstreamed
 from calibrate.schedule.step_table import medians, tally
 from sim.model.errors import NotEnoughData
-from sim.model.run import Run
 from sim.results.events import merged
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

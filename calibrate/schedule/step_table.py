@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.model.run import Run
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

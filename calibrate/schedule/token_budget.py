@@ -21,8 +21,8 @@ from calibrate.schedule.step_table import ON_THE_WAY
 from sim.engines.tgi_0_9_4 import Batch, Entry
 from sim.model.calibration import Parameter
 from sim.model.request import Request
-from sim.model.run import Run
 from sim.model.server import BLOCK, ServerConfig, ceil_block
+from sim.run import Run
 
 MEANING = "tokens all running requests may hold"
 

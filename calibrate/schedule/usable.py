@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.model.run import Run, Rung
+from sim.run import Run, Rung
 
 _CALM = 0.25  # share of the steps that busy rungs must leave, or they are used too
 _LOADS = 2  # loads that must be left

@@ -20,12 +20,12 @@ from sim.cluster.ladder import climb
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput
 from sim.model.machine import Model
-from sim.model.run import Run
 from sim.model.scenario import Figure, Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Workload
 from sim.results import rates
 from sim.results.curve import plateau, takeoff
+from sim.run import Run
 from sim.steptime.linear import step_time
 
 Floats = NDArray[np.float64]

@@ -26,9 +26,9 @@ from sim.cluster.replay import replay
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
-from sim.model.run import Run
 from sim.model.server import Bounds, ServerConfig, ceil_block
 from sim.results import metrics
+from sim.run import Run
 from sim.steptime.linear import step_time
 
 Floats = NDArray[np.float64]

@@ -35,8 +35,8 @@ from calibrate.sources.latency_only import fit_unstreamed
 from sim.model.calibration import Calibration, Residual, Source, SourceFile
 from sim.model.errors import NotEnoughData
 from sim.model.identity import Identity, named
-from sim.model.run import Run
 from sim.results.events import tokens_per_event
+from sim.run import Run
 from sim.steptime.linear import LEVEL, MEANING
 
 Floats = NDArray[np.float64]

@@ -21,10 +21,10 @@ from measure.server.endpoint import Endpoint
 from measure.server.scrape import Scraper
 from sim.model.errors import UserError
 from sim.model.files.lengths import arrivals
-from sim.model.run import read_run
 from sim.model.scenario import Scenario
 from sim.model.warning import folded
 from sim.model.workload import RequestLengths
+from sim.run import read_run
 
 LEAD_SECONDS = 0.1  # orders reach the workers before they take effect
 WARM_REQUESTS = 2

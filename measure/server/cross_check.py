@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.model.files.records import read_scrapes
-from sim.model.run import Run
+from sim.run import Run
 
 AGREE = 0.05  # relative
 FEWEST = 50  # steps in a window, below which its edges matter more than its middle

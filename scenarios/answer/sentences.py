@@ -16,8 +16,8 @@ from scenarios.compare.comparison import Comparison
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, Row, named
 from scenarios.forecast.slo import KEPT, said
-from sim.model.run import Run, Rung
 from sim.results import metrics
+from sim.run import Run, Rung
 
 WHAT = {"e2e": "E2E", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT"}
 

@@ -296,7 +296,7 @@ def _write(folder: Path, forecast: Forecast, calibration: Calibration, seed: int
     from scenarios.forecast.forecast import write_forecast
     from scenarios.forecast.simulate import central_run
     from sim.model.flags import SCENARIO
-    from sim.model.run import write_run
+    from sim.run import write_run
 
     written = [name for name, flag in forecast.flags.items() if flag.source == SCENARIO]
     scenario = msgspec.structs.replace(forecast.scenario, written=written)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from scenarios.compare.comparison import Comparison
     from scenarios.progress import Commentary
-    from sim.model.run import Run
+    from sim.run import Run
 
 here = click.Path(path_type=Path)
 
@@ -160,7 +160,7 @@ def _compare(
     from scenarios.progress import read_aloud
     from scenarios.report.page import read_item
     from sim.model.calibration import check_suits, read_calibration
-    from sim.model.run import Run
+    from sim.run import Run
 
     if len(sources) == 2 and repeated:
         raise BadInput("expected only with one run: two are compared with each other", path="--repeat")
@@ -267,7 +267,7 @@ def report(sources: tuple[Path, ...], output: Path, force: bool, title: str) -> 
     """
     from scenarios.forecast.forecast import Forecast
     from scenarios.report.page import page, read_item
-    from sim.model.run import read_run
+    from sim.run import read_run
 
     check_output(output, REPORT, inputs=sources, force=force)
     items = [read_item(path) for path in sources]

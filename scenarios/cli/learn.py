@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from calibrate.next_measurement import Question
     from sim.model.calibration import Calibration
-    from sim.model.run import Run
+    from sim.run import Run
 
 
 @command("servecast calibrate run-a run-b -o calibration.json")

@@ -37,8 +37,8 @@ from scenarios.cli.output import (
 from sim.model.errors import BadInput
 
 if TYPE_CHECKING:
-    from sim.model.run import Run
     from sim.model.scenario import Scenario
+    from sim.run import Run
 
 here = click.Path(path_type=Path)
 processes_option = click.option(
@@ -144,7 +144,7 @@ def take(file: Path, output: Path) -> None:
     JmeterListener). What they do not say is said on stderr, and in the run. The load is what the requests show.
     """
     from scenarios.importers.detect import import_results
-    from sim.model.run import write_run
+    from sim.run import write_run
 
     check_run(output, inputs=[file])
     run = import_results(file)

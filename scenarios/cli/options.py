@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from scenarios.progress import Commentary
-    from sim.model.run import Run
     from sim.model.scenario import Scenario
+    from sim.run import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,10 +17,10 @@ from sim.cluster.replay import replay, with_users
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Draw, draw_model
-from sim.model.run import Run, Rung
 from sim.results.curve import band
 from sim.results.events import alike, tokens_per_event
 from sim.results.gaps import gaps
+from sim.run import Run, Rung
 
 REPLAYS = 19  # their least and largest are the 5 % and 95 % quantiles of `weibull`
 SHARES = (0.001, 0.005, 0.01, *(k / 50 for k in range(1, 50)), 0.99, 0.995, 0.999)

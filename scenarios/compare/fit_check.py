@@ -35,10 +35,10 @@ from scenarios.compare.repeatability import relative
 from scenarios.compare.run_with_model import replays
 from scenarios.load.checks import RATES
 from sim.model.calibration import Calibration, Checked, FitCheck
-from sim.model.run import Run
 from sim.model.scenario import Scenario
 from sim.results import metrics
 from sim.results.curve import band
+from sim.run import Run
 
 Floats = NDArray[np.float64]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from scenarios.progress import read_aloud
-from sim.model.run import Run
 from sim.results import metrics
+from sim.run import Run
 
 
 def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:

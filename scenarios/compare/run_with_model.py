@@ -25,10 +25,10 @@ from sim.cluster.replay import replay, with_users
 from sim.model.calibration import Calibration, check_suits
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Draw, draw_model
-from sim.model.run import Run
 from sim.results import metrics
 from sim.results.curve import band
 from sim.results.events import alike, between_events, tokens_per_event
+from sim.run import Run
 
 REPLICATES = 99  # the least at which 5 % and 95 % quantiles of `weibull` lie within the sample with room to spare
 

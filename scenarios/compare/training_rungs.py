@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from sim.model.calibration import Calibration, SourceFile
-from sim.model.run import Run
+from sim.run import Run
 
 
 def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:

@@ -17,10 +17,10 @@ from scenarios.forecast.forecast import Row as ForecastRow
 from sim.cluster.replay import with_users
 from sim.model.errors import BadInput, NotEnoughData
 from sim.model.identity import check_engine, named
-from sim.model.run import Run
 from sim.model.scenario import Scenario
 from sim.results import metrics, rates
 from sim.results.events import alike, tokens_per_event
+from sim.run import Run
 
 
 def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:

@@ -14,9 +14,9 @@ from sim.cluster.replay import asked_of
 from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
 from sim.model.files.lengths import read_lengths
-from sim.model.run import Run
 from sim.model.scenario import Scenario
 from sim.model.workload import RequestLengths, Workload
+from sim.run import Run
 
 BEYOND = 1.5  # without a question: the load half as high again as the highest that was measured
 SHOWN = 3

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.model.run import Run, Rung
 from sim.model.server import ServerConfig, ceil_block
 from sim.model.steps import DECODE, PREFILL
 from sim.replicate import Task, finished
 from sim.results import metrics, rates
+from sim.run import Run, Rung
 
 Bools = NDArray[np.bool_]
 COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")

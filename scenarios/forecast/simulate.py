@@ -40,11 +40,11 @@ from sim.model.calibration import Calibration, check_suits
 from sim.model.files.lengths import read_lengths
 from sim.model.flags import Flag, unwritten
 from sim.model.machine import draw_model
-from sim.model.run import Run
 from sim.model.scenario import Figure, Scenario
 from sim.model.workload import Workload
 from sim.replicate import Task, each_done
 from sim.results import curve, rates
+from sim.run import Run
 
 REPLICATES = 99
 METRICS = (

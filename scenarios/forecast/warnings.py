@@ -11,12 +11,12 @@ from scenarios.compare.modes import humps
 from scenarios.forecast.forecast import Promise, named, unit_of
 from sim.model.calibration import Calibration
 from sim.model.request import BROKEN
-from sim.model.run import Run
 from sim.model.scenario import Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import RequestLengths
 from sim.results import metrics
 from sim.results.rates import growing
+from sim.run import Run
 
 FEW = 200  # answers in a window, of which ten lie beyond its p95
 NOTED = 0.01  # share of the requests from which on that is said

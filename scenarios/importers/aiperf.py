@@ -30,8 +30,8 @@ from scenarios.importers.results import INSTANT, NOTHING, Answer, Floats, Stretc
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
 from sim.model.request import ABORTED, OK
-from sim.model.run import Run
 from sim.model.workload import MOST_TOKENS
+from sim.run import Run
 
 SUMMARY = "profile_export_aiperf.json"
 RECORDS = "profile_export.jsonl"

@@ -18,7 +18,7 @@ from scenarios.importers import aiperf, genai_perf, guidellm, inference_perf, lo
 from scenarios.importers.results import has
 from sim.model.errors import BadInput
 from sim.model.files.rows import read_text
-from sim.model.run import Run
+from sim.run import Run
 
 KNOWN = (
     "expected guidellm's JSON report, what `vllm bench serve --save-result --save-detailed` or sglang's bench_serving "

@@ -23,7 +23,7 @@ from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, has, understood
 from sim.model.errors import BadInput
 from sim.model.request import OK
-from sim.model.run import Run
+from sim.run import Run
 
 
 class _Request(msgspec.Struct):

@@ -23,7 +23,7 @@ from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, has, understood
 from sim.model.errors import BadInput
 from sim.model.request import ABORTED, OK
-from sim.model.run import Run
+from sim.run import Run
 
 ARRIVALS = {"constant": "constant", "async": "constant", "poisson": "poisson"}
 CLOCK = 1e9  # s: what is less is no unix time (2001 and later), but an offset that 0.8.1 forgot to add a start to

@@ -21,7 +21,7 @@ import numpy as np
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, Answer, Floats, Stretch, assemble, has, understood
 from sim.model.request import OK
-from sim.model.run import Run
+from sim.run import Run
 
 
 class _Usage(msgspec.Struct):

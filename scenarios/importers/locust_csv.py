@@ -28,8 +28,8 @@ from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, mome
 from sim.model.errors import BadInput
 from sim.model.files.rows import delimiter_of
 from sim.model.requests import REQUEST_COLUMNS
-from sim.model.run import Run, Rung
 from sim.model.scenario import Figure, Load, Scenario
+from sim.run import Run, Rung
 
 HISTORY = (
     *("Timestamp", "User Count", "Name"),

@@ -27,11 +27,11 @@ from sim.model.errors import BadInput
 from sim.model.files.records import CLOCKS
 from sim.model.request import ABORTED, OK
 from sim.model.requests import REQUEST_COLUMNS
-from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario
 from sim.model.text import shortened_name
 from sim.model.workload import MOST_TOKENS, Gamma
 from sim.results.events import spread
+from sim.run import Run, Rung
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

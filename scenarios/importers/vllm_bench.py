@@ -30,7 +30,7 @@ from scenarios.importers import observed
 from scenarios.importers.failures import last_line, status_of_text
 from scenarios.importers.results import INSTANT, Answer, Ints, Stretch, assemble, has, understood
 from sim.model.errors import BadInput
-from sim.model.run import Run
+from sim.run import Run
 
 
 class _Result(msgspec.Struct):

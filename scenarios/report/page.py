@@ -27,10 +27,10 @@ from scenarios.report.sections import Section, grid, mark, of_comparison, of_fla
 from sim.cluster.replay import with_users
 from sim.model.errors import BadInput
 from sim.model.files.document import Document
-from sim.model.run import Run
 from sim.model.text import escaped
 from sim.model.warning import SHOWN, ranked
 from sim.results import rates
+from sim.run import Run
 
 CURVES = tables.LATENCY + tables.RATES + tables.STEPS
 

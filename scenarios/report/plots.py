@@ -26,7 +26,7 @@ from scenarios.report.figure import (
     svg,
     whole,
 )
-from sim.model.run import Run
+from sim.run import Run
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, GREY, "#7c3aed", "#0e7490", "#a16207", "#be185d")
 SHARED, SHARES = ("prefill", "decode", "idle"), (ORANGE, BLUE, "#e5e7eb")  # of the server's time

@@ -19,9 +19,9 @@ from scenarios.report import overlays, plots
 from scenarios.report.figure import Drawing, panels
 from sim.model.flags import WORDS, Flag, plain_flag
 from sim.model.identity import named as named_engine
-from sim.model.run import Run
 from sim.results import metrics
 from sim.results.events import between_events
+from sim.run import Run
 
 Section = dict[str, Any]
 NARROW = (4.2, 5.6)  # inches: a picture for a telephone

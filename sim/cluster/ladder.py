@@ -17,10 +17,10 @@ from sim.model.errors import BadInput
 from sim.model.files.lengths import arrivals
 from sim.model.machine import Model
 from sim.model.request import OK, Request
-from sim.model.run import Run, Rung
 from sim.model.scenario import Load, Scenario, least_completions
 from sim.model.server import ServerConfig
 from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
+from sim.run import Run, Rung
 
 TOLD = 50  # times that a rung of its usual length tells how far it is
 MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it waited for, and ends after its last

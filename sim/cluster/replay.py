@@ -21,8 +21,8 @@ from sim.cluster.testbed import Bench
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.request import TIMEOUT
-from sim.model.run import Run, Rung
 from sim.model.workload import RequestSpec
+from sim.run import Run, Rung
 from sim.steptime.work import StepWork
 
 _TOGETHER = 0.005  # s: first tokens no further apart come from one prefill

@@ -14,10 +14,10 @@ from sim.engines.tgi_0_9_4 import Engine
 from sim.model.errors import BadInput
 from sim.model.identity import identity
 from sim.model.machine import Model
-from sim.model.run import Run, Rung
 from sim.model.scenario import Scenario
 from sim.model.steps import Call
 from sim.model.workload import Source
+from sim.run import Run, Rung
 from sim.steptime.noise import Noise
 
 

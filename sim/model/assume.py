@@ -7,9 +7,9 @@ from dataclasses import replace
 import msgspec
 
 from sim.model.flags import SCENARIO, told_by
-from sim.model.run import Run
 from sim.model.scenario import Scenario
 from sim.model.server import ServerConfig, ceil_block
+from sim.run import Run
 
 
 def taken_as(run: Run, engine: str, like: Scenario | None = None) -> Run:

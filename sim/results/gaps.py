@@ -16,9 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.model.request import OK
-from sim.model.run import Run
 from sim.model.steps import DECODE, PREFILL
 from sim.results.events import event_times
+from sim.run import Run
 from sim.steptime.segment import Segment
 
 Floats = NDArray[np.float64]

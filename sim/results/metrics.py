@@ -14,9 +14,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.model.errors import NotEnoughData
-from sim.model.run import Run, Rung
 from sim.model.steps import DECODE, PREFILL
 from sim.results.gaps import gaps, weighted_quantiles
+from sim.run import Run, Rung
 
 Floats = NDArray[np.float64]
 

@@ -24,8 +24,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.model.request import ABORTED, OK
-from sim.model.run import Run, Rung
 from sim.results import metrics
+from sim.run import Run, Rung
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
