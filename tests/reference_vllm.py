@@ -107,6 +107,7 @@ class Reference:
         self.watermark = int(config["watermark"] * config["num_gpu_blocks"]) if version > (0, 20, 2) else 0
         self.cap_spares_the_lone = version > (0, 25, 1)
         self.unfindable_first = version > (0, 17, 1)  # blocks without a cache entry are reused first
+        self.delivers_to_preempted = version > (0, 25, 1)  # the token of the step under way when it was preempted
         self.skips_long_prompts = version <= (0, 11, 2)  # chunking off: the next may go where one is too long
         self.free = [Block() for _ in range(config["num_gpu_blocks"] - 1)]  # one is never used
         self.usable = list(self.free)
@@ -265,6 +266,8 @@ class Reference:
         for row in step.rows:
             job = row.job
             if job.where == "ended" or not row.samples:
+                continue
+            if row.preemptions != job.preemptions and not self.delivers_to_preempted:
                 continue
             job.received += 1
             job.token_times.append(self.now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 from schedule_vllm import (
     Arrival,
@@ -92,7 +92,6 @@ worlds = st.builds(world, st.integers(0, 2**40), st.integers(1, 12))
 
 
 @given(worlds)
-@settings(max_examples=600)
 def test_every_step_is_the_reference_s(world: Recording) -> None:
     world = by_reference(world)
     begun = {row[0]: row[3] for step in reversed(world.steps) for row in reversed(step.batch)}
@@ -105,7 +104,6 @@ def test_every_step_is_the_reference_s(world: Recording) -> None:
 
 
 @given(worlds)
-@settings(max_examples=300)
 def test_many_steps_at_a_time_end_as_the_reference_does(world: Recording) -> None:
     world = by_reference(world)
     requests, replica = simulated(world)
@@ -121,7 +119,6 @@ def test_many_steps_at_a_time_end_as_the_reference_does(world: Recording) -> Non
 
 
 @given(worlds)
-@settings(max_examples=300)
 def test_laws(world: Recording) -> None:
     config, size = world.config, world.config["block_size"]
     arrivals = {a.uid: a for a in world.arrivals}
@@ -213,7 +210,6 @@ def run(world: Recording, seed: int | None, observe: bool) -> tuple[list[Request
 
 
 @given(worlds, st.sampled_from([None, 1, 2]))
-@settings(max_examples=300)
 def test_many_steps_at_a_time_are_the_same_as_one_by_one(world: Recording, seed: int | None) -> None:
     jumped, engine, told = run(world, seed, observe=False)
     stepped, reference, told_by_reference = run(world, seed, observe=True)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,13 @@ JUDGES = {
     "reference": "test_sim_reference",
     "schedules": "test_sim_schedules",
     "vllm": "test_engines_vllm",
+    "vllm worlds": "test_engines_vllm_worlds",
+}
+OF_TGI, OF_VLLM = list(JUDGES)[:4], list(JUDGES)[4:]
+JUDGES_OF = {  # a file that only one engine needs: any other is tried by all
+    "sim/engines/tgi_0_9_4.py": OF_TGI,
+    "sim/engines/vllm_v1.py": OF_VLLM,
+    "sim/engines/kv_cache.py": OF_VLLM,
 }
 
 MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the code must be there exactly once)
@@ -220,6 +228,9 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
 }
 
 
+MARKS = {True: "killed", False: ".", None: ""}  # None: not asked
+
+
 def judge(file: str, old: str, new: str) -> dict[str, bool] | None:
     """Which of `JUDGES` fail on the mutant; None if it cannot be planted."""
     source = (ROOT / file).read_text()
@@ -231,12 +242,12 @@ def judge(file: str, old: str, new: str) -> dict[str, bool] | None:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, tree / part)
         (tree / file).write_text(source.replace(old, new))
-        return failing(tree)
+        return failing(tree, JUDGES_OF.get(file, list(JUDGES)))
 
 
-def failing(tree: Path) -> dict[str, bool]:
-    """Which of `JUDGES` fail in the tree. All do on one that hangs; memory is limited."""
-    tests = [f"tests/{test}.py" for test in JUDGES.values()]
+def failing(tree: Path, judges: Iterable[str]) -> dict[str, bool]:
+    """Which of the judges fail in the tree. All do on one that hangs; memory is limited."""
+    tests = [f"tests/{JUDGES[judge]}.py" for judge in judges]
     options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
     not_about_sim = ["test_sim_laws.py::test_the_worlds_drawn", "test_sim_schedules.py::test_pytest_schedules"]
     options += [f"--deselect=tests/{test}" for test in not_about_sim]
@@ -245,24 +256,26 @@ def failing(tree: Path) -> dict[str, bool]:
     try:
         done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=90)
     except subprocess.TimeoutExpired:
-        return dict.fromkeys(JUDGES, True)
+        return dict.fromkeys(judges, True)
     if done.returncode not in (0, 1):
         raise RuntimeError(done.stdout + done.stderr)
     failed = re.findall(r"^(?:FAILED|ERROR) tests/(\w+)\.py", done.stdout, re.MULTILINE)
-    return {judge: test in failed for judge, test in JUDGES.items()}
+    return {judge: JUDGES[judge] in failed for judge in judges}
 
 
 def main() -> int:
     """Judge all mutants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("-k", metavar="TEXT", default="", help="only mutants with TEXT in their description")
+    parser.add_argument("-k", metavar="TEXT", default="", help="only mutants with TEXT in their description or file")
     args = parser.parse_args()
-    chosen = [(file, *mutant) for file, mutants in MUTANTS.items() for mutant in mutants if args.k in mutant[0]]
-    if any(failing(ROOT).values()):
-        print("the tests fail without any mutant: mend that first")
+    named = [(file, *mutant) for file, mutants in MUTANTS.items() for mutant in mutants]
+    chosen = [mutant for mutant in named if args.k in f"{mutant[0]}: {mutant[1]}"]
+    needed = {judge for file, *_ in chosen for judge in JUDGES_OF.get(file, JUDGES)}
+    if any(failing(ROOT, sorted(needed)).values()):
+        print("The tests fail without any mutant: fix that first.")
         return 1
-    print(f"{'':<62}" + "".join(f"{judge:>11}" for judge in JUDGES))
+    print(f"{'':<62}" + "".join(f"{judge:>12}" for judge in JUDGES))
     survivors, only = 0, dict.fromkeys(JUDGES, 0)
     with ThreadPoolExecutor(args.jobs) as pool:
         verdicts = pool.map(lambda mutant: judge(mutant[0], mutant[2], mutant[3]), chosen)
@@ -270,13 +283,13 @@ def main() -> int:
             name = f"{Path(file).stem}: {what}"
             if found is None:
                 survivors += 1
-                print(f"{name:<62}  cannot be planted: the code has changed", flush=True)
+                print(f"{name:<62}  ERROR: the code to replace is not there exactly once", flush=True)
                 continue
             killers = [judge for judge, failed in found.items() if failed]
             survivors += not killers
             if len(killers) == 1:
                 only[killers[0]] += 1
-            marks = "".join(f"{'killed' if found[judge] else '.':>11}" for judge in JUDGES)
+            marks = "".join(f"{MARKS[found.get(judge)]:>12}" for judge in JUDGES)
             print(f"{name:<62}{marks}{'' if killers else '  SURVIVED'}", flush=True)
     alone = ", ".join(f"{n} by the {judge} alone" for judge, n in only.items())
     print(f"{len(chosen) - survivors} of {len(chosen)} killed; {alone}")
