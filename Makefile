@@ -28,10 +28,10 @@ mutants: .venv/ready ## plant off-by-ones in batcher and replica; every one must
 	@$(BIN)/python tools/mutants.py
 
 validate: .venv/ready ## hold forecasts against the measured runs in data/, and fits against known truths
-	@failed=0; for program in check_fit check_bands validate check_floor; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
+	@failed=0; for program in check_fit check_bands validate check_irreducible; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
 
 recovery: .venv/ready ## calibrate made-up articles, and measure what is assumed: is the truth in the band as often as it should be?
-	@failed=0; for program in check_reading check_way check_published check_fit_check; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
+	@failed=0; for program in check_takeoff_readings check_network_latency check_published check_fit_check; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
 
 client: .venv/ready ## keep the load generator from its core: does what it sees of the stand-in shift the fitted step times?
 	@$(BIN)/python tools/check_client.py

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibrate.sources import published_priors
-from calibrate.sources.figures import Article, Profile, alone_terms
+from calibrate.sources.figures import FigureSimulator, Profile, single_user_terms
 from calibrate.sources.published import calibrate_published
 from sim.model.scenario import Figure, Scenario
 from sim.model.server import ServerConfig
@@ -54,7 +54,7 @@ def trial(number: int, seed: int, simulations: int, forecasts: int = FORECASTS) 
     figures = article(machine, factor, (seed, number))
     scenario = Scenario(name="made-up", server=SERVER, published=figures)
     fitted = calibrate_published(scenario, seed + number, simulations=simulations, draws=forecasts)
-    bench = Article((), SERVER, {})
+    bench = FigureSimulator((), SERVER, {})
 
     def reached(one: dict[str, float]) -> float:
         return plateau(rates.table(bench.climb(one, THIRD, TOP, (seed, number, 1)))).rps
@@ -78,10 +78,12 @@ def article(machine: dict[str, float], factor: float, seed: tuple[int, ...]) -> 
     """The four figures an article would print of this machine, rounded as that article rounds."""
     figures = []
     for of, decimals in ((LONG_PROMPTS, 1), (LONG_ANSWERS, 0)):
-        terms, clocks = alone_terms(of, np.array([machine["output_attained"]]))
+        terms, clocks = single_user_terms(of, np.array([machine["output_attained"]]))
         alone = clocks + sum(machine[name] * float(times[0]) for name, times in terms.items())
         figures.append(_printed(of, "e2e_mean", alone, decimals, users=1))
-    bench = Article(tuple(_printed(of, "rps_takeoff", 1.0, 1) for of in (LONG_PROMPTS, LONG_ANSWERS)), SERVER, {})
+    bench = FigureSimulator(
+        tuple(_printed(of, "rps_takeoff", 1.0, 1) for of in (LONG_PROMPTS, LONG_ANSWERS)), SERVER, {}
+    )
     for of, users in bench.ladders.items():
         table = rates.table(bench.climb(machine, of, users, (*seed, 0)))
         figures.append(_printed(of, "rps_takeoff", takeoff(table, factor).rps, 1))

@@ -86,7 +86,7 @@ def advise(
     executor: Executor | None = None,
 ) -> list[Advice]:
     """The candidates, the most useful first, at the cost of `TRUTHS * EACH` simulations of the question for each."""
-    now = known_to(calibration, question, seed=seed, executor=executor)
+    now = half_width(calibration, question, seed=seed, executor=executor)
     found = []
     for candidate in candidates:
         machines = _informed(calibration, question.scenario, candidate, seed)
@@ -96,17 +96,19 @@ def advise(
     return sorted(found, key=lambda advice: advice.after)
 
 
-def long_enough(
+def longer_window(
     advice: Advice, calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor | None = None
 ) -> Advice:
     """The same load over a window `LONGER` times as long where that is worth it: where the band left is a tenth
-    narrower. Moods are what a longer window averages; what they leave open it does not."""
+    narrower. RandomEffects are what a longer window averages; what they leave open it does not."""
     window = replace(advice.measurement, seconds=LONGER * advice.measurement.seconds)
     (longer,) = advise(calibration, question, [window], seed=seed, executor=executor)
     return longer if longer.after < WORTH * advice.after else advice
 
 
-def known_to(calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor | None = None) -> float:
+def half_width(
+    calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor | None = None
+) -> float:
     """The half-width of the question's 90 % band, relative, without the noise that no calibration takes away."""
     chosen = np.random.default_rng(seed).permutation(calibration.n_draws)[:DRAWS].tolist()
     machines = [_only(calibration, {name: x[draw] for name, x in calibration.draws.items()}) for draw in chosen]

@@ -11,20 +11,20 @@ import pytest
 from numpy.typing import NDArray
 from streams import SERVER, TRUTH, lengths, observe
 
-from calibrate.regression.design import BLOCK_SECONDS, WARMING, Rows, rows_of
+from calibrate.regression.design import BLOCK_SECONDS, COLD_CACHE, Rows, build_rows
 from calibrate.regression.equations import equations
 from calibrate.regression.fit import choose, design, regress
 from calibrate.regression.posterior import draw_coefficients
-from calibrate.regression.random_effects import STEADY, Moods
-from calibrate.regression.variance_components import fit_moods
-from calibrate.schedule.admission_timing import races
+from calibrate.regression.random_effects import NO_EFFECTS, RandomEffects
+from calibrate.regression.variance_components import fit_random_effects
+from calibrate.schedule.admission_timing import admission_timings
 from calibrate.schedule.rebuild import rebuild
-from calibrate.sources.streamed import calibrate_runs, candidates
+from calibrate.sources.streamed import calibrate_runs, candidate_forms
 from sim.model.calibration import Noise
 from sim.steptime.linear import step_time
 
-MOODS = Moods(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)
-CALM = Moods(drift=0.02, seconds=12.0, rung=0.01)
+MOODS = RandomEffects(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)
+CALM = RandomEffects(drift=0.02, seconds=12.0, rung=0.01)
 BLOCKS, EACH = 12, 7  # three rungs of four blocks, of seven steps each
 SIZE = BLOCKS * EACH
 
@@ -58,7 +58,7 @@ def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats, usual: Flo
     x, weight, supposed = columns()
     felt = supposed * np.where(rows.prefill, MOODS.prefill, 1.0)
     same_block, same_rung = (np.equal.outer(key, key) for key in (rows.block, rows.rung))
-    of_block, of_rung = MOODS.of_a_block(BLOCK_SECONDS), MOODS.of_a_rung(4 * BLOCK_SECONDS, 4)
+    of_block, of_rung = MOODS.block_sd(BLOCK_SECONDS), MOODS.rung_sd(4 * BLOCK_SECONDS, 4)
     covariance = np.outer(felt, felt) * (of_block**2 * same_block + of_rung**2 * same_rung)
     covariance = (covariance + np.diag(weight**-2)) / usual[rows.rung]
     inverse = np.linalg.inv(covariance[np.ix_(kept, kept)])
@@ -75,7 +75,7 @@ def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_
     counts = np.ones(BLOCKS)
     counts[left_out] = 0.0
     slower = np.random.default_rng(5).uniform(0.9, 1.1, (BLOCKS, 2))
-    gram, right = found.without_moods(counts, slower)
+    gram, right = found.reduced(counts, slower)
     seconds = rows.seconds * slower[rows.block, np.where(rows.prefill, 0, 1)]
     expected = written_out(rows, np.isin(rows.block, left_out, invert=True), seconds, one)
     assert gram == pytest.approx(expected[0], rel=1e-9)
@@ -84,7 +84,7 @@ def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_
 
 def test_a_steady_machine_leaves_least_squares(rows: Rows):
     x, weight, supposed = columns()
-    gram, right = equations(rows, x, weight, supposed, STEADY, np.ones(3)).without_moods(np.ones(BLOCKS))
+    gram, right = equations(rows, x, weight, supposed, NO_EFFECTS, np.ones(3)).reduced(np.ones(BLOCKS))
     assert gram == pytest.approx((x * weight[:, None] ** 2).T @ x)
     assert right == pytest.approx((x * weight[:, None] ** 2).T @ rows.seconds)
 
@@ -94,7 +94,7 @@ def test_the_mood_of_the_only_rung_is_the_machines_and_is_drawn_all_the_same(row
     alone = replace(rows, rung=np.zeros(SIZE, dtype=np.int64))
     calm = MOODS._replace(rung=0.0)
     found = [equations(alone, x, weight, supposed, moods, np.ones(1)) for moods in (MOODS, calm)]
-    moody, same = (of.without_moods(np.ones(BLOCKS)) for of in found)
+    moody, same = (of.reduced(np.ones(BLOCKS)) for of in found)
     assert moody[0] == pytest.approx(same[0]) and moody[1] == pytest.approx(same[1])
     assert found[0].of_rung[0] - found[1].of_rung[0] == pytest.approx(MOODS.rung**2)
 
@@ -103,12 +103,14 @@ def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_s
     """Ladders of two lengths, of which the shorter's loads all met a slow hour: between them context looks free."""
     runs = [observe([1, 4, 16], lengths(*of), seconds=20.0, seed=1).run for of in ((60, 200), (600, 200))]
     schedules = [rebuild(run) for run in runs]
-    rows = rows_of(runs, schedules)
+    rows = build_rows(runs, schedules)
     slow = replace(rows, seconds=rows.seconds * np.where(rows.run == 0, 1.08, 1.0))
-    form, raced = candidates(padded=False)[0], races(runs, schedules)
+    form, admissions = candidate_forms(padded=False)[0], admission_timings(runs, schedules)
     blurred, told = (
         dict(zip(fit.names, fit.coefficients, strict=True))
-        for fit in (regress(slow, form, raced, moods) for moods in (STEADY, Moods(drift=0.02, rung=0.06)))
+        for fit in (
+            regress(slow, form, admissions, moods) for moods in (NO_EFFECTS, RandomEffects(drift=0.02, rung=0.06))
+        )
     )
     assert told["b2"] == pytest.approx(TRUTH["b2"], rel=0.15)
     assert abs(blurred["b2"] / TRUTH["b2"] - 1) > 0.3
@@ -119,18 +121,18 @@ def test_caches_that_a_prefill_left_cold_do_not_make_context_look_free():
     padding = msgspec.structs.replace(SERVER, requires_padding=True)
     run = observe([1, 3, 6], lengths(300, 20), model="padded", truth=TRUTH | {"b2": 1e-5}, server=padding).run
     schedules = [rebuild(run)]
-    rows = rows_of([run], schedules)
+    rows = build_rows([run], schedules)
     cold = np.exp(-rows.table["since"].to_numpy() / 4.0) * ~rows.prefill
     rows = replace(rows, seconds=rows.seconds + 0.002 * cold)
-    with_it = candidates(padded=True)[0]
-    without = replace(with_it, terms=tuple(term for term in with_it.terms if term != WARMING))
-    told, blurred = (regress(rows, form, races([run], schedules), CALM) for form in (with_it, without))
+    with_it = candidate_forms(padded=True)[0]
+    without = replace(with_it, terms=tuple(term for term in with_it.terms if term != COLD_CACHE))
+    told, blurred = (regress(rows, form, admission_timings([run], schedules), CALM) for form in (with_it, without))
     context, looks = (float(fit.coefficients[fit.names.index("b2")]) for fit in (told, blurred))
     assert context == pytest.approx(1e-5, rel=0.3)
     assert looks < 0.5e-5
     decode = ~rows.prefill
     assert told.predicted[decode].sum() == pytest.approx(rows.seconds[decode].sum(), rel=0.01)
-    in_it = told.names.index(WARMING)
+    in_it = told.names.index(COLD_CACHE)
     assert told.coefficients[in_it] > 0.001
     columns = design(rows, with_it, told.names)
     assert columns[decode, in_it].sum() == pytest.approx(0.0, abs=1e-9)
@@ -150,9 +152,9 @@ def test_steps_that_all_follow_their_prefill_at_once_tell_nothing_of_caches():
 def test_a_calibration_is_fitted_with_the_moods_that_were_found():
     run = observe([1, 2, 4, 8], lengths((100, 1000), (20, 150)), noise=Noise(decode=[0.9, 1.1], drift=0.05)).run
     schedules = [rebuild(run)]
-    rows, raced = rows_of([run], schedules), races([run], schedules)
-    first, _ = choose(rows, candidates(padded=False), raced)
-    fit = regress(rows, first.form, raced, fit_moods(first, rows, [run]))
+    rows, admissions = build_rows([run], schedules), admission_timings([run], schedules)
+    first, _ = choose(rows, candidate_forms(padded=False), admissions)
+    fit = regress(rows, first.form, admissions, fit_random_effects(first, rows, [run]))
     b0 = first.names.index("b0")
     found = calibrate_runs([run]).values["b0"]
     assert found == pytest.approx(float(fit.coefficients[b0]), rel=1e-6)
@@ -164,10 +166,14 @@ def test_draws_are_as_wide_as_the_moods_of_other_days_would_have_it():
     noise = Noise(prefill=[0.95, 1.05], decode=[0.9, 1.0, 1.1])
     run = observe([1, 2, 4, 8, 16], lengths((100, 1000), (20, 150)), noise=noise).run
     schedules = [rebuild(run)]
-    rows, form, raced = rows_of([run], schedules), candidates(padded=False)[0], races([run], schedules)
-    moods, rng = Moods(rung=0.05, prefill=0.6), np.random.default_rng(9)
+    rows, form, admissions = (
+        build_rows([run], schedules),
+        candidate_forms(padded=False)[0],
+        admission_timings([run], schedules),
+    )
+    moods, rng = RandomEffects(rung=0.05, prefill=0.6), np.random.default_rng(9)
     days = [1 + moods.rung * rng.standard_normal(5)[rows.rung] * np.where(rows.prefill, 0.6, 1.0) for _ in range(40)]
-    fits = [regress(replace(rows, seconds=rows.seconds * day), form, raced, moods) for day in days]
+    fits = [regress(replace(rows, seconds=rows.seconds * day), form, admissions, moods) for day in days]
     matrix = design(rows, form, fits[0].names)
     mean_steps = np.array([matrix[rows.prefill].mean(axis=0), matrix[~rows.prefill].mean(axis=0)])
     apart = np.std([mean_steps @ fit.coefficients for fit in fits], axis=0)

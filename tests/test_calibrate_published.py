@@ -11,22 +11,22 @@ from scipy.stats import ks_2samp
 
 from calibrate.coverage import LONG_ANSWERS, LONG_PROMPTS, SERVER, trial
 from calibrate.sources import published_priors
-from calibrate.sources.constrained_prior import Space
-from calibrate.sources.diagnostics import misses
+from calibrate.sources.constrained_prior import ConstrainedPrior
+from calibrate.sources.diagnostics import deviation
 from calibrate.sources.figures import (
     FACTORS,
-    READING,
+    READ_OFF_ERROR,
     USERS,
-    Article,
+    FigureSimulator,
     Profile,
-    alone_terms,
-    is_alone,
-    log_fit,
+    is_single_user,
+    log_likelihood,
     profile,
     resolve,
+    single_user_terms,
     title,
 )
-from calibrate.sources.importance_sampling import search
+from calibrate.sources.importance_sampling import sample
 from calibrate.sources.published import calibrate_published
 from scenarios.load.scenario import load
 from sim.model.calibration import Calibration, read_calibration
@@ -83,22 +83,22 @@ def test_a_lone_user_by_arithmetic_is_a_lone_user_in_the_simulator():
     machine = {"a0": 0.03, "a1": 3e-4, "a2": 1e-8, "a3": 2e-3, "b0": 0.06, "b1": 4e-4, "b2": 2e-7, "b3": 3e-6}
     machine |= {"output_attained": 0.87, "max_batch_total_tokens": 30_000.0}
     for of in (LONG_PROMPTS, LONG_ANSWERS):
-        terms, clocks = alone_terms(of, np.array([0.87]))
+        terms, clocks = single_user_terms(of, np.array([0.87]))
         said = clocks + sum(machine[name] * times[0] for name, times in terms.items())
-        table = metrics.table(Article((), SERVER, {}).climb(machine, of, [1], (0,)))
+        table = metrics.table(FigureSimulator((), SERVER, {}).climb(machine, of, [1], (0,)))
         assert table["e2e_mean"].iloc[0] == pytest.approx(said, abs=2e-3)  # the way up takes 1 to 3 ms
 
 
 def test_machines_that_show_the_lone_user_figures_are_drawn_as_if_by_trial_and_error():
     """Solving for two coefficients must weigh a machine as drawing all of them and keeping the few that fit would."""
     rng = np.random.default_rng(2)
-    space = Space.of(ALONE, SERVER)
+    space = ConstrainedPrior.of(ALONE, SERVER)
     ours = space.values(space.draw(rng, 4000))
     drawn = {name: law.at(rng.standard_normal(1_500_000)) for name, law in published_priors.STEP_TIMES.items()}
     drawn["output_attained"] = published_priors.OUTPUT_ATTAINED.at(rng.standard_normal(1_500_000))
     fits = np.ones(1_500_000, dtype=bool)
     for f in ALONE:
-        terms, clocks = alone_terms(profile(f), drawn["output_attained"])
+        terms, clocks = single_user_terms(profile(f), drawn["output_attained"])
         fits &= np.abs(clocks + sum(drawn[name] * terms[name] for name in terms) - f.value) <= f.rounding
     assert fits.sum() > 1000
     for name in ("a1", "b0", "b1", "b3", "output_attained"):
@@ -110,8 +110,8 @@ def test_machines_that_show_the_lone_user_figures_are_drawn_as_if_by_trial_and_e
 
 def test_every_draw_shows_the_lone_user_figures_within_their_rounding(fitted):
     assert fitted.n_draws >= 99
-    for f in filter(is_alone, resolve(ARTICLE)):
-        terms, clocks = alone_terms(profile(f), np.array(fitted.draws["output_attained"]))
+    for f in filter(is_single_user, resolve(ARTICLE)):
+        terms, clocks = single_user_terms(profile(f), np.array(fitted.draws["output_attained"]))
         shown = clocks + sum(np.array(fitted.draws[name]) * times for name, times in terms.items())
         assert np.abs(shown - f.value).max() <= f.rounding * (1 + 1e-9)
 
@@ -119,10 +119,12 @@ def test_every_draw_shows_the_lone_user_figures_within_their_rounding(fitted):
 def test_the_central_draw_shows_all_four_figures(fitted):
     """Within 5 % or their rounding, when the central machine climbs the article's ladders."""
     for f in resolve(ARTICLE):
-        table = metrics.table(Article((), ARTICLE.server, {}).climb(fitted.values, profile(f), USERS[:-1], (3,)))
+        table = metrics.table(
+            FigureSimulator((), ARTICLE.server, {}).climb(fitted.values, profile(f), USERS[:-1], (3,))
+        )
         factor = fitted.values["takeoff_factor"]
-        shown = table["e2e_mean"].iloc[0] if is_alone(f) else takeoff(table, factor).rps
-        assert misses(f, np.array([shown]))[0] <= 1.02, title(f)  # other seeds, other delays
+        shown = table["e2e_mean"].iloc[0] if is_single_user(f) else takeoff(table, factor).rps
+        assert deviation(f, np.array([shown]))[0] <= 1.02, title(f)  # other seeds, other delays
     assert not any("hold together" in doubt for doubt in fitted.doubts)
 
 
@@ -194,7 +196,7 @@ def test_a_third_lone_user_is_simulated_like_any_figure():
 def test_a_printed_figure_is_anything_within_its_rounding():
     f = figure("rps_takeoff", 1.0, 0.05)
     x = np.array([0.5, 0.9, 0.96, 1.0, 1.04, 1.1, 1.5, 90.0, np.nan])
-    logs = log_fit([f], np.broadcast_to(x[:, None, None], (9, 1, len(FACTORS))))[:, 0]
+    logs = log_likelihood([f], np.broadcast_to(x[:, None, None], (9, 1, len(FACTORS))))[:, 0]
     assert np.isfinite(logs).all()
     assert logs[3] == logs.max()
     assert logs[2] == pytest.approx(logs[4])
@@ -219,16 +221,16 @@ def test_the_search_finds_a_posterior_known_in_closed_form():
     def draw(rng, n):
         return rng.standard_normal((n, 2))
 
-    found = search(
-        draw, simulate, lambda shown, spread: log_fit([f], shown, spread), np.random.default_rng(3), 400, 40.0
+    found = sample(
+        draw, simulate, lambda shown, spread: log_likelihood([f], shown, spread), np.random.default_rng(3), 400, 40.0
     )
     assert sum(n for _, n in asked) == 400
-    assert found.tempered == 1.0
+    assert found.likelihood_power == 1.0
     assert found.effective > 150  # of 400, where one machine in 50 of those that can be shows the figure
     along, across = found.scores @ np.array([1.0, 0.5]), found.scores @ np.array([1.0, -2.0])
     mean = found.weights @ along
     assert mean == pytest.approx(-1.5, abs=0.02)
-    assert np.sqrt(found.weights @ (along - mean) ** 2) == pytest.approx(READING, rel=0.15)
+    assert np.sqrt(found.weights @ (along - mean) ** 2) == pytest.approx(READ_OFF_ERROR, rel=0.15)
     assert np.sqrt(found.weights @ (across - found.weights @ across) ** 2) == pytest.approx(np.sqrt(5), rel=0.2)
 
 

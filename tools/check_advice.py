@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from calibrate.next_measurement import DRAWS, Advice, Question, advise, candidates, known_to
+from calibrate.next_measurement import DRAWS, Advice, Question, advise, candidates, half_width
 from calibrate.sources.streamed import calibrate_runs
 from measure.ladder.session import measure
 from scenarios.load.scenario import load
@@ -57,7 +57,7 @@ def main() -> int:
         got = []
         for number, one in enumerate(advice.measurement for advice in chosen):
             more = look(scenario, one.workload, [one.users], one.seconds, url, folder / str(number))
-            got.append(known_to(calibrate_runs([first, more]), question))
+            got.append(half_width(calibrate_runs([first, more]), question))
     show(chosen, got)
     return judge(chosen[0], got)
 

@@ -54,7 +54,7 @@ def load(**asked: list[int] | list[float]) -> Load:
     return msgspec.convert({**asked, "spawn_rate": 10.0, "settle": 8.0, "seconds": 22.0}, Load)
 
 
-UNSEEN = {
+DEFAULT_RUN_EFFECT = {
     "other loads": (SERVER, lengths(1500, 100), load(users=[3, 6, 12, 24])),
     "a mix of lengths": (SERVER, lengths((50, 1500), (20, 200)), load(users=[1, 4, 12])),
     "another profile": (SERVER, lengths(400, 150), load(users=[2, 6, 20])),
@@ -98,7 +98,7 @@ def forecasts(seed: int, number: int) -> pd.DataFrame:
     runs = [machine(users, of, seed=100 * number + day).run for day, (of, users) in enumerate(MEASURED)]
     calibration = calibrate_runs(runs)
     found = []
-    for day, (what, (server, of, ladder)) in enumerate(UNSEEN.items(), len(MEASURED)):
+    for day, (what, (server, of, ladder)) in enumerate(DEFAULT_RUN_EFFECT.items(), len(MEASURED)):
         scenario = Scenario(name=what, server=server, workload=of, load=ladder)
         run = climb(scenario, Model(step_time("affine", truth), server, NOISE, clocks), (seed, number, day))
         asked = replace(run, kind="measured")

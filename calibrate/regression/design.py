@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from calibrate.schedule.network_latency import way_between
+from calibrate.schedule.network_latency import latency_bounds
 from calibrate.schedule.rebuild import Schedule
 from calibrate.schedule.usable import usable_steps
 from sim.model.errors import NotEnoughData
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 BLOCK_SECONDS = 5.0  # what is resampled as a whole, and has a mood: short enough for ten a rung
-WARMING = "w0"  # what a decode step takes longer the sooner it follows a prefill; a forecast has the average of it
+COLD_CACHE = "w0"  # what a decode step takes longer the sooner it follows a prefill; a forecast has the average of it
 _WARM = 4.0  # decode steps: within so many the caches hold again what a prefill has driven out of them
 _CONTINUED = 2.0 * ServerConfig().max_concurrent_requests  # sequences: more than routers let in
 
@@ -35,7 +35,7 @@ _CONTINUED = 2.0 * ServerConfig().max_concurrent_requests  # sequences: more tha
 class Rows:
     """The steps of some runs whose lengths are known. `rung` and `block` number them over all runs; `run` is which.
 
-    `way` bounds the way to the server (`way_between`).
+    `way` bounds the way to the server (`latency_bounds`).
     """
 
     table: pd.DataFrame
@@ -58,7 +58,7 @@ class Rows:
         return self.run[np.unique(self.block, return_index=True)[1]]
 
 
-def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
+def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
     """The usable steps of all runs.
 
     `NotEnoughData` where no decode step is left.
@@ -85,7 +85,7 @@ def rows_of(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         rung=rung,
         block=block,
         doubts=doubts,
-        way=way_between(runs, schedules),
+        way=latency_bounds(runs, schedules),
     )
 
 
@@ -105,7 +105,7 @@ TREND: dict[str, Callable[[Floats], Floats]] = {
 
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
     """Every column a coefficient of `sim.steptime.basis` multiplies; `u0`, `u1` of the way to an idle server;
-    `WARMING`, whose mean is zero; and `TREND`."""
+    `COLD_CACHE`, whose mean is zero; and `TREND`."""
     t = rows.table
     prefill = rows.prefill.astype(np.float64)
     decode = 1.0 - prefill
@@ -138,7 +138,7 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
         "f1": dropped * kept,
         "u0": idle,
         "u1": idle * longest,
-        WARMING: fresh,
+        COLD_CACHE: fresh,
         "a4": prefill * tokens**2,
         "c2": joined * joining * longest,
         "f2": dropped * kept * t["kept_longest"].to_numpy(np.float64),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.regression.design import BLOCK_SECONDS, Rows
-from calibrate.regression.random_effects import Moods
+from calibrate.regression.random_effects import RandomEffects
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -35,7 +35,7 @@ class Equations:
     rung: Ints
     of_rung: Floats
 
-    def without_moods(self, weight: Floats, slower: Floats | None = None) -> tuple[Floats, Floats]:
+    def reduced(self, weight: Floats, slower: Floats | None = None) -> tuple[Floats, Floats]:
         """The p normal equations, (p, p) and (p,), of blocks that count so often, (blocks,), and whose prefills and
         decode steps are that much `slower`, (blocks, 2)."""
         each = weight[:, None] if slower is None else weight[:, None] * slower
@@ -46,7 +46,9 @@ class Equations:
         return grams.sum(axis=0)[:-1, :-1], rights.sum(axis=0)[:-1]
 
 
-def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: Moods, usual: Floats) -> Equations:
+def equations(
+    rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: RandomEffects, usual: Floats
+) -> Equations:
     """The equations of `columns`, (rows, p), each row with a `weight`, 1/s. `felt` is by how much a mood of 1 lengthens
     each row, s; whole rungs count by how `usual` they are, (rungs,)."""
     rung = rows.rung_of_block
@@ -63,9 +65,9 @@ def equations(rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: 
         x = design[start:stop]  # a view: copies took most of the time
         grams[b] = x.T @ x
         rights[b] = of_kind[start:stop].T @ x
-    grams, rights = _absorbed(grams, rights, np.full(blocks, moods.of_a_block(BLOCK_SECONDS) ** 2))
+    grams, rights = _absorbed(grams, rights, np.full(blocks, moods.block_sd(BLOCK_SECONDS) ** 2))
     blocks_of_rung = np.bincount(rung).tolist()
-    of_rung = np.square([moods.of_a_rung(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / usual
+    of_rung = np.square([moods.rung_sd(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / usual
     scale = usual[rung][:, None, None]
     return Equations(grams * scale, rights * scale, rung, of_rung)
 

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from calibrate.regression.design import BLOCK_SECONDS, WARMING, Floats, Ints, Rows, level_knots, level_terms, terms
+from calibrate.regression.design import BLOCK_SECONDS, COLD_CACHE, Floats, Ints, Rows, level_knots, level_terms, terms
 from calibrate.regression.equations import Equations, equations
 from calibrate.regression.priors import Prior, prior_for
-from calibrate.regression.random_effects import STEADY, Moods
-from calibrate.schedule.admission_timing import race_rows
+from calibrate.regression.random_effects import NO_EFFECTS, RandomEffects
+from calibrate.schedule.admission_timing import admission_rows
 from sim.steptime.linear import LEVEL
 
 _PASSES = 10  # six left batch sizes seen rarely two percent off
@@ -55,16 +55,16 @@ class Regression:
     coefficients: Floats
     predicted: Floats
     equations: Equations
-    moods: Moods
+    moods: RandomEffects
 
     def solve(self, weight: Floats, slower: Floats | None = None, noise: Floats | None = None) -> Floats:
         """Coefficients from the prior and from blocks that count so often, and are that much slower
-        (`Equations.without_moods`); `noise`, (k,), is what each of the prior's k targets is off by."""
-        return _solve(*self.equations.without_moods(weight, slower), self.prior, noise)
+        (`Equations.reduced`); `noise`, (k,), is what each of the prior's k targets is off by."""
+        return _solve(*self.equations.reduced(weight, slower), self.prior, noise)
 
 
-def regress(rows: Rows, form: Form, races: pd.DataFrame, moods: Moods = STEADY) -> Regression:
-    """Fit a form to all rows of a machine of such moods, and to who came back in time (`races`)."""
+def regress(rows: Rows, form: Form, admissions: pd.DataFrame, moods: RandomEffects = NO_EFFECTS) -> Regression:
+    """Fit a form to all rows of a machine of such moods, and to who came back in time (`admission_timings`)."""
     names = tuple(name for name in terms(rows, form.padded) if name in form.terms)
     if form.by_batch:
         names += tuple(f"{LEVEL}{size}" for size in level_knots(rows))
@@ -75,16 +75,16 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame, moods: Moods = STEADY) 
     predicted = group.groupby(["p", "n", "r"])["y"].transform("mean").to_numpy(np.float64)
     everything = np.ones(int(block.max()) + 1)
     feels = np.where(rows.prefill, moods.prefill, 1.0)
-    variance = moods.of_a_block(BLOCK_SECONDS) ** 2 + moods.between**2
+    variance = moods.block_sd(BLOCK_SECONDS) ** 2 + moods.between**2
     mood = np.zeros(len(everything))  # of each block
     left = np.zeros(len(everything))  # the variance that this leaves
     for _ in range(_PASSES):
         weight, spread = _weight(y / predicted - 1 - feels * mood[block], feels**2 * left[block], rows)
-        usual = usualness(y, predicted, rows.rung)[0]
+        usual = robust_weights(y, predicted, rows.rung)[0]
         seen = equations(rows, matrix, weight / predicted, predicted * feels, moods, usual)
-        coefficients = _solve(*seen.without_moods(everything), prior)
+        coefficients = _solve(*seen.reduced(everything), prior)
         predicted = np.maximum(matrix @ coefficients, 1e-6)
-        prior = believed.and_also(*race_rows(races, names, coefficients, spread))
+        prior = believed.extended(*admission_rows(admissions, names, coefficients, spread))
         left[:] = variance / (1 + variance * np.bincount(block, weights=(weight * feels) ** 2))
         mood[:] = left * np.bincount(block, weights=weight**2 * feels * (y / predicted - 1))
     forecast = np.maximum(matrix @ _forecast(names, coefficients), 1e-6)
@@ -93,7 +93,7 @@ def regress(rows: Rows, form: Form, races: pd.DataFrame, moods: Moods = STEADY) 
 
 def _forecast(names: Sequence[str], coefficients: Floats) -> Floats:
     """The coefficients that a calibration takes over: of what cold caches cost, the average over the steps fitted."""
-    return np.where(np.array(names) == WARMING, 0.0, coefficients)
+    return np.where(np.array(names) == COLD_CACHE, 0.0, coefficients)
 
 
 def _weight(alone: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float]:
@@ -113,7 +113,7 @@ def _weight(alone: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float]:
     return weight, spread[False]
 
 
-def usualness(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
+def robust_weights(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
     """The weight of every rung by how usual its speed is, as a Student t distribution has it (about 1 for the usual),
     and how far it is off, relative.
 
@@ -148,10 +148,10 @@ def _solve(gram: Floats, right: Floats, prior: Prior, noise: Floats | None = Non
     return np.asarray(found / size + floor, dtype=np.float64)
 
 
-def misses(regression: Regression, rows: Rows) -> dict[int, float]:
+def rung_errors(regression: Regression, rows: Rows) -> dict[int, float]:
     """For every rung the error of the form fitted to the steps of all others: Σ over kinds and batch sizes of
-    |Σ(fit − y)| / Σy. What is believed stays the same, who came back in time at that rung (`races`) included: that
-    bounds the filter and the way there, and hardly a step."""
+    |Σ(fit − y)| / Σy. What is believed stays the same, admission timings of that rung included: that bounds the
+    filter and the way there, and hardly a step."""
     matrix = design(rows, regression.form, regression.names)
     missed = {}
     for rung in np.unique(rows.rung).tolist():
@@ -163,13 +163,15 @@ def misses(regression: Regression, rows: Rows) -> dict[int, float]:
     return missed
 
 
-def choose(rows: Rows, forms: list[Form], races: pd.DataFrame, moods: Moods = STEADY) -> tuple[Regression, str]:
+def choose(
+    rows: Rows, forms: list[Form], admissions: pd.DataFrame, moods: RandomEffects = NO_EFFECTS
+) -> tuple[Regression, str]:
     """The simplest form within one standard error of the best, rungs left out in turn; and what was seen, in words."""
-    fitted = [regress(rows, form, races, moods) for form in forms]
+    fitted = [regress(rows, form, admissions, moods) for form in forms]
     rungs = len(np.unique(rows.rung))
     if rungs < 3:
         return fitted[0], f"{forms[0].model}: too few loads to choose between forms"
-    errors = np.array([list(misses(r, rows).values()) for r in fitted])
+    errors = np.array([list(rung_errors(r, rows).values()) for r in fitted])
     mean = errors.mean(axis=1)
     best = int(np.argmin(mean))
     # as Breiman et al. have it, of the best one's error: that of the differences is smaller, since forms miss the same

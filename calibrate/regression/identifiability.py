@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from calibrate.regression.design import Rows
-from calibrate.regression.fit import Regression, usualness
+from calibrate.regression.fit import Regression, robust_weights
 from sim.run import Run
 
 PREFILL = {"a0", "a1", "a2", "a3"}
-HARDLY_APART = 0.95  # correlation of two of a prefill's costs, from which on that is said: of any mix of prompts 0.9
+MAX_CORRELATION = 0.95  # correlation of two of a prefill's costs, from which on that is said: of any mix of prompts 0.9
 
 
-def unusual(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
+def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
     """Loads that count for less than a third because the machine was out of the ordinary, in words."""
-    weight, off = usualness(rows.seconds, regression.predicted, rows.rung)
+    weight, off = robust_weights(rows.seconds, regression.predicted, rows.rung)
     doubts = []
     for rung in np.flatnonzero(weight < 1 / 3).tolist():
         at = int(np.flatnonzero(rows.rung == rung)[0])
@@ -29,7 +29,7 @@ def unusual(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str
     return doubts
 
 
-def machines(runs: Sequence[Run]) -> list[str]:
+def different_machines(runs: Sequence[Run]) -> list[str]:
     """A doubt where the runs say that they were measured on different machines."""
     first = runs[0]
     others = [run.name for run in runs if run.scenario.machine != first.scenario.machine]
@@ -38,7 +38,7 @@ def machines(runs: Sequence[Run]) -> list[str]:
     return [f"{', '.join(others)}: not of the machine that {first.name} says it is of; fitted as one all the same"]
 
 
-def left_open(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
+def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
     """What these runs cannot tell, in words."""
     doubts = []
     if not any(rung.users for run in runs for rung in run.rungs):
@@ -46,7 +46,7 @@ def left_open(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, fl
             "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and in "
             "forecasts of users milliseconds of that decide who shares a prefill"
         )
-    alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > HARDLY_APART]
+    alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > MAX_CORRELATION]
     prompts = rows.table["longest"].to_numpy()[rows.prefill]
     if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
         doubts.append(

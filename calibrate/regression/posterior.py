@@ -4,7 +4,7 @@ Blocks of seconds, within rungs, are reweighted at random (the Bayesian bootstra
 resemble their neighbours; leaving blocks out would delete batch sizes). On top of that the machine of another day: a
 factor for every rung and one for every run, since one run sees only one day, of which prefills feel their share. And
 every draw takes its own sample of the prior, so that what the data leave open is scattered over and not chosen. Who
-came back in time (`races`) is sampled as the prior is, and not reweighted.
+came back in time (`admission_timings`) is sampled as the prior is, and not reweighted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def draw_coefficients(regression: Regression, rows: Rows, rng: np.random.Generat
     rung_of, run_of = equations.rung, rows.run_of_block
     keeps = np.sqrt(equations.of_rung)
     feels = np.array([moods.prefill, 1.0])
-    scores = opposed(rng, n, len(rung_of) + int(run_of[-1]) + 1 + len(keeps) + len(regression.prior.target))
+    scores = antithetic_normals(rng, n, len(rung_of) + int(run_of[-1]) + 1 + len(keeps) + len(regression.prior.target))
     drawn = np.empty((n, len(regression.names)))
     for i, score in enumerate(scores):
         blocks, days, hours, noise = np.split(score, np.cumsum([len(rung_of), int(run_of[-1]) + 1, len(keeps)]))
@@ -39,7 +39,7 @@ def draw_coefficients(regression: Regression, rows: Rows, rng: np.random.Generat
     return drawn
 
 
-def opposed(rng: np.random.Generator, n: int, size: int) -> Floats:
+def antithetic_normals(rng: np.random.Generator, n: int, size: int) -> Floats:
     """`n` draws of `size` independent standard normal scores, (n, size), the second half the negatives of the first:
     what they say of anything linear has its median where no noise would have it."""
     half = rng.standard_normal(((n + 1) // 2, size))

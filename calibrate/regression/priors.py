@@ -48,7 +48,7 @@ class Prior:
     target: Floats
     floor: Floats
 
-    def and_also(self, rows: Floats, target: Floats) -> Prior:
+    def extended(self, rows: Floats, target: Floats) -> Prior:
         """The same beliefs and some more."""
         return Prior(self.names, np.vstack([self.rows, rows]), np.concatenate([self.target, target]), self.floor)
 
@@ -105,7 +105,7 @@ def _with_fixed_part(prior: Prior, rows: Rows) -> Prior:
     sd = spread * float(rows.seconds[~rows.prefill].mean())
     step = dict.fromkeys(("b0", "b1", f"{LEVEL}1"), 1.0) | {name: float(f(np.ones(1))[0]) for name, f in TREND.items()}
     row = [float(name == "a0") / sd - share * step.get(name, 0.0) / sd for name in prior.names]
-    return prior.and_also(np.array([row]), np.zeros(1))
+    return prior.extended(np.array([row]), np.zeros(1))
 
 
 def _with_levels(prior: Prior, rows: Rows, reach: float) -> Prior:
@@ -121,7 +121,7 @@ def _with_levels(prior: Prior, rows: Rows, reach: float) -> Prior:
     whitened[:, at] = np.linalg.inv(np.linalg.cholesky(covariance))
     floor = prior.floor.copy()
     floor[at] = -4.0 * spread  # nonnegative least squares wants a bound; this one is far
-    return Prior(prior.names, prior.rows, prior.target, floor).and_also(whitened, np.zeros(len(at)))
+    return Prior(prior.names, prior.rows, prior.target, floor).extended(whitened, np.zeros(len(at)))
 
 
 def _somewhat(scale: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Moods(NamedTuple):
+class RandomEffects(NamedTuple):
     """Relative standard deviations of a machine's speed: `drift`, which forgets itself within `seconds`, and what a
     whole rung or a whole run keeps. All are those of decode steps; a prefill feels the share `prefill` of them.
     `skew` is the skewness of the drift."""
@@ -24,16 +24,16 @@ class Moods(NamedTuple):
         """Of what another run's window has as a whole, besides the drift."""
         return float(np.hypot(self.rung, self.run))
 
-    def of_a_block(self, seconds: float) -> float:
+    def block_sd(self, seconds: float) -> float:
         """Of the mean over so many seconds of the drift alone."""
         turns = self.seconds / seconds
         return float(self.drift * np.sqrt(2 * turns * (1 - turns * -np.expm1(-1 / turns))))
 
-    def of_a_rung(self, seconds: float, blocks: float) -> float:
+    def rung_sd(self, seconds: float, blocks: float) -> float:
         """Of the mean over a rung of so many seconds, beyond what its blocks would leave of the drift, were they
         independent."""
-        beyond = self.of_a_block(seconds) ** 2 - self.of_a_block(seconds / blocks) ** 2 / blocks
+        beyond = self.block_sd(seconds) ** 2 - self.block_sd(seconds / blocks) ** 2 / blocks
         return float(np.sqrt(self.rung**2 + max(beyond, 0.0)))
 
 
-STEADY = Moods()  # a machine that is always itself
+NO_EFFECTS = RandomEffects()  # a machine that is always itself

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from calibrate.regression.design import rows_of
+from calibrate.regression.design import build_rows
 from calibrate.schedule.rebuild import rebuild
 from sim.model.calibration import Calibration
 from sim.run import Run
@@ -25,7 +25,7 @@ def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None 
     measured, with the filter before it and the joining of batches in it), `predicted` (the same, of the calibration's
     central values) and `relative` (seconds / predicted − 1). `NotEnoughData` when the run shows no steps.
     """
-    rows = rows_of([run], [rebuild(run, rungs)])
+    rows = build_rows([run], [rebuild(run, rungs)])
     form, clocks = step_time(calibration.model, calibration.values), calibration.clocks
     way = clocks.uplink.mean + clocks.downlink.mean
     predicted = np.empty(len(rows.table))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.regression.design import Rows
-from calibrate.regression.random_effects import Moods
+from calibrate.regression.random_effects import RandomEffects
 from sim.model.calibration import Noise
 
 Floats = NDArray[np.float64]
@@ -25,7 +25,7 @@ _PLAIN = 100  # decode steps without joining or dropping: fewer do not tell thei
 _ROWS, _RUNGS = 20, 4  # how many steps tell how rough a rung is, and how many rungs how much they differ
 
 
-def fit_noise(rows: Rows, predicted: Floats, moods: Moods) -> Noise:
+def fit_noise(rows: Rows, predicted: Floats, moods: RandomEffects) -> Noise:
     """The noise around `predicted`, s per row, of a machine of such moods."""
     factor = rows.seconds / predicted
     plain = ~rows.prefill & ~rows.table["concat"].to_numpy() & ~rows.table["filtered"].to_numpy()

@@ -18,21 +18,28 @@ from scipy.optimize import minimize
 
 from calibrate.regression.design import BLOCK_SECONDS, Rows
 from calibrate.regression.fit import Regression, design
-from calibrate.regression.random_effects import Moods
+from calibrate.regression.random_effects import RandomEffects
 from sim.model.calibration import MOST_SKEWED
 from sim.run import Run
 
 Floats = NDArray[np.float64]
 
-LEAST = 0.5  # of its drift: unless repeated, a day, or one of two loads, is taken to be no more like itself than that
+LEAST_RATIO = (
+    0.5  # of its drift: unless repeated, a day, or one of two loads, is taken to be no more like itself than that
+)
 BLOCKS = 400  # that the likelihood looks at, at the most: longer runs are seen in longer ones
 FEWEST = 40  # that it should have: short runs are seen in shorter ones, down to a fifth (1 s)
-MEMORY = (1.0, 600.0)  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
+DRIFT_SECONDS = (
+    1.0,
+    600.0,
+)  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
 SHARE_SPREAD = 0.5  # of what prefills feel of a mood around all of it, before anything was measured
 USUAL = 0.05  # believed of drift and of days: about that or less (0.06 on a shared machine's core)
-UNLIKE = 2.0  # how far, in ln, what a rung keeps may exceed `LEAST` of the drift, where coefficients explain it as well
+UNLIKE = (
+    2.0  # in ln: how far a rung's effect may exceed `LEAST_RATIO` of the drift where coefficients explain it as well
+)
 _TOGETHER = 2.0  # blocks that follow one another tell about as much as one
-UNSEEN = 0.02  # of a day, where nothing can be told
+DEFAULT_RUN_EFFECT = 0.02  # of a day, where nothing can be told
 _ENOUGH = 8  # blocks below which that is so
 _NONE = 1e-5  # what a deviation starts from, and counts as nothing below
 
@@ -51,13 +58,13 @@ class _Stretches(NamedTuple):
     run: NDArray[np.int64]
 
 
-def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
+def fit_random_effects(regression: Regression, rows: Rows, runs: Sequence[Run]) -> RandomEffects:
     """The moods behind `rows`; where they are too few to tell, a day of its own that nothing else is known of."""
     prefill, decode = (_slow(regression, rows, of) for of in (rows.prefill, ~rows.prefill))
     share = _prefill_share(prefill, decode)
     stretches = _stretches(regression, rows, share)
     if len(stretches.off) < _ENOUGH:
-        return Moods(run=UNSEEN)
+        return RandomEffects(run=DEFAULT_RUN_EFFECT)
     days = [runs[i].scenario.workload for i in np.unique(stretches.run).tolist()]
     repeated = len(set(days)) < len(days)
     beliefs = regression.prior.rows.T @ regression.prior.rows
@@ -71,7 +78,7 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
 
     def unlikely(some: Floats) -> float:
         logs = all_of(some)
-        beyond = max(float(logs[2] - logs[0] - np.log(LEAST)), 0.0) / UNLIKE
+        beyond = max(float(logs[2] - logs[0] - np.log(LEAST_RATIO)), 0.0) / UNLIKE
         return 0.5 * beyond**2 - _log_likelihood(logs, stretches, beliefs)
 
     found = minimize(
@@ -81,15 +88,19 @@ def fit_moods(regression: Regression, rows: Rows, runs: Sequence[Run]) -> Moods:
         options={"maxiter": 300, "xatol": 0.02, "fatol": 0.01},
     )
     drift, seconds, of_rung, of_run, _ = np.exp(all_of(found.x)).tolist()
-    of_rung, of_run = (size if known else LEAST * drift for size, known in ((of_rung, several), (of_run, repeated)))
-    return Moods(drift, float(np.clip(seconds, *MEMORY)), of_rung, of_run, share, _skewness(decode, rows))
+    of_rung, of_run = (
+        size if known else LEAST_RATIO * drift for size, known in ((of_rung, several), (of_run, repeated))
+    )
+    return RandomEffects(
+        drift, float(np.clip(seconds, *DRIFT_SECONDS)), of_rung, of_run, share, _skewness(decode, rows)
+    )
 
 
 def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> float:
     """The restricted log-likelihood of moods, the logarithms of what `_START` has; `beliefs` is the precision of the
     coefficients before anything was measured."""
     drift, seconds, of_rung, of_run, inflation = np.exp(logs)
-    apart = np.abs(np.subtract.outer(stretches.time, stretches.time)) / np.clip(seconds, *MEMORY)
+    apart = np.abs(np.subtract.outer(stretches.time, stretches.time)) / np.clip(seconds, *DRIFT_SECONDS)
     same_run, same_rung = (np.equal.outer(x, x) for x in (stretches.run, stretches.rung))
     covariance = drift**2 * np.exp(-apart) * same_run + of_rung**2 * same_rung + of_run**2 * same_run
     covariance *= np.outer(stretches.feels, stretches.feels)
@@ -111,7 +122,7 @@ def _log_likelihood(logs: Floats, stretches: _Stretches, beliefs: Floats) -> flo
 
 
 # drift, its seconds, rung, run, and by how much the noise of steps exceeds that of independent ones
-_START = np.log([0.03, 10.0, LEAST * 0.03, 0.02, 1.0])
+_START = np.log([0.03, 10.0, LEAST_RATIO * 0.03, 0.02, 1.0])
 
 
 def _prefill_share(prefills: tuple[Floats, Floats], decodes: tuple[Floats, Floats]) -> float:

@@ -26,12 +26,14 @@ from sim.run import Run
 
 Floats = NDArray[np.float64]
 
-LAPSES = 0.03  # of the races are decided by something else: a budget, a client that was held up
-WAY_OF_A_DAY = 0.2  # how far the way of one run is from that of another, relative (tools/check_way.py)
+LAPSE_RATE = 0.03  # of the admissions are decided by something else: a budget, a client that was held up
+LATENCY_BETWEEN_RUNS = (
+    0.2  # how far the way of one run is from that of another, relative (tools/check_network_latency.py)
+)
 UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, or groups that came together would split
 
 
-def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
+def admission_timings(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
     """Columns `x` (s after the end of the step), `tokens` (that its worker counts until it is in the queue), `kept`,
     `longest` (of the filter), `filtered` (whether there was one), `won`, `weight` (1 a group)."""
     looks = [_look(r, s, look) for r, s in zip(runs, schedules, strict=True) for look in (1, 2)]
@@ -39,8 +41,8 @@ def races(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
 
 
 def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
-    """The races for the router's first look after the answers of a step have ended, once it has dropped them, or for
-    its second, one decode step later."""
+    """The admissions at the first scheduling point after the answers of a step have ended, or at the second, one decode
+    step later."""
     steps = schedule.steps
     asked = run.requests[["sent", "prompt_tokens", "max_new_tokens"]]
     table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after}).sort_values("sent")
@@ -68,7 +70,7 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
         late = ~decode[there] & (table["first"] > there) & _room(run, schedule, table, there)
         table = table.assign(lost=table["lost"] | late)[decode[before] & (ended[before] == 0) & table["forced"]]
     table = table[table["won"] | table["lost"]]
-    # Unless the router admits anybody, a group comes in only when all it needs are there: its last one raced.
+    # Unless the router admits anybody, a group comes in only when all it needs are there: its last one admissions.
     group = table.groupby("from")
     alike = group["won"].transform("all") | group["lost"].transform("all")
     table = table[table["forced"] | alike]
@@ -110,8 +112,8 @@ def _counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
     return through
 
 
-def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
-    """What `filter - way` is linear in: (races, names)."""
+def margin_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
+    """What `filter - way` is linear in: (admissions, names)."""
     kept, longest = table["kept"].to_numpy(np.float64), table["longest"].to_numpy(np.float64)
     filtered, tokens = table["filtered"].to_numpy(np.float64), table["tokens"].to_numpy(np.float64)
     columns = {
@@ -124,20 +126,20 @@ def race_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     return np.stack([columns.get(name, np.zeros(len(table))) for name in names], axis=1)
 
 
-def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats]:
-    """The races as rows of least squares around the coefficients `x`, at most one per coefficient, and their targets.
+def admission_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats]:
+    """The admissions as rows of least squares around the coefficients `x`, at most one each, and their targets.
 
     `spread` is how much single steps vary, relative: what of a filter grows with the batch varies likewise, and the way
     by `UPLINK_SPREAD`.
     """
     if not len(table):
         return np.zeros((0, len(names))), np.zeros(0)
-    design = race_terms(table, names)
+    design = margin_terms(table, names)
     delay, won = table["x"].to_numpy(np.float64), np.where(table["won"], 1.0, -1.0)
-    ahead, scale, _ = standing(table, names, x, spread)
+    ahead, scale, _ = margins(table, names, x, spread)
     z = np.clip(won * ahead / scale, -4.0, 4.0)
-    chance = LAPSES + (1 - 2 * LAPSES) * ndtr(z)
-    slope = (1 - 2 * LAPSES) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    chance = LAPSE_RATE + (1 - 2 * LAPSE_RATE) * ndtr(z)
+    slope = (1 - 2 * LAPSE_RATE) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     information = slope**2 / (chance * (1 - chance))
     working = ahead + won * scale * (1 - chance) / slope  # what `ahead` should have been
     root = np.sqrt(table["weight"].to_numpy(np.float64) * information) / scale
@@ -149,12 +151,12 @@ def race_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: floa
     return compact, np.asarray(q.T @ target, dtype=np.float64)
 
 
-def standing(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats, Floats]:
+def margins(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats, Floats]:
     """By how much each request should have been ahead of the look, by how much that varies, and its way there, s."""
 
     def seconds(only: Sequence[str]) -> Floats:
-        return race_terms(table, [name if name in only else "" for name in names]) @ x
+        return margin_terms(table, [name if name in only else "" for name in names]) @ x
 
     way = -seconds(("u0", "u1"))
-    ahead = race_terms(table, names) @ x - table["x"].to_numpy(np.float64)
+    ahead = margin_terms(table, names) @ x - table["x"].to_numpy(np.float64)
     return ahead, np.maximum(np.hypot(UPLINK_SPREAD * way, spread * seconds(("f1", "f2"))), 5e-5), way

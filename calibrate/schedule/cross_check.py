@@ -33,7 +33,7 @@ class Counts(NamedTuple):
         return float(getattr(self, f"{kind}_seconds")) / max(float(getattr(self, kind)), 1.0)
 
 
-def witness(run: Run, schedule: Schedule) -> list[str]:
+def cross_check(run: Run, schedule: Schedule) -> list[str]:
     """Doubts where the numbers of steps, how long they take or the number of requests differ from the server's own."""
     scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
     pairs = [

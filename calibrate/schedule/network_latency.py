@@ -22,7 +22,7 @@ TAIL = 0.05  # of the requests may say what is not so: a budget kept them out, o
 _ENOUGH = 10
 
 
-def way_between(runs: Sequence[Run], schedules: Sequence[Schedule]) -> tuple[float, float] | None:
+def latency_bounds(runs: Sequence[Run], schedules: Sequence[Schedule]) -> tuple[float, float] | None:
     """The least and the most that the way takes, s, by nearly all requests; None where too few say so. They may cross,
     as ways differ."""
     pairs = [_between(run, schedule) for run, schedule in zip(runs, schedules, strict=True)]

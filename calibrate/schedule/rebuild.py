@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from calibrate.schedule.checks import absent, coalesced, hidden, lost, unstreamed
-from calibrate.schedule.step_table import medians, tally
+from calibrate.schedule.step_table import build_step_table, medians
 from sim.model.errors import NotEnoughData
 from sim.results.events import merged
 from sim.run import Run
@@ -76,7 +76,7 @@ def _merged_share(run: Run) -> float:
     return sum(map(merged, run.event_tokens or [])) / max(1, tokens)
 
 
-def several_an_event(run: Run) -> list[str]:
+def merged_events(run: Run) -> list[str]:
     """A doubt where some events carry several tokens: of the steps behind those, only the sum was seen."""
     if not (share := _merged_share(run)):
         return []
@@ -93,7 +93,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
         raise NotEnoughData(f"{run.name}: no token times, or none beyond the first: such answers show no steps")
     if not shows_steps(run):
         raise NotEnoughData(f"{run.name}: its events carry several tokens each: such answers show no single steps")
-    doubts = several_an_event(run)
+    doubts = merged_events(run)
     streams = [r for r, t in enumerate(run.token_times) if len(t)]
     first, misfits = _place(run.token_times, sorted(streams, key=lambda r: float(run.token_times[r][0])))  # type: ignore[index]
     if misfits > 0.01 * len(streams):
@@ -123,7 +123,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     first_step[request[token == 0]] = step[token == 0]
     last_step[request] = step  # tokens are in order, so the last one's stays
     after, written = _bursts(run, last_step)
-    steps = tally(run, request, token, step, time, written, is_decode[order])
+    steps = build_step_table(run, request, token, step, time, written, is_decode[order])
     steps["used"] = True if rungs is None else steps["rung"].isin(list(rungs))
     doubts += coalesced(run.token_times) + hidden(steps) + absent(run) + unstreamed(run) + lost(run)
     return Schedule(steps, request, token, step, time, first_step, last_step, after, written, jitter, doubts)

@@ -14,7 +14,9 @@ from sim.run import Run
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-ON_THE_WAY = 0.02  # s: a request sent less than this before a step's end may or may not have been in the queue by then
+UNCERTAIN_ARRIVAL = (
+    0.02  # s: a request sent less than this before a step's end may or may not have been in the queue by then
+)
 
 
 class _ByStep:
@@ -42,7 +44,7 @@ class _ByStep:
         return np.split(values[self._order], self._first[1:])
 
 
-def tally(
+def build_step_table(
     run: Run, request: Ints, token: Ints, step: Ints, time: Floats, written: Floats, is_decode: NDArray[np.bool_]
 ) -> pd.DataFrame:
     """One row per step, from the step of every token."""
@@ -120,7 +122,7 @@ def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: 
 def _starts(run: Run, ends: Floats, running: Ints, earliest: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """When each step began, as far as streams show it, and whether they do: the server was busy, or somebody waited."""
     previous = np.concatenate([[-np.inf], ends[:-1]])
-    seen = (running > 0) | (earliest + ON_THE_WAY < previous)
+    seen = (running > 0) | (earliest + UNCERTAIN_ARRIVAL < previous)
     for begun, _ in run.stretches:
         seen &= ~((previous < begun) & (ends >= begun))
     return np.where(seen, previous, np.maximum(earliest, previous)), seen

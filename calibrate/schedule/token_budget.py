@@ -4,7 +4,7 @@ A flash server ignores the flag and takes what its warm-up found free (`tgi-0.9.
 asked, behaviour tells: every batch it admitted fits (a lower bound), and a head of the queue that waited although
 nothing else stood in its way did not (an upper bound). Nearly all upper bounds come from prefills that took some of the
 queue and left the rest: a router whose budget binds admits as soon as it may, and so hardly ever looks in vain.
-A budget that never bound is only bounded by what any such server has (`unseen`).
+A budget that never bound is only bounded by what any such server has (`budget_bounds`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from calibrate.regression.draws import parameter
 from calibrate.schedule.rebuild import Schedule
-from calibrate.schedule.step_table import ON_THE_WAY
+from calibrate.schedule.step_table import UNCERTAIN_ARRIVAL
 from sim.engines.tgi_0_9_4 import Batch, Entry
 from sim.model.calibration import Parameter
 from sim.model.request import Request
@@ -28,13 +28,13 @@ MEANING = "tokens all running requests may hold"
 
 
 @dataclass
-class Looks:
+class AdmissionEvidence:
     """What each look of the router says: `fitted` tokens were let in, `refused` tokens were not."""
 
     fitted: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
 
-    def most_agreed(self) -> tuple[int, int | None, int]:
+    def least_contradicted(self) -> tuple[int, int | None, int]:
         """The lowest and the highest budget that the fewest looks speak against, and how many do; None: no highest.
         Something must have fitted.
 
@@ -67,14 +67,14 @@ def fit_budget(
             differ = ", ".join(f"{x:.0f}" for x in said)
             doubts = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
         return parameter(float(said[len(said) // 2]), drawn, "tokens", MEANING), drawn.tolist(), doubts
-    looks = Looks()
+    looks = AdmissionEvidence()
     for run, schedule in unknown:
         _look(run, schedule, looks)
     if not looks.fitted:
         return None
-    low, high, against = looks.most_agreed()
+    low, high, against = looks.least_contradicted()
     if high is None:
-        least, most = unseen([run.server for run, _ in unknown], low)
+        least, most = budget_bounds([run.server for run, _ in unknown], low)
         drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
         between = f"{least}" if least == most else f"{least} to {most}"
         doubts = [
@@ -94,7 +94,7 @@ def fit_budget(
     return parameter(float(np.median(drawn)), drawn, "tokens", MEANING), draws, doubts
 
 
-def unseen(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:
+def budget_bounds(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:
     """The least and the most that a budget which nobody tells can be, if `low` tokens are known to fit.
 
     One that pads takes the router's default. A flash server's warm-up has found room for a whole prefill, and one that
@@ -115,7 +115,7 @@ def known_budget(run: Run) -> int | None:
     return told if isinstance(told, int) else None
 
 
-def _look(run: Run, schedule: Schedule, looks: Looks) -> None:
+def _look(run: Run, schedule: Schedule, looks: AdmissionEvidence) -> None:
     """Add what every look of the router within the rungs to be used says."""
     config = run.server
     asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
@@ -133,7 +133,9 @@ def _look(run: Run, schedule: Schedule, looks: Looks) -> None:
         taken.update(e.request.id for e in new)
         while front < len(waiting) and waiting[front].request.id in taken:
             front += 1
-        head = waiting[front] if front < len(waiting) and waiting[front].request.sent + ON_THE_WAY < start else None
+        head = (
+            waiting[front] if front < len(waiting) and waiting[front].request.sent + UNCERTAIN_ARRIVAL < start else None
+        )
         if used and new:
             looks.fitted.append(batch.used + _charged(new, config))
         # no look lies between a prefill and the decode step after it

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.sources import published_priors
-from calibrate.sources.figures import alone_terms, is_alone, profile, title
-from calibrate.sources.published_priors import Law
+from calibrate.sources.figures import is_single_user, profile, single_user_terms, title
+from calibrate.sources.published_priors import Distribution
 from sim.model.errors import BadInput
 from sim.model.scenario import Figure, Machine
 from sim.model.server import Bounds, ServerConfig
@@ -27,7 +27,7 @@ LEAST = 1e-3  # share of machines drawn that must be able to show the lone-user 
 SOLVED = ("b0", "b3")  # what the first and the second lone-user figure fix, given all else
 
 
-def roughly(figures: Sequence[Figure]) -> float:
+def rough_scale(figures: Sequence[Figure]) -> float:
     """How many times slower than the laws' middle machine these figures say that one is: the median over those of a
     number of users, as if all of them were prefilled together and decoded together."""
     ratios = []
@@ -37,7 +37,7 @@ def roughly(figures: Sequence[Figure]) -> float:
         if users is None or what not in ("e2e", "tpot", "rps", "output", "input"):
             continue
         middle = {name: float(law.at(np.zeros(1))[0]) for name, law in published_priors.STEP_TIMES.items()}
-        terms, _ = alone_terms(of, np.ones(1))
+        terms, _ = single_user_terms(of, np.ones(1))
         times = {name: float(column[0]) * middle[name] for name, column in terms.items()}
         several = ("a1", "a2", "a3", "b1", "b2")  # of every request, where a0, b0 and b3 are of a step
         times |= {name: users * times[name] for name in several}
@@ -53,31 +53,31 @@ def roughly(figures: Sequence[Figure]) -> float:
 
 
 @dataclass(frozen=True)
-class Space:
+class ConstrainedPrior:
     """The machines that can be and that show the lone-user figures, as points of standard normal scores.
 
     `free` parameters are drawn from their laws, one dimension each, and so is where within its rounding each lone-user
     latency lies; the `solved` coefficients follow.
     """
 
-    free: dict[str, Law]
+    free: dict[str, Distribution]
     solved: tuple[str, ...]
     alone: tuple[Figure, ...]
     fixed: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(figures: Sequence[Figure], server: ServerConfig, machine: Machine | None = None) -> Space:
+    def of(figures: Sequence[Figure], server: ServerConfig, machine: Machine | None = None) -> ConstrainedPrior:
         """The space of some figures on a server: lone-user latencies of two profiles at most, others are left out.
 
         A `machine` of another kind than the laws' is like them but for a factor, `scale`.
         """
-        alone = list({profile(figure): figure for figure in figures if is_alone(figure)}.values())[: len(SOLVED)]
+        alone = list({profile(figure): figure for figure in figures if is_single_user(figure)}.values())[: len(SOLVED)]
         solved = SOLVED[: len(alone)]
         free = {name: law for name, law in published_priors.STEP_TIMES.items() if name not in solved}
         if any(profile(figure).limit for figure in figures):
             free["output_attained"] = published_priors.OUTPUT_ATTAINED
         if machine is not None and not published_priors.of_the_kind(machine):
-            free["scale"] = published_priors.LogNormal(roughly(figures), published_priors.SCALE_SIGMA)
+            free["scale"] = published_priors.LogNormal(rough_scale(figures), published_priors.SCALE_SIGMA)
         budget = server.max_batch_total_tokens
         fixed = {}
         if isinstance(budget, int):
@@ -88,7 +88,7 @@ class Space:
                 if isinstance(budget, Bounds)
                 else published_priors.TOKEN_BUDGET
             )
-        return Space(free, solved, tuple(alone), fixed)
+        return ConstrainedPrior(free, solved, tuple(alone), fixed)
 
     @property
     def dimensions(self) -> int:
@@ -142,7 +142,7 @@ class Space:
         matrix = np.empty((len(scores), len(self.alone), len(self.alone)))
         left = self.latencies(scores).T.copy()
         for i, figure in enumerate(self.alone):
-            terms, clocks = alone_terms(profile(figure), attained)
+            terms, clocks = single_user_terms(profile(figure), attained)
             left[:, i] -= clocks + sum(values[name] * terms[name] for name in terms if name in values)
             matrix[:, i] = np.array([terms[name] for name in self.solved]).T
         density = 1 / np.abs(np.linalg.det(matrix))

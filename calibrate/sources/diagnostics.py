@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.sources import published_priors
-from calibrate.sources.constrained_prior import Space
+from calibrate.sources.constrained_prior import ConstrainedPrior
 from calibrate.sources.figures import title
-from calibrate.sources.importance_sampling import Found
+from calibrate.sources.importance_sampling import Sample
 from sim.model.scenario import Figure, Scenario
 from sim.steptime.linear import MEANING
 
@@ -20,7 +20,7 @@ CLOSE = 0.05  # relative: a figure counts as shown within this or within its rou
 OPEN = 0.85  # of the width that the laws alone leave: a parameter this wide was not pinned down
 
 
-def misses(figure: Figure, shown: Floats) -> Floats:
+def deviation(figure: Figure, shown: Floats) -> Floats:
     """How far off what is shown is, in units of what counts as close."""
     close = max(CLOSE * figure.value, figure.rounding)
     return np.abs(np.nan_to_num(shown, nan=np.inf) - figure.value) / close
@@ -38,20 +38,20 @@ def fitted(figures: Sequence[Figure], shown: Floats, center: int) -> str:
     return "; ".join(said)
 
 
-def contradictions(ladder: Sequence[Figure], found: Found, center: Floats, figures: Sequence[Figure]) -> list[str]:
+def contradictions(ladder: Sequence[Figure], found: Sample, center: Floats, figures: Sequence[Figure]) -> list[str]:
     """Which figures do not hold together, with evidence from everything that was simulated.
 
     `ladder` are the figures that needed a simulation; `center` is what the central draw shows of all `figures`.
     """
     said = []
     # (figures, machines, factors); every simulated machine shows the lone-user figures
-    close = [misses(figure, found.shown[:, i]) <= 1 for i, figure in enumerate(ladder)]
+    close = [deviation(figure, found.shown[:, i]) <= 1 for i, figure in enumerate(ladder)]
     machines = len(found.weights)
     everything = _together(close)
     off = [
         f"{title(figure)} {center[i]:.3g} instead of {figure.value:g}"
         for i, figure in enumerate(figures)
-        if misses(figure, center[i : i + 1])[0] > 1
+        if deviation(figure, center[i : i + 1])[0] > 1
     ]
     if off or (ladder and not everything):
         said.append(
@@ -61,10 +61,10 @@ def contradictions(ladder: Sequence[Figure], found: Found, center: Floats, figur
         for i, figure in enumerate(ladder if len(ladder) > 1 else []):
             others = _together(close[:i] + close[i + 1 :])
             said.append(f"without {title(figure)}, {others} of {machines} machines show the rest")
-    if found.tempered < 1:
+    if (power := found.likelihood_power) < 1:
         said.append(
             f"few machines show the figures: the draws stand for {found.effective:.0f}, each figure taken "
-            f"{found.tempered**-0.5 if found.tempered > 0 else np.inf:.1f} times less sharply than printed"
+            f"{power**-0.5 if power > 0 else np.inf:.1f} times less sharply than printed"
         )
     return said
 
@@ -74,7 +74,7 @@ def _together(close: list[NDArray[np.bool_]]) -> int:
     return int(np.count_nonzero(np.logical_and.reduce(close).any(axis=-1))) if close else 0
 
 
-def left_open(space: Space, found: Found) -> list[str]:
+def not_identified(space: ConstrainedPrior, found: Sample) -> list[str]:
     """The parameters of which the figures say next to nothing beyond what such machines can be."""
     mean = found.weights @ found.scores
     spread = np.sqrt(found.weights @ (found.scores - mean) ** 2)
@@ -85,7 +85,7 @@ def left_open(space: Space, found: Found) -> list[str]:
     return [f"the figures do not pin down {', '.join(wide)}: these stay as wide as such machines are known to be"]
 
 
-def assumed(scenario: Scenario) -> list[str]:
+def assumptions(scenario: Scenario) -> list[str]:
     """What no figure tells and was taken as given."""
     limits = [figure.lengths == "limit" for figure in scenario.published]
     said = [
@@ -95,7 +95,7 @@ def assumed(scenario: Scenario) -> list[str]:
         else "answers are taken to have come back in full, as output_tokens says; where that many were only asked for, "
         "write `lengths: limit` beside the figure",
         "figures do not tell noise from step to step, drift, or the client's delays: no noise, and delays of a few "
-        "milliseconds, are assumed; joining and dropping requests is taken as free",
+        "milliseconds, are assumptions; joining and dropping requests is taken as free",
     ]
     if any(figure.metric == "rps_takeoff" for figure in scenario.published):
         said.append(

@@ -35,10 +35,10 @@ SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a lone use
 ANSWERS = 8
 FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKEOFF.low) / 54  # middles of 27 cells
 # Relative: so much does one machine's takeoff differ between ladders of other rungs, where users lock into other groups
-# (`tools/check_reading.py`). The article does not print its ladder.
-READING = 0.04
+# (`tools/check_takeoff_readings.py`). The article does not print its ladder.
+READ_OFF_ERROR = 0.04
 # Relative: what is measured at a number of users is known as well as a window is wanted to know it (`measuring.md`).
-WINDOW = 0.02
+WINDOW_ERROR = 0.02
 # What no article prints. A load generator in Python, near the server, takes its answers one after another.
 CLOCKS = Clocks(
     uplink=Delay(quantiles=[1e-3, 3e-3], per_token=1e-6),
@@ -63,7 +63,7 @@ def profile(figure: Figure) -> Profile:
     return Profile(figure.prompt_tokens, figure.output_tokens, figure.lengths == "limit")
 
 
-def is_alone(figure: Figure) -> bool:
+def is_single_user(figure: Figure) -> bool:
     """Whether arithmetic gives the figure: the mean latency of one user."""
     return figure.metric == "e2e_mean" and figure.users == 1
 
@@ -93,7 +93,7 @@ def resolve(scenario: Scenario) -> list[Figure]:
                 f"expected at most server.max_concurrent_requests ({permits}): more are refused",
                 key=f"published[{i}].users",
             )
-        if is_alone(figure) and lengths["output_tokens"] < 2:
+        if is_single_user(figure) and lengths["output_tokens"] < 2:
             raise BadInput("expected 2 or more: one token shows no decode step", key=f"published[{i}].output_tokens")
         figures.append(msgspec.structs.replace(figure, **lengths))
     if not figures:
@@ -101,7 +101,7 @@ def resolve(scenario: Scenario) -> list[Figure]:
     return figures
 
 
-def alone_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float]:
+def single_user_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float]:
     """A lone user's latency: what each coefficient is multiplied by, one value per share of output attained, and the
     seconds that the clocks add."""
     tokens = np.maximum(1.0, np.round(of.output_tokens * (attained if of.limit else np.ones_like(attained))))
@@ -115,7 +115,7 @@ def alone_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float
 
 
 @dataclass(frozen=True)
-class Article:
+class FigureSimulator:
     """The article's test bench: its `figures` that need a ladder, and the `server` they were measured on.
 
     `alone` is the latency of a lone user, s, of the profiles where it is known.
@@ -128,7 +128,7 @@ class Article:
     def climb(self, machine: Mapping[str, float], of: Profile, users: Sequence[int], seed: Sequence[int]) -> Run:
         """One ladder of this machine, by its parameters' names."""
         attained = machine.get("output_attained", 1.0) if of.limit else 1.0
-        terms, clocks = alone_terms(of, np.array([attained]))
+        terms, clocks = single_user_terms(of, np.array([attained]))
         alone = clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
         server = self.server
         if "max_batch_total_tokens" in machine:
@@ -170,15 +170,15 @@ class Article:
         return found
 
 
-def log_fit(figures: Sequence[Figure], shown: Floats, spread: Floats | float = 0.0) -> Floats:
+def log_likelihood(figures: Sequence[Figure], shown: Floats, spread: Floats | float = 0.0) -> Floats:
     """Log-likelihood of what is `shown`, (…, figures, factors), for each factor: (…, factors).
 
-    A printed figure is anything within its rounding; how it was read or measured adds `READING` or `WINDOW`, an
-    emulator its own relative `spread`, (figures, factors).
+    A printed figure is anything within its rounding; how it was read or measured adds `READ_OFF_ERROR` or
+    `WINDOW_ERROR`, an emulator its own relative `spread`, (figures, factors).
     """
     value = np.array([figure.value for figure in figures])[:, None]
     rounding = np.array([figure.rounding for figure in figures])[:, None]
-    read = np.array([WINDOW if figure.users is not None else READING for figure in figures])[:, None]
+    read = np.array([WINDOW_ERROR if figure.users is not None else READ_OFF_ERROR for figure in figures])[:, None]
     sd = value * np.hypot(read, spread)
     # log of Φ((v+r-x)/s) - Φ((v-r-x)/s); by symmetry for x ≥ v, where neither loses its digits
     far = np.abs(np.nan_to_num(shown, nan=1e6, posinf=1e6) - value)

@@ -27,16 +27,16 @@ FAR = 100.0  # log-likelihood at which a machine counts half
 
 
 @dataclass(frozen=True)
-class Found:
+class Sample:
     """Simulated machines: `scores` (n, d), what they `shown`, (n, figures, factors), and `weights` that sum to 1.
 
-    `tempered` is the power of the likelihood in the weights: below 1, hardly any machine showed the figures.
+    `likelihood_power` is the power of the likelihood in the weights: below 1, hardly any machine showed the figures.
     """
 
     scores: Floats
     shown: Floats
     weights: Floats
-    tempered: float
+    likelihood_power: float
 
     @property
     def effective(self) -> float:
@@ -65,19 +65,19 @@ class Emulator:
         return np.exp(np.clip(logs, -20.0, 20.0)).reshape(len(scores), *self._shape)
 
 
-def search(
+def sample(
     draw: Callable[[np.random.Generator, int], Floats],
     simulate: Callable[[Floats, int], Floats],
-    log_fit: Callable[[Floats, Floats | float], Floats],
+    log_likelihood: Callable[[Floats, Floats | float], Floats],
     rng: np.random.Generator,
     budget: int,
     least_effective: float,
-) -> Found:
+) -> Sample:
     """Simulate `budget` machines, and weigh them.
 
     `draw(rng, n)` gives the scores of n machines as they can be; `simulate(scores, first)` what they show, numbered
-    from `first`; `log_fit(shown, spread)` its log-likelihood for each factor. Where fewer than `least_effective`
-    machines would remain, the likelihood is tempered until they do.
+    from `first`; `log_likelihood(shown, spread)` its log-likelihood for each factor. Where fewer than `least_effective`
+    machines would remain, the likelihood is likelihood_power until they do.
     """
     sizes = [int(n) for n in np.diff(np.rint(np.cumsum((0.0, *ROUNDS)) * budget)) if n > 0]
     chances: list[Callable[[Floats], Floats]] = []  # of each round, relative to `draw`
@@ -88,8 +88,8 @@ def search(
         chance: Callable[[Floats], Floats] = _anywhere
         if i > 0:
             shown = np.concatenate(results)
-            emulator = Emulator(np.concatenate(simulated), shown, _near(log_fit(shown, 0.0)))
-            chance = _chance(emulator, log_fit, pool)
+            emulator = Emulator(np.concatenate(simulated), shown, _near(log_likelihood(shown, 0.0)))
+            chance = _chance(emulator, log_likelihood, pool)
         probable = chance(pool)
         chosen = pool[rng.choice(POOL, size, p=probable / probable.sum())]
         results.append(simulate(chosen, sum(sizes[:i])))
@@ -97,18 +97,18 @@ def search(
         chances.append(chance)
     scores, shown = np.concatenate(simulated), np.concatenate(results)
     mixture = sum(size * chance(scores) for size, chance in zip(sizes, chances, strict=True))
-    fit = _mean_likelihood(log_fit(shown, 0.0))
+    fit = _mean_likelihood(log_likelihood(shown, 0.0))
     power = _power(lambda power: power * fit - np.log(mixture), least_effective)
-    return Found(scores, shown, _normal(power * fit - np.log(mixture)), power)
+    return Sample(scores, shown, _normal(power * fit - np.log(mixture)), power)
 
 
 def _chance(
-    emulator: Emulator, log_fit: Callable[[Floats, Floats | float], Floats], pool: Floats
+    emulator: Emulator, log_likelihood: Callable[[Floats, Floats | float], Floats], pool: Floats
 ) -> Callable[[Floats], Floats]:
     """How much more probable than `draw` this round chooses a machine, as a function of its scores."""
 
     def foretold(scores: Floats) -> Floats:
-        return _mean_likelihood(log_fit(emulator(scores), emulator.spread))
+        return _mean_likelihood(log_likelihood(emulator(scores), emulator.spread))
 
     fit = foretold(pool)
     power = _power(lambda power: power * fit, WIDTH)

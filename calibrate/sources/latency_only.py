@@ -2,7 +2,7 @@
 
 Without token times, or where an event carries several tokens, no step is seen. What is left is how latency and
 throughput change with the load, and what machines can be: one drawn at random is replayed against the run, and weighed
-by how near it comes (`search`). Few numbers pin down few parameters, so the draws stay wide, and say so.
+by how near it comes (`importance_sampling`). Few numbers pin down few parameters, so the draws stay wide, and say so.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from calibrate.schedule.client_delays import ASSUMED
-from calibrate.schedule.token_budget import known_budget, unseen
-from calibrate.sources.importance_sampling import Found, search
-from calibrate.sources.published_priors import HalfNormal, Law, LogNormal, Uniform
+from calibrate.schedule.token_budget import budget_bounds, known_budget
+from calibrate.sources.importance_sampling import Sample, sample
+from calibrate.sources.published_priors import Distribution, HalfNormal, LogNormal, Uniform
 from sim.cluster.replay import replay
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
@@ -42,8 +42,8 @@ NOISE = Noise(decode=(1 + 0.05 * ndtri(np.linspace(0.01, 0.99, 41))).tolist(), d
 BUDGET = "max_batch_total_tokens"
 LATENCY = "latency"
 
-# Where a lone user's latency goes, and what company costs: what the scores of `search` stand for.
-LAWS: dict[str, Law] = {
+# Where a lone user's latency goes, and what company costs: what the scores of `importance_sampling` stand for.
+PRIORS: dict[str, Distribution] = {
     "prefill": LogNormal(4.0, 1.3),  # a lone prompt's prefill, in decode steps
     "fixed": Uniform(0.0, 0.7),  # share of the prefill that does not grow with the prompt
     "squared": HalfNormal(0.1),  # share of the prefill that grows with the square of it
@@ -61,11 +61,11 @@ class _LogUniform:
     high: float
 
     def at(self, score: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         return np.asarray(np.exp(Uniform(float(np.log(self.low)), float(np.log(self.high))).at(score)))
 
     def density(self, value: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         inside = (value >= self.low) & (value <= self.high) & (self.high > self.low)
         return np.where(inside, 1 / np.maximum(value, 1e-300) / max(np.log(self.high / self.low), 1e-300), 0.0)
 
@@ -74,13 +74,13 @@ class _LogUniform:
 class _Alone:
     """What is known of a lone user's request: the law of its latency (s), and its lengths (tokens)."""
 
-    latency: Law
+    latency: Distribution
     prompt: float
     output: float
     doubts: list[str]
 
 
-def fit_unstreamed(
+def fit_latencies(
     runs: Sequence[Run], rungs: Sequence[Collection[int] | None], padded: bool, rng: np.random.Generator, n: int
 ) -> tuple[dict[str, Floats], list[str]]:
     """`n` joint draws of every coefficient (and of a budget nobody tells), and what to doubt.
@@ -94,7 +94,7 @@ def fit_unstreamed(
         raise NotEnoughData("no rung has a whole window with an answered request: nothing to calibrate from")
     alone = _alone(runs, scored)
     budget, budget_doubts = _budget(runs, scored)
-    laws = LAWS | {LATENCY: alone.latency} | budget
+    laws = PRIORS | {LATENCY: alone.latency} | budget
     measured = np.concatenate([_shown(run, list(places)) for run, places in zip(runs, scored, strict=True)])
     near = np.concatenate([[NEAR[s] for _ in places for s in STATISTICS] for places in scored])
     model = "padded" if padded else "affine"
@@ -110,7 +110,7 @@ def fit_unstreamed(
             shown.append(np.concatenate([_shown(r, p.values()) for r, p in zip(replays, scored, strict=True)]))
         return np.array(shown)[:, :, None]
 
-    found = search(
+    found = sample(
         lambda g, m: g.standard_normal((m, len(laws))),
         simulate,
         partial(_log_fit, measured, near),
@@ -124,7 +124,7 @@ def fit_unstreamed(
     return _parameters(laws, around, alone), _doubts(found) + alone.doubts + budget_doubts
 
 
-def _parameters(laws: dict[str, Law], scores: Floats, alone: _Alone) -> dict[str, Floats]:
+def _parameters(laws: dict[str, Distribution], scores: Floats, alone: _Alone) -> dict[str, Floats]:
     """The parameters of machines: where a lone user's latency goes is what differs most."""
     drawn = {name: law.at(scores[:, i]) for i, (name, law) in enumerate(laws.items())}
     prompt, output = alone.prompt, alone.output
@@ -194,7 +194,7 @@ def _company(run: Run, rung: int) -> float:
     return 1.0 + metrics.rung_metrics(run, run.rungs[rung])["in_flight"]
 
 
-def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict[str, Law], list[str]]:
+def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict[str, Distribution], list[str]]:
     """The law of a token budget that some run does not tell, and what to doubt; none where all tell.
 
     What surely ran at once had room: the requests between their first and last tokens. Where first tokens were not
@@ -218,7 +218,7 @@ def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict
         low = max(low, *(b.low for b in bounds))
         high = max(low, min(b.high for b in bounds))
     else:
-        low, high = unseen([run.server for run, _ in unknown], math.ceil(low))
+        low, high = budget_bounds([run.server for run, _ in unknown], math.ceil(low))
     return {BUDGET: _LogUniform(low, high)}, [
         f"max_batch_total_tokens is not told, only bounded: drawn from {low:.0f} to {high:.0f}, as far as the "
         "latencies allow"
@@ -281,18 +281,18 @@ def _log_fit(measured: Floats, near: Floats, shown: Floats, spread: Floats | flo
     return np.asarray(-0.5 * (apart**2 / variance).sum(axis=1) / len(STATISTICS))
 
 
-def _spread(found: Found) -> Floats:
+def _spread(found: Sample) -> Floats:
     centre = found.weights @ found.scores
     return np.asarray(np.sqrt(found.weights @ (found.scores - centre) ** 2))
 
 
-def _doubts(found: Found) -> list[str]:
+def _doubts(found: Sample) -> list[str]:
     doubts = [
         "parameters are those of simulated machines that show the same latencies and throughput; where the latency "
         "goes between prefill and decode stays wide",
         "prompts or answers of other lengths than these can be off by more than their bands say: stream the answers to "
         "forecast those",
     ]
-    if found.tempered < 0.3:
+    if found.likelihood_power < 0.3:
         doubts.append("no simulated machine comes near the run: the form, or the server's flags, may be wrong")
     return doubts

@@ -2,8 +2,8 @@
 
 What such a machine can be (`laws`) is laid over what the article says. The latency of a lone user is arithmetic, so
 machines are drawn that show it exactly (`space`); which of those show the figures of a ladder is found by climbing it
-(`figures`, `search`). The answer is a set of draws: what a few figures do not pin down stays as wide as it was, and is
-said in words (`verdict`).
+(`figures`, `importance_sampling`). The answer is a set of draws: what a few figures do not pin down stays as wide as it
+was, and is said in words (`diagnostics`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,19 @@ from numpy.typing import NDArray
 
 from calibrate.regression.draws import correlations, parameter
 from calibrate.sources import diagnostics, published_priors
-from calibrate.sources.constrained_prior import Space
-from calibrate.sources.figures import CLOCKS, FACTORS, Article, alone_terms, is_alone, log_fit, profile, resolve, title
-from calibrate.sources.importance_sampling import search
+from calibrate.sources.constrained_prior import ConstrainedPrior
+from calibrate.sources.figures import (
+    CLOCKS,
+    FACTORS,
+    FigureSimulator,
+    is_single_user,
+    log_likelihood,
+    profile,
+    resolve,
+    single_user_terms,
+    title,
+)
+from calibrate.sources.importance_sampling import sample
 from sim.model.calibration import Calibration, Residual, Source
 from sim.model.identity import identity
 from sim.model.scenario import Figure, Scenario
@@ -52,9 +62,9 @@ def calibrate_published(
     a profile that the server could never serve.
     """
     figures = resolve(scenario)
-    space = Space.of(figures, scenario.server, scenario.machine)
+    space = ConstrainedPrior.of(figures, scenario.server, scenario.machine)
     ladder = [figure for figure in figures if figure not in space.alone]
-    article = Article(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
+    article = FigureSimulator(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
     rng = np.random.default_rng([seed, 0])
 
     def simulate(scores: Floats, first: int) -> Floats:
@@ -67,9 +77,9 @@ def calibrate_published(
                 progress(first + len(shown))
         return np.array(shown)
 
-    found = search(space.draw, simulate, partial(log_fit, ladder), rng, simulations, EFFECTIVE)
+    found = sample(space.draw, simulate, partial(log_likelihood, ladder), rng, simulations, EFFECTIVE)
     rows = _resample(found.weights, draws, rng)
-    factors = _factors(log_fit(ladder, found.shown[rows]) * found.tempered, rng)
+    factors = _factors(log_likelihood(ladder, found.shown[rows]) * found.likelihood_power, rng)
     shown = np.concatenate(
         [
             space.latencies(found.scores[rows]).T,
@@ -99,8 +109,8 @@ def calibrate_published(
         correlations=correlations(list(columns), np.array(list(columns.values())).T),
         doubts=[
             *diagnostics.contradictions(ladder, found, shown[center], ordered),
-            *diagnostics.left_open(space, found),
-            *diagnostics.assumed(scenario),
+            *diagnostics.not_identified(space, found),
+            *diagnostics.assumptions(scenario),
         ],
     )
 
@@ -114,15 +124,15 @@ class Shown(NamedTuple):
     drawn: Floats
 
 
-def show_again(
+def resimulate(
     scenario: Scenario, calibration: Calibration, seed: int, draws: int, executor: Executor | None = None
 ) -> list[Shown]:
     """Every published figure of the scenario as a calibration's central values show it, and as many of its draws do,
     with seeds that the fit has not seen."""
     figures = resolve(scenario)
-    alone = {profile(figure): figure.value for figure in figures if is_alone(figure)}
-    ladder = [figure for figure in figures if not is_alone(figure)]
-    article = Article(tuple(ladder), scenario.server, alone)
+    alone = {profile(figure): figure.value for figure in figures if is_single_user(figure)}
+    ladder = [figure for figure in figures if not is_single_user(figure)]
+    article = FigureSimulator(tuple(ladder), scenario.server, alone)
     rows = [int(i * calibration.n_draws / draws) for i in range(draws)] if calibration.n_draws else []
     machines = [calibration.values, *(calibration.row(i) for i in rows)]
     tasks = [(article, machines[at : at + SCENE], seed, AGAIN + at) for at in range(0, len(machines), SCENE)]
@@ -130,7 +140,7 @@ def show_again(
     climbed = [shown for part in parts for shown in part]
     found = []
     for figure in figures:
-        if is_alone(figure):
+        if is_single_user(figure):
             values = [_alone(figure, machine) for machine in machines]
         else:
             at = ladder.index(figure)
@@ -141,11 +151,11 @@ def show_again(
 
 
 def _alone(figure: Figure, machine: Mapping[str, float]) -> float:
-    terms, clocks = alone_terms(profile(figure), np.array([machine.get("output_attained", 1.0)]))
+    terms, clocks = single_user_terms(profile(figure), np.array([machine.get("output_attained", 1.0)]))
     return clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
 
 
-def _show(task: tuple[Article, list[dict[str, float]], int, int]) -> list[Floats]:
+def _show(task: tuple[FigureSimulator, list[dict[str, float]], int, int]) -> list[Floats]:
     article, machines, seed, first = task
     return [article.show(machine, (seed, 1, first + i)) for i, machine in enumerate(machines)]
 
@@ -172,7 +182,7 @@ def _center(values: Floats, shown: Floats, figures: list[Figure]) -> int:
     """
     spread = values.std(axis=0)
     middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).mean(axis=1)
-    missed = np.array([diagnostics.misses(figure, shown[:, i]) for i, figure in enumerate(figures)])
+    missed = np.array([diagnostics.deviation(figure, shown[:, i]) for i, figure in enumerate(figures)])
     return int(np.lexsort((middle + (missed**2).sum(axis=0), np.maximum(missed.max(axis=0), 1.0)))[0])
 
 
@@ -190,7 +200,7 @@ def _middle(columns: dict[str, Floats]) -> dict[str, float]:
     return {name: float(np.median(x)) for name, x in columns.items() if name == "max_batch_total_tokens"}
 
 
-def _range(article: Article, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
+def _range(article: FigureSimulator, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
     """What the ladders of the figures visit, as the central machine climbs them."""
     visited: dict[str, list[float]] = {}
     for of, users in article.ladders.items():

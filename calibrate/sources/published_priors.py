@@ -22,7 +22,7 @@ from sim.results.curve import TAKEOFF_FACTOR
 Floats = NDArray[np.float64]
 
 
-class Law(Protocol):
+class Distribution(Protocol):
     """A distribution of one parameter."""
 
     def at(self, score: Floats) -> Floats:
@@ -40,11 +40,11 @@ class LogNormal:
     sigma: float
 
     def at(self, score: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         return np.asarray(self.median * np.exp(self.sigma * score))
 
     def density(self, value: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         x = np.maximum(value, 1e-300)
         score = np.log(x / self.median) / self.sigma
         return np.where(value > 0, np.exp(-(score**2) / 2) / (x * self.sigma * np.sqrt(2 * np.pi)), 0.0)
@@ -57,11 +57,11 @@ class HalfNormal:
     scale: float
 
     def at(self, score: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         return np.asarray(self.scale * ndtri((1 + ndtr(score)) / 2))
 
     def density(self, value: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         bell = np.exp(-((value / self.scale) ** 2) / 2) * np.sqrt(2 / np.pi) / self.scale
         return np.where(value >= 0, bell, 0.0)
 
@@ -74,11 +74,11 @@ class Uniform:
     high: float
 
     def at(self, score: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         return np.asarray(self.low + (self.high - self.low) * ndtr(score))
 
     def density(self, value: Floats) -> Floats:
-        """See `Law`."""
+        """See `Distribution`."""
         return np.where((value >= self.low) & (value <= self.high), 1 / (self.high - self.low), 0.0)
 
 
@@ -91,7 +91,7 @@ def of_the_kind(machine: Machine) -> bool:
     return (not plain or "llama270b" in plain) and "A100" in (machine.gpu or "A100") and (machine.gpus or 4) == 4
 
 
-STEP_TIMES: Mapping[str, Law] = {
+STEP_TIMES: Mapping[str, Distribution] = {
     "a0": LogNormal(30e-3, 0.6),  # LMDeploy 35 ms; Splitwise's 128 tokens take 38 ms more than its rate says
     "a1": LogNormal(0.26e-3, 0.4),  # LMDeploy 0.16, Splitwise 0.18 ms; links of PCIe 0.36; Argonne's DeepSpeed 0.46
     "a2": HalfNormal(1.2e-8),  # Splitwise 1.1e-8, from prompts of up to 8192 tokens
@@ -101,8 +101,8 @@ STEP_TIMES: Mapping[str, Law] = {
     "b2": LogNormal(0.2e-6, 0.9),  # LMDeploy 0.09, Splitwise 0.67 µs; 0.06 µs a read, and each head reads again
     "b3": HalfNormal(3.5e-6),  # LMDeploy 0.8, DeepSpeed 1.5 µs; one block walked each context alone
 }
-# How much slower or faster than those another machine is, in everything: around what its figures say roughly
-# (`space.roughly`, which knows of no queue), and two times of three within half or double.
+# How much slower or faster than those another machine is, in everything: around what its figures say rough_scale
+# (`space.rough_scale`, which knows of no queue), and two times of three within half or double.
 SCALE_SIGMA = 0.7
 TOKEN_BUDGET = Uniform(25_000, 50_000)  # an estimate of what the weights leave on boards of 40 GB (2 to 4 GiB each)
 OUTPUT_ATTAINED = Uniform(0.8, 1.0)  # the end-of-sequence token could not be ignored

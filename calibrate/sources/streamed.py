@@ -17,21 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from calibrate.regression.design import TREND, WARMING, Rows, rows_of
+from calibrate.regression.design import COLD_CACHE, TREND, Rows, build_rows
 from calibrate.regression.draws import correlations, parameter
 from calibrate.regression.fit import Form, Regression, choose
-from calibrate.regression.identifiability import left_open, machines, unusual
-from calibrate.regression.posterior import DRAWS, draw_coefficients, opposed
+from calibrate.regression.identifiability import different_machines, not_identified, outlying_rungs
+from calibrate.regression.posterior import DRAWS, antithetic_normals, draw_coefficients
 from calibrate.regression.step_noise import fit_noise
-from calibrate.regression.variance_components import fit_moods
-from calibrate.schedule.admission_timing import WAY_OF_A_DAY, races
+from calibrate.regression.variance_components import fit_random_effects
+from calibrate.schedule.admission_timing import LATENCY_BETWEEN_RUNS, admission_timings
 from calibrate.schedule.client_delays import ASSUMED, fit_clocks
-from calibrate.schedule.cross_check import witness
+from calibrate.schedule.cross_check import cross_check
 from calibrate.schedule.rebuild import rebuild, shows_steps
 from calibrate.schedule.token_budget import MEANING as BUDGET
 from calibrate.schedule.token_budget import fit_budget
-from calibrate.sources.latency_only import NOISE as UNSTREAMED_NOISE
-from calibrate.sources.latency_only import fit_unstreamed
+from calibrate.sources.latency_only import NOISE as LATENCY_ONLY_NOISE
+from calibrate.sources.latency_only import fit_latencies
 from sim.model.calibration import Calibration, Residual, Source, SourceFile
 from sim.model.errors import NotEnoughData
 from sim.model.identity import Identity, named
@@ -42,7 +42,7 @@ from sim.steptime.linear import LEVEL, MEANING
 Floats = NDArray[np.float64]
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
-PADDED = ("a4", "c2", "f2", WARMING)  # what only a padded cache costs, and what small machines show
+PADDED = ("a4", "c2", "f2", COLD_CACHE)  # what only a padded cache costs, and what small machines show
 CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 
 
@@ -116,7 +116,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
     padded = runs[0].server.requires_padding
     rng = np.random.default_rng(seed)
     why = "; ".join(dict.fromkeys(_why_no_steps(run) for run in runs))
-    drawn, doubts = fit_unstreamed(runs, rungs, padded, rng, DRAWS)
+    drawn, doubts = fit_latencies(runs, rungs, padded, rng, DRAWS)
     told = {run.server.max_batch_total_tokens for run in runs}
     budget = told.pop()
     if not told and isinstance(budget, int):
@@ -135,21 +135,21 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         }
         | ({"users": _span(np.array(users))} if users else {}),
         server=[_flags(run) for run in runs],
-        noise=UNSTREAMED_NOISE,
+        noise=LATENCY_ONLY_NOISE,
         clocks=ASSUMED,
         correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
-        doubts=[f"{why}: no step was seen", *doubts, *machines(runs)],
+        doubts=[f"{why}: no step was seen", *doubts, *different_machines(runs)],
     )
 
 
 def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], seed: int) -> Calibration:
     """Streamed runs: steps rebuilt, then regression."""
     schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
-    rows = rows_of(runs, schedules)
-    raced = races(runs, schedules)
-    forms = candidates(runs[0].server.requires_padding)
-    moods = fit_moods(choose(rows, forms, raced)[0], rows, runs)
-    regression, choice = choose(rows, forms, raced, moods)
+    rows = build_rows(runs, schedules)
+    admissions = admission_timings(runs, schedules)
+    forms = candidate_forms(runs[0].server.requires_padding)
+    moods = fit_random_effects(choose(rows, forms, admissions)[0], rows, runs)
+    regression, choice = choose(rows, forms, admissions, moods)
     noise = fit_noise(rows, regression.predicted, moods)
     rng = np.random.default_rng(seed)
     all_drawn = draw_coefficients(regression, rows, rng)
@@ -160,7 +160,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     }
     draws = {name: [float(f"{x:.6g}") for x in drawn[:, i]] for i, name in enumerate(names)}
     doubts = [d for s in schedules for d in s.doubts] + rows.doubts
-    doubts += [d for run, schedule in zip(runs, schedules, strict=True) for d in witness(run, schedule)]
+    doubts += [d for run, schedule in zip(runs, schedules, strict=True) for d in cross_check(run, schedule)]
     together = correlations(names, drawn)
     budget = fit_budget(runs, schedules, rng, len(drawn))
     if budget is not None:
@@ -170,7 +170,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
     there = clocks.uplink.mean
-    another_day = 1 + WAY_OF_A_DAY * opposed(rng, len(drawn), 1)[:, 0]
+    another_day = 1 + LATENCY_BETWEEN_RUNS * antithetic_normals(rng, len(drawn), 1)[:, 0]
     ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0) * another_day
     counting = all_drawn[:, u1]
     for name, value, drawn, unit, meaning in (
@@ -198,11 +198,14 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         noise=noise,
         clocks=clocks,
         correlations=together,
-        doubts=doubts + machines(runs) + unusual(runs, rows, regression) + left_open(runs, rows, together),
+        doubts=doubts
+        + different_machines(runs)
+        + outlying_rungs(runs, rows, regression)
+        + not_identified(runs, rows, together),
     )
 
 
-def candidates(padded: bool) -> list[Form]:
+def candidate_forms(padded: bool) -> list[Form]:
     """The forms a server can have, the simplest first.
 
     One that pads is a small one, whose kernels use the processor better the more rows they have: its step flattens with
@@ -227,7 +230,7 @@ def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ..
                 for b, curve in TREND.items():
                     trend = trend + table[names.index(b)] * curve(np.asarray(size))
                 table[i] = np.maximum(table[i] + trend, 1e-5)
-    hidden = (*CLIENT, WARMING, *(("b0", *TREND) if regression.form.by_batch else ()))
+    hidden = (*CLIENT, COLD_CACHE, *(("b0", *TREND) if regression.form.by_batch else ()))
     keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
 

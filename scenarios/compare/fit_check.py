@@ -82,13 +82,13 @@ def check_published(
 ) -> FitCheck:
     """Simulate every published figure again. It is missed where it lies outside the band of the draws and further off
     than its rounding and what counts as close (`calibrate.sources.diagnostics.CLOSE`), and far at twice that."""
-    from calibrate.sources.diagnostics import misses
-    from calibrate.sources.published import show_again
+    from calibrate.sources.diagnostics import deviation
+    from calibrate.sources.published import resimulate
 
     rows = []
-    for shown in show_again(scenario, calibration, seed, FIRST, executor):
+    for shown in resimulate(scenario, calibration, seed, FIRST, executor):
         _, low, high = band(shown.drawn)
-        off = float(misses(shown.figure, np.array([shown.central]))[0])
+        off = float(deviation(shown.figure, np.array([shown.central]))[0])
         value, missing = shown.figure.value, math.isnan(shown.central)
         missed = off > 1 and not low <= value <= high
         rows.append(

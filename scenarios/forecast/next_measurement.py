@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 import msgspec
 import numpy as np
 
-from calibrate.next_measurement import Advice, Question, advise, candidates, long_enough
+from calibrate.next_measurement import Advice, Question, advise, candidates, longer_window
 from sim.cluster.replay import asked_of
 from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
@@ -30,7 +30,7 @@ def next_measurements(
         raise BadInput("expected a calibration with draws: without them nothing says what is uncertain")
     possible = candidates(question, [run.scenario.workload for run in runs])
     first, *others = advise(calibration, question, possible, seed=seed, executor=executor)
-    first = long_enough(first, calibration, question, seed=seed, executor=executor)
+    first = longer_window(first, calibration, question, seed=seed, executor=executor)
     return [_said(advice, question) for advice in (first, *others[: SHOWN - 1])]
 
 

@@ -1,5 +1,5 @@
 """How far takeoffs of one machine lie apart when they are read off ladders of other rungs
-(`calibrate.sources.figures.READING`).
+(`calibrate.sources.figures.READ_OFF_ERROR`).
 
 An article does not print its ladder. Users of equal lengths lock into groups, and how they do depends on where they are
 added, so that part of what is read is the ladder's. Prints, for machines that fit the article and for made-up ones, the
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from calibrate.coverage import LONG_ANSWERS, LONG_PROMPTS, SERVER, draw_machine
-from calibrate.sources.figures import READING, USERS, Article, Profile
+from calibrate.sources.figures import READ_OFF_ERROR, USERS, FigureSimulator, Profile
 from sim.model.calibration import read_calibration
 from sim.replicate import processes
 from sim.results import rates
 from sim.results.curve import takeoff
 
-ARTICLE = Path(__file__).parent.parent / "scenarios" / "data" / "llama2-70b.calibration.json"
+ARTICLE = Path(__file__).parent.parent / "scenarios" / "shipped" / "data" / "llama2-70b.calibration.json"
 MACHINES = 12
 LADDERS = (
     USERS,
@@ -53,13 +53,13 @@ def main() -> int:
                     f"{100 * squares[-1] ** 0.5:.1f} % (middle machine {100 * np.nanmedian(apart):.1f} %)"
                 )
     found = float(np.mean(squares)) ** 0.5
-    print(f"together {100 * found:.1f} %; assumed {100 * READING:.1f} %")
-    return 0 if 0.75 < READING / found < 4 / 3 else 1
+    print(f"together {100 * found:.1f} %; assumed {100 * READ_OFF_ERROR:.1f} %")
+    return 0 if 0.75 < READ_OFF_ERROR / found < 4 / 3 else 1
 
 
 def _read(task: Task) -> float:
     machine, factor, of, users, number = task
-    return takeoff(rates.table(Article((), SERVER, {}).climb(machine, of, users, (7, number))), factor).rps
+    return takeoff(rates.table(FigureSimulator((), SERVER, {}).climb(machine, of, users, (7, number))), factor).rps
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from streams import CLOCKS, SERVER, TRUTH, lengths, observe, questions
 
-from calibrate.regression.variance_components import UNSEEN
-from calibrate.schedule.admission_timing import UPLINK_SPREAD, WAY_OF_A_DAY, race_rows, races
+from calibrate.regression.variance_components import DEFAULT_RUN_EFFECT
+from calibrate.schedule.admission_timing import LATENCY_BETWEEN_RUNS, UPLINK_SPREAD, admission_rows, admission_timings
 from calibrate.schedule.rebuild import rebuild
 from calibrate.schedule.token_budget import known_budget
 from calibrate.sources.streamed import calibrate_runs
@@ -117,11 +117,11 @@ def test_the_way_of_another_day_is_drawn_longer_or_shorter(fits):
     """Of one run it is known within some hundredths; who shares a prefill depends on no more than that."""
     for fit in fits:
         spread = np.std(fit.draws["uplink"]) / np.mean(fit.draws["uplink"])
-        assert WAY_OF_A_DAY * 0.8 < spread < 0.5
+        assert LATENCY_BETWEEN_RUNS * 0.8 < spread < 0.5
 
 
 def test_the_second_look_tells_how_long_the_router_counts_tokens():
-    """Requests of 1,500 tokens, up to eight together, raced for a look that came 5 to 25 ms after they were written."""
+    """Requests of 1,500 tokens, up to eight together, scheduled at a point 5 to 25 ms after they were written."""
     rng = np.random.default_rng(0)
     tokens, after = 1500.0 * rng.integers(1, 9, 600), rng.uniform(0.005, 0.025, 600)
     way = (1.5e-3 + 1.3e-6 * tokens) * (1 + UPLINK_SPREAD * rng.standard_normal(600))
@@ -130,7 +130,7 @@ def test_the_second_look_tells_how_long_the_router_counts_tokens():
     assert 100 < table["won"].sum() < 500
     names, found, belief = ("f0", "u0", "u1"), np.array([0.0, 1.5e-3, 1e-6]), np.diag([1e3, 1e3, 1e6])
     for _ in range(8):
-        rows, target = race_rows(table, names, found, spread=0.1)
+        rows, target = admission_rows(table, names, found, spread=0.1)
         both = np.vstack([rows, belief]), np.concatenate([target, belief @ [0.0, 1.5e-3, 1e-6]])
         found = np.linalg.lstsq(*both, rcond=None)[0]
     assert found == pytest.approx([0.0, 1.5e-3, 1.3e-6], rel=0.15)
@@ -144,7 +144,7 @@ def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_o
     clocks = msgspec.structs.replace(CLOCKS, uplink=Delay(quantiles=[0.0016], per_token=4e-6))
     server = msgspec.structs.replace(SERVER, **budget)
     run = observe([6, 12, 20], lengths(1500, output), clocks=clocks, server=server, seconds=40.0).run
-    table = races([run], [rebuild(run)])
+    table = admission_timings([run], [rebuild(run)])
     late = table[~table["filtered"] & ~table["won"]]
     assert len(late) == lost
     assert (0.0016 + 4e-6 * 4500 + late["x"] > 0).all()  # six came together, and the last of them was not counted yet
@@ -249,7 +249,7 @@ def test_flags_are_those_the_server_says_it_has():
 def test_a_run_too_short_to_show_its_moods_is_believed_to_have_some():
     run = observe([1], lengths(20, 30), noise=NOISE, seconds=1.5).run
     noise = calibrate_runs([run]).noise
-    assert noise.between == pytest.approx(UNSEEN, rel=0.5) and len(noise.decode) > 1
+    assert noise.between == pytest.approx(DEFAULT_RUN_EFFECT, rel=0.5) and len(noise.decode) > 1
 
 
 def test_a_server_whose_kernels_change_with_the_batch_gets_a_form_of_its_own():

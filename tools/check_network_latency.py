@@ -1,9 +1,9 @@
 """How far the way to the server of one recorded run is from that of another
-(`calibrate.schedule.admission_timing.WAY_OF_A_DAY`).
+(`calibrate.schedule.admission_timing.LATENCY_BETWEEN_RUNS`).
 
 Who was back in time for a look of the router, and who was not, tells how long the way of that day was beside that of
 all runs of the machine together. Prints for each run by how much it was longer, and for all the standard deviation that
-makes these races most likely, with what is nearly as likely.
+makes these admissions most likely, with what is nearly as likely.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp, ndtr
 
-from calibrate.regression.design import rows_of
+from calibrate.regression.design import build_rows
 from calibrate.regression.fit import choose, regress
-from calibrate.regression.variance_components import fit_moods
-from calibrate.schedule.admission_timing import LAPSES, WAY_OF_A_DAY, races, standing
+from calibrate.regression.variance_components import fit_random_effects
+from calibrate.schedule.admission_timing import LAPSE_RATE, LATENCY_BETWEEN_RUNS, admission_timings, margins
 from calibrate.schedule.rebuild import rebuild
-from calibrate.sources.streamed import candidates
+from calibrate.sources.streamed import candidate_forms
 from sim.run import read_run
 
 Floats = NDArray[np.float64]
@@ -38,27 +38,27 @@ def main() -> int:
     likely = np.array([_of_spread(runs, spread) for spread in SPREADS])
     near = SPREADS[likely > likely.max() - NEARLY]
     found = SPREADS[likely.argmax()]
-    print(f"from run to run {found:.2f} ({near.min():.2f} to {near.max():.2f}); assumed {WAY_OF_A_DAY:.2f}")
-    return 0 if near.min() <= WAY_OF_A_DAY <= near.max() else 1
+    print(f"from run to run {found:.2f} ({near.min():.2f} to {near.max():.2f}); assumed {LATENCY_BETWEEN_RUNS:.2f}")
+    return 0 if near.min() <= LATENCY_BETWEEN_RUNS <= near.max() else 1
 
 
 def _of_a_machine(folder: str) -> Floats:
-    """The log-likelihood of `LONGER` for each run of a machine that shows races, (runs, len(LONGER))."""
+    """The log-likelihood of `LONGER` for each run of a machine that shows admissions, (runs, len(LONGER))."""
     runs = [read_run(path.parent) for path in sorted((DATA / folder).glob("*/run.json"))]
     schedules = [rebuild(run) for run in runs]
-    rows, raced = rows_of(runs, schedules), races(runs, schedules)
-    first, _ = choose(rows, candidates(runs[0].scenario.server.requires_padding), raced)
-    fit = regress(rows, first.form, raced, fit_moods(first, rows, runs))
+    rows, admissions = build_rows(runs, schedules), admission_timings(runs, schedules)
+    first, _ = choose(rows, candidate_forms(runs[0].scenario.server.requires_padding), admissions)
+    fit = regress(rows, first.form, admissions, fit_random_effects(first, rows, runs))
     spread = float((rows.seconds / fit.predicted)[~rows.prefill].std())
     told = []
     for run, schedule in zip(runs, schedules, strict=True):
-        mine = races([run], [schedule])
+        mine = admission_timings([run], [schedule])
         if not len(mine):
             continue
-        ahead, scale, way = standing(mine, fit.names, fit.coefficients, spread)
+        ahead, scale, way = margins(mine, fit.names, fit.coefficients, spread)
         won, weight = np.where(mine["won"], 1.0, -1.0), mine["weight"].to_numpy()
         z = (won * (ahead - np.outer(LONGER, way)) / scale).clip(-4.0, 4.0)
-        told.append(np.log(LAPSES + (1 - 2 * LAPSES) * ndtr(z)) @ weight)
+        told.append(np.log(LAPSE_RATE + (1 - 2 * LAPSE_RATE) * ndtr(z)) @ weight)
         best = int(told[-1].argmax())
         print(f"{run.name}: {weight.sum():.0f} groups, {LONGER[best]:+.0%} ({told[-1][best] - told[-1][180]:.1f} nats)")
     return np.array(told)

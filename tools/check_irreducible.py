@@ -1,6 +1,6 @@
 """How many of its goals would a model miss that knew the machine exactly?
 
-    python tools/check_floor.py [--days N] [--seed N]
+    python tools/check_irreducible.py [--days N] [--seed N]
 
 A machine that is not itself from minute to minute cannot be forecast better than it repeats itself. Each family of
 recorded runs in data/ is calibrated, and its central machine, with its noise and moods, is measured again on many

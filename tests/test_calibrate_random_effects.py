@@ -10,15 +10,15 @@ import pytest
 from scipy.stats import skew
 from streams import TRUTH, lengths, observe
 
-from calibrate.regression.design import Rows, rows_of
+from calibrate.regression.design import Rows, build_rows
 from calibrate.regression.fit import Regression, regress
 from calibrate.regression.posterior import draw_coefficients
-from calibrate.regression.random_effects import STEADY, Moods
+from calibrate.regression.random_effects import NO_EFFECTS, RandomEffects
 from calibrate.regression.step_noise import fit_noise
-from calibrate.regression.variance_components import LEAST, MEMORY, UNSEEN, fit_moods
-from calibrate.schedule.admission_timing import races
+from calibrate.regression.variance_components import DEFAULT_RUN_EFFECT, DRIFT_SECONDS, LEAST_RATIO, fit_random_effects
+from calibrate.schedule.admission_timing import admission_timings
 from calibrate.schedule.rebuild import rebuild
-from calibrate.sources.streamed import candidates
+from calibrate.sources.streamed import candidate_forms
 from sim.model.calibration import Noise
 from sim.run import Run, read_run
 from sim.steptime.linear import affine
@@ -32,21 +32,23 @@ def days(noise: Noise, n: int, ladder: list[int] = LADDER) -> list[Run]:
     return [observe(ladder, FIXED, noise=noise, seconds=20.0, seed=seed).run for seed in range(n)]
 
 
-def fitted(runs: list[Run], slower: dict[int, float] | None = None, moods: Moods = STEADY) -> tuple[Regression, Rows]:
+def fitted(
+    runs: list[Run], slower: dict[int, float] | None = None, moods: RandomEffects = NO_EFFECTS
+) -> tuple[Regression, Rows]:
     """The simplest form fitted to runs of a machine of such moods; `slower` multiplies the times of whole rungs,
     numbered over all runs."""
     schedules = [rebuild(run) for run in runs]
-    rows = rows_of(runs, schedules)
+    rows = build_rows(runs, schedules)
     factor = np.ones(len(rows.seconds))
     for rung, by in (slower or {}).items():
         factor[rows.rung == rung] = by
     rows = replace(rows, seconds=rows.seconds * factor)
-    return regress(rows, candidates(padded=False)[0], races(runs, schedules), moods), rows
+    return regress(rows, candidate_forms(padded=False)[0], admission_timings(runs, schedules), moods), rows
 
 
-def moods(runs: list[Run], slower: dict[int, float] | None = None) -> Moods:
+def moods(runs: list[Run], slower: dict[int, float] | None = None) -> RandomEffects:
     regression, rows = fitted(runs, slower)
-    return fit_moods(regression, rows, runs)
+    return fit_random_effects(regression, rows, runs)
 
 
 def test_what_whole_runs_keep_is_told_from_the_drift_within_them():
@@ -89,14 +91,14 @@ def test_a_machine_that_is_slowed_now_and_then_is_told_from_one_that_swings(shap
     regression, rows = fitted(runs)
     drawn = np.random.default_rng(0).gamma(shape, size=int(rows.block.max()) + 1)
     block = np.exp(0.06 * (drawn - shape) / np.sqrt(shape))
-    found = fit_moods(regression, replace(rows, seconds=rows.seconds * block[rows.block]), runs)
+    found = fit_random_effects(regression, replace(rows, seconds=rows.seconds * block[rows.block]), runs)
     assert found.skew == pytest.approx(skew(drawn), abs=0.4)
 
 
 def test_draws_and_noise_give_prefills_their_share():
     runs = [run for width in (0.02, 0.1) for run in days(Noise(prefill=[0.9, 1.1], decode=[1 - width, 1 + width]), 2)]
     regression, rows = fitted(runs)
-    known, _ = fitted(runs, moods=Moods(rung=0.1, prefill=0.2))
+    known, _ = fitted(runs, moods=RandomEffects(rung=0.1, prefill=0.2))
     drawn = draw_coefficients(known, rows, np.random.default_rng(0), 400)
     of = [regression.names.index(name) for name in regression.names if name[0] in "ab"]
     form = [dict(zip([regression.names[i] for i in of], row[of], strict=True)) for row in drawn]
@@ -106,7 +108,7 @@ def test_draws_and_noise_give_prefills_their_share():
     relative = prefill / usual.prefill(1, 200, 200**2, 200), decode / usual.decode(4, 900, 250)[0]
     assert relative[0] < 0.5 * relative[1]
     calm, felt = (
-        fit_noise(rows, regression.predicted, Moods(drift=0.1, prefill=share, skew=1.0)) for share in (1.0, 0.2)
+        fit_noise(rows, regression.predicted, RandomEffects(drift=0.1, prefill=share, skew=1.0)) for share in (1.0, 0.2)
     )
     assert np.std(calm.prefill) < 0.8 * np.std(felt.prefill)  # the more is the drift's, the less is left over
     assert calm.roughness > 0.3 and calm.drift_skew == pytest.approx(np.exp(-1.5 * calm.roughness**2))
@@ -126,39 +128,43 @@ def test_what_coefficients_explain_as_well_is_no_mood_of_loads():
     """Three loads of a server whose step times are given: a tenth of a mood each was as likely as none."""
     run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
     schedule = rebuild(run, {0, 1, 2})
-    rows = rows_of([run], [schedule])
-    found = fit_moods(regress(rows, candidates(padded=False)[0], races([run], [schedule])), rows, [run])
+    rows = build_rows([run], [schedule])
+    found = fit_random_effects(
+        regress(rows, candidate_forms(padded=False)[0], admission_timings([run], [schedule])), rows, [run]
+    )
     assert found.rung <= found.drift
 
 
 def test_one_run_sees_one_day_only():
     found = moods(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 1))
-    assert found.run == pytest.approx(LEAST * found.drift)
+    assert found.run == pytest.approx(LEAST_RATIO * found.drift)
     assert found.run > 0.005
 
 
 def test_a_machine_without_noise_has_no_moods():
     found = moods([observe(LADDER, lengths((50, 200), (10, 30)), seconds=60.0).run])
     assert max(found.drift, found.rung, found.run) < 0.002
-    assert MEMORY[0] <= found.seconds <= MEMORY[1]  # a simulator draws its drift several times within that
+    assert (
+        DRIFT_SECONDS[0] <= found.seconds <= DRIFT_SECONDS[1]
+    )  # a simulator draws its drift several times within that
 
 
 def test_too_few_seconds_say_nothing_and_are_not_taken_for_calm():
     run = observe([1], FIXED, seconds=5.0).run
-    assert moods([run]) == Moods(run=UNSEEN)
+    assert moods([run]) == RandomEffects(run=DEFAULT_RUN_EFFECT)
 
 
 def test_a_short_run_is_seen_in_shorter_stretches():
     found = moods([observe([2, 4], FIXED, noise=Noise(decode=[0.98, 1.02], drift=0.03), seconds=8.0).run])
     assert 0.01 < found.drift < 0.06
-    assert found.run == found.rung == pytest.approx(LEAST * found.drift)  # two loads may have been calm by chance
+    assert found.run == found.rung == pytest.approx(LEAST_RATIO * found.drift)  # two loads may have been calm by chance
 
 
 def test_the_mean_of_a_rung_keeps_of_the_drift_what_does_not_average_out():
-    for_ever = Moods(drift=0.1, seconds=1e6)
-    assert for_ever.of_a_rung(50.0, 10) == pytest.approx(0.1 * np.sqrt(1 - 1 / 10), rel=1e-3)
-    at_once = Moods(drift=0.1, seconds=1e-3, rung=0.03)
-    assert at_once.of_a_rung(50.0, 10) == pytest.approx(0.03)
+    for_ever = RandomEffects(drift=0.1, seconds=1e6)
+    assert for_ever.rung_sd(50.0, 10) == pytest.approx(0.1 * np.sqrt(1 - 1 / 10), rel=1e-3)
+    at_once = RandomEffects(drift=0.1, seconds=1e-3, rung=0.03)
+    assert at_once.rung_sd(50.0, 10) == pytest.approx(0.03)
     # by simulation: an Ornstein-Uhlenbeck path over 50 s in steps of 0.1 s that forgets itself within 10 s
     rng, keep = np.random.default_rng(0), np.exp(-0.1 / 10)
     path = np.empty((500, 4000))
@@ -166,7 +172,7 @@ def test_the_mean_of_a_rung_keeps_of_the_drift_what_does_not_average_out():
     for i in range(1, 500):
         path[i] = keep * path[i - 1] + np.sqrt(1 - keep**2) * rng.standard_normal(4000)
     left = float(np.var(path.mean(axis=0))) - 1 / 10
-    assert Moods(drift=1.0, seconds=10.0).of_a_rung(50.0, 10) == pytest.approx(np.sqrt(left), rel=0.05)
+    assert RandomEffects(drift=1.0, seconds=10.0).rung_sd(50.0, 10) == pytest.approx(np.sqrt(left), rel=0.05)
 
 
 def test_a_minute_out_of_the_ordinary_does_not_pull_the_fit_along():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from streams import lengths, observe
 
-from calibrate.schedule.cross_check import witness
+from calibrate.schedule.cross_check import cross_check
 from calibrate.schedule.rebuild import rebuild
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
@@ -148,7 +148,7 @@ def test_recorded_runs_agree_with_the_servers_counters(path):
     run = read_run(path)
     schedule = rebuild(run)
     assert schedule.doubts == []
-    assert witness(run, schedule) == []
+    assert cross_check(run, schedule) == []
     # laws: no request twice in a step; a stream's decode steps follow one another without a gap
     pairs = np.stack([schedule.request, schedule.step])
     assert len(np.unique(pairs, axis=1).T) == len(schedule.request)
@@ -163,7 +163,7 @@ def test_counters_that_disagree_are_doubted():
     few = run.requests["user"].to_numpy() < 3
     times = [t for t, m in zip(run.token_times or [], few, strict=True) if m]
     part = replace(run, requests=run.requests[few].reset_index(drop=True), token_times=times)
-    assert any("other traffic" in d for d in witness(part, rebuild(part)))
+    assert any("other traffic" in d for d in cross_check(part, rebuild(part)))
 
 
 def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_doubted():
@@ -174,7 +174,7 @@ def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_doubte
     moved = 0.2 * steps.loc[prefill, "seconds"].sum()
     steps.loc[prefill, "seconds"] *= 0.8
     steps.loc[~prefill, "seconds"] += moved / (~prefill).sum()
-    doubts = witness(run, replace(schedule, steps=steps))
+    doubts = cross_check(run, replace(schedule, steps=steps))
     assert len(doubts) == 2
     assert "the streams show prefill steps of 307" in doubts[0] and "the server says 383.7 ms" in doubts[0]
     assert "decode steps" in doubts[1]
@@ -191,9 +191,9 @@ def test_counters_of_a_server_started_anew_are_counted_from_there(tmp_path):
         if scrape["t"] >= again:
             scrape["metrics"] = {name: value - before.get(name, 0.0) for name, value in scrape["metrics"].items()}
     (tmp_path / "run" / "server.jsonl").write_text("".join(json.dumps(s) + "\n" for s in scrapes))
-    assert witness(run, schedule) != []
+    assert cross_check(run, schedule) != []
     resumed = replace(run, segments=[{"start": 0.0, "first_rung": 0}, {"start": again, "first_rung": 2}])
-    assert witness(resumed, rebuild(resumed)) == []
+    assert cross_check(resumed, rebuild(resumed)) == []
 
 
 def _run(times: list[np.ndarray], prompt: list[int], sent: list[float]) -> Run:

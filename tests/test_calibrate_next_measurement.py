@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from streams import SERVER, lengths, observe
 
-from calibrate.next_measurement import Advice, Measurement, Question, advise, candidates, known_to, long_enough
+from calibrate.next_measurement import Advice, Measurement, Question, advise, candidates, half_width, longer_window
 from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Noise
 from sim.model.scenario import Load, Scenario
@@ -39,7 +39,7 @@ def after(known: Run, measurement: Measurement, question: Question = QUESTION) -
     """The band once the measurement was made, on the same machine."""
     seconds = measurement.seconds + 5.0  # and a while to settle
     more = observe([measurement.users], measurement.workload, noise=NOISE, seconds=seconds, seed=9).run
-    return known_to(calibrate_runs([known, more]), question)
+    return half_width(calibrate_runs([known, more]), question)
 
 
 def test_the_profile_that_was_never_seen_is_advised(advice):
@@ -51,7 +51,7 @@ def test_the_profile_that_was_never_seen_is_advised(advice):
 def test_following_the_advice_narrows_the_band_as_promised_and_more_than_another_choice(known, before, advice):
     best, worst = advice[0], advice[-1]
     followed, another = after(known, best.measurement), after(known, worst.measurement)
-    assert best.now == known_to(before, QUESTION)
+    assert best.now == half_width(before, QUESTION)
     assert followed < best.high
     assert followed < 0.3 * another
 
@@ -74,7 +74,7 @@ def test_a_longer_window_is_advised_where_it_averages_moods_and_not_for_what_a_r
     for name, noise in (("drifts", drifting), ("keeps", keeping)):
         moody = msgspec.structs.replace(before, noise=noise)
         (best,) = advise(moody, QUESTION, CANDIDATES[:1])
-        advised[name] = long_enough(best, moody, QUESTION)
+        advised[name] = longer_window(best, moody, QUESTION)
     assert advised["drifts"].measurement.seconds == 3 * CANDIDATES[0].seconds
     assert advised["keeps"].measurement == CANDIDATES[0]
 
@@ -114,4 +114,4 @@ def test_a_what_if_is_asked_with_the_pauses_of_the_question(before):
     eager = Question(Scenario(name="eager", server=SERVER, workload=LONG, load=Load(users=[16])), 16)
     load = Load(users=[16], think=4.0)
     calm = Question(msgspec.structs.replace(eager.scenario, load=load), 16)
-    assert known_to(before, calm) != known_to(before, eager)
+    assert half_width(before, calm) != half_width(before, eager)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from calibrate.schedule.rebuild import rebuild
-from calibrate.schedule.token_budget import Looks, fit_budget, known_budget, unseen
+from calibrate.schedule.token_budget import AdmissionEvidence, budget_bounds, fit_budget, known_budget
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import compare, forecast_run
 from sim.model.server import ServerConfig
@@ -86,10 +86,10 @@ def test_a_server_that_pads_and_never_bound_has_the_routers_default():
 def test_of_several_servers_the_budget_is_what_any_of_them_may_have():
     small = ServerConfig(max_batch_prefill_tokens=1024, max_input_length=512, max_total_tokens=1000)
     large = ServerConfig(max_batch_prefill_tokens=8192, max_concurrent_requests=64)
-    assert unseen([small], 300) == (1024, 128 * 1024)  # 1,008 in whole blocks, and one more for the answer's own
-    assert unseen([small, large], 2000) == (2000, 64 * 2064)
-    assert unseen([large], 300) == (8192, 64 * 2064)
-    assert unseen([small], 10**6) == (10**6, 10**6)
+    assert budget_bounds([small], 300) == (1024, 128 * 1024)  # 1,008 in whole blocks, and one more for the answer's own
+    assert budget_bounds([small, large], 2000) == (2000, 64 * 2064)
+    assert budget_bounds([large], 300) == (8192, 64 * 2064)
+    assert budget_bounds([small], 10**6) == (10**6, 10**6)
 
 
 def test_requests_that_were_not_yet_there_do_not_outvote_the_rest():
@@ -123,8 +123,12 @@ def test_of_budgets_that_were_told_and_differ_a_forecast_that_is_not_told_takes_
 
 
 def test_the_bounds_are_those_the_fewest_looks_speak_against():
-    assert Looks(fitted=[10, 30], refused=[50, 90]).most_agreed() == (30, 49, 0)
-    assert Looks(fitted=[10, 30]).most_agreed() == (30, None, 0)
-    assert Looks(fitted=[10, 30, 30, 31], refused=[20, 50, 50]).most_agreed() == (31, 49, 1)
-    assert Looks(fitted=[10, 30, 60], refused=[50, 50, 52]).most_agreed() == (30, 49, 1)
-    assert Looks(fitted=[100], refused=[50, 60, 70]).most_agreed() == (100, None, 3)  # something was let in
+    assert AdmissionEvidence(fitted=[10, 30], refused=[50, 90]).least_contradicted() == (30, 49, 0)
+    assert AdmissionEvidence(fitted=[10, 30]).least_contradicted() == (30, None, 0)
+    assert AdmissionEvidence(fitted=[10, 30, 30, 31], refused=[20, 50, 50]).least_contradicted() == (31, 49, 1)
+    assert AdmissionEvidence(fitted=[10, 30, 60], refused=[50, 50, 52]).least_contradicted() == (30, 49, 1)
+    assert AdmissionEvidence(fitted=[100], refused=[50, 60, 70]).least_contradicted() == (
+        100,
+        None,
+        3,
+    )  # something was let in
