@@ -1,7 +1,7 @@
 """Parameters of the machine, with their uncertainty, through three doors into one file (`calibration.json`).
 
 Reading guide. *From a run* (`fit` is the door): `steps` finds the server's schedule in the arrival times of all
-tokens (`step_table` describes each step, `checks` doubts what a client cannot have seen, `usable` leaves out what
+tokens (`step_table` describes each step, `checks` warnings what a client cannot have seen, `usable` leaves out what
 says nothing), `design` and `admission_timing` make it a regression problem, `prior` says what is believed beforehand,
 `equations` take the machine's `moods` out of it, `regress` solves them and chooses the form, `components` finds the
 moods, `uncertainty` says how sure the answer is, `noise`, `clocks` and `budget` what else was seen, `witness` what

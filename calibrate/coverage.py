@@ -17,7 +17,7 @@ from calibrate.sources.published import calibrate_published
 from sim.model.scenario import Figure, Scenario
 from sim.model.server import ServerConfig
 from sim.results import rates
-from sim.results.curve import Band, band, plateau, takeoff
+from sim.results.curve import Band, band, latency_onset, plateau
 
 LONG_PROMPTS, LONG_ANSWERS, THIRD = (
     Profile(1500, 100, limit=True),
@@ -86,7 +86,7 @@ def article(machine: dict[str, float], factor: float, seed: tuple[int, ...]) -> 
     )
     for of, users in bench.ladders.items():
         table = rates.table(bench.climb(machine, of, users, (*seed, 0)))
-        figures.append(_printed(of, "rps_takeoff", takeoff(table, factor).rps, 1))
+        figures.append(_printed(of, "rps_takeoff", latency_onset(table, factor).rps, 1))
     return figures
 
 

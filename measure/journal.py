@@ -16,9 +16,9 @@ import msgspec
 from measure.loadgen.messages import Report, boot_id
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file, write_file
+from sim.model.files.format import EXPECTED, FORMAT, READ, upgraded
 from sim.model.files.json_lines import Lines
 from sim.model.scenario import Scenario, relocated
-from sim.run import FORMAT
 
 LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
 
@@ -53,7 +53,7 @@ class Journal:
             "rungs": [],
             "segments": [{"start": 0.0, "first_rung": 0}],
             "stopped": "",
-            "doubts": [],
+            "warnings": [],
             **more,
         }
         journal = cls(path, head, zero)
@@ -73,8 +73,9 @@ class Journal:
             raise BadInput(f"cannot be read ({e.strerror}); expected a measured run to resume", path=file) from e
         except msgspec.DecodeError as e:
             raise BadInput(f"not JSON ({e}); expected a measured run to resume", path=file) from e
-        if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("kind") != "measured":
-            raise BadInput(f"expected a measured run of format {FORMAT} to resume", path=file)
+        if not isinstance(head, dict) or head.get("format") not in READ or head.get("kind") != "measured":
+            raise BadInput(f"expected a measured run of format {EXPECTED} to resume", path=file)
+        head = upgraded(head)
         before, now = head.get("scenario"), _plain(scenario, path)
         if isinstance(before, dict) and "server" not in before:  # of another engine, whose flags are not the scenario's
             now.pop("server")
@@ -120,10 +121,10 @@ class Journal:
         """Replace `run.json`."""
         write_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.head), indent=1) + b"\n")
 
-    def doubt(self, sentence: str) -> None:
-        """A doubt about the whole run, written once."""
-        if sentence not in self.head["doubts"]:
-            self.head["doubts"].append(sentence)
+    def warn(self, sentence: str) -> None:
+        """A warning about the whole run, written once."""
+        if sentence not in self.head["warnings"]:
+            self.head["warnings"].append(sentence)
 
     def note(self, report: Report) -> None:
         """What the client saw of itself, to `client.jsonl`."""

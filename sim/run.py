@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sim.model.errors import BadInput
 from sim.model.files.atomic import TEMPORARY, folder_of, in_the_name_of, target_of
 from sim.model.files.document import Document
+from sim.model.files.format import FORMAT
 from sim.model.files.records import (
     CLOCKS,
     LATEST,
@@ -40,7 +41,6 @@ from sim.model.server import Bounds, ServerConfig
 from sim.model.steps import read_steps, step_records
 from sim.model.text import shortened_name
 
-FORMAT = 1  # 1: first
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
 _MOST = 2**53  # that a float counts exactly
 _LONGEST = 1e8  # s that a rung may take: three years
@@ -59,7 +59,7 @@ class Rung:
     users: int | None = None
     rate: float | None = None
     status: str = "complete"
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,7 +106,7 @@ class Run:
     info: dict[str, Any] | None = None
     segments: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     path: Path | None = None
     engine: Identity | None = None
     launched: dict[str, Any] = field(default_factory=dict)
@@ -164,12 +164,12 @@ class Run:
 def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Run:
     """Read a run directory; unknown keys are ignored.
 
-    A torn last line is dropped with a doubt; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
-    and sorted by `sent`, and a request that two of them tell of counts once, with a doubt. Single requests that cannot
-    be are left out and named in a doubt. `BadInput` names file, line and key. `progress` hears how many of how many
-    bytes have been read.
+    A torn last line is dropped with a warning; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
+    and sorted by `sent`, and a request that two of them tell of counts once, with a warning. Single requests that
+    cannot be are left out and named in a warning. `BadInput` names file, line and key. `progress` hears how many of
+    how many bytes have been read.
     """
-    document = Document(path / "run.json", "the head of a run", FORMAT)
+    document = Document(path / "run.json", "the head of a run")
     head = document.values
     rungs = [_rung(document, i, raw) for i, raw in enumerate(_listed(document, "rungs"))]
     if rungs and not abs(rungs[0].start) < _LATE:
@@ -179,7 +179,7 @@ def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, tot
     for i, raw in enumerate(segments):
         _check_map(document, ("segments", i), raw, SegmentLine)
     _check_map(document, (), head, HeadLine)
-    doubts: list[str] = []
+    warnings: list[str] = []
     files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
     if not files:
         raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
@@ -190,11 +190,11 @@ def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, tot
         progress(before + done, total)
 
     for file in files:
-        for request in read_requests(file, doubts, tell):
+        for request in read_requests(file, warnings, tell):
             read.add(request, file)
         before += file.stat().st_size
-    requests, times, carried = read.table(doubts)
-    steps, ends = read_steps(path, doubts)
+    requests, times, carried = read.table(warnings)
+    steps, ends = read_steps(path, warnings)
     engine, launched = _engine(document), _launched(document)
     try:
         scenario = relocated(lenient(_its_server(head, path, engine)), path, Path())
@@ -202,7 +202,7 @@ def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, tot
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
     _check_server(document, scenario.server)
-    doubts += _not_told(head.get("info"))
+    warnings += _not_told(head.get("info"))
     return Run(
         kind=head.get("kind", "measured"),
         name=shortened_name(head.get("name", path.name)),
@@ -218,7 +218,7 @@ def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, tot
         info=head.get("info"),
         segments=segments,
         stopped=head.get("stopped") or "",
-        doubts=doubts + list(head.get("doubts") or []),
+        warnings=warnings + list(head.get("warnings") or []),
         path=path,
         engine=engine,
         launched=launched,
@@ -331,7 +331,7 @@ def _check_server(document: Document, server: ServerConfig) -> None:
 
 
 def _not_told(info: dict[str, Any] | None) -> list[str]:
-    """A doubt for every flag that a server is said to have told and that cannot be."""
+    """A warning for every flag that a server is said to have told and that cannot be."""
     found = []
     for name in TOLD:
         value = (info or {}).get(name)
@@ -370,7 +370,7 @@ def _rung(document: Document, number: int, raw: Any) -> Rung:
         users=known.users,
         rate=known.rate,
         status=known.status,
-        doubts=known.doubts,
+        warnings=known.warnings,
         extra={k: v for k, v in raw.items() if k not in RungLine.__struct_fields__},
     )
 
@@ -433,7 +433,7 @@ def _head(run: Run) -> dict[str, Any]:
     for rung in run.rungs:
         load = {"users": rung.users} if rung.users is not None else {"rate": rung.rate}
         times = {name: kept_time(getattr(rung, name)) for name in ("start", "ramped", "settled", "end")}
-        rungs.append({**load, **times, "status": rung.status, "doubts": rung.doubts, **rung.extra})
+        rungs.append({**load, **times, "status": rung.status, "warnings": rung.warnings, **rung.extra})
     return head | {
         "scenario": plain_scenario(run.scenario, run.engine),
         "software": run.software,
@@ -443,5 +443,5 @@ def _head(run: Run) -> dict[str, Any]:
         "rungs": rungs,
         "segments": run.segments,
         "stopped": run.stopped,
-        "doubts": run.doubts,
+        "warnings": run.warnings,
     }

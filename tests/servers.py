@@ -97,7 +97,7 @@ def quick_calibration(folder: Path) -> Path:
     """Step times of a few milliseconds, so that a rung needs no more than a second."""
     values = {"a0": 0.002, "a1": 1e-6, "b0": 0.003, "b1": 1e-5, "max_batch_total_tokens": 20000.0}
     parameters = {name: Parameter(value=v, stderr=0.0, low=v, high=v) for name, v in values.items()}
-    calibration = Calibration(source=Source(door="assumed"), model="affine", parameters=parameters)
+    calibration = Calibration(source=Source(kind="assumed"), model="affine", parameters=parameters)
     path = folder / "calibration.json"
     path.write_bytes(msgspec.json.encode(calibration))
     return path

@@ -141,7 +141,7 @@ def test_without_draws_it_is_said_what_bands_leave_out(tmp_path: Path, capfd: py
     quick = ["--users", "1", "--set", "load.seconds=5", "--replicates", "19", "--jobs", "1", "--json"]
     for calibration, said in ((file, True), (SHIPPED, False)):
         assert status(["simulate", "llama2-70b-1500-100", "--set", f"calibration={calibration}", *quick]) == 0
-        found = " ".join(json.loads(capfd.readouterr().out)["doubts"])
+        found = " ".join(json.loads(capfd.readouterr().out)["warnings"])
         assert ("the calibration has no draws, so bands leave out" in found) == said
 
 

@@ -1,4 +1,4 @@
-"""A run with something in it that cannot be: refused in one line that names it, or read without it and with a doubt."""
+"""A run with something in it that cannot be: refused in one line that names it, or read without it, with a warning."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ REFUSED: dict[str, tuple[Callable[[Head], object], Callable[[Records], object], 
     "nothing of this run": (nothing, every(ended=1e300), "requests.jsonl: expected requests that can be: of 538"),
 }
 
-DOUBTED: dict[str, tuple[Callable[[Head], object], Callable[[Records], object], str]] = {
+WARNED: dict[str, tuple[Callable[[Head], object], Callable[[Records], object], str]] = {
     "token times that go backward": (nothing, backward, "requests are left out: token times go backward (id "),
     "a token before its request": (
         nothing,
@@ -147,16 +147,16 @@ def test_a_broken_run_is_refused_by_name(what: str, command: str, tmp_path: Path
     assert not shown and not out.exists()
 
 
-@pytest.mark.parametrize("what", DOUBTED)
+@pytest.mark.parametrize("what", WARNED)
 def test_single_requests_that_cannot_be_are_left_out_and_named(
     what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    head, requests, said = DOUBTED[what]
+    head, requests, said = WARNED[what]
     run = copied(tmp_path / "run", head, requests)
     assert status(["compare", str(run), str(RECORDED), "--json"]) == 0
     out, err = capfd.readouterr()
     assert "Traceback" not in err
-    assert said in "\n".join(json.loads(out)["doubts"])
+    assert said in "\n".join(json.loads(out)["warnings"])
 
 
 def test_the_looks_of_a_server_that_are_garbage_are_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -43,7 +43,7 @@ def rows() -> Rows:
         run=np.zeros(SIZE, dtype=np.int64),
         rung=rung,
         block=block,
-        doubts=[],
+        warnings=[],
     )
 
 

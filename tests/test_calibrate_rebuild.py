@@ -31,7 +31,7 @@ def test_rebuilt_steps_are_the_servers(users, workload):
     true = seen.steps
     alike = SequenceMatcher(None, true, found, autojunk=False).get_matching_blocks()
     assert sum(block.size for block in alike) >= 0.995 * max(len(true), len(found))
-    assert not schedule.doubts
+    assert not schedule.warnings
 
 
 def test_sizes_contexts_and_neighbours_of_a_hand_made_schedule():
@@ -88,11 +88,11 @@ def test_users_that_a_run_does_not_show_are_missed(keep):
         requests=run.requests.iloc[kept].reset_index(drop=True),
         token_times=[(run.token_times or [])[i] for i in kept],
     )
-    assert not rebuild(run).doubts
-    assert any("shows only" in d and "of 32 users" in d for d in rebuild(part).doubts)
+    assert not rebuild(run).warnings
+    assert any("shows only" in d and "of 32 users" in d for d in rebuild(part).warnings)
 
 
-def test_lost_streams_leave_gaps_that_are_doubted():
+def test_lost_streams_leave_gaps_that_are_warninged():
     run = observe([1, 4, 16], lengths((400, 1500), (20, 80)), seconds=15.0).run
     kept = np.flatnonzero(np.random.default_rng(0).random(len(run.requests)) > 0.15)
     part = replace(
@@ -100,13 +100,13 @@ def test_lost_streams_leave_gaps_that_are_doubted():
         requests=run.requests.iloc[kept].reset_index(drop=True),
         token_times=[(run.token_times or [])[i] for i in kept],
     )
-    assert any("other clients' requests" in d for d in rebuild(part).doubts)
+    assert any("other clients' requests" in d for d in rebuild(part).warnings)
 
 
-def test_gathered_tokens_are_doubted():
+def test_gathered_tokens_are_warninged():
     seen = observe([3], lengths(200, 60), seconds=10.0)
     gathered = [t[np.minimum(np.arange(len(t)) // 4 * 4 + 3, len(t) - 1)] for t in seen.run.token_times or []]
-    assert any("gathers" in d for d in rebuild(replace(seen.run, token_times=gathered)).doubts)
+    assert any("gathers" in d for d in rebuild(replace(seen.run, token_times=gathered)).warnings)
 
 
 def test_a_client_that_sees_part_of_the_traffic_is_told_so():
@@ -114,10 +114,10 @@ def test_a_client_that_sees_part_of_the_traffic_is_told_so():
     mine = seen.run.requests["user"].to_numpy() < 4
     times = [t for t, m in zip(seen.run.token_times or [], mine, strict=True) if m]
     part = replace(seen.run, requests=seen.run.requests[mine].reset_index(drop=True), token_times=times)
-    assert any("other clients" in d for d in rebuild(part).doubts)
+    assert any("other clients" in d for d in rebuild(part).warnings)
 
 
-def test_several_servers_behind_one_address_are_doubted():
+def test_several_servers_behind_one_address_are_warninged():
     one = observe([4], lengths(200, 80), seconds=12.0).run
     two = observe([4], lengths(200, 80), seconds=12.0, truth={"a0": 0.02, "a1": 1e-4, "b0": 0.0231}, seed=1).run
     both = replace(
@@ -125,7 +125,7 @@ def test_several_servers_behind_one_address_are_doubted():
         requests=_stacked(one, two),
         token_times=[*(one.token_times or []), *(t + 0.007 for t in two.token_times or [])],
     )
-    assert any("several servers" in d for d in rebuild(both).doubts)
+    assert any("several servers" in d for d in rebuild(both).warnings)
 
 
 def test_an_aborted_run_and_resumed_segments_make_no_long_steps():
@@ -147,7 +147,7 @@ def test_without_token_times_there_is_nothing_to_rebuild():
 def test_recorded_runs_agree_with_the_servers_counters(path):
     run = read_run(path)
     schedule = rebuild(run)
-    assert schedule.doubts == []
+    assert schedule.warnings == []
     assert cross_check(run, schedule) == []
     # laws: no request twice in a step; a stream's decode steps follow one another without a gap
     pairs = np.stack([schedule.request, schedule.step])
@@ -158,7 +158,7 @@ def test_recorded_runs_agree_with_the_servers_counters(path):
     assert (np.diff(schedule.steps["end"]) >= 0).all()
 
 
-def test_counters_that_disagree_are_doubted():
+def test_counters_that_disagree_are_warninged():
     run = read_run(DATA / "tgi-0.9.4-cpu" / "short")
     few = run.requests["user"].to_numpy() < 3
     times = [t for t, m in zip(run.token_times or [], few, strict=True) if m]
@@ -166,7 +166,7 @@ def test_counters_that_disagree_are_doubted():
     assert any("other traffic" in d for d in cross_check(part, rebuild(part)))
 
 
-def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_doubted():
+def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_warninged():
     run = read_run(DATA / "tgi-0.9.4-router-http" / "long")
     schedule = rebuild(run)
     steps = schedule.steps.copy()
@@ -174,10 +174,10 @@ def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_doubte
     moved = 0.2 * steps.loc[prefill, "seconds"].sum()
     steps.loc[prefill, "seconds"] *= 0.8
     steps.loc[~prefill, "seconds"] += moved / (~prefill).sum()
-    doubts = cross_check(run, replace(schedule, steps=steps))
-    assert len(doubts) == 2
-    assert "the streams show prefill steps of 307" in doubts[0] and "the server says 383.7 ms" in doubts[0]
-    assert "decode steps" in doubts[1]
+    warnings = cross_check(run, replace(schedule, steps=steps))
+    assert len(warnings) == 2
+    assert "the streams show prefill steps of 307" in warnings[0] and "the server says 383.7 ms" in warnings[0]
+    assert "decode steps" in warnings[1]
 
 
 def test_counters_of_a_server_started_anew_are_counted_from_there(tmp_path):

@@ -27,12 +27,12 @@ def hidden(name: str) -> Run:
 
 
 def found(*runs: Run, rungs=None) -> tuple[float, float, list[str]]:
-    """The least and the largest budget drawn, and the doubts."""
+    """The least and the largest budget drawn, and the warnings."""
     schedules = [rebuild(run, rungs) for run in runs]
     fitted = fit_budget(runs, schedules, np.random.default_rng(0), 400)
     assert fitted is not None
-    _, draws, doubts = fitted
-    return min(draws), max(draws), doubts
+    _, draws, warnings = fitted
+    return min(draws), max(draws), warnings
 
 
 @pytest.mark.parametrize(
@@ -40,25 +40,25 @@ def found(*runs: Run, rungs=None) -> tuple[float, float, list[str]]:
 )
 def test_a_prefill_that_left_the_head_of_the_queue_bounds_it_from_above(name, truth, within):
     assert known_budget(hidden(name)) is None
-    low, high, doubts = found(hidden(name))
+    low, high, warnings = found(hidden(name))
     assert low <= truth <= high
     assert high - low < within * truth
-    assert doubts == [d for d in doubts if "is between" in d]
+    assert warnings == [d for d in warnings if "is between" in d]
 
 
 @pytest.mark.parametrize(
     "name", ["router-http/short", "cpu/long", "cpu/long-between", "cpu/short", "cpu/short-between"]
 )
 def test_where_it_never_bound_nothing_bounds_it_from_above(name):
-    _, _, doubts = found(hidden(f"tgi-0.9.4-{name}"))
-    assert len(doubts) == 1
-    assert "never bound" in doubts[0]
+    _, _, warnings = found(hidden(f"tgi-0.9.4-{name}"))
+    assert len(warnings) == 1
+    assert "never bound" in warnings[0]
 
 
 def test_rungs_held_out_are_not_looked_at():
     run = hidden("tgi-0.9.4-router-http/long")
-    low, high, doubts = found(run, rungs=[0, 1, 2])
-    said = re.match(r"max_batch_total_tokens is at least (\d+); it never bound", doubts[0])
+    low, high, warnings = found(run, rungs=[0, 1, 2])
+    said = re.match(r"max_batch_total_tokens is at least (\d+); it never bound", warnings[0])
     assert said is not None and int(said[1]) < 8000  # what four users may hold
     assert low >= run.server.max_batch_prefill_tokens  # the warm-up's, which had room
     assert low <= 36000 <= high
@@ -97,9 +97,9 @@ def test_requests_that_were_not_yet_there_do_not_outvote_the_rest():
     sent = run.requests["sent"].copy()
     late = run.requests.index[run.requests["rung"] == 3][:40:8]
     sent[late] -= 0.4  # as if long on their way: the router did not know of them
-    low, high, doubts = found(replace(run, requests=run.requests.assign(sent=sent)))
+    low, high, warnings = found(replace(run, requests=run.requests.assign(sent=sent)))
     assert (low, high) == pytest.approx(found(run)[:2])
-    assert "speak against" in doubts[1]
+    assert "speak against" in warnings[1]
 
 
 def test_who_never_came_into_the_queue_did_not_wait_in_it():
@@ -119,7 +119,7 @@ def test_of_budgets_that_were_told_and_differ_a_forecast_that_is_not_told_takes_
     found = calibrate_runs(runs)
     assert set(found.draws["max_batch_total_tokens"]) == {3600.0, 4800.0}
     said = "max_batch_total_tokens was 3600, 4800: a forecast that is not told draws one of them"
-    assert found.doubts.count(said) == 1
+    assert found.warnings.count(said) == 1
 
 
 def test_the_bounds_are_those_the_fewest_looks_speak_against():

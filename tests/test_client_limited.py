@@ -54,6 +54,6 @@ def test_a_rung_is_client_limited_by_a_lag_of_20_ms_and_suspect_by_one_of_5(
     for rung in run.rungs:  # gaps between tokens are 3 ms, so that any healthy lag is more than 5 % of one
         lag = rung.extra["canary_p99_ms"]
         assert rung.extra["client_limited"] == (lag > 20)
-        assert any("client-limited" in doubt for doubt in rung.doubts) == (lag > 20)
-        assert any("suspect" in doubt for doubt in rung.doubts) == (5 < lag <= 20)
+        assert any("client-limited" in warning for warning in rung.warnings) == (lag > 20)
+        assert any("suspect" in warning for warning in rung.warnings) == (5 < lag <= 20)
     assert ("client-limited" in said) == any(rung.extra["client_limited"] for rung in run.rungs)

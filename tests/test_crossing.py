@@ -33,7 +33,7 @@ def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rng = np.random.default_rng(1)
     known = {"a0": 0.01, "a1": 1e-4, "b0": 0.02, "b1": 1e-3}
     made = Calibration(
-        source=Source(door="assumed"),
+        source=Source(kind="assumed"),
         model="affine",
         parameters={n: Parameter(value=v, stderr=v / 20, low=0.9 * v, high=1.1 * v) for n, v in known.items()},
         draws={n: (v * rng.lognormal(0, 0.03, 50)).tolist() for n, v in known.items()},

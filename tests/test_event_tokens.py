@@ -30,7 +30,7 @@ def write_run(folder: Path, streams: list[dict[str, object]], seconds: float = 1
         "load": {"users": [users], "seconds": seconds},
     }
     rung = {"users": users, "start": 0.0, "ramped": 0.0, "settled": 0.0, "end": seconds, "status": "complete"}
-    head = {"format": 1, "kind": "measured", "name": "bundles", "scenario": scenario, "rungs": [rung]}
+    head = {"format": 2, "kind": "measured", "name": "bundles", "scenario": scenario, "rungs": [rung]}
     (folder / "run.json").write_text(json.dumps(head))
     usual = {"rung": 0, "prompt_tokens": 60, "max_new_tokens": 8, "status": "ok", "finish_reason": "length"}
     lines = []
@@ -125,7 +125,7 @@ def calibrated(run: Run, folder: Path, capsys: Capture) -> tuple[dict[str, Any],
 def test_events_of_four_tokens_are_not_read_as_steps(streamed: Run, tmp_path: Path, capsys: Capture) -> None:
     found, said = calibrated(merged_run(streamed, 1.0), tmp_path, capsys)
     assert "fitted through the simulator: an event carries 3.98 tokens on average" in found["source"]["note"]
-    assert any("no step was seen" in doubt for doubt in found["doubts"])
+    assert any("no step was seen" in warning for warning in found["warnings"])
     assert "tokens on average: no step was seen" in said
     step = found["parameters"]["b0"]["value"] + found["parameters"]["b1"]["value"]
     assert step == pytest.approx(0.0164, rel=0.5)  # a gap between these events is four times as long

@@ -55,7 +55,7 @@ def test_a_right_calibration_passes_and_keeps_its_check_and_the_warnings_of_its_
 ):
     def warn(head: dict[str, Any]) -> None:
         for rung in head["rungs"][:2]:
-            rung["doubts"] = ["the window is shorter than 3 answers"]
+            rung["warnings"] = ["the window is shorter than 3 answers"]
 
     run, file = copied(tmp_path / "run", warn), tmp_path / "c.json"
     assert status(["calibrate", str(run), "-o", str(file), "--jobs", "1"]) == 0
@@ -73,7 +73,7 @@ def test_a_right_calibration_passes_and_keeps_its_check_and_the_warnings_of_its_
         ("1 user", "output_tokens_per_s"),
     ]
     assert read_calibration(file).check is not None
-    assert "tgi-cpu-long-again, at 1, 4: the window is shorter than 3 answers" in written["doubts"]
+    assert "tgi-cpu-long-again, at 1, 4: the window is shorter than 3 answers" in written["warnings"]
 
 
 def drifted(folder: Path) -> Path:

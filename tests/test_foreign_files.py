@@ -19,13 +19,13 @@ SAMPLES = Path(__file__).parent / "samples" / "foreign"
 
 
 def imported(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Run, pd.DataFrame, str]:
-    """The run that `servecast import` wrote, its metrics, and every doubt that stands in it."""
+    """The run that `servecast import` wrote, its metrics, and every warning that stands in it."""
     out = tmp_path / "run"
     assert status(["import", str(path), "-o", str(out)]) == 0, capsys.readouterr().err
     assert status(["report", str(out), "-o", str(tmp_path / "report.html")]) == 0, capsys.readouterr().err
     assert "NaN" not in (out / "run.json").read_text()
     run = read_run(out)
-    return run, table(run), "\n".join([*run.doubts, *(text for rung in run.rungs for text in rung.doubts)])
+    return run, table(run), "\n".join([*run.warnings, *(text for rung in run.rungs for text in rung.warnings)])
 
 
 def saved(folder: Path, document: object, name: str = "result.json") -> Path:

@@ -184,7 +184,7 @@ def test_streams_may_be_closed(closed: str, folder: Path) -> None:
 
 def test_calibrations_with_nothing_in_them(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     calibration = json.loads((folder / "model.json").read_text())
-    for key in ("doubts", "draws", "noise", "server"):
+    for key in ("warnings", "draws", "noise", "server"):
         (folder / "model.json").write_text(json.dumps(calibration | {key: None}))
         assert f"model.json: {key}: " in complaint(["simulate", folder / "tiny.yaml", *QUICK], capfd)
 

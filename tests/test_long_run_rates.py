@@ -30,7 +30,7 @@ def machine(path: Path, spread: float = 0.05, **values: float) -> None:
     rng = np.random.default_rng(1)
     known = {"a0": 0.05, "a1": 5e-4, "b0": 0.02, "b1": 1e-3} | values
     made = Calibration(
-        source=Source(door="assumed"),
+        source=Source(kind="assumed"),
         model="affine",
         parameters={n: Parameter(value=v, stderr=v / 20, low=0.9 * v, high=1.1 * v) for n, v in known.items()},
         draws={n: (v * rng.lognormal(0, spread, 50)).tolist() for n, v in known.items()},

@@ -58,7 +58,7 @@ def test_the_ladder_climbs_a_real_engine(llama: str, tmp_path: Path) -> None:
     assert set(run.requests["status"]) <= {"ok", "aborted"}
     assert (ok["prompt_tokens"] == 200).all()
     assert (ok["output_tokens"] == 40).all() and set(ok["finish_reason"]) == {"length"}
-    said = " ".join(run.doubts + [doubt for rung in run.rungs for doubt in rung.doubts])
+    said = " ".join(run.warnings + [warning for rung in run.rungs for warning in rung.warnings])
     assert "server's own count" not in said  # neither of prompts nor of answers: both lengths are exact
     assert run.token_times is not None
     for row, times in zip(run.requests.itertuples(), run.token_times, strict=True):
@@ -71,7 +71,7 @@ def test_chat_prompts_are_fitted_to_what_the_server_counts(llama: str) -> None:
     found = look(endpoint)
     assert found.api == "completions"
     chat = Server(api="chat", model=found.model)
-    recipe, doubts = learn(endpoint, chat, SCENARIO, None, None, 0)
+    recipe, warnings = learn(endpoint, chat, SCENARIO, None, None, 0)
     assert recipe.tokens_per_word > 1  # this vocabulary spells English words letter by letter
     assert not recipe.exact
     record = Record(0, 0, 0, 0.0, 0.0, 200, 12)
@@ -80,4 +80,4 @@ def test_chat_prompts_are_fitted_to_what_the_server_counts(llama: str) -> None:
     client.close()
     assert (record.status, record.output_tokens, record.generated_tokens) == ("ok", 12, 12)
     assert record.counted_prompt == pytest.approx(200, rel=0.15)
-    assert all("prompt meant to have 200 tokens" in doubt for doubt in doubts)
+    assert all("prompt meant to have 200 tokens" in warning for warning in warnings)

@@ -75,9 +75,9 @@ def test_a_resumed_run_goes_on_after_everything_on_record_whatever_the_wall_cloc
         (None, "cannot be read"),
         ("{", "not JSON"),
         ("[]", "expected a measured run"),
-        ('{"format": 1, "kind": "simulated"}', "expected a measured run"),
+        ('{"format": 2, "kind": "simulated"}', "expected a measured run"),
         ('{"format": 9, "kind": "measured"}', "expected a measured run of format 1"),
-        ('{"format": 1, "kind": "measured", "scenario": {"name": "other"}}', "begun with another .*name"),
+        ('{"format": 2, "kind": "measured", "scenario": {"name": "other"}}', "begun with another .*name"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
@@ -163,7 +163,7 @@ def run_with(tmp_path: Path, decode_seconds: float, decodes: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "decodes", "doubts"),
+    ("seconds", "decodes", "warnings"),
     [
         (0.02, 250, []),
         (0.0204, 245, []),
@@ -171,9 +171,9 @@ def run_with(tmp_path: Path, decode_seconds: float, decodes: int) -> Path:
         (0.017, 250, ["a decode step takes 20.00 ms by the streams, 17.00 ms by the server's metrics"]),
     ],
 )
-def test_the_second_witness_must_agree(tmp_path: Path, seconds: float, decodes: int, doubts: list[str]) -> None:
+def test_the_second_witness_must_agree(tmp_path: Path, seconds: float, decodes: int, warnings: list[str]) -> None:
     found = disagreements(read_run(run_with(tmp_path, seconds, decodes)))
-    assert found.get(0, []) == doubts
+    assert found.get(0, []) == warnings
 
 
 def test_counters_without_durations_witness_the_number_of_steps_alone(tmp_path: Path) -> None:

@@ -93,9 +93,9 @@ def test_a_tokenizers_prompt_is_verified_without_truncation(tmp_path: Path) -> N
         raw = json.loads(other.read_text())
         raw["post_processor"] = None
         other.write_text(json.dumps(raw))
-        doubts = learn(endpoint, server, scenario(), None, str(other), 0)[1]
-    assert any("has 51 in its decoder_input_details" in d for d in doubts)
-    assert any("has 51 in the server's tgi_request_input_length" in d for d in doubts)
+        warnings = learn(endpoint, server, scenario(), None, str(other), 0)[1]
+    assert any("has 51 in its decoder_input_details" in d for d in warnings)
+    assert any("has 51 in the server's tgi_request_input_length" in d for d in warnings)
 
 
 def answer(body: Any, status: int = 200) -> bytes:
@@ -107,12 +107,12 @@ def chat_server(counts: list[int]) -> Scripted:
     return Scripted(*(say(answer({"choices": [{}], "usage": {"prompt_tokens": n}})) for n in counts))
 
 
-def test_a_chat_template_is_measured_and_a_wrong_length_is_a_doubt() -> None:
+def test_a_chat_template_is_measured_and_a_wrong_length_is_a_warning() -> None:
     chat = Server(api="chat")
     server = chat_server([64 + 9, 192 + 9, 50])
-    recipe, doubts = learn(Endpoint(server.url), chat, scenario(), None, None, 0)
+    recipe, warnings = learn(Endpoint(server.url), chat, scenario(), None, None, 0)
     server.close()
-    assert (recipe.overhead, doubts) == (9, [])
+    assert (recipe.overhead, warnings) == (9, [])
     words = json.loads(server.bodies[2])["messages"][0]["content"].split()
     assert len(words) == 50 - 9
     server = chat_server([64, 192, 47])

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from measure.ladder.precision import CYCLES, FEWEST, half_width
 from measure.ladder.progress import Screen
-from measure.ladder.rung import Climb, client_limited, default_users, doubts, reason_to_stop, seen
+from measure.ladder.rung import Climb, client_limited, default_users, reason_to_stop, seen, warnings
 from measure.ladder.totals import Watch, Window
 from measure.loadgen.messages import Ended, Report
 from sim.model.scenario import Load
@@ -168,12 +168,12 @@ def test_a_rung_that_runs_into_its_limit_says_so() -> None:
     climb.ramped = climb.settled = 5.0
     climb.step(Watch(), 65.1, window(completions=10, half_width=0.04))
     assert (climb.end, climb.status) == (65.0, "limited")
-    assert "60 s were not enough: 10 of 30 requests" in climb.doubts[0]
+    assert "60 s were not enough: 10 of 30 requests" in climb.warnings[0]
     stuck = Climb(Load(users=[1], max_seconds=60.0), 0.0, 1, None)
     stuck.ramped = 1.0
     stuck.step(Watch(), 61.5, None)
     assert (stuck.settled, stuck.status) == (61.5, "limited")
-    assert "not steady" in stuck.doubts[0]
+    assert "not steady" in stuck.warnings[0]
 
 
 def test_a_budget_cuts_a_window_short_and_leaves_no_window_where_none_had_begun() -> None:
@@ -183,7 +183,7 @@ def test_a_budget_cuts_a_window_short_and_leaves_no_window_where_none_had_begun(
     climb.ramped = climb.settled = 5.0
     climb.cut(9.0)
     assert (climb.end, climb.status) == (9.0, "limited")
-    assert climb.doubts == ["cut short: the budget was spent"]
+    assert climb.warnings == ["cut short: the budget was spent"]
 
 
 def test_open_loop_settles_by_the_clock_and_a_trace_lasts_as_long_as_it_is() -> None:
@@ -214,12 +214,12 @@ def test_a_late_client_is_told_by_its_canary(lag: float, itl: float) -> None:
     w = window(canary_p99=lag, itl=itl)
     assert client_limited(w) == (lag > 0.020)
     assert seen(w)["client_limited"] == client_limited(w)
-    assert any("client-limited" in d for d in doubts(w, 1)) == client_limited(w)
-    assert any("suspect" in d for d in doubts(w, 1)) == (lag > 0.005 and not client_limited(w))
+    assert any("client-limited" in d for d in warnings(w, 1)) == client_limited(w)
+    assert any("suspect" in d for d in warnings(w, 1)) == (lag > 0.005 and not client_limited(w))
 
 
-def test_what_gives_reason_to_doubt() -> None:
-    assert doubts(window(), 1) == []
+def test_what_gives_reason_to_warning() -> None:
+    assert warnings(window(), 1) == []
     for changed, sentence in (
         ({"errors": {"reset": 3}}, "2.9% of the requests failed (3 reset)"),
         ({"in_flight": 0.97}, "0.97 requests were in flight on average, not 1"),
@@ -232,10 +232,10 @@ def test_what_gives_reason_to_doubt() -> None:
         ({"spread": 2}, "of 2 answers the server says only how many tokens they have"),
         ({"mismade": 1}, "1 prompts do not have the length meant"),
     ):
-        assert any(sentence in d for d in doubts(window(**changed), 1)), sentence
-    assert any("2 requests/s were sent and 1 answered" in d for d in doubts(window(), None, rate=2.0))
-    assert doubts(window(), None, rate=1.1) == []  # within what a Poisson stream varies in 100 s
-    assert doubts(window(in_flight=5.0), None) == []  # open loop has no number to be held to
+        assert any(sentence in d for d in warnings(window(**changed), 1)), sentence
+    assert any("2 requests/s were sent and 1 answered" in d for d in warnings(window(), None, rate=2.0))
+    assert warnings(window(), None, rate=1.1) == []  # within what a Poisson stream varies in 100 s
+    assert warnings(window(in_flight=5.0), None) == []  # open loop has no number to be held to
 
 
 def test_when_to_stop() -> None:
@@ -259,7 +259,7 @@ def test_a_person_sees_the_rungs(terminal: bool) -> None:
     with console.file, Screen(console) as screen:
         screen.now("1 user", "settling", None)
         screen.now("1 user", "measuring", window())
-        screen.done("1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", ["a doubt"])
+        screen.done("1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", ["a warning"])
     said = console.export_text()
     assert "1 user" in said and "0.100" in said
     assert ("1 user: complete; RPS 1" in said and ", 1 warning" in said) == (not terminal)

@@ -20,7 +20,7 @@ from servers import END, HEAD, Script, Scripted, Standin, chunk, say, tgi_event
 from scenarios.cli.main import status
 
 SCENARIO = """\
-format: 1
+format: 2
 name: live
 server:
   {max_input_length: 512, max_total_tokens: 1024, max_batch_prefill_tokens: 2048, max_batch_total_tokens: 16000}
@@ -471,7 +471,7 @@ def test_metrics_without_end_are_a_gap_that_is_said(run: Run, file: str, tmp_pat
     assert found == 0
     assert "times the server did not say what it measures of itself: " in said and "more than 32 MiB" in said
     assert any(
-        "more than 32 MiB" in doubt for doubt in json.loads((tmp_path / "run" / "run.json").read_text())["doubts"]
+        "more than 32 MiB" in warning for warning in json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
     )
 
 

@@ -115,7 +115,7 @@ def test_an_input_is_not_written_over_whatever_it_is_called(
     scenario: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model.json"
-    forecast = {"format": 1, "curves": [], "knee": {}, "provenance": {}}
+    forecast = {"format": 2, "curves": [], "knee": {}, "provenance": {}}
     folder = tmp_path / "tiny"
     folder.mkdir()
     os.link(scenario, folder / "forecast.json")  # a hard link
@@ -139,7 +139,7 @@ def test_only_its_own_outputs_are_replaced_without_force(
     run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "mine"
-    for found in ("<html>mine</html>", '{"format": 1}', "[" * 5000, "\0\xff", '{"format": 1, "rows": []}'):
+    for found in ("<html>mine</html>", '{"format": 2}', "[" * 5000, "\0\xff", '{"format": 1, "rows": []}'):
         mine.write_text(found)
         for command in (["report", run, "-o", mine], ["calibrate", run, "-o", mine]):
             err = refused(command, tmp_path, capfd)

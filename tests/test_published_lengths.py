@@ -23,7 +23,7 @@ def test_lengths_that_came_back_come_back_and_published_loads_are_reproduced() -
     with ThreadPoolExecutor(2) as pool:
         calibration = calibrate_published(scenario, 1, simulations=150, draws=60, executor=pool)
     assert "output_attained" not in calibration.parameters
-    assert any("taken to have come back in full" in text for text in calibration.doubts)
+    assert any("taken to have come back in full" in text for text in calibration.warnings)
     forecast = simulate(scenario, calibration, replicates=39)
     for row, tokens, printed in zip(
         forecast.rows("rps"), forecast.rows("output_tokens_per_s"), (2.09, 6.44), strict=True

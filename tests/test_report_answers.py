@@ -105,7 +105,7 @@ def test_three_warnings_are_open_and_the_rest_folds(tmp_path: Path):
     many = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5", "--users", "1,40,200"]
     assert status(["simulate", "llama2-70b-1500-100", *many, "-o", str(tmp_path)]) == 0
     text = page(tmp_path / "llama2-70b-1500-100", out=tmp_path / "r.html")
-    box = text[text.index('<div class="doubts">') :]
+    box = text[text.index('<div class="warnings">') :]
     shown, folded = box[: box.index("</div>")].split("<details>")
     assert shown.count("<li>") == 3 and "extrapolated" in shown
     assert f"and {folded.count('<li>')} more" in folded and "output_attained" in folded

@@ -10,7 +10,7 @@ from scenarios.load.scenario import load
 from sim.model.errors import BadInput
 
 GOOD = """\
-format: 1
+format: 2
 name: good
 server:
   max_batch_prefill_tokens: 14000

@@ -133,21 +133,23 @@ def test_a_bug_keeps_its_traceback_and_status_70(monkeypatch: pytest.MonkeyPatch
     assert "Traceback" in err and "ZeroDivisionError: ours" in err and "bug of ours" in err
 
 
-def test_simulate_prints_tables_of_80_columns_and_doubts_apart(capfd: pytest.CaptureFixture[str]):
+def test_simulate_prints_tables_of_80_columns_and_warnings_apart(capfd: pytest.CaptureFixture[str]):
     assert status(["simulate", "llama2-70b-1500-100", *QUICK]) == 0
     out, err = capfd.readouterr()
     assert max(map(len, out.splitlines())) <= 80
-    for words in ("E2E p95 s", "in tok/s", "plateau", "takeoff", "rps_takeoff", "$/M tokens out", "token budget"):
+    for words in ("E2E p95 s", "in tok/s", "plateau", "latency onset", "rps_takeoff", "$/M tokens out", "token budget"):
         assert words in out
     assert "…" not in out
-    assert "doubt: from " in err and "shorter than three answers" in err
-    assert "doubt" not in out
+    assert "warning: from " in err and "shorter than three answers" in err
+    assert "warning" not in out
 
 
 def test_machines_read_json_and_csv(capfd: pytest.CaptureFixture[str]):
     assert status(["simulate", "standin", *QUICK, "--json"]) == 0
     forecast = json.loads(capfd.readouterr().out)
-    assert forecast["format"] == 1 and {"curves", "plateau", "knee", "takeoff", "binding", "doubts"} <= set(forecast)
+    assert forecast["format"] == 2 and {"curves", "plateau", "knee", "latency_onset", "bottleneck", "warnings"} <= set(
+        forecast
+    )
     assert forecast["provenance"]["changes"] == ["load.seconds=5"]
     assert forecast["scenario"]["load"]["seconds"] == 5
     assert status(["simulate", "standin", *QUICK, "--csv"]) == 0
@@ -225,7 +227,7 @@ def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.Captur
     assert status(["compare", runs[0], forecasts[0], "--json"]) == 0  # made beforehand
     made = json.loads(capfd.readouterr().out)
     assert made["of"] == "a forecast" and made["coverage"] > 0.8
-    assert any("draws its own requests" in text for text in made["doubts"])
+    assert any("draws its own requests" in text for text in made["warnings"])
 
 
 def test_compare_writes_a_page_that_shows_what_lies_behind_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -54,9 +54,9 @@ def test_rungs_that_came_after_the_fit_are_held_out(copy):
 
 def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
     whole = calibrate_runs([flash])
-    rungs, doubts = fitted_rungs(unzip(copy), whole)
+    rungs, warnings = fitted_rungs(unzip(copy), whole)
     assert rungs == set(range(6))
-    assert doubts == [
+    assert warnings == [
         "router-http-long is taken for a run that was fitted, by its run.json: its requests were compressed then"
     ]
     other = copy.with_name("other")

@@ -1,4 +1,4 @@
-"""A forecast: what many replicates say together, what binds, what it costs, what to doubt."""
+"""A forecast: what many replicates say together, what binds, what it costs, warnings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from scenarios.answer.tables import show, show_corners, show_cost
-from scenarios.forecast.bottleneck import binding
+from scenarios.forecast.bottleneck import bottleneck
 from scenarios.forecast.cost import costs
 from scenarios.forecast.forecast import Estimate, read_forecast, write_forecast
 from scenarios.forecast.replicate import circumstances, replicate
@@ -45,7 +45,7 @@ def machine(**values: float) -> Calibration:
     rng = np.random.default_rng(1)
     known = {"a0": 0.01, "a1": 1e-4, "b0": 0.02, "b1": 5e-4} | values
     return Calibration(
-        source=Source(door="assumed"),
+        source=Source(kind="assumed"),
         model="affine",
         machine=Machine(gpu="A100-40GB"),
         parameters={n: Parameter(value=v, stderr=v / 20, low=0.9 * v, high=1.1 * v) for n, v in known.items()},
@@ -121,7 +121,7 @@ def test_above_capacity_an_open_loop_has_no_latency(small):
     assert not calm.unstable and calm.value is not None
     assert mad.unstable and mad.value is None and mad.low is None
     assert forecast.rows("rps")[1].value > 5  # what it does get done is still said
-    assert any("no steady state from 100 requests/s on" in text for text in forecast.doubts)
+    assert any("no steady state from 100 requests/s on" in text for text in forecast.warnings)
     assert [p.probability for p in forecast.slo][1] == 0
     priced = simulate(small("load.rate=[1, 100]", "load.settle=5", "price.usd_per_hour=3"), machine(), replicates=19)
     console = Console(width=100, record=True, file=io.StringIO())
@@ -134,17 +134,17 @@ def test_beyond_the_calibrated_range_it_says_so(small):
     calibration = msgspec.structs.replace(machine(), range={"sequences": (1, 8), "prompt_tokens": (10, 100)})
     forecast = simulate(small(), calibration, replicates=19)
     assert [row.extrapolated for row in forecast.rows("rps")] == [False, False, True]
-    assert any("from 32 users on: batches of" in text and "calibrated up to 8" in text for text in forecast.doubts)
+    assert any("from 32 users on: batches of" in text and "calibrated up to 8" in text for text in forecast.warnings)
 
 
-def test_doubts_of_machine_window_and_refusals(small):
+def test_warnings_of_machine_window_and_refusals(small):
     some = ("server.max_input_length=99", "workload.prompt_tokens={uniform: [90, 120]}")
-    asked = small("machine.gpu=A100-80GB", "load.seconds=0.5", *some, "doubts=[mine]")
-    said = simulate(asked, machine(), replicates=19).doubts
+    asked = small("machine.gpu=A100-80GB", "load.seconds=0.5", *some, "warnings=[mine]")
+    said = simulate(asked, machine(), replicates=19).warnings
     assert said[0] == "mine"
     assert "the step times are those of another GPU: A100-40GB, not A100-80GB" in said
     assert any("refuses requests longer than its limits (422)" in text for text in said)
-    short = simulate(small("load.seconds=0.5"), machine(), replicates=19).doubts
+    short = simulate(small("load.seconds=0.5"), machine(), replicates=19).warnings
     assert any("the window of 0.5 s is shorter than three answers" in text for text in short)
 
 
@@ -164,7 +164,7 @@ def test_doubts_of_machine_window_and_refusals(small):
 )
 def test_what_binds(small, sets: tuple[str, ...], at: float, binds: str):
     forecast = simulate(small(*sets), machine(), replicates=19)
-    (rung,) = [rung for rung in forecast.binding if rung.load == at]
+    (rung,) = [rung for rung in forecast.bottleneck if rung.load == at]
     assert rung.binds.startswith(binds)
 
 
@@ -174,7 +174,7 @@ def test_the_order_of_bindings():
     scenario = load("llama2-70b")
 
     def binds(**values: float) -> str:
-        return binding(scenario, pd.Series(base | values)).binds
+        return bottleneck(scenario, pd.Series(base | values)).binds
 
     assert binds(overloaded_rate=0.1) == "permits"
     assert binds() == "token budget"
@@ -255,7 +255,7 @@ def test_every_shipped_scenario_runs(name: str):
     assert max(rps) == pytest.approx(rps[-1], rel=0.25)  # a closed loop levels off, it does not fall
     latencies = [row.value for row in forecast.rows("e2e_mean") if row.value is not None]
     assert latencies[0] == min(latencies)
-    assert len(forecast.binding) == len(rps)
+    assert len(forecast.bottleneck) == len(rps)
 
 
 def test_the_shipped_fit_shows_the_article():
@@ -301,15 +301,15 @@ def test_an_estimate_of_nothing_is_nothing(small):
 
 def test_the_shipped_calibration_is_readable_and_of_the_article():
     calibration = read_calibration(Path("scenarios/shipped/data/llama2-70b.calibration.json"))
-    assert calibration.source.door == "published" and calibration.n_draws >= 100
+    assert calibration.source.kind == "published" and calibration.n_draws >= 100
 
 
 def test_below_the_calibrated_range_it_says_so_too(small):
     calibration = msgspec.structs.replace(machine(), range={"users": (4, 32), "prompt_tokens": (1000, 2000)})
     forecast = simulate(small(), calibration, replicates=19)
     assert all(row.extrapolated for row in forecast.rows("rps"))
-    assert any(text.startswith("extrapolated: prompts of ") and "from 1,000 on" in text for text in forecast.doubts)
-    assert "extrapolated: 1 user (calibrated from 4 on)" in forecast.doubts
+    assert any(text.startswith("extrapolated: prompts of ") and "from 1,000 on" in text for text in forecast.warnings)
+    assert "extrapolated: 1 user (calibrated from 4 on)" in forecast.warnings
     users_only = msgspec.structs.replace(calibration, range={"users": (4, 32)})
     assert [row.extrapolated for row in simulate(small(), users_only, replicates=19).rows("rps")] == [
         True,
@@ -327,8 +327,8 @@ def test_requests_per_second_are_no_users(small):
 def test_a_server_that_pads_is_not_taken_for_one_of_a_table(small):
     padded = small("server.requires_padding=true")
     said = "this server pads its batches; nothing says that the calibrated one did"
-    assert said in simulate(padded, machine(), replicates=19).doubts
-    assert said not in simulate(small(), machine(), replicates=19).doubts
+    assert said in simulate(padded, machine(), replicates=19).warnings
+    assert said not in simulate(small(), machine(), replicates=19).warnings
 
 
 def test_a_knee_below_the_ladder_is_not_taken_for_its_first_rung(small):
@@ -356,10 +356,10 @@ def test_a_trace_that_is_cut_and_windows_that_decide_by_luck_say_so(small, tmp_p
     none = ("workload.output_tokens=", "workload.max_new_tokens=")
     sets = (*none, f"workload.trace={tmp_path / 'trace.csv'}", "load={trace: true, settle: 10}")
     whole = simulate(small(*sets, "load.seconds="), machine(), replicates=19)
-    assert not any("are replayed" in text for text in whole.doubts)
+    assert not any("are replayed" in text for text in whole.warnings)
     cut = simulate(small(*sets, "load.seconds=20"), machine(), replicates=19)
-    assert "the trace lasts 59 s, of which 30 s are replayed (load.settle, load.seconds)" in cut.doubts
+    assert "the trace lasts 59 s, of which 30 s are replayed (load.settle, load.seconds)" in cut.warnings
     limit = whole.rows("e2e_p95")[0].value
     luck = simulate(small(*sets, "load.seconds=20", f"slo={{e2e_p95: {limit}}}"), machine(), replicates=19)
     assert 0 < luck.slo[0].probability < 1
-    assert any(text.startswith("P(e2e_p95) is the chance that one window looks well") for text in luck.doubts)
+    assert any(text.startswith("P(e2e_p95) is the chance that one window looks well") for text in luck.warnings)

@@ -67,7 +67,7 @@ def test_guidellm_prints_what_its_run_says() -> None:
         assert agrees(row["rps"], throughput[2].strip())
         assert agrees(row["output_tokens_per_s"], throughput[4].strip())
     assert np.isnan(found["itl_mean"]).all()  # it keeps two tokens of each answer
-    assert any("no ITL" in doubt for doubt in run.doubts)
+    assert any("no ITL" in warning for warning in run.warnings)
     assert set(run.requests["max_new_tokens"]) == set(run.requests["output_tokens"])  # ignore_eos was on
     assert run.created == "2026-11-23T05:58:09.116+00:00"
     assert [segment["start"] for segment in run.segments] == [rung.start for rung in run.rungs]  # users begin anew
@@ -83,9 +83,9 @@ def test_other_loads_of_guidellm(tmp_path: Path) -> None:
     del first["successful"][-2:]
     run = import_results(saved(tmp_path, document))
     assert run.scenario.load.users == [1, 2, 4]
-    assert any("as fast as the server would take them" in doubt for doubt in run.rungs[1].doubts)
-    assert any("1 requests that were never sent" in doubt for doubt in run.rungs[0].doubts)
-    assert any("2 requests are not in the file" in doubt for doubt in run.rungs[0].doubts)
+    assert any("as fast as the server would take them" in warning for warning in run.rungs[1].warnings)
+    assert any("1 requests that were never sent" in warning for warning in run.rungs[0].warnings)
+    assert any("2 requests are not in the file" in warning for warning in run.rungs[0].warnings)
     replayed |= {"type_": "replay", "streams": None}  # of which the requests alone tell the load
     rung = import_results(saved(tmp_path, document)).rungs[-1]
     sent = [r["info"]["timings"]["request_start"] for r in document["benchmarks"][2]["requests"]["successful"]]
@@ -95,13 +95,13 @@ def test_other_loads_of_guidellm(tmp_path: Path) -> None:
 def test_guidellm_that_lost_its_schedule_is_found_out() -> None:
     run = import_results(SAMPLES / "guidellm-rate.json.gz")
     on_time, lost = run.rungs
-    assert not any("due time" in doubt for doubt in on_time.doubts)
-    assert any("the file says 3 requests/s" in doubt for doubt in on_time.doubts)  # it sent 29 requests in 1.9 s
-    assert any("the rate changed" in doubt for doubt in on_time.doubts)
+    assert not any("due time" in warning for warning in on_time.warnings)
+    assert any("the file says 3 requests/s" in warning for warning in on_time.warnings)  # it sent 29 requests in 1.9 s
+    assert any("the rate changed" in warning for warning in on_time.warnings)
     assert on_time.rate == pytest.approx(36 / 4.28, rel=0.02)
     assert lost.rate is not None
     assert lost.rate > 100
-    assert any("200 of 200" in doubt and "due time" in doubt for doubt in lost.doubts)
+    assert any("200 of 200" in warning and "due time" in warning for warning in lost.warnings)
     first = run.requests[run.requests["rung"] == 0]
     waited = first["sent"] - first["scheduled"]
     assert (waited > 0).all()
@@ -137,7 +137,7 @@ def test_vllm_prints_what_its_run_says() -> None:
         # vLLM times the chunk that ends an answer, a run its last token
         closing = np.mean([gaps[-1] for gaps in document["itls"]])
         assert row["e2e_mean"] * 1e3 == pytest.approx(float(e2e[i]) - closing * 1e3, abs=0.006)
-    assert any("72 of 72" in doubt and "last token" in doubt for doubt in run.doubts)
+    assert any("72 of 72" in warning and "last token" in warning for warning in run.warnings)
 
 
 def test_every_token_of_vllm_has_its_time_and_its_step() -> None:
@@ -165,7 +165,7 @@ def test_failed_requests_of_vllm_are_kept_without_anybodys_paths() -> None:
     assert set(failed["status"]) == {"reset"}
     assert failed["error"].str.fullmatch("aiohttp.*ServerDisconnectedError: Server disconnected").all()
     assert failed["last_token"].isna().all()
-    assert any("when they were sent stands in" in doubt for doubt in run.rungs[0].doubts)
+    assert any("when they were sent stands in" in warning for warning in run.rungs[0].warnings)
     rates = [document["request_throughput"] for document in documents("vllm-failures.json.gz")]
     assert table(run)["rps"].tolist() == pytest.approx(rates)
 
@@ -174,7 +174,7 @@ def test_chunks_of_several_tokens_are_events(tmp_path: Path) -> None:
     (document, *_) = documents("vllm.json.gz")
     document["itls"] = [[a + b for a, b in zip(g[::2], g[1::2], strict=False)] for g in document["itls"]]
     run = import_results(saved(tmp_path, document))
-    assert any("came in a chunk with others" in doubt for doubt in run.doubts)
+    assert any("came in a chunk with others" in warning for warning in run.warnings)
     (row,) = table(run).to_dict("records")
     assert row["output_tokens_per_s"] == pytest.approx(document["output_throughput"])
     gaps = np.concatenate(document["itls"])
@@ -189,7 +189,7 @@ def test_an_open_loop_of_vllm_counts_from_when_requests_were_due(tmp_path: Path)
     run = import_results(saved(tmp_path, document | {"request_rate": 50.0}))
     assert run.rungs[0].rate == 50.0
     assert (run.requests["sent"] - run.requests["scheduled"]).tolist() == pytest.approx(document["queue_times"])
-    assert any("let in at once" in doubt for doubt in run.rungs[0].doubts)
+    assert any("let in at once" in warning for warning in run.rungs[0].warnings)
 
 
 def test_aiperf_prints_what_its_run_says(aiperf: Path) -> None:
@@ -219,8 +219,8 @@ def test_aiperf_at_a_rate_begins_with_what_it_measured(aiperf: Path) -> None:
     (rung,) = records.rungs
     sent = np.sort(records.requests["scheduled"][records.requests["sent"] >= rung.settled])
     assert rung.rate == pytest.approx(19 / (sent[-1] - sent[0]), rel=0.03)
-    assert any("the file says 4 requests/s" in doubt for doubt in rung.doubts)
-    assert any("3 requests of a warm-up are left out" in doubt for doubt in rung.doubts)
+    assert any("the file says 4 requests/s" in warning for warning in rung.warnings)
+    assert any("3 requests of a warm-up are left out" in warning for warning in rung.warnings)
     assert table(records)["completions"].tolist() == [20]
     lag = records.requests["sent"] - records.requests["scheduled"]
     assert (lag > 0).all()
@@ -232,7 +232,7 @@ def test_aiperf_without_its_summary_counts_the_users(aiperf: Path, tmp_path: Pat
     alone.write_bytes((aiperf / "sweep" / "concurrency_4" / "profile_export.jsonl").read_bytes())
     (rung,) = import_results(alone).rungs
     assert rung.users == 4
-    assert any("the load is not stated; 4 requests were in flight" in doubt for doubt in rung.doubts)
+    assert any("the load is not stated; 4 requests were in flight" in warning for warning in rung.warnings)
 
 
 def test_a_benchmark_that_sent_nothing_overlaps_with_none(tmp_path: Path) -> None:
@@ -252,8 +252,8 @@ def test_an_imported_run_survives_being_written(name: str, tmp_path: Path) -> No
     run = import_results(SAMPLES / name)
     again = read_run(write_run(run, tmp_path / "run"))
     assert again.kind == "measured"
-    assert (again.doubts, again.segments, again.software) == (run.doubts, run.segments, run.software)
-    assert [rung.doubts for rung in again.rungs] == [rung.doubts for rung in run.rungs]
+    assert (again.warnings, again.segments, again.software) == (run.warnings, run.segments, run.software)
+    assert [rung.warnings for rung in again.rungs] == [rung.warnings for rung in run.rungs]
     assert again.scenario == run.scenario
     was, now = table(run), table(again)
     assert list(was.columns) == list(now.columns)
@@ -375,13 +375,13 @@ def test_files_that_are_not_there_are_named(tmp_path: Path, aiperf: Path) -> Non
             import_results(tmp_path / name)
 
 
-def test_the_command_leaves_a_run_and_says_its_doubts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_leaves_a_run_and_says_its_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert status(["import", str(SAMPLES / "vllm.json.gz"), "-o", str(out)]) == 0
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
-    assert "doubt: 72 of 72 answers" in said.err
-    assert "doubt: at 4 users: on average" in said.err
+    assert "warning: 72 of 72 answers" in said.err
+    assert "warning: at 4 users: on average" in said.err
     assert table(read_run(out))["completions"].tolist() == [24, 24, 24]
     assert status(["import", str(SAMPLES / "vllm.json.gz"), "-o", str(out)]) == 2
     assert "never overwritten" in capsys.readouterr().err

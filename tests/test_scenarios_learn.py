@@ -21,7 +21,7 @@ def test_calibrate_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     out, err = capfd.readouterr()
     assert re.search(r"^a1 +prefill, per prompt token$", out, re.MULTILINE) and str(tmp_path / "c.json") in out
     assert max(map(len, out.splitlines()[:-1])) <= 80
-    assert "doubt: " in err
+    assert "warning: " in err
     sets = ["--set", f"calibration={tmp_path / 'c.json'}", "--set", "server.max_batch_total_tokens=36000"]
     assert status(["simulate", "llama2-70b", *sets, *QUICK]) == 0
 
@@ -48,7 +48,7 @@ def test_a_calibration_says_what_is_wrong_with_its_runs_and_advises_on_recorded_
     (folder / "run.json").write_text(json.dumps(head))
     assert status(["calibrate", str(folder), "--advise", "--jobs", "1"]) == 0
     out, err = capfd.readouterr()
-    assert "doubt: tgi-cpu-mixed: requests.jsonl: the last line was torn and is left out\n" in err
+    assert "warning: tgi-cpu-mixed: requests.jsonl: the last line was torn and is left out\n" in err
     assert re.search(r"measure \d+ users of the same mix for (60|180) s", out)
 
 
@@ -61,7 +61,7 @@ def test_advice_on_a_table_needs_a_question_and_on_a_scenario_is_for_it_as_it_wa
     table = Path("data/lmdeploy_v010a1_a100_static.csv").resolve()
     file = tmp_path / "asked.yaml"
     file.write_text(
-        f"format: 1\nname: asked\ntable: {table}\nserver: {{max_batch_total_tokens: 36000}}\n"
+        f"format: 2\nname: asked\ntable: {table}\nserver: {{max_batch_total_tokens: 36000}}\n"
         "workload: {prompt_tokens: 500, output_tokens: 100}\nload: {users: [2]}\n"
     )
     assert status(["calibrate", str(file), "--advise", "--set", "load.users=[3]", "--jobs", "1"]) == 0

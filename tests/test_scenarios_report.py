@@ -85,18 +85,18 @@ def test_the_same_page_twice(forecast: Forecast, run: Run):
 
 def test_a_page_says_what_the_forecast_says(forecast: Forecast):
     text = re.sub(r"<[^>]*>", " ", page([forecast], {}))
-    for doubt in forecast.doubts:
-        assert doubt in text.replace("&#39;", "'")
+    for warning in forecast.warnings:
+        assert warning in text.replace("&#39;", "'")
     assert parts(forecast.knee.load)[0] in text
     assert "GCP a2-highgpu-4g" in text and "output_attained" in text
-    for rung in forecast.binding:
+    for rung in forecast.bottleneck:
         assert rung.words in text
 
 
-def test_doubts_shared_by_all_forecasts_are_said_once(forecast: Forecast):
-    other = msgspec.structs.replace(forecast, name="other", doubts=[*forecast.doubts, "mine alone"])
+def test_warnings_shared_by_all_forecasts_are_said_once(forecast: Forecast):
+    other = msgspec.structs.replace(forecast, name="other", warnings=[*forecast.warnings, "mine alone"])
     text = page([forecast, other], {}).replace("&#39;", "'")
-    assert text.count(forecast.doubts[-1]) == 1
+    assert text.count(forecast.warnings[-1]) == 1
     assert text.count("mine alone") == 1
 
 
@@ -143,7 +143,7 @@ def test_folders_and_files_are_recognised(forecast: Forecast, run: Run, tmp_path
     found = read_item(tmp_path / "run")
     assert isinstance(found, Run) and len(found.requests) == len(run.requests)
     assert read_item(tmp_path / "comparison.json") == comparison
-    (tmp_path / "other.json").write_text('{"format": 1}')
+    (tmp_path / "other.json").write_text('{"format": 2}')
     with pytest.raises(BadInput, match=r"other\.json:1: expected a run directory, a forecast or a comparison"):
         read_item(tmp_path / "other.json")
 

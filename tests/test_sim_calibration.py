@@ -13,7 +13,7 @@ from sim.model.errors import BadInput
 from sim.run import read_run
 
 GOOD = Calibration(
-    source=Source(door="assumed"),
+    source=Source(kind="assumed"),
     model="affine",
     parameters={
         "a1": Parameter(value=0.0003, stderr=0.0, low=0.0003, high=0.0003),
@@ -39,8 +39,8 @@ UPLINK = '"uplink": {\n   "quantiles": [\n    0.0'
 
 # What replaces what, how many lines before the difference the key stands, and the complaint.
 BAD = [
-    ('"format": 1', '"format": 7', 0, "format: expected 1, found 7"),
-    ('"format": 1', '"format": "1"', 0, 'format: expected 1, found "1"'),
+    ('"format": 2', '"format": 7', 0, "format: expected 1 or 2, found 7"),
+    ('"format": 2', '"format": "1"', 0, 'format: expected 1 or 2, found "1"'),
     ('"affine"', '"roofline"', 0, "model: unknown step-time form; "),
     ('"affine"', "3", 0, "model: expected text, found 3"),
     ('"draws"', '"drawz"', 0, "drawz: unknown key; did you mean draws?"),
@@ -108,7 +108,7 @@ def test_a_missing_calibration():
 
 
 def test_a_truncated_run_names_its_file_and_line(tmp_path: Path):
-    head = json.dumps({"format": 1, "kind": "measured", "rungs": []}, indent=1)
+    head = json.dumps({"format": 2, "kind": "measured", "rungs": []}, indent=1)
     (tmp_path / "run.json").write_text(head[:30])
     with pytest.raises(BadInput, match=r"run\.json:3: not JSON: it ends too early; expected the head of a run"):
         read_run(tmp_path)
@@ -119,7 +119,7 @@ def test_a_truncated_run_names_its_file_and_line(tmp_path: Path):
     with pytest.raises(BadInput, match=r"requests\.jsonl:1: not a JSON object"):
         read_run(tmp_path)
     (tmp_path / "run.json").write_text(head.replace("1,", "9,"))
-    with pytest.raises(BadInput, match=r"run\.json:2: format: expected 1, found 9"):
+    with pytest.raises(BadInput, match=r"run\.json:2: format: expected 1 or 2, found 9"):
         read_run(tmp_path)
     with pytest.raises(BadInput, match=r"run\.json: missing; expected the head of a run"):
         read_run(tmp_path / "nowhere")

@@ -55,7 +55,7 @@ def test_a_run_written_is_read_back_with_the_same_statistics(tmp_path: Path, noi
     run = simulated(noise)
     again = read_run(write_run(run, tmp_path / "run", steps=True))
     asked = msgspec.structs.replace(again.scenario, written=run.scenario.written)
-    assert (again.kind, again.name, asked, again.doubts) == ("simulated", "small", run.scenario, [])
+    assert (again.kind, again.name, asked, again.warnings) == ("simulated", "small", run.scenario, [])
     assert [(r.users, r.status) for r in again.rungs] == [(1, "complete"), (3, "complete")]
     for name in ("sent", "ended", "first_token", "last_token"):
         assert again.requests[name].to_numpy() == pytest.approx(run.requests[name].to_numpy(), abs=1e-6, nan_ok=True)
@@ -95,13 +95,13 @@ def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path: Path
         assert a != c
 
 
-def test_a_torn_last_line_is_left_out_with_a_doubt_and_another_is_refused(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_left_out_with_a_warning_and_another_is_refused(tmp_path: Path) -> None:
     path = write_run(simulated(), tmp_path / "run")
     records = lines(path / "requests.jsonl")
     write(path / "requests.jsonl", records[:-1], tail=msgspec.json.encode(records[-1])[:40])
     run = read_run(path)
     assert len(run.requests) == len(records) - 1
-    assert run.doubts == ["requests.jsonl: the last line was torn and is left out"]
+    assert run.warnings == ["requests.jsonl: the last line was torn and is left out"]
     text = (path / "requests.jsonl").read_bytes().splitlines()
     text[2] = text[2][:30]
     (path / "requests.jsonl").write_bytes(b"\n".join(text))
@@ -130,9 +130,9 @@ def test_what_a_server_cannot_have_said_of_itself_is_not_believed() -> None:
     assert isinstance(told.max_batch_total_tokens, int)
 
 
-def test_a_run_that_does_not_say_its_prefill_budget_is_doubted(tmp_path: Path) -> None:
+def test_a_run_that_does_not_say_its_prefill_budget_is_warninged(tmp_path: Path) -> None:
     path = write_run(replace(simulated(), kind="measured"), tmp_path / "run")
-    assert read_run(path).doubts == []
+    assert read_run(path).warnings == []
     head = msgspec.json.decode((path / "run.json").read_bytes())
     del head["scenario"]["server"]["max_batch_prefill_tokens"]
     (path / "run.json").write_bytes(msgspec.json.encode(head))
@@ -149,7 +149,7 @@ def test_times_of_the_day_are_refused(tmp_path: Path) -> None:
         read_run(path)
 
 
-def test_requests_that_two_files_tell_of_count_once_with_a_doubt(tmp_path: Path) -> None:
+def test_requests_that_two_files_tell_of_count_once_with_a_warning(tmp_path: Path) -> None:
     path = write_run(simulated(), tmp_path / "run")
     whole = read_run(path).requests
     records = lines(path / "requests.jsonl")
@@ -157,12 +157,12 @@ def test_requests_that_two_files_tell_of_count_once_with_a_doubt(tmp_path: Path)
     run = read_run(path)
     assert run.requests.equals(whole)
     n = len(records)
-    assert run.doubts == [
+    assert run.warnings == [
         f"{n} of {2 * n} requests are there twice (the same id, user and time sent) and are counted once"
     ]
     write(path / "requests.jsonl.gz", [r | {"user": r["user"] + 10} for r in records])  # another worker's
     assert len(read_run(path).requests) == 2 * n
-    assert read_run(path).doubts == []
+    assert read_run(path).warnings == []
 
 
 def test_token_times_give_first_and_last_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
@@ -258,13 +258,13 @@ BAD = {
     "users": (head(rungs=[RUNG | {"users": "one"}]), ": rungs[0].users: expected a whole number, found 'one'"),
     "end": (head(rungs=[RUNG, RUNG | {"end": "x"}]), ": rungs[1].end: expected a number, found 'x'"),
     "rate": (head(rungs=[RUNG | {"rate": []}]), ": rungs[0].rate: expected a number, found a list of 0"),
-    "rung's doubts": (head(rungs=[RUNG | {"doubts": "many"}]), ": rungs[0].doubts: expected a list"),
+    "rung's warnings": (head(rungs=[RUNG | {"warnings": "many"}]), ": rungs[0].warnings: expected a list"),
     "segment begins": (head(segments=[{"first_rung": 0}]), ": segments[0].start: missing; expected a number"),
     "segment": (head(segments=["a"]), ": segments[0]: expected a map, found 'a'"),
     "segments": (head(segments="a"), ": segments: expected a list, found 'a'"),
     "scenario": (head(scenario="x"), ": scenario: expected a map, found 'x'"),
     "info": (head(info=[1]), ": info: expected a map, found a list of 1"),
-    "doubts": (head(doubts=5), ": doubts: expected a list, each text, found 5"),
+    "warnings": (head(warnings=5), ": warnings: expected a list, each text, found 5"),
     "large": (
         lambda path: (path / "requests.jsonl").write_bytes(
             b'{"id": 99999999999999999999, "sent": 0, "prompt_tokens": 1, "status": "ok"}\n'

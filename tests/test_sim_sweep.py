@@ -18,11 +18,11 @@ from sim.model.scenario import Load, Scenario
 from sim.model.server import Bounds, ServerConfig
 from sim.model.workload import Lengths, Workload
 from sim.replicate import MOST, Task, each_done, processes
-from sim.results.curve import Corner, band, knee, plateau, takeoff
+from sim.results.curve import Corner, band, knee, latency_onset, plateau
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
 CALIBRATION = Calibration(
-    source=Source(door="assumed"),
+    source=Source(kind="assumed"),
     model="affine",
     parameters={n: Parameter(value=v, stderr=0.0, low=v, high=v) for n, v in VALUES.items()},
     draws={n: [v * f for f in (0.8, 0.9, 1.0, 1.1, 1.2)] for n, v in VALUES.items()},
@@ -149,7 +149,7 @@ def test_corners_are_interpolated_between_rungs_and_say_whether_they_were_reache
     assert knee(TABLE, 14.0)[:2] == pytest.approx((3.0, 0.275))
     assert knee(TABLE, 9.0) == Corner(1.0, 0.1, True)
     assert knee(TABLE, 99.0) == Corner(8.0, 0.3, False)
-    assert takeoff(TABLE, 1.25)[:2] == pytest.approx((2 + 2 / 3 * 1.5, 0.2 + 0.15 * 1.5 / 3))
+    assert latency_onset(TABLE, 1.25)[:2] == pytest.approx((2 + 2 / 3 * 1.5, 0.2 + 0.15 * 1.5 / 3))
 
 
 def test_an_abandoned_pool_is_closed_by_one_thread_only():

@@ -129,7 +129,7 @@ def test_a_large_run_is_read_in_little_memory_and_with_progress(
 ):
     many, tokens = 100_000, 4
     rung = {"start": 0.0, "ramped": 0.0, "settled": 0.0, "end": 1000.0, "users": 100, "status": "complete"}
-    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "kind": "measured", "name": "m", "rungs": [rung]}))
+    (tmp_path / "run.json").write_text(json.dumps({"format": 2, "kind": "measured", "name": "m", "rungs": [rung]}))
     with (tmp_path / "requests.jsonl").open("w") as out:
         for i in range(many):
             sent = i / 100

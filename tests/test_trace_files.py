@@ -42,7 +42,7 @@ def scenario(folder: Path, trace: str, text: str | bytes, name: str = "trace", *
     lines = json.dumps({"trace": True, "seconds": None} | load)
     path = folder / "asked.yaml"
     path.write_text(
-        f"format: 1\nname: asked\nextends: llama2-70b-1500-100\nworkload: {{trace: {trace}}}\nload: {lines}\n"
+        f"format: 2\nname: asked\nextends: llama2-70b-1500-100\nworkload: {{trace: {trace}}}\nload: {lines}\n"
         "server: {max_input_length: 7900, max_total_tokens: 8000, max_batch_prefill_tokens: 8000}\n"
     )
     return path
@@ -59,7 +59,7 @@ def simulated(folder: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> t
 
 
 @pytest.mark.parametrize(
-    ("text", "times", "lengths", "doubt"),
+    ("text", "times", "lengths", "warning"),
     [
         (AZURE_2024, [0, 0.399567, 0.998754, 2.511654, 4.098754], [2399, 1200, 650, 510, 900], ""),
         (MOONCAKE, [0, 1.5, 4.2], [1500, 1200, 600], ""),
@@ -121,14 +121,14 @@ def test_a_trace_is_simulated_as_it_came(
     text: str | bytes,
     times: list[float],
     lengths: list[int],
-    doubt: str,
+    warning: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     requests, said = simulated(tmp_path, scenario(tmp_path, "trace", text), capsys)
     assert [r["scheduled"] for r in requests] == pytest.approx(times, abs=1e-6)
     assert [r["prompt_tokens"] for r in requests] == lengths
-    assert doubt in said
+    assert warning in said
 
 
 def test_columns_units_and_nested_keys_are_as_the_scenario_says(
@@ -227,7 +227,7 @@ def test_a_file_of_lengths_takes_a_mapping_too(tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "asked.yaml"
     given = "{file: lengths, columns: {prompt_tokens: a, output_tokens: b}}"
     path.write_text(
-        f"format: 1\nname: asked\nextends: llama2-70b-1500-100\nworkload: {{empirical: {given}}}\n"
+        f"format: 2\nname: asked\nextends: llama2-70b-1500-100\nworkload: {{empirical: {given}}}\n"
         "load: {users: [2], seconds: 20}\n"
     )
     requests, _ = simulated(tmp_path, path, capsys)
@@ -251,7 +251,7 @@ def test_lognormal_lengths_keep_their_bounds(tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "asked.yaml"
     law = "{lognormal: {mean: 300, cv: 2, low: 100, high: 400}}"
     path.write_text(
-        f"format: 1\nname: asked\nextends: llama2-70b-1500-100\nworkload: {{prompt_tokens: {law}, output_tokens: 5}}\n"
+        f"format: 2\nname: asked\nextends: llama2-70b-1500-100\nworkload: {{prompt_tokens: {law}, output_tokens: 5}}\n"
         "load: {users: [8], seconds: 30}\n"
     )
     requests, _ = simulated(tmp_path, path, capsys)

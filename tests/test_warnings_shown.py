@@ -16,13 +16,13 @@ MANY = ["--users", "1,40,200"]
 
 
 def shown(err: str) -> list[str]:
-    return [line.removeprefix("doubt: ") for line in err.splitlines() if line.startswith("doubt: ")]
+    return [line.removeprefix("warning: ") for line in err.splitlines() if line.startswith("warning: ")]
 
 
 def test_three_warnings_are_shown_and_the_rest_is_counted(capsys: pytest.CaptureFixture[str]):
     assert status([*ASKED, *MANY, "--json"]) == 0
     out, err = capsys.readouterr()
-    kept = json.loads(out)["doubts"]
+    kept = json.loads(out)["warnings"]
     assert len(kept) > 4
     *three, rest = shown(err)
     assert len(three) == 3 and set(three) < set(kept)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-HEAD = {"format": 1, "kind": "measured", "name": "many", "scenario": {"name": "many"}}
+HEAD = {"format": 2, "kind": "measured", "name": "many", "scenario": {"name": "many"}}
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def standin(place: Path, gap: float) -> Iterator[tuple[psutil.Process, str]]:
     parameters = {name: Parameter(value=v, stderr=0.0, low=v, high=v) for name, v in values.items()}
     file = place / "calibration.json"
     file.write_bytes(
-        msgspec.json.encode(Calibration(source=Source(door="assumed"), model="affine", parameters=parameters))
+        msgspec.json.encode(Calibration(source=Source(kind="assumed"), model="affine", parameters=parameters))
     )
     words = [
         sys.executable,

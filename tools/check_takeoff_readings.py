@@ -1,4 +1,4 @@
-"""How far takeoffs of one machine lie apart when they are read off ladders of other rungs
+"""How far onsets of one machine lie apart when they are read off ladders of other rungs
 (`calibrate.sources.figures.READ_OFF_ERROR`).
 
 An article does not print its ladder. Users of equal lengths lock into groups, and how they do depends on where they are
@@ -19,7 +19,7 @@ from calibrate.sources.figures import READ_OFF_ERROR, USERS, FigureSimulator, Pr
 from sim.model.calibration import read_calibration
 from sim.replicate import processes
 from sim.results import rates
-from sim.results.curve import takeoff
+from sim.results.curve import latency_onset
 
 ARTICLE = Path(__file__).parent.parent / "scenarios" / "shipped" / "data" / "llama2-70b.calibration.json"
 MACHINES = 12
@@ -59,7 +59,7 @@ def main() -> int:
 
 def _read(task: Task) -> float:
     machine, factor, of, users, number = task
-    return takeoff(rates.table(FigureSimulator((), SERVER, {}).climb(machine, of, users, (7, number))), factor).rps
+    return latency_onset(rates.table(FigureSimulator((), SERVER, {}).climb(machine, of, users, (7, number))), factor).rps
 
 
 if __name__ == "__main__":

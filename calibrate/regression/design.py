@@ -44,7 +44,7 @@ class Rows:
     run: Ints
     rung: Ints
     block: Ints
-    doubts: list[str]
+    warnings: list[str]
     way: tuple[float, float] | None = None
 
     @property
@@ -63,12 +63,12 @@ def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
 
     `NotEnoughData` where no decode step is left.
     """
-    doubts: list[str] = []
+    warnings: list[str] = []
     tables = []
     for number, (run, schedule) in enumerate(zip(runs, schedules, strict=True)):
         steps = schedule.steps.drop(columns="members")
         idle = ~steps["seen"] & (steps["kind"] == "prefill") & (steps["start"] > steps["end"].shift(fill_value=np.inf))
-        usable = usable_steps(run, steps, idle, doubts)
+        usable = usable_steps(run, steps, idle, warnings)
         tables.append(steps[usable].assign(idle=idle[usable], run=number))
     table = pd.concat(tables, ignore_index=True)
     if not (table["kind"] == "decode").any():
@@ -84,7 +84,7 @@ def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         run=table["run"].to_numpy(),
         rung=rung,
         block=block,
-        doubts=doubts,
+        warnings=warnings,
         way=latency_bounds(runs, schedules),
     )
 

@@ -118,7 +118,7 @@ def robust_weights(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floa
     and how far it is off, relative.
 
     A machine shared with others is now and then out of the ordinary for a whole minute, and what its steps differ by is
-    then not what it is at other times: on the recorded CPU runs forecasts are worse where only the mood is doubted.
+    then not what it is at other times: on the recorded CPU runs forecasts are worse where only the mood is uncertain.
     """
     off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
     scale = max(_MOOD, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))

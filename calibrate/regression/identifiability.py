@@ -1,4 +1,4 @@
-"""What a fit leaves open, each a doubt: loads unlike the rest, machines that differ, costs that look alike."""
+"""What a fit leaves open, each a warning: loads unlike the rest, machines that differ, costs that look alike."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ MAX_CORRELATION = 0.95  # correlation of two of a prefill's costs, from which on
 def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
     """Loads that count for less than a third because the machine was out of the ordinary, in words."""
     weight, off = robust_weights(rows.seconds, regression.predicted, rows.rung)
-    doubts = []
+    warnings = []
     for rung in np.flatnonzero(weight < 1 / 3).tolist():
         at = int(np.flatnonzero(rows.rung == rung)[0])
         run = runs[int(rows.run[at])]
         load = run.rungs[int(rows.table["rung"].iloc[at])].load
         how = f"{abs(off[rung]):.0%} {'slower' if off[rung] > 0 else 'quicker'}"
-        doubts.append(
+        warnings.append(
             f"{run.name}: at load {load:g} the machine was {how} than the rest says; it counts {weight[rung]:.1f} times"
         )
-    return doubts
+    return warnings
 
 
 def different_machines(runs: Sequence[Run]) -> list[str]:
-    """A doubt where the runs say that they were measured on different machines."""
+    """A warning where the runs say that they were measured on different machines."""
     first = runs[0]
     others = [run.name for run in runs if run.scenario.machine != first.scenario.machine]
     if not others:
@@ -40,26 +40,26 @@ def different_machines(runs: Sequence[Run]) -> list[str]:
 
 def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
     """What these runs cannot tell, in words."""
-    doubts = []
+    warnings = []
     if not any(rung.users for run in runs for rung in run.rungs):
-        doubts.append(
+        warnings.append(
             "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and in "
             "forecasts of users milliseconds of that decide who shares a prefill"
         )
     alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > MAX_CORRELATION]
     prompts = rows.table["longest"].to_numpy()[rows.prefill]
     if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
-        doubts.append(
+        warnings.append(
             f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost each "
             "cannot be told apart; forecasts for other prompts carry that in their bands"
         )
     elif alike:
         pairs = ", ".join(f"{one} and {other} correlate by {r:.2f}" for one, other, r in alike)
-        doubts.append(
+        warnings.append(
             f"what a prefill costs at all, per token, per squared token and per prompt is hardly told apart ({pairs}); "
             "forecasts for other prompts carry that in their bands"
         )
     for one, other, r in together:
         if {one, other} == {"b1", "b2"} or {one, other} == {"b0", "b2"}:
-            doubts.append(f"batch size and context moved together ({one} and {other} correlate by {r:.2f})")
-    return doubts
+            warnings.append(f"batch size and context moved together ({one} and {other} correlate by {r:.2f})")
+    return warnings

@@ -1,5 +1,5 @@
 """What a run does not show of the server's work: others' requests, absent users, tokens that something on the way
-gathered. Each is a doubt."""
+gathered. Each is a warning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEW = 0.01  # share of the requests up to which lost ones are not worth a word
 
 
 def coalesced(times: list[Floats]) -> list[str]:
-    """A doubt when streams arrive in lumps: then single steps were not seen, only their sums."""
+    """A warning when streams arrive in lumps: then single steps were not seen, only their sums."""
     gaps = [np.diff(t) for t in times if len(t) > 8]
     if not gaps:
         return []
@@ -26,7 +26,7 @@ def coalesced(times: list[Floats]) -> list[str]:
 
 
 def hidden(steps: pd.DataFrame) -> list[str]:
-    """A doubt when decode steps look as if other people's prefills lay between them."""
+    """A warning when decode steps look as if other people's prefills lay between them."""
     plain = steps[(steps["kind"] == "decode") & steps["seen"] & ~steps["concat"]]
     prefills = int((steps["kind"] == "prefill").sum())
     if len(plain) < 50:
@@ -44,7 +44,7 @@ def hidden(steps: pd.DataFrame) -> list[str]:
 
 
 def unstreamed(run: Run) -> list[str]:
-    """A doubt when some answers came in one piece: they lengthened the batches, and nobody saw when."""
+    """A warning when some answers came in one piece: they lengthened the batches, and nobody saw when."""
     requests, times = run.requests, run.token_times or []
     answered = (requests["status"] == "ok").to_numpy() & (requests["output_tokens"] > 1).to_numpy()
     whole = int((answered & np.array([not len(t) for t in times], dtype=bool)).sum()) if times else 0
@@ -56,7 +56,7 @@ def unstreamed(run: Run) -> list[str]:
 
 
 def lost(run: Run) -> list[str]:
-    """A doubt when streams broke off in the middle: a server may have gone on with them, and nobody saw."""
+    """A warning when streams broke off in the middle: a server may have gone on with them, and nobody saw."""
     requests = run.requests
     broken = int((requests["status"].isin(BROKEN) & (requests["output_tokens"] > 0)).sum())
     if broken <= _FEW * len(requests):
@@ -68,7 +68,7 @@ def lost(run: Run) -> list[str]:
 
 
 def absent(run: Run) -> list[str]:
-    """A doubt when some of a load's users are not in the run: their requests lengthened the batches all the same."""
+    """A warning when some of a load's users are not in the run: their requests lengthened the batches all the same."""
     requests, missing = run.requests, []
     for rung in run.rungs:
         if rung.users is None or rung.end <= rung.settled:

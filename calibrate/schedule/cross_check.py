@@ -34,7 +34,7 @@ class Counts(NamedTuple):
 
 
 def cross_check(run: Run, schedule: Schedule) -> list[str]:
-    """Doubts where the numbers of steps, how long they take or the number of requests differ from the server's own."""
+    """Warnings where the numbers of steps, how long they take or the number of requests differ from the server's own."""
     scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
     pairs = [
         (_seen(schedule.steps, looks[0][0], looks[-1][0]), _counted(looks[0][1], looks[-1][1]))
@@ -43,22 +43,22 @@ def cross_check(run: Run, schedule: Schedule) -> list[str]:
     if not pairs:
         return []
     ours, theirs = (Counts(*np.sum(counts, axis=0).tolist()) for counts in zip(*pairs, strict=True))
-    doubts = []
+    warnings = []
     for kind in ("prefill", "decode"):
         found, count = getattr(ours, kind), getattr(theirs, kind)
         if abs(found - count) > max(AGREE * count, 3):
-            doubts.append(f"{run.name}: the streams show {found:.0f} {kind} steps, the server counted {count:.0f}")
+            warnings.append(f"{run.name}: the streams show {found:.0f} {kind} steps, the server counted {count:.0f}")
         took, said = ours.mean(kind), theirs.mean(kind)
         if said > 0 and not -AGREE * said <= took - said <= AGREE * said + BESIDE[kind]:
-            doubts.append(
+            warnings.append(
                 f"{run.name}: the streams show {kind} steps of {1e3 * took:.1f} ms, the server says {1e3 * said:.1f} ms"
             )
     if theirs.requests > (1 + AGREE) * ours.requests + 3:
-        doubts.append(
+        warnings.append(
             f"{run.name}: the server prefilled {theirs.requests:.0f} requests, this client's were "
             f"{ours.requests:.0f}: other traffic runs on it, and batch sizes are larger than they look"
         )
-    return doubts
+    return warnings
 
 
 def _looks(run: Run, scrapes: Sequence[Look]) -> Iterator[list[Look]]:

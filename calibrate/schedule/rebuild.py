@@ -60,7 +60,7 @@ class Schedule:
     after: Ints
     written: Floats
     jitter: float
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def shows_steps(run: Run) -> bool:
@@ -77,7 +77,7 @@ def _merged_share(run: Run) -> float:
 
 
 def merged_events(run: Run) -> list[str]:
-    """A doubt where some events carry several tokens: of the steps behind those, only the sum was seen."""
+    """A warning where some events carry several tokens: of the steps behind those, only the sum was seen."""
     if not (share := _merged_share(run)):
         return []
     return [f"{run.name}: {share:.2%} of the tokens came several to an event: the steps beside those are not timed"]
@@ -93,11 +93,11 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
         raise NotEnoughData(f"{run.name}: no token times, or none beyond the first: such answers show no steps")
     if not shows_steps(run):
         raise NotEnoughData(f"{run.name}: its events carry several tokens each: such answers show no single steps")
-    doubts = merged_events(run)
+    warnings = merged_events(run)
     streams = [r for r, t in enumerate(run.token_times) if len(t)]
     first, misfits = _place(run.token_times, sorted(streams, key=lambda r: float(run.token_times[r][0])))  # type: ignore[index]
     if misfits > 0.01 * len(streams):
-        doubts.append(
+        warnings.append(
             f"{misfits} of {len(streams)} streams do not share the steps of those they ran beside: several servers "
             "behind one address, or something on the way that gathers or holds up tokens"
         )
@@ -125,8 +125,8 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     after, written = _bursts(run, last_step)
     steps = build_step_table(run, request, token, step, time, written, is_decode[order])
     steps["used"] = True if rungs is None else steps["rung"].isin(list(rungs))
-    doubts += coalesced(run.token_times) + hidden(steps) + absent(run) + unstreamed(run) + lost(run)
-    return Schedule(steps, request, token, step, time, first_step, last_step, after, written, jitter, doubts)
+    warnings += coalesced(run.token_times) + hidden(steps) + absent(run) + unstreamed(run) + lost(run)
+    return Schedule(steps, request, token, step, time, first_step, last_step, after, written, jitter, warnings)
 
 
 def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:

@@ -54,19 +54,19 @@ class AdmissionEvidence:
 def fit_budget(
     runs: Sequence[Run], schedules: Sequence[Schedule], rng: np.random.Generator, n: int
 ) -> tuple[Parameter, list[float], list[str]] | None:
-    """The parameter, its draws and doubts: what every run's `/info` (or scenario) says, any of it where they differ
+    """The parameter, its draws and warnings: what every run's `/info` (or scenario) says, any of it where they differ
     (then it was set for each of them), else what shows in the behaviour of those that do not say; None when nothing
     shows."""
     told = [known_budget(run) for run in runs]
     unknown = [(r, s) for r, s, budget in zip(runs, schedules, told, strict=True) if budget is None]
     if not unknown:
         said = np.unique([float(budget) for budget in told if budget is not None])
-        drawn, doubts = np.full(n, said[0]), []
+        drawn, warnings = np.full(n, said[0]), []
         if len(said) > 1:
             drawn = rng.choice(said, n)
             differ = ", ".join(f"{x:.0f}" for x in said)
-            doubts = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
-        return parameter(float(said[len(said) // 2]), drawn, "tokens", MEANING), drawn.tolist(), doubts
+            warnings = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
+        return parameter(float(said[len(said) // 2]), drawn, "tokens", MEANING), drawn.tolist(), warnings
     looks = AdmissionEvidence()
     for run, schedule in unknown:
         _look(run, schedule, looks)
@@ -77,21 +77,21 @@ def fit_budget(
         least, most = budget_bounds([run.server for run, _ in unknown], low)
         drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
         between = f"{least}" if least == most else f"{least} to {most}"
-        doubts = [
+        warnings = [
             f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen: taken to be "
             f"{between}, as such servers have"
         ]
     else:
         drawn = rng.uniform(low, high, n)
-        doubts = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
+        warnings = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
     if against:
         count = len(looks.fitted) + len(looks.refused)
-        doubts.append(
+        warnings.append(
             f"{against} of {count} admissions speak against that: the server's flags may be others than the scenario's "
             "(max_batch_prefill_tokens), or requests were long on their way"
         )
     draws = [float(round(x)) for x in drawn.tolist()]
-    return parameter(float(np.median(drawn)), drawn, "tokens", MEANING), draws, doubts
+    return parameter(float(np.median(drawn)), drawn, "tokens", MEANING), draws, warnings
 
 
 def budget_bounds(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:

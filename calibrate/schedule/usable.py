@@ -17,9 +17,9 @@ _NOTED = 0.002  # share of the steps left out for that which is said
 STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
 
 
-def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, doubts: list[str]) -> NDArray[np.bool_]:
+def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[str]) -> NDArray[np.bool_]:
     """Which `steps` of a run's schedule are: of those used, whose beginning was seen or is a request's at an `idle`
-    server. Left out, with a doubt, are steps whose tokens came in a lump, those during which something stood still, and
+    server. Left out, with a warning: steps whose tokens came in a lump, those during which something stood still, and
     rungs whose client was too busy to time anything.
     """
     used = steps.loc[steps["used"], "rung"].unique()
@@ -28,7 +28,7 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, doubts: list[st
     count = max(1, int(steps["used"].sum()))
     lumped = _lumped(steps) & usable
     if (share := lumped.sum() / count) > _NOTED:
-        doubts.append(
+        warnings.append(
             f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
             "others (a client that was held up, or something on the way that gathers them)"
         )
@@ -37,7 +37,7 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, doubts: list[st
     if 0 < still.sum() <= _SELDOM * count:
         usable &= ~still
         longest = 1e3 * float(steps.loc[still, "seconds"].max())
-        doubts.append(
+        warnings.append(
             f"{run.name}: {int(still.sum())} of {count} steps are left out, over {_STILL:.0f} times as long as those "
             f"around them (up to {longest:.0f} ms): something stood still, and in a forecast nothing does"
         )
@@ -47,12 +47,12 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, doubts: list[st
     if limited and calm >= _LOADS and (usable & ~dropped).sum() >= _CALM * usable.sum():
         usable &= ~dropped
         loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
-        doubts.append(
+        warnings.append(
             f"{run.name}: {dropped.sum() / count:.0%} of the steps are left out, those at load {loads}: "
             "the client was too busy to time them"
         )
     elif limited:
-        doubts.append(
+        warnings.append(
             f"{run.name}: the client was too busy to time itself at nearly every load used; its steps look longer"
         )
     return usable.to_numpy(bool)

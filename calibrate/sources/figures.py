@@ -24,7 +24,7 @@ from sim.model.scenario import Figure, Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Workload
 from sim.results import rates
-from sim.results.curve import plateau, takeoff
+from sim.results.curve import latency_onset, plateau
 from sim.run import Run
 from sim.steptime.linear import step_time
 
@@ -34,7 +34,7 @@ USERS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a lone user's latency
 ANSWERS = 8
 FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKEOFF.low) / 54  # middles of 27 cells
-# Relative: so much does one machine's takeoff differ between ladders of other rungs, where users lock into other groups
+# Relative: so much does one machine's latency_onset differ between ladders of other rungs, where users lock into other groups
 # (`tools/check_takeoff_readings.py`). The article does not print its ladder.
 READ_OFF_ERROR = 0.04
 # Relative: what is measured at a number of users is known as well as a window is wanted to know it (`measuring.md`).
@@ -145,7 +145,7 @@ class FigureSimulator:
         for i, figure in enumerate(self.figures):
             table = tables[profile(figure)]
             if figure.metric == "rps_takeoff":
-                shown[i] = [takeoff(table, factor).rps for factor in FACTORS]
+                shown[i] = [latency_onset(table, factor).rps for factor in FACTORS]
             elif figure.metric == "rps_plateau":
                 shown[i] = plateau(table).rps
             else:

@@ -130,7 +130,7 @@ def _anywhere(scores: Floats) -> Floats:
 
 
 def _mean_likelihood(by_factor: Floats) -> Floats:
-    """Log of the likelihood, the takeoff factor averaged out."""
+    """Log of the likelihood, the latency onset factor averaged out."""
     return np.asarray(logsumexp(by_factor, axis=-1) - np.log(by_factor.shape[-1]))
 
 

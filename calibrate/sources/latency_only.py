@@ -77,13 +77,13 @@ class _Alone:
     latency: Distribution
     prompt: float
     output: float
-    doubts: list[str]
+    warnings: list[str]
 
 
 def fit_latencies(
     runs: Sequence[Run], rungs: Sequence[Collection[int] | None], padded: bool, rng: np.random.Generator, n: int
 ) -> tuple[dict[str, Floats], list[str]]:
-    """`n` joint draws of every coefficient (and of a budget nobody tells), and what to doubt.
+    """`n` joint draws of every coefficient (and of a budget nobody tells), and warnings.
 
     All runs must be of one machine. `NotEnoughData` where no rung has a whole window with answers of known lengths.
     """
@@ -93,7 +93,7 @@ def fit_latencies(
     if not runs:
         raise NotEnoughData("no rung has a whole window with an answered request: nothing to calibrate from")
     alone = _alone(runs, scored)
-    budget, budget_doubts = _budget(runs, scored)
+    budget, budget_warnings = _budget(runs, scored)
     laws = PRIORS | {LATENCY: alone.latency} | budget
     measured = np.concatenate([_shown(run, list(places)) for run, places in zip(runs, scored, strict=True)])
     near = np.concatenate([[NEAR[s] for _ in places for s in STATISTICS] for places in scored])
@@ -121,7 +121,7 @@ def fit_latencies(
     chosen = rng.choice(len(found.weights), n, p=found.weights)
     # resampled machines repeat; a little of the spread between them keeps the draws from being a handful of points
     around = found.scores[chosen] + 0.15 * rng.standard_normal((n, len(laws))) * _spread(found)
-    return _parameters(laws, around, alone), _doubts(found) + alone.doubts + budget_doubts
+    return _parameters(laws, around, alone), _warnings(found) + alone.warnings + budget_warnings
 
 
 def _parameters(laws: dict[str, Distribution], scores: Floats, alone: _Alone) -> dict[str, Floats]:
@@ -178,12 +178,12 @@ def _alone(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> _Alone:
         return _Alone(LogNormal(seconds, 1.25 * each / np.sqrt(len(ok))), prompt, output, [])
     company = _company(run, rung)
     low = seconds / company  # a server that gained nothing by batching
-    doubt = (
+    warning = (
         f"no rung of one user was fitted: a lone request takes anything from {low:.3g} to {seconds:.3g} s, what "
         f"{run.rungs[rung].load:g} {'users' if run.rungs[rung].users is not None else 'requests/s'} leave open; "
         "forecasts for less load are wide"
     )
-    return _Alone(_LogUniform(low, seconds), prompt, output, [doubt])
+    return _Alone(_LogUniform(low, seconds), prompt, output, [warning])
 
 
 def _company(run: Run, rung: int) -> float:
@@ -195,7 +195,7 @@ def _company(run: Run, rung: int) -> float:
 
 
 def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict[str, Distribution], list[str]]:
-    """The law of a token budget that some run does not tell, and what to doubt; none where all tell.
+    """The law of a token budget that some run does not tell, and warnings; none where all tell.
 
     What surely ran at once had room: the requests between their first and last tokens. Where first tokens were not
     seen either, that is one request, since all others may have waited; the simulations tell the rest.
@@ -286,13 +286,13 @@ def _spread(found: Sample) -> Floats:
     return np.asarray(np.sqrt(found.weights @ (found.scores - centre) ** 2))
 
 
-def _doubts(found: Sample) -> list[str]:
-    doubts = [
+def _warnings(found: Sample) -> list[str]:
+    warnings = [
         "parameters are those of simulated machines that show the same latencies and throughput; where the latency "
         "goes between prefill and decode stays wide",
         "prompts or answers of other lengths than these can be off by more than their bands say: stream the answers to "
         "forecast those",
     ]
     if found.likelihood_power < 0.3:
-        doubts.append("no simulated machine comes near the run: the form, or the server's flags, may be wrong")
-    return doubts
+        warnings.append("no simulated machine comes near the run: the form, or the server's flags, may be wrong")
+    return warnings

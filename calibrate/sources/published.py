@@ -97,7 +97,7 @@ def calibrate_published(
     center = _center(np.array(list(columns.values())).T, shown, ordered)
     meaning = MEANING | published_priors.MEANING
     return Calibration(
-        source=Source(door="published", note=diagnostics.fitted(ordered, shown, center)),
+        source=Source(kind="published", note=diagnostics.fitted(ordered, shown, center)),
         model="affine",
         machine=scenario.machine,
         engine=identity(scenario.server.engine, "scenario"),
@@ -107,7 +107,7 @@ def calibrate_published(
         residuals={title(figure): _residual(figure, shown[:, i]) for i, figure in enumerate(ordered)},
         clocks=CLOCKS,
         correlations=correlations(list(columns), np.array(list(columns.values())).T),
-        doubts=[
+        warnings=[
             *diagnostics.contradictions(ladder, found, shown[center], ordered),
             *diagnostics.not_identified(space, found),
             *diagnostics.assumptions(scenario),
@@ -168,7 +168,7 @@ def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> NDArray[
 
 
 def _factors(fit: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The takeoff factor of each draw, as an index into `FACTORS`, from its chances given what the machine shows."""
+    """The latency onset factor of each draw, as an index into `FACTORS`, given what the machine shows."""
     chances = np.exp(fit - fit.max(axis=1, keepdims=True))
     below = np.cumsum(chances, axis=1)
     at = rng.random((len(fit), 1)) * below[:, -1:]

@@ -48,18 +48,18 @@ def calibrate_table(
     draws: int = DRAWS,
 ) -> Calibration:
     """Fit one machine's rows of one or more tables. `where` ({column: value}) or `machine` chooses among several; with
-    neither, the machine with most rows is taken, of equals the slowest, and a doubt says so. `BadInput` for what cannot
-    be read, `NotEnoughData` for tables that leave prefill or decode open."""
-    doubts: list[str] = []
+    neither, the machine with most rows is taken, of equals the slowest, and a warning says so. `BadInput` for what
+    cannot be read, `NotEnoughData` for tables that leave prefill or decode open."""
+    warnings: list[str] = []
     rows = choose_machine(
-        [row for path in paths for row in read_table(path)], where or {}, machine or Machine(), doubts
+        [row for path in paths for row in read_table(path)], where or {}, machine or Machine(), warnings
     )
-    rows = _one_pass(rows, doubts)
+    rows = _one_pass(rows, warnings)
     design, seconds = _design(rows), np.array([row.seconds for row in rows])
     _enough(rows)
     steps = [row.seconds for row in rows if row.phase == "decode"]
     if steps and not SHORTEST <= (middle := float(np.median(steps))) <= SLOWEST:
-        doubts.append(
+        warnings.append(
             f"the middle decode step takes {middle:.3g} s, as no machine is known to: is the table in another unit?"
         )
     together = any(row.phase == "batch" for row in rows)  # a whole batch mixes prefill and decode in one number
@@ -76,16 +76,16 @@ def calibrate_table(
         selection = select(terms, design[of][:, columns], seconds[of], folds, _forms(terms))
         chosen += selection.chosen.terms
         reports.append(f"{phase}: {selection}")
-        doubts += _left_open(selection, rows, phase)
+        warnings += _left_open(selection, rows, phase)
     columns = [TERMS.index(term) for term in chosen]
     values = fit_relative(design[:, columns], seconds)
     drawn = _bootstrap(design[:, columns], seconds, _configurations(rows), rng, draws)
     residuals = _residuals(rows, design[:, columns] @ values, seconds)
     if alike:
-        chosen, values, drawn = _share(chosen, values, drawn, rng, doubts)
+        chosen, values, drawn = _share(chosen, values, drawn, rng, warnings)
     calibration = Calibration(
         source=Source(
-            door="table",
+            kind="table",
             files=[SourceFile(path=path.name, sha256=hashlib.sha256(read_file(path)).hexdigest()) for path in paths],
             note="; ".join(reports),
         ),
@@ -100,18 +100,18 @@ def calibrate_table(
         range=_range(rows),
         residuals=residuals,
         correlations=correlations(chosen, drawn),
-        doubts=[
-            *doubts,
+        warnings=[
+            *warnings,
             "a table of static batches times neither joining two batches nor dropping finished requests: taken as free",
             "a table of averages tells neither the noise from step to step nor the machine's drift: taken as none",
             "a table does not tell max_batch_total_tokens: the scenario must",
         ],
     )
     foreign = check_suits(calibration, SIMULATED[0])
-    return msgspec.structs.replace(calibration, doubts=[*foreign, *calibration.doubts])
+    return msgspec.structs.replace(calibration, warnings=[*foreign, *calibration.warnings])
 
 
-def _one_pass(rows: list[Row], doubts: list[str]) -> list[Row]:
+def _one_pass(rows: list[Row], warnings: list[str]) -> list[Row]:
     """Whole batches whose KV cache did not fit ran in waves: leave them out, and say where that begins.
 
     Batches are taken in order of the tokens they hold at the end; the first that takes `WAVES` times longer than those
@@ -129,7 +129,7 @@ def _one_pass(rows: list[Row], doubts: list[str]) -> list[Row]:
         if ratios.max() > WAVES:
             out = [row for row in whole if _held(row) >= level]
             far = np.array([row.seconds for row in out]) / (_design(out) @ fitted)
-            doubts.append(
+            warnings.append(
                 f"{len(out)} of {len(whole)} batches, those of {level} tokens and more, took {far.min():.1f} to "
                 f"{far.max():.1f} times one pass: their KV cache did not fit and they ran in waves; left out. "
                 f"The cache holds {below} to {level} tokens"
@@ -213,7 +213,7 @@ def _bootstrap(
 
 
 def _share(
-    names: list[str], values: Floats, drawn: Floats, rng: np.random.Generator, doubts: list[str]
+    names: list[str], values: Floats, drawn: Floats, rng: np.random.Generator, warnings: list[str]
 ) -> tuple[list[str], Floats, Floats]:
     """Split what `a1` was fitted to between prompt tokens and steps: anything goes, half and half at the centre."""
     at = names.index("a1")
@@ -223,7 +223,7 @@ def _share(
     drawn[:, at] *= shares
     values = np.append(values, values[at] / 2)
     values[at] /= 2
-    doubts.append(
+    warnings.append(
         "every batch has as many tokens out as in, so that a cost per prompt token (a1) and one per request and step "
         "(b1) look alike: each draw splits their sum at random; what grows as length squared is laid on decode (b2)"
     )
@@ -263,13 +263,13 @@ def _range(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 def _left_open(selection: Selection, rows: Sequence[Row], phase: str) -> list[str]:
     """What a forecast may need and this table cannot show."""
-    doubts = []
+    warnings = []
     if selection.chosen.error > 0.15:
-        doubts.append(
+        warnings.append(
             f"{phase}: left-out batches are missed by {100 * selection.chosen.error:.0f} % on average: "
             "no form here follows this table"
         )
     sizes = {row.sequences for row in rows if row.phase == phase or phase == "batch"}
     if len(sizes) == 1:
-        doubts.append(f"{phase}: every row is of {sizes.pop()} sequences; what a larger batch costs is extrapolated")
-    return doubts
+        warnings.append(f"{phase}: every row is of {sizes.pop()} sequences; what a larger batch costs is extrapolated")
+    return warnings

@@ -74,14 +74,14 @@ def calibrate_runs(
     streamed = [(run, only) for run, only in chosen if shows_steps(run)]
     if not streamed:
         calibration = _from_latencies(chosen, seed)
-        doubts = [*assumed, *calibration.doubts, *untold, *_of_rungs(chosen)]
-        return msgspec.structs.replace(calibration, engine=engine, doubts=doubts)
+        warnings = [*assumed, *calibration.warnings, *untold, *_of_rungs(chosen)]
+        return msgspec.structs.replace(calibration, engine=engine, warnings=warnings)
     # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
     with threadpool_limits(limits=1, user_api="blas"):
         calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
     unseen = [f"{run.name}: {_why_no_steps(run)}, and so left out" for run in runs if not shows_steps(run)]
-    doubts = [*assumed, *calibration.doubts, *untold, *unseen, *_of_rungs(streamed)]
-    return msgspec.structs.replace(calibration, engine=engine, doubts=doubts)
+    warnings = [*assumed, *calibration.warnings, *untold, *unseen, *_of_rungs(streamed)]
+    return msgspec.structs.replace(calibration, engine=engine, warnings=warnings)
 
 
 def _one_engine(runs: Sequence[Run]) -> Identity | None:
@@ -94,12 +94,12 @@ def _one_engine(runs: Sequence[Run]) -> Identity | None:
 
 
 def _of_rungs(chosen: Sequence[tuple[Run, Collection[int] | None]]) -> list[str]:
-    """The doubts of the rungs that were fitted: what is said of several loads of a run is said once."""
+    """The warnings of the rungs that were fitted: what is said of several loads of a run is said once."""
     loads: dict[tuple[str, str], list[str]] = {}
     for run, only in chosen:
         for i, rung in enumerate(run.rungs):
             if only is None or i in only:
-                for text in dict.fromkeys(rung.doubts):
+                for text in dict.fromkeys(rung.warnings):
                     loads.setdefault((run.name, text), []).append(f"{rung.load:g}")
     return [f"{name}, at {', '.join(dict.fromkeys(at))}: {text}" for (name, text), at in loads.items()]
 
@@ -116,7 +116,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
     padded = runs[0].server.requires_padding
     rng = np.random.default_rng(seed)
     why = "; ".join(dict.fromkeys(_why_no_steps(run) for run in runs))
-    drawn, doubts = fit_latencies(runs, rungs, padded, rng, DRAWS)
+    drawn, warnings = fit_latencies(runs, rungs, padded, rng, DRAWS)
     told = {run.server.max_batch_total_tokens for run in runs}
     budget = told.pop()
     if not told and isinstance(budget, int):
@@ -125,7 +125,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
     used = [rung for run, only in chosen for i, rung in enumerate(run.rungs) if only is None or i in only]
     users = [rung.users for rung in used if rung.users is not None]
     return Calibration(
-        source=Source(door="run", files=_files(runs), note=f"fitted through the simulator: {why}"),
+        source=Source(kind="run", files=_files(runs), note=f"fitted through the simulator: {why}"),
         model="padded" if padded else "affine",
         machine=runs[0].scenario.machine,
         parameters={name: parameter(float(np.median(x)), x, *meanings[name]) for name, x in drawn.items()},
@@ -138,7 +138,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         noise=LATENCY_ONLY_NOISE,
         clocks=ASSUMED,
         correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
-        doubts=[f"{why}: no step was seen", *doubts, *different_machines(runs)],
+        warnings=[f"{why}: no step was seen", *warnings, *different_machines(runs)],
     )
 
 
@@ -159,13 +159,13 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         for i, (name, value) in enumerate(zip(names, values, strict=True))
     }
     draws = {name: [float(f"{x:.6g}") for x in drawn[:, i]] for i, name in enumerate(names)}
-    doubts = [d for s in schedules for d in s.doubts] + rows.doubts
-    doubts += [d for run, schedule in zip(runs, schedules, strict=True) for d in cross_check(run, schedule)]
+    warnings = [d for s in schedules for d in s.warnings] + rows.warnings
+    warnings += [d for run, schedule in zip(runs, schedules, strict=True) for d in cross_check(run, schedule)]
     together = correlations(names, drawn)
     budget = fit_budget(runs, schedules, rng, len(drawn))
     if budget is not None:
         parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
-        doubts += said
+        warnings += said
     u0, u1 = (regression.names.index(u) for u in CLIENT)
     way = regression.coefficients
     clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
@@ -180,7 +180,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         parameters[name] = parameter(value, drawn, unit, meaning)
         draws[name] = [float(f"{x:.6g}") for x in drawn]
     return Calibration(
-        source=Source(door="run", files=_files(runs), note=choice),
+        source=Source(kind="run", files=_files(runs), note=choice),
         model=regression.form.model,
         machine=runs[0].scenario.machine,
         parameters=parameters,
@@ -198,7 +198,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         noise=noise,
         clocks=clocks,
         correlations=together,
-        doubts=doubts
+        warnings=warnings
         + different_machines(runs)
         + outlying_rungs(runs, rows, regression)
         + not_identified(runs, rows, together),

@@ -18,9 +18,9 @@ ENGINES = (
 Who = tuple[tuple[str, str], ...]  # what the identity columns of a row say
 
 
-def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, doubts: list[str]) -> list[Row]:
+def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, warnings: list[str]) -> list[Row]:
     """The rows of one machine: the one `where` ({column: value}) or `machine` tells; of several that are left the one
-    with most rows, of equals the slowest, which `doubts` then says. `BadInput` where nothing is left."""
+    with most rows, of equals the slowest, which `warnings` then says. `BadInput` where nothing is left."""
     path = rows[0].path
     for column, value in where.items():
         found = sorted({dict(row.machine)[column] for row in rows if column in dict(row.machine)})
@@ -49,7 +49,7 @@ def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, 
     if len(among) > 1:
         shown = [_name(other, groups) for other in among if other != who]
         more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-        doubts.append(
+        warnings.append(
             f"{path.name} holds {len(among)} machines; {_name(who, groups)} was taken, which has most rows, of equals "
             f"the slowest; --where chooses another: {'; '.join(shown[:5])}{more}"
         )

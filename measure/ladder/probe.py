@@ -108,16 +108,16 @@ def _verify_tgi(
     prefill = rows(table(decoded(answer.body).get("details")).get("prefill"))
     after = _input_lengths(endpoint, deadline)
     total, count = (b - a for a, b in zip(before, after, strict=True))
-    doubts = []
+    warnings = []
     if not prefill and count != 1:
-        doubts.append(f"nothing confirms that prompts have {tokens} tokens")
+        warnings.append(f"nothing confirms that prompts have {tokens} tokens")
     if prefill and len(prefill) != tokens:
-        doubts.append(f"a prompt meant to have {tokens} tokens has {len(prefill)} in its decoder_input_details")
+        warnings.append(f"a prompt meant to have {tokens} tokens has {len(prefill)} in its decoder_input_details")
     if count == 1 and total != tokens:
-        doubts.append(f"a prompt meant to have {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
+        warnings.append(f"a prompt meant to have {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
     if count > 1:
-        doubts.append("somebody else is using the server: it has answered requests that are not ours")
-    return doubts
+        warnings.append("somebody else is using the server: it has answered requests that are not ours")
+    return warnings
 
 
 def _input_lengths(endpoint: Endpoint, deadline: Deadline) -> tuple[float, float]:

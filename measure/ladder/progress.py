@@ -60,13 +60,13 @@ class Screen:
             rows = [*self._rows, cells(load, window)] if window is not None else self._rows
             self._live.update(Group(self._table(rows), Text(f"{load}: {doing}", style="dim")))
 
-    def done(self, load: str, window: Window, status: str, doubts: Iterable[str]) -> None:
+    def done(self, load: str, window: Window, status: str, warnings: Iterable[str]) -> None:
         """A rung is finished."""
         row = cells(load, window)
         self._rows.append(row)
         if self._live is None:
             said = [f"{name} {value}" for name, value in list(zip(COLUMNS, row, strict=True))[1:] if value]
-            if found := len(list(doubts)):  # which, is said when the ladder has ended: then it is known what matters
+            if found := len(list(warnings)):  # which, is said when the ladder has ended: then it is known what matters
                 said.append(f"{found} warning{'s' if found > 1 else ''}")
             self.say(f"{load}: {status}; {', '.join(said)}")
 

@@ -43,7 +43,7 @@ class Climb:
         self.settled: float | None = None
         self.end: float | None = None
         self.status = "complete"
-        self.doubts: list[str] = []
+        self.warnings: list[str] = []
 
     @property
     def label(self) -> str:
@@ -130,9 +130,9 @@ class Climb:
             self.end = now
             self._limit("cut short: the budget was spent")
 
-    def _limit(self, doubt: str) -> None:
+    def _limit(self, warning: str) -> None:
         self.status = "limited"
-        self.doubts.append(doubt)
+        self.warnings.append(warning)
 
     def record(self, window: Window | None = None) -> dict[str, Any]:
         """The rung as `run.json` has it; without its window it is `aborted`."""
@@ -142,7 +142,7 @@ class Climb:
             **load,
             **{name: None if t is None else round(t, 6) for name, t in times.items()},
             "status": self.status if window is not None else "aborted",
-            "doubts": self.doubts,
+            "warnings": self.warnings,
         }
         return head if window is None else head | seen(window)
 
@@ -170,8 +170,8 @@ def client_limited(w: Window) -> bool:
     return w.canary_p99 > CANARY_LIMITED
 
 
-def doubts(w: Window, users: int | None, rate: float | None = None) -> list[str]:
-    """What a window gives reason to doubt; `users` or `rate` is its load."""
+def warnings(w: Window, users: int | None, rate: float | None = None) -> list[str]:
+    """What a window gives reason to distrust; `users` or `rate` is its load."""
     found = []
     lag = f"the client woke up {1000 * w.canary_p99:.1f} ms late at p99"
     if client_limited(w):

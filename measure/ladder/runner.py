@@ -146,9 +146,9 @@ class Ascent:
             self.generator.close()
             if self.scraper is not None:
                 self.scraper.close()
-                for doubt in self.scraper.doubts():
-                    self.journal.doubt(doubt)
-                    self.screen.say(f"doubt: {doubt}")
+                for warning in self.scraper.warnings():
+                    self.journal.warn(warning)
+                    self.screen.say(f"warning: {warning}")
             self.journal.head["stopped"] = stopped
             unfinished |= not self._saved()
         if self.server.api == "tgi" and self.server.metrics:
@@ -169,11 +169,11 @@ class Ascent:
         return True
 
     def _warnings(self) -> list[str]:
-        """What the rungs give reason to doubt, each sentence with all the loads at which it holds."""
+        """What the rungs give reason to distrust, each sentence with all the loads at which it holds."""
         loads: dict[str, list[str]] = {}
         for record in self.journal.rungs:
             load = f"{record['rate']:g} requests/s" if "rate" in record else f"{record['users']} users"
-            for text in record["doubts"]:
+            for text in record["warnings"]:
                 loads.setdefault(text, []).append(load)
         return [f"at {', '.join(at)}: {text}" for text, at in loads.items()]
 
@@ -182,9 +182,9 @@ class Ascent:
             found = disagreements(read_run(self.journal.path))
         except UserError:  # nothing was recorded: what ended the run has more to say than its files
             return
-        for number, doubts in found.items():
-            fresh = [doubt for doubt in doubts if doubt not in self.journal.rungs[number]["doubts"]]
-            self.journal.rungs[number]["doubts"] += fresh
+        for number, warnings in found.items():
+            fresh = [warning for warning in warnings if warning not in self.journal.rungs[number]["warnings"]]
+            self.journal.rungs[number]["warnings"] += fresh
         self._saved()
 
     def _warm(self) -> None:
@@ -212,10 +212,10 @@ class Ascent:
                 self.journal.rungs[-1] = climb.record()
                 return self._spent()
             window = self.watch.window(climb.settled, climb.end)
-            climb.doubts += rung.doubts(window, climb.users, climb.rate)
+            climb.warnings += rung.warnings(window, climb.users, climb.rate)
             self.journal.rungs[-1] = climb.record(window)
             self.journal.save()
-            self.screen.done(climb.label, window, climb.status, climb.doubts)
+            self.screen.done(climb.label, window, climb.status, climb.warnings)
             windows.append(window)
             if climb.users is not None:
                 climbed.append(climb.users)
@@ -263,7 +263,7 @@ class Ascent:
                 climb.cut(self.watch.t)
         except BaseException as e:
             if isinstance(e, ServerGone):
-                climb.doubts.append("the server stopped answering")
+                climb.warnings.append("the server stopped answering")
             self.journal.rungs[-1] = climb.record()  # as far as it got
             raise
         return climb

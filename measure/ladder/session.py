@@ -102,8 +102,8 @@ def measure(
                 journal.head["stopped"] = f"the server did not start: {e}"
                 journal.save()
                 raise
-        endpoint, server, recipe, doubts = found
-        _note(server, doubts, scenario, journal, console)
+        endpoint, server, recipe, warnings = found
+        _note(server, warnings, scenario, journal, console)
         setup = Setup(
             url=endpoint.url,
             api=server.api,
@@ -144,16 +144,18 @@ def _launch(
     return running.url
 
 
-def _note(server: health.Server, doubts: Iterable[str], scenario: Scenario, journal: Journal, console: Console) -> None:
-    """Write down what answers, with its flags and where each is from, and say what is doubtful about it.
+def _note(
+    server: health.Server, warnings: Iterable[str], scenario: Scenario, journal: Journal, console: Console
+) -> None:
+    """Write down what answers, with its flags and where each is from, and say warnings about it.
 
     Of a server that is not known to be of the scenario's engine no flags are kept: the scenario's are not its own.
     """
-    head, said = journal.head, list(doubts)
+    head, said = journal.head, list(warnings)
     engine = engine_of(server, head.get("container"))
     _check_engine(head, engine, journal.path)
     for sentence in said:
-        journal.doubt(sentence)
+        journal.warn(sentence)
     head |= {"info": server.info, "api": server.api, "engine": None if engine is None else msgspec.to_builtins(engine)}
     head["software"]["server"] = None if engine is None else engine.version
     asked = scenario.server.engine
@@ -198,18 +200,18 @@ def attach(
     timeout: float | None = None,
     budget: Deadline | None = None,
 ) -> tuple[Endpoint, health.Server, Recipe, list[str]]:
-    """The server at a URL, how to make prompts for it, and what is doubtful about it and the scenario.
+    """The server at a URL, how to make prompts for it, and warnings about it and the scenario.
 
     `say` is told what is waited for; `timeout` limits each of the two phases, s.
     """
     seconds = health.PROBE_SECONDS if timeout is None else timeout
     endpoint = Endpoint(url, min(seconds, ANSWER_SECONDS))
     server = health.look(endpoint, model, wait_for(say, seconds, f"{endpoint.url} to say what it is", budget))
-    doubts = health.check(server, scenario, lengths)
+    warnings = health.check(server, scenario, lengths)
     learning = wait_for(say, seconds, f"{endpoint.url} to say how many tokens a prompt has", budget)
     recipe, unsure = learn(endpoint, server, scenario, lengths, model, seed, learning)
     extras, unheard = try_stream(endpoint, server, *sample(recipe, scenario, lengths, seed), learning)
-    return endpoint, msgspec.structs.replace(server, extras=extras), recipe, [*doubts, *unsure, *unheard]
+    return endpoint, msgspec.structs.replace(server, extras=extras), recipe, [*warnings, *unsure, *unheard]
 
 
 @contextmanager

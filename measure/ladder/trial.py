@@ -24,7 +24,7 @@ ATTEMPTS = 2  # a server that fails now and then is still measured
 def try_stream(
     endpoint: Endpoint, server: Server, prompt: Prompt, prompt_tokens: int, deadline: Deadline | None = None
 ) -> tuple[tuple[str, ...], list[str]]:
-    """The extra keys to ask an OpenAI-style server with, and what is doubtful; `Refused` where no answer comes.
+    """The extra keys to ask an OpenAI-style server with, and warnings; `Refused` where no answer comes.
 
     A server that refuses a key (HTTP 400 or 422) is asked again with fewer of them.
     """
@@ -66,15 +66,15 @@ def _refused(extras: Sequence[str]) -> list[str]:
 
 
 def _uncounted(record: Record) -> list[str]:
-    doubts = []
+    warnings = []
     if not record.token_times:
-        doubts.append(
+        warnings.append(
             "the server does not stream its answers, whatever is asked: TTFT, ITL and TPOT are not known, and a "
             "calibration has only latencies to go by"
         )
     if record.generated_tokens is None:
-        doubts.append(
+        warnings.append(
             "the server does not count the tokens of its answers (usage): "
             + ("an event with text is taken for a token" if record.token_times else "their lengths are not known")
         )
-    return doubts
+    return warnings

@@ -83,12 +83,12 @@ def disagreements(run: Run) -> dict[int, list[str]]:
             continue
         near = [t for t in run.token_times if len(t) and t[-1] >= rung.settled and t[0] < rung.end]
         seen = by_streams(near, rung.settled, rung.end)
-        doubts = []
+        warnings = []
         if abs(seen.number / said.number - 1) > AGREE:
-            doubts.append(f"the streams show {seen.number:.0f} steps, the server counted {said.number:.0f}")
+            warnings.append(f"the streams show {seen.number:.0f} steps, the server counted {said.number:.0f}")
         if said.decode > 0 and abs(seen.decode / said.decode - 1) > AGREE:
             ms = f"{1000 * seen.decode:.2f} ms by the streams, {1000 * said.decode:.2f} ms by the server's metrics"
-            doubts.append(f"a decode step takes {ms}")
-        if doubts:
-            found[i] = doubts
+            warnings.append(f"a decode step takes {ms}")
+        if warnings:
+            found[i] = warnings
     return found

@@ -173,18 +173,18 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
     name = f"TGI {info.get('version')}" if server.api == "tgi" else f"OpenAI style ({server.api})"
     yield Finding("server", True, f"{name}, {server.model}")
     if scenario is None:
-        for doubt in server.doubts:
-            yield Finding("server", None, doubt)
+        for warning in server.warnings:
+            yield Finding("server", None, warning)
         return
     yield _engine(server, scenario)
     try:
-        doubts = health.check(server, scenario, read_lengths(scenario.workload))
+        warnings = health.check(server, scenario, read_lengths(scenario.workload))
     except UserError as e:
         yield Finding("profile", False, str(e))
         return
     yield Finding("profile", True, "the server can take it")
-    for doubt in doubts:
-        yield Finding("flags", None, doubt)
+    for warning in warnings:
+        yield Finding("flags", None, warning)
     if is_engine(server.engine, scenario.server.engine):
         yield from _flags(server, scenario)
 
@@ -200,6 +200,6 @@ def _engine(server: health.Server, scenario: Scenario) -> Finding:
 def _flags(server: health.Server, scenario: Scenario) -> Iterator[Finding]:
     """Every flag with its value, and where that is from."""
     found = flags_of(server, scenario)
-    doubtful = {text.partition(" ")[0]: text for text in untold(found)}
+    warned = {text.partition(" ")[0]: text for text in untold(found)}
     for name, flag in found.items():
-        yield Finding("flag", None, doubtful.get(name, f"{name} {plain_flag(flag)}: {WORDS[flag.source]}"))
+        yield Finding("flag", None, warned.get(name, f"{name} {plain_flag(flag)}: {WORDS[flag.source]}"))

@@ -41,7 +41,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     """What answers at the URL: its `api` (see `dialect`), `GET /info` if it has one, whether it has `/metrics`, and
     which of `dialect.EXTRAS` it takes.
 
-    `limits` are the lengths that an OpenAI-style server tells, tokens, by its own names; `doubts` what it
+    `limits` are the lengths that an OpenAI-style server tells, tokens, by its own names; `warnings` what it
     could not be asked.
     """
 
@@ -51,7 +51,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     extras: tuple[str, ...] = EXTRAS
     limits: dict[str, int] = {}
-    doubts: list[str] = []
+    warnings: list[str] = []
     engine: Identity | None = None
 
 
@@ -89,16 +89,16 @@ def _tgi(endpoint: Endpoint, info: dict[str, Any], deadline: Deadline) -> Server
     if healthy.status != 200:
         said = endpoint.explain("/health", healthy)
         raise Unreachable(f"{endpoint.url}: the server says it is unhealthy: /health answers {said}")
-    doubts, metrics = [], False
+    warnings, metrics = [], False
     try:
         told = endpoint.get("/metrics", deadline)
         metrics = told.status == 200 and b"tgi_" in told.body
     except (Unreachable, OutOfTime) as e:
         if not deadline.left():
             raise
-        doubts = [f"what the server measures of itself is not known: {e}"]
+        warnings = [f"what the server measures of itself is not known: {e}"]
     model = clean(str(info["model_id"]))
-    return Server(api="tgi", info=info, metrics=metrics, model=model, doubts=doubts, engine=of_info(info))
+    return Server(api="tgi", info=info, metrics=metrics, model=model, warnings=warnings, engine=of_info(info))
 
 
 def _limits_of_model(endpoint: Endpoint, model: dict[str, Any], deadline: Deadline) -> dict[str, int]:
@@ -179,7 +179,7 @@ def _check_fits(info: dict[str, Any], flags: ServerConfig, prompt: int | None, a
 
 def _check_limits(server: Server, prompt: tuple[int, int | None], total: tuple[int, int | None]) -> Iterable[str]:
     """Hold the lengths that may be asked, from the least to the greatest, against those that the server told."""
-    doubts = []
+    warnings = []
     limits = dict(server.limits)
     for name, called in LIMITS.items():
         for found in ((server.info or {}).get(key) for key in called):
@@ -195,23 +195,23 @@ def _check_limits(server: Server, prompt: tuple[int, int | None], total: tuple[i
                     f"the server's {name} is {limit}, the scenario's {what} take {least}: start it with {flag} {least}"
                 )
             if "batch" in name and most is not None and most > limit:
-                doubts.append(f"{what} may exceed the server's {name} {limit}; such requests may never be scheduled")
+                warnings.append(f"{what} may exceed the server's {name} {limit}; such requests may never be scheduled")
             elif "batch" not in name and (most is None or most > limit):
-                doubts.append(f"{what} may exceed the server's {name} {limit}; such requests end as validation")
+                warnings.append(f"{what} may exceed the server's {name} {limit}; such requests end as validation")
         elif max(least, most or 0) > limit:
             raise Unfit(
                 f"the server's {name} is {limit}, the scenario's {what} take up to {most or least}: such answers would "
                 f"be cut short, or refused; raise it (vLLM: --max-model-len {most or least}), or shorten the lengths"
             )
         elif most is None:
-            doubts.append(f"{what} may exceed the server's {name} {limit}; such answers are cut short, or refused")
-    return doubts
+            warnings.append(f"{what} may exceed the server's {name} {limit}; such answers are cut short, or refused")
+    return warnings
 
 
 def check(server: Server, scenario: Scenario, lengths: RequestLengths | None = None) -> list[str]:
-    """Doubts about measuring this scenario on this server; raises `Unfit` if no request of it can succeed,
+    """Warnings about measuring this scenario on this server; raises `Unfit` if no request of it can succeed,
     and `CannotFit` if one could never be scheduled."""
-    info, doubts = server.info or {}, [*server.doubts, *(lengths.doubts if lengths is not None else ())]
+    info, warnings = server.info or {}, [*server.warnings, *(lengths.warnings if lengths is not None else ())]
     work = scenario.workload
     new = work.max_new_tokens if work.max_new_tokens is not None else work.output_tokens
     prompt = extent(work.prompt_tokens, None if lengths is None else lengths.prompt_tokens)
@@ -219,7 +219,7 @@ def check(server: Server, scenario: Scenario, lengths: RequestLengths | None = N
     total = (prompt[0] + asked[0], None if prompt[1] is None or asked[1] is None else prompt[1] + asked[1])
     if lengths is not None:
         total = extent(None, lengths.prompt_tokens + lengths.max_new_tokens)
-    doubts += _check_limits(server, prompt, total)
+    warnings += _check_limits(server, prompt, total)
     if str(info.get("version", "")).startswith(("0.9.", "1.")):
         _check_fits(info, scenario.server, prompt[1], asked[1])
     ours = is_engine(server.engine, scenario.server.engine)
@@ -230,10 +230,10 @@ def check(server: Server, scenario: Scenario, lengths: RequestLengths | None = N
             and isinstance(wanted, int | float)
             and abs(said - wanted) > 1e-6 * abs(wanted)
         ):
-            doubts.append(f"the server's {name} is {said:g}, the scenario says {wanted:g}; the server's holds")
+            warnings.append(f"the server's {name} is {said:g}, the scenario says {wanted:g}; the server's holds")
     permits = info.get("max_concurrent_requests")
     if isinstance(permits, int) and max(scenario.load.users or [0]) > permits:
-        doubts.append(
+        warnings.append(
             f"the ladder goes to {max(scenario.load.users or [0])} users, the server takes {permits} at a time"
         )
-    return doubts
+    return warnings

@@ -47,7 +47,7 @@ class Scraper:
             if not self._over.is_set():
                 self._lines.write(msgspec.json.encode(line))
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What is missing of the server's own account, and the first cause of it."""
         if not self.gaps:
             return []

@@ -73,7 +73,7 @@ def show_curves(forecast: Forecast, out: Console) -> None:
     out.print()
     show_corners(forecast, out)
     out.print()
-    for line in binding(forecast):
+    for line in bottleneck(forecast):
         out.print(Text(line))
     if forecast.published:
         out.print()
@@ -108,11 +108,11 @@ def curves(forecast: Forecast, columns: Sequence[tuple[str, str, int]]) -> list[
 
 
 def show_corners(forecast: Forecast, out: Console) -> None:
-    """Plateau, knee and takeoff, and what each of them is."""
-    names = ("plateau", "knee", "takeoff")
+    """Plateau, knee and latency onset, and what each of them is."""
+    names = ("plateau", "knee", "latency onset")
     loads, rates, notes = [], [], []
     for name in names:
-        corner = getattr(forecast, name)
+        corner = getattr(forecast, name.replace(" ", "_"))
         load, where = banded(corner.load), corner.meaning
         if corner.reached <= 0.95:
             where = f"{corner.meaning} (in {corner.reached:.0%} of replicates)"
@@ -127,10 +127,10 @@ def show_corners(forecast: Forecast, out: Console) -> None:
     show_columns(columns, out, notes)
 
 
-def binding(forecast: Forecast) -> list[str]:
+def bottleneck(forecast: Forecast) -> list[str]:
     """What limits the server, in a line for each stretch of the ladder."""
     lines = []
-    for binds, group in groupby(forecast.binding, key=lambda rung: rung.binds):
+    for binds, group in groupby(forecast.bottleneck, key=lambda rung: rung.binds):
         rungs = list(group)
         ends = list(dict.fromkeys((f"{rungs[0].load:g}", f"{rungs[-1].load:g}")))
         lines.append(f"{' to '.join(ends)} {forecast.unit}: {binds} ({rungs[-1].words})")

@@ -14,12 +14,12 @@ import msgspec
 from scenarios.cli.main import FAILED, command
 from scenarios.cli.options import (
     csv_option,
-    doubt,
     force_option,
     json_option,
     one_of,
     say,
     simulation_options,
+    warn,
     warnings_option,
     working,
 )
@@ -144,7 +144,7 @@ def simulate(
                 show_variants(found[i : i + several], [v.key for v in variations], values, out)
             else:
                 show(found[i], out)
-    doubt(_doubts(found))
+    warn(_warnings(found))
     if output is not None:  # last: what was computed is not lost with a full disk
         sys.stdout.flush()
         for forecast, calibration in made:
@@ -196,7 +196,7 @@ def plan(
                 "engine": f.engine,
                 "taken_as": f.taken_as,
                 "flags": f.flags,
-                "doubts": f.doubts,
+                "warnings": f.warnings,
             }
             | slo.plain(f)
             for f in found
@@ -216,7 +216,7 @@ def plan(
                 show_cost(forecast, out)
             out.print(slo.said(forecast))
             out.print(flags(forecast))
-    doubt(_doubts(found))
+    warn(_warnings(found))
     return 0 if all(f.crossing is not None and f.crossing.kept_at is not None for f in found) else FAILED
 
 
@@ -310,8 +310,8 @@ def _write(folder: Path, forecast: Forecast, calibration: Calibration, seed: int
         raise
 
 
-def _doubts(found: list[Forecast]) -> list[str]:
+def _warnings(found: list[Forecast]) -> list[str]:
     if len(found) == 1:
-        return found[0].doubts
-    shared = [text for text in found[0].doubts if all(text in forecast.doubts for forecast in found)]
-    return shared + [f"{f.name}: {text}" for f in found for text in f.doubts if text not in shared]
+        return found[0].warnings
+    shared = [text for text in found[0].warnings if all(text in forecast.warnings for forecast in found)]
+    return shared + [f"{f.name}: {text}" for f in found for text in f.warnings if text not in shared]

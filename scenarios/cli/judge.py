@@ -15,7 +15,6 @@ from scenarios.cli.options import (
     Assumed,
     assumed_engine,
     csv_option,
-    doubt,
     file_here,
     force_option,
     jobs_option,
@@ -25,6 +24,7 @@ from scenarios.cli.options import (
     say,
     seed_option,
     taken_for,
+    warn,
     warnings_option,
     working,
 )
@@ -105,7 +105,7 @@ def compare(
         say(rows_as_csv(found))
     else:
         show_comparison(found, console())
-    doubt(found.doubts)
+    warn(found.warnings)
     if output is not None:
         sys.stdout.flush()
         _write(output, found)
@@ -201,7 +201,7 @@ def _compare(
         tolerances=tolerances or run.scenario.tolerances,
         repeats=again,
         simulated=calibrated.name,
-        doubts=[*said, *misfits(run, calibration, tables)],
+        warnings=[*said, *misfits(run, calibration, tables)],
         evidence=behind,
         taken_as=engine if run.assumptions or suits else None,
         assumed=[*run.assumptions, *suits],
@@ -248,7 +248,7 @@ def held_out_comparison(
         tolerances=tolerances or run.scenario.tolerances,
         repeats=repeats,
         simulated="forecast",
-        doubts=misfits(run, calibration, tables),
+        warnings=misfits(run, calibration, tables),
         evidence=evidence(run, calibration, executor, seed),
         taken_as=run.taken_as,
         assumed=run.assumptions,

@@ -13,7 +13,6 @@ from scenarios.cli.main import FAILED, command
 from scenarios.cli.options import (
     AS_HELP,
     assumed_engine,
-    doubt,
     file_here,
     force_option,
     jobs_option,
@@ -23,6 +22,7 @@ from scenarios.cli.options import (
     seed_option,
     set_option,
     taken_for,
+    warn,
     warnings_option,
     working,
 )
@@ -108,7 +108,7 @@ def calibrate(
         show_check(calibration, out)
         if output is None:
             remark("nothing is written: -o FILE keeps it")
-    doubt([f"{run.name}: {text}" for run in runs for text in run.doubts] + calibration.doubts)
+    warn([f"{run.name}: {text}" for run in runs for text in run.warnings] + calibration.warnings)
     if asked is not None:
         from scenarios.forecast.next_measurement import next_measurements
 

@@ -13,7 +13,6 @@ from scenarios.cli.main import FAILED, command
 from scenarios.cli.options import (
     Seconds,
     as_option,
-    doubt,
     force_option,
     jobs_option,
     remark,
@@ -21,6 +20,7 @@ from scenarios.cli.options import (
     say,
     seed_option,
     set_option,
+    warn,
     warnings_option,
     working,
 )
@@ -149,7 +149,7 @@ def take(file: Path, output: Path) -> None:
     check_run(output, inputs=[file])
     run = import_results(file)
     say(str(write_run(run, output, read_back=True)))
-    doubt([*run.doubts, *(f"at {rung.named}: {text}" for rung in run.rungs for text in rung.doubts)])
+    warn([*run.warnings, *(f"at {rung.named}: {text}" for rung in run.rungs for text in rung.warnings)])
 
 
 @command("servecast standin --port 8080 --fault overloaded=0.05")
@@ -290,7 +290,7 @@ def run(
     show_comparison(comparison, out)
     show_check(calibration, out)
     sys.stdout.flush()
-    doubt(forecast.doubts)
+    warn(forecast.warnings)
     for line in said(check):
         remark(f"check failed: {line}")
     out.print()

@@ -182,7 +182,7 @@ def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
         yield executor, commentary
 
 
-def doubt(texts: Iterable[str]) -> None:
+def warn(texts: Iterable[str]) -> None:
     """Warnings go to stderr, each once: the three that move the asked number most, or all of them if asked for."""
     ctx = click.get_current_context(silent=True)
     most = None if ctx is not None and ctx.meta.get(ALL_WARNINGS) else SHOWN

@@ -12,8 +12,7 @@ from scenarios.compare.diagnostics import Evidence
 from scenarios.compare.modes import two_patterns
 from scenarios.forecast.forecast import named
 from sim.model.files.atomic import write_file
-
-FORMAT = 1  # 1: first
+from sim.model.files.format import FORMAT
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +69,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     summary: dict[str, Summary]
     tolerances: dict[str, float]
     passed: bool | None
-    doubts: list[str]
+    warnings: list[str]
     evidence: Evidence | None = None
     coverage: float | None = None
     of: str = "a forecast"
@@ -80,7 +79,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     def assumptions(self) -> list[str]:
         """The warnings that belong to every number of it: those it begins with, if something is taken for what it is
         not known to be."""
-        return [text for text in self.doubts if "(--as)" in text] if self.taken_as is not None else []
+        return [text for text in self.warnings if "(--as)" in text] if self.taken_as is not None else []
 
     @property
     def titles(self) -> tuple[str, str]:
@@ -99,7 +98,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
 
 
 def verdict(
-    rows: list[Row], measured: str, simulated: str, tolerances: Mapping[str, float], doubts: Iterable[str]
+    rows: list[Row], measured: str, simulated: str, tolerances: Mapping[str, float], warnings: Iterable[str]
 ) -> Comparison:
     """Summaries over the rungs held out of the fit, and whether each stated tolerance holds for their mean error."""
     scored = [row for row in rows if row.held_out]
@@ -115,7 +114,7 @@ def verdict(
             rungs=len(mine),
             effective=_effective(finite),
         )
-    said = [*doubts, *_unforecast(rows), *two_patterns(rows)]
+    said = [*warnings, *_unforecast(rows), *two_patterns(rows)]
     held = True
     for metric, limit in tolerances.items() if scored else ():
         why = _no_verdict(metric, [row for row in scored if row.metric == metric])
@@ -132,7 +131,7 @@ def verdict(
         summary=summary,
         tolerances=dict(tolerances),
         passed=held if tolerances and scored else None,
-        doubts=said,
+        warnings=said,
         coverage=_coverage(row for row in scored if row.measured or row.high),
     )
 

@@ -268,14 +268,14 @@ def _apart(row: Checked) -> str:
 
 
 def with_check(calibration: Calibration, check: FitCheck) -> Calibration:
-    """The calibration with its check; one that failed is a reason to doubt whatever is forecast with it."""
-    doubts = calibration.doubts
+    """The calibration with its check; one that failed is a reason to distrust whatever is forecast with it."""
+    warnings = calibration.warnings
     if not check.rows:
-        doubts = [
-            *doubts,
+        warnings = [
+            *warnings,
             "no load that was fitted has a whole window: this calibration could not be checked against any",
         ]
     if not check.passed:
         missed = ", ".join(dict.fromkeys(f"{row.of} at {row.at}" for row in check.rows if row.missed))
-        doubts = [*doubts, f"this calibration does not show what it was fitted to ({missed}): see its check"]
-    return msgspec.structs.replace(calibration, check=check, doubts=doubts)
+        warnings = [*warnings, f"this calibration does not show what it was fitted to ({missed}): see its check"]
+    return msgspec.structs.replace(calibration, check=check, warnings=warnings)

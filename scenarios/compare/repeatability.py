@@ -30,17 +30,17 @@ def repeat_errors(
     """How far the real server is from itself: the same load measured again, relative to the first time (of several
     repeats, the farthest); and which repeats are none."""
     found: dict[tuple[int, str], float] = {}
-    doubts = []
+    warnings = []
     for other in repeats:
         again = metrics.table(other)
         if again.empty:
-            doubts.append(f"{other.name} does not repeat {run.name}: it has no whole window")
+            warnings.append(f"{other.name} does not repeat {run.name}: it has no whole window")
             continue
         again = again.set_index("load")
         common = measured[measured["load"].isin(again.index)]
         if other.scenario.workload != run.scenario.workload or common.empty:
             why = "has no load in common with it" if common.empty else "asked for other lengths"
-            doubts.append(f"{other.name} does not repeat {run.name}: it {why}")
+            warnings.append(f"{other.name} does not repeat {run.name}: it {why}")
             continue
         for _, here in common.iterrows():
             for metric in metrics.COMPARED:
@@ -48,7 +48,7 @@ def repeat_errors(
                 key = int(here["rung"]), metric
                 if error is not None and not math.isnan(error) and abs(error) >= abs(found.get(key, 0.0)):
                     found[key] = error
-    return found, doubts
+    return found, warnings
 
 
 def relative(simulated: float | None, measured: float) -> float | None:

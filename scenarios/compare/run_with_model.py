@@ -107,7 +107,7 @@ def compare(
     tolerances: Mapping[str, float] | None = None,
     repeats: Iterable[Run] = (),
     simulated: str = "simulated",
-    doubts: Iterable[str] = (),
+    warnings: Iterable[str] = (),
     evidence: Evidence | None = None,
     without: Collection[int] = (),
     carried: float = 1.0,
@@ -156,6 +156,6 @@ def compare(
                     humps=humps(drawn),
                 )
             )
-    said = list(dict.fromkeys([*assumed, *with_users(run).doubts, *unlike, *doubts, *others]))
+    said = list(dict.fromkeys([*assumed, *with_users(run).warnings, *unlike, *warnings, *others]))
     found = verdict(rows, run.name, simulated, tolerances or {}, said)
     return msgspec.structs.replace(found, evidence=evidence, taken_as=taken_as)

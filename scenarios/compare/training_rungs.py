@@ -15,7 +15,7 @@ from sim.run import Run
 
 
 def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:
-    """The rungs of `run` that the calibration was fitted to, and a doubt where that is a guess.
+    """The rungs of `run` that the calibration was fitted to, and a warning where that is a guess.
 
     Those of the requests that its source names, compressed or appended to since or not; what was compressed when it was
     fitted and is not now is known by its name and its `run.json`.

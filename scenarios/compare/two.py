@@ -31,7 +31,7 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
         raise NotEnoughData("no rung has a complete window")
     missing = sorted(set(mine["load"]) - set(other["load"]))
     without = set(mine.loc[mine["load"].isin(missing), "rung"].astype(int))
-    doubts = [f"{second.name} has no load {load:g}: left out" for load in missing]
+    warnings = [f"{second.name} has no load {load:g}: left out" for load in missing]
     matched = [
         other[other["load"] == load].iloc[[0]].assign(rung=place)
         for place, load in enumerate(mine["load"])
@@ -39,7 +39,7 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
     ]
     if not matched:
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
-    doubts += _unlike_runs(first, second)
+    warnings += _unlike_runs(first, second)
     tables = [pd.concat(matched, ignore_index=True)]
     beside = side_by_side(first, second) if alike(tokens_per_event(first), tokens_per_event(second)) else None
     found = compare(
@@ -47,7 +47,7 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
         tables,
         tolerances=tolerances,
         simulated=second.name,
-        doubts=doubts,
+        warnings=warnings,
         evidence=beside,
         without=without,
         carried=tokens_per_event(second),
@@ -65,8 +65,8 @@ def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str
         if row.value is not None and (row.metric, row.load) in others
     ]
     assumed = [*first.assumptions, *second.assumptions]
-    doubts = [*assumed, *_unlike(first.scenario, second.scenario)]
-    found = _verdict(rows, first.name, second.name, tolerances, doubts, of="forecasts")
+    warnings = [*assumed, *_unlike(first.scenario, second.scenario)]
+    found = _verdict(rows, first.name, second.name, tolerances, warnings, of="forecasts")
     return msgspec.structs.replace(found, taken_as=first.taken_as or second.taken_as)
 
 
@@ -92,12 +92,12 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
             if (metric, load) in forecasts and not math.isnan(measured[metric]):
                 its = forecasts[metric, load]
                 rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
-    doubts = [
+    warnings = [
         "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
         "asked again, which is closer",
         *_unlike(_of_run(run), forecast.scenario),
     ]
-    said = [*assumed, *run.doubts, *unlike, *doubts]
+    said = [*assumed, *run.warnings, *unlike, *warnings]
     found = _verdict(rows, run.name, forecast.name, tolerances or run.scenario.tolerances, said)
     return msgspec.structs.replace(found, taken_as=engine if assumed else None)
 
@@ -108,25 +108,25 @@ def _of_run(run: Run) -> Scenario:
 
 
 def _unlike_runs(first: Run, second: Run) -> list[str]:
-    """A doubt where two runs are of different engines, or else of other lengths or flags."""
+    """A warning where two runs are of different engines, or else of other lengths or flags."""
     if first.known and second.known:
         return _unlike(_of_run(first), _of_run(second))
-    doubts = _unlike(first.scenario, second.scenario, ("workload",))
+    warnings = _unlike(first.scenario, second.scenario, ("workload",))
     if named(first.engine) != named(second.engine):
-        doubts.append(f"the first is of {named(first.engine)}, the second of {named(second.engine)}")
-    return doubts
+        warnings.append(f"the first is of {named(first.engine)}, the second of {named(second.engine)}")
+    return warnings
 
 
 def _unlike(first: Scenario, second: Scenario, of: Sequence[str] = ("workload", "server")) -> list[str]:
-    """A doubt where the two are known to ask for other lengths, or to have other flags."""
-    doubts = []
+    """A warning where the two are known to ask for other lengths, or to have other flags."""
+    warnings = []
     for what in of:
         mine, its = (msgspec.to_builtins(getattr(s, what)) for s in (first, second))
         known = [key for key in mine if mine[key] is not None and its.get(key) is not None]
         differ = [f"{key} {_plain(mine[key])} and {_plain(its[key])}" for key in known if mine[key] != its[key]]
         if differ:
-            doubts.append(f"the first and the second are not of the same {what}: {', '.join(differ)}")
-    return doubts
+            warnings.append(f"the first and the second are not of the same {what}: {', '.join(differ)}")
+    return warnings
 
 
 def _plain(value: object) -> str:
@@ -155,8 +155,13 @@ def _beside(metric: str, rung: int, load: float, users: int | None, value: float
 
 
 def _verdict(
-    rows: list[Row], first: str, second: str, tolerances: Mapping[str, float], doubts: list[str], of: str = "a forecast"
+    rows: list[Row],
+    first: str,
+    second: str,
+    tolerances: Mapping[str, float],
+    warnings: list[str],
+    of: str = "a forecast",
 ) -> Comparison:
     if not rows:
         raise BadInput(f"{first} and {second} have no load in common")
-    return msgspec.structs.replace(verdict(rows, first, second, tolerances, doubts), of=of)
+    return msgspec.structs.replace(verdict(rows, first, second, tolerances, warnings), of=of)

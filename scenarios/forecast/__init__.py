@@ -1,1 +1,1 @@
-"""What a scenario will do: latencies, rates, cost, SLOs, what limits the server, and what to doubt of it."""
+"""What a scenario will do: latencies, rates, cost, SLOs, what limits the server, and warnings."""

@@ -1,4 +1,4 @@
-"""A forecast: what a scenario will do, with bands, what limits it, what it costs, and what to doubt. Frozen; one file.
+"""A forecast: what a scenario will do, with bands, what limits it, what it costs, and warnings. Frozen; one file.
 
 `simulate` makes it; plots, tables and the report read it. Seconds, requests, tokens, dollars; `low`..`high`
 is the 90 % band over replicates. What does not exist (a latency without steady state) is None.
@@ -16,13 +16,12 @@ from numpy.typing import ArrayLike
 
 from sim.model.files.atomic import write_file
 from sim.model.files.document import Document
+from sim.model.files.format import FORMAT
 from sim.model.flags import Flag
 from sim.model.identity import Identity
 from sim.model.identity import named as named_engine
 from sim.model.scenario import Figure, Scenario, relocated
 from sim.results.curve import band
-
-FORMAT = 1  # 1: first
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,7 +107,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     usd_per_year: float | None = None
 
 
-class Binding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Bottleneck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What limits a rung, and why.
 
     `permits`, `token budget`, `prefill budget`, `admission rule`, `users`, `prefill compute` or `decode compute`.
@@ -139,7 +138,7 @@ class Printed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the numbers come from: the calibration, the seed, the software, the changes made by `--set`."""
 
-    door: str
+    kind: str = msgspec.field(name="door")  # of the calibration's source
     note: str
     files: dict[str, str]
     model: str
@@ -174,12 +173,12 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     curves: list[Row]
     plateau: Corner
     knee: Corner
-    takeoff: Corner
+    latency_onset: Corner
     cost: list[Cost]
-    binding: list[Binding]
+    bottleneck: list[Bottleneck]
     slo: list[Promise]
     published: list[Printed]
-    doubts: list[str]
+    warnings: list[str]
     crossing: Crossing | None = None  # without SLOs, and in older files
     engine: Identity | None = None
     taken_as: str | None = None
@@ -218,6 +217,6 @@ def write_forecast(path: Path, forecast: Forecast) -> None:
 
 def read_forecast(path: Path) -> Forecast:
     """Read `forecast.json`; `BadInput` names file, line and key."""
-    document = Document(path, "a forecast", FORMAT)
+    document = Document(path, "a forecast")
     found = document.read_as(Forecast)
     return msgspec.structs.replace(found, scenario=relocated(found.scenario, path.parent, Path()))

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from scenarios.forecast.bottleneck import binding
+from scenarios.forecast.bottleneck import bottleneck
 from scenarios.forecast.cost import costs
 from scenarios.forecast.forecast import (
     Corner,
@@ -34,7 +34,7 @@ from scenarios.forecast.forecast import (
 from scenarios.forecast.replicate import replicate
 from scenarios.forecast.size import check_size
 from scenarios.forecast.slo import corner, crossing
-from scenarios.forecast.warnings import above, below, doubts, luck, several_patterns, unstable
+from scenarios.forecast.warnings import above, below, luck, reasons, several_patterns, unstable
 from sim.cluster.ladder import check_servable
 from sim.model.calibration import Calibration, check_suits
 from sim.model.files.lengths import read_lengths
@@ -113,9 +113,9 @@ def summarise(
     engine = scenario.server.engine
     assumed = check_suits(calibration, engine, taken_as, scenario.calibration)
     known = flags if flags is not None else scenario.flags
-    reasons = [*assumed, *doubts(scenario, calibration, rungs, growing, tasks[0].lengths)]
+    warnings = [*assumed, *reasons(scenario, calibration, rungs, growing, tasks[0].lengths)]
     if flags is None:
-        reasons += unwritten(known)
+        warnings += unwritten(known)
     limit = scenario.slo.get("e2e_p95")
     plateaus = [curve.plateau(table) for table in tables]
     without = [place for place, grows in enumerate(growing) if grows]
@@ -125,8 +125,9 @@ def summarise(
     knee = corner(knees, first, bends)
     if knee.below:
         knees = [curve.Corner(math.nan, math.nan, True)] * len(knees)
-    takeoffs = [curve.takeoff(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
-    takeoff = _corner(takeoffs, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
+    onsets = [curve.latency_onset(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
+    latency_onset = _corner(onsets, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
+    warnings += [*several_patterns(scenario, tables), *luck(scenario, rungs, promises)]
     return Forecast(
         name=scenario.name,
         scenario=msgspec.structs.replace(scenario, written=msgspec.UNSET),
@@ -135,14 +136,14 @@ def summarise(
         plateau=_corner(plateaus, "the largest RPS over the rungs"),
         knee=knee,
         crossing=crossing(scenario.slo, tables, without),
-        takeoff=takeoff,
+        latency_onset=latency_onset,
         cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
-        binding=[binding(scenario, rung) for _, rung in rungs.iterrows()],
+        bottleneck=[bottleneck(scenario, rung) for _, rung in rungs.iterrows()],
         slo=promises,
-        published=list(_published(scenario, tables, takeoff.rps)),
-        doubts=list(dict.fromkeys([*reasons, *several_patterns(scenario, tables), *luck(scenario, rungs, promises)])),
+        published=list(_published(scenario, tables, latency_onset.rps)),
+        warnings=list(dict.fromkeys(warnings)),
         engine=calibration.engine,
-        taken_as=engine if assumed and calibration.source.door != "table" else None,
+        taken_as=engine if assumed and calibration.source.kind != "table" else None,
         flags=dict(known),
     )
 
@@ -185,12 +186,12 @@ def _promises(scenario: Scenario, tables: Sequence[pd.DataFrame], growing: list[
             yield Promise(load=float(group["load"].iloc[0]), metric=metric, limit=limit, probability=kept)
 
 
-def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], takeoff_rps: Estimate) -> Iterator[Printed]:
+def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], onset_rps: Estimate) -> Iterator[Printed]:
     for figure in scenario.published if scenario.load.users else []:  # figures are of a ladder of users
         if not _same_profile(figure, scenario.workload):
             continue
         if figure.metric == "rps_takeoff":
-            simulated = takeoff_rps
+            simulated = onset_rps
         elif figure.metric == "rps_plateau":
             simulated = estimate([table["rps"].max() for table in tables])
         else:
@@ -211,7 +212,7 @@ def _same_profile(figure: Figure, workload: Workload) -> bool:
 
 def _provenance(calibration: Calibration, tasks: Sequence[Task], changes: Sequence[str]) -> Provenance:
     return Provenance(
-        door=calibration.source.door,
+        kind=calibration.source.kind,
         note=calibration.source.note,
         files={file.path: file.sha256 for file in calibration.source.files},
         model=calibration.model,

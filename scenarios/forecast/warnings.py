@@ -65,9 +65,9 @@ def undrawn(calibration: Calibration) -> list[str]:
 
 
 def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[str]:
-    """Why a calibration may not be a measured run's, after its own doubts; `tables` are those of `forecast_run`."""
+    """Why a calibration may not be a measured run's, after its own warnings; `tables` are those of `forecast_run`."""
     rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
-    found = [*undrawn(calibration), *calibration.doubts, *_other_machine(run.scenario, calibration)]
+    found = [*undrawn(calibration), *calibration.warnings, *_other_machine(run.scenario, calibration)]
     found += _other_padding(run.server, calibration)
     measured = [run.rungs[int(rung)] for rung in metrics.table(run)["rung"]]  # those that are replayed, in order
     units = ["requests/s" if measured[int(str(place))].users is None else "users" for place in rungs.index]
@@ -106,17 +106,17 @@ def unstable(scenario: Scenario, rung: pd.Series) -> bool:
     return scenario.load.users is None and growing(rung)
 
 
-def doubts(
+def reasons(
     scenario: Scenario,
     calibration: Calibration,
     rungs: pd.DataFrame,
     growing: Sequence[bool],
     lengths: RequestLengths | None = None,
 ) -> list[str]:
-    """Every reason to doubt a forecast; `rungs` are medians over replicates, one row a rung, `lengths` the requests of
+    """Every warning of a forecast; `rungs` are medians over replicates, one row a rung, `lengths` the requests of
     the workload's file."""
     unit = unit_of(scenario)
-    found = [*scenario.doubts, *(lengths.doubts if lengths is not None else ())]
+    found = [*scenario.warnings, *(lengths.warnings if lengths is not None else ())]
     found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
     loads = [float(load) for load in rungs["load"]]
     found += beyond(calibration, rungs, [unit] * len(rungs))
@@ -139,7 +139,7 @@ def doubts(
     ]
     if refused:
         found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits (422)")
-    return found + undrawn(calibration) + calibration.doubts
+    return found + undrawn(calibration) + calibration.warnings
 
 
 def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[Promise]) -> list[str]:

@@ -168,12 +168,12 @@ def _stretch(documents: list[Any], file: Path, origin: int, summary: _Summary | 
     if not profiling:
         raise BadInput("no request of the phase profiling; expected aiperf's records", path=file)
     asked = summary.asked() if summary is not None else None
-    doubts = []
+    warnings = []
     if len(records) < len(every):
-        doubts.append(f"{len(every) - len(records)} requests of a warm-up are left out")
+        warnings.append(f"{len(every) - len(records)} requests of a warm-up are left out")
     users, rate = (asked.concurrency, asked.rate) if asked is not None else (None, None)
     if rate is not None and users is not None:
-        doubts.append(f"at most {users} requests were let in at once: not all of an open loop's load")
+        warnings.append(f"at most {users} requests were let in at once: not all of an open loop's load")
         users = None
     # a cancelled request's end was, in some versions, a time of another clock
     ends = [m.request_end_ns for m in profiling if _same_clock(m)]
@@ -186,7 +186,7 @@ def _stretch(documents: list[Any], file: Path, origin: int, summary: _Summary | 
         settled=(min(m.request_start_ns for m in profiling) - origin) / 1e9,
         end=(max(ends) - origin) / 1e9 + INSTANT,
         answers=[_answer(r, origin, rate is not None) for r in records],
-        doubts=doubts,
+        warnings=warnings,
     )
 
 

@@ -1,7 +1,7 @@
 """Results of other tools as runs: which tool wrote a file, told from what is in it.
 
 Each tool that is read has its module, whose table says what becomes what. A run keeps what the tool's data allow, and
-its doubts say what they do not. Files that only hold sums, or do not say when each request was sent, are named, with
+its warnings say what they do not. Files that only hold sums, or do not say when each request was sent, are named, with
 the file of the same tool that does (`SUMS`).
 """
 

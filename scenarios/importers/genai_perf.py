@@ -71,10 +71,10 @@ def read(document: Any, path: Path) -> Run:
     if not measured:
         raise BadInput("empty; expected at least one experiment with requests", path=path, key="experiments")
     stretches = [_stretch(each) for each in measured]
-    doubts = []
+    warnings = []
     if not any(_said(r.response_outputs).output_tokens for each in measured for r in each.requests):
-        doubts.append("tokens are not counted in the file: every response with output stands in for one")
-    return assemble(path, "genai-perf", stretches, doubts=doubts)
+        warnings.append("tokens are not counted in the file: every response with output stands in for one")
+    return assemble(path, "genai-perf", stretches, warnings=warnings)
 
 
 def _stretch(measured: _Measured) -> Stretch:

@@ -124,10 +124,10 @@ def read(document: Any, path: Path) -> Run:
     report = understood(raw, _Report, path)
     if not report.benchmarks:
         raise BadInput("empty; expected at least one benchmark", path=path, key="benchmarks")
-    doubts = ["guidellm keeps the first and the last token of an answer: no ITL, and no steps to calibrate from"]
+    warnings = ["guidellm keeps the first and the last token of an answer: no ITL, and no steps to calibrate from"]
     stretches = [_stretch(benchmark) for benchmark in report.benchmarks]
     known = report.metadata.guidellm_version
-    return assemble(path, f"guidellm {known or 'before 0.5'}", stretches, epoch=0.0, doubts=doubts)
+    return assemble(path, f"guidellm {known or 'before 0.5'}", stretches, epoch=0.0, warnings=warnings)
 
 
 def _first(values: Any) -> Any:
@@ -166,33 +166,33 @@ def _modern_request(request: Any) -> Any:
 
 def _stretch(benchmark: _Benchmark) -> Stretch:
     strategy, requests = benchmark.config.strategy, benchmark.requests
-    doubts = []
+    warnings = []
     users, rate = strategy.streams, strategy.rate
     if strategy.type_ == "synchronous":
         users = 1
     elif strategy.type_ == "throughput":
         users = strategy.max_concurrency
-        doubts.append("all requests were sent as fast as the server would take them")
+        warnings.append("all requests were sent as fast as the server would take them")
     open_loop = users is None and strategy.type_ != "throughput"
     kept = [(OK, r) for r in requests.successful or []] + [(ABORTED, r) for r in requests.incomplete or []]
     kept += [(status_of_text(r.info.error or ""), r) for r in requests.errored or []]
     sent = [(status, r) for status, r in kept if r.info.timings.request_start is not None]
     if len(sent) < len(kept):
-        doubts.append(f"{len(kept) - len(sent)} requests that were never sent are left out")
+        warnings.append(f"{len(kept) - len(sent)} requests that were never sent are left out")
     undated = sum((r.info.timings.targeted_start or 0.0) < CLOCK for _, r in sent) if open_loop else 0
     if undated:
-        doubts.append(
+        warnings.append(
             f"{undated} of {len(sent)} requests have a due time that is none, and guidellm sent them without waiting "
             "for it; when they were sent stands in for it"
         )
     total = benchmark.metrics.request_totals.total if benchmark.metrics.request_totals is not None else None
     missing = (total or 0) - len(kept)
     if missing > 0:  # more are kept than counted when a warm-up was left out of the count
-        doubts.append(f"{missing} requests are not in the file (guidellm's sample_size): rates are too low")
+        warnings.append(f"{missing} requests are not in the file (guidellm's sample_size): rates are too low")
     cached = sum(r.cached_tokens or 0 for _, r in sent)
     prompts = sum(r.prompt_tokens or 0 for _, r in sent)
     if cached:
-        doubts.append(
+        warnings.append(
             f"{cached} of {prompts} prompt tokens ({cached / max(1, prompts):.0%}) were in the server's cache: their "
             "prefills were shorter than the prompts"
         )
@@ -204,7 +204,7 @@ def _stretch(benchmark: _Benchmark) -> Stretch:
         settled=benchmark.start_time,
         end=benchmark.end_time + INSTANT,
         answers=[_answer(status, r, open_loop) for status, r in sent],
-        doubts=doubts,
+        warnings=warnings,
     )
 
 

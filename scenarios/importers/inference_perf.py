@@ -76,16 +76,16 @@ def read(documents: list[Any], path: Path) -> Run:
     read = [_answer(r) for r in requests]
     doubled = sum(twice for _, twice in read)
     answers = [answer for answer, _ in read]
-    doubts = []
+    warnings = []
     if doubled:
-        doubts.append(
+        warnings.append(
             f"in {doubled} of {len(answers)} answers every line of the stream has its time, blank ones, too: every "
             "second one is taken"
         )
     stretch = Stretch(
         settled=min(a.sent for a in answers), end=max(a.ended for a in answers) + INSTANT, answers=answers
     )
-    return assemble(path, "inference-perf", [stretch], doubts=doubts)
+    return assemble(path, "inference-perf", [stretch], warnings=warnings)
 
 
 def _answer(request: _Request) -> tuple[Answer, bool]:

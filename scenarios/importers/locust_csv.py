@@ -124,17 +124,17 @@ def _history(rows: list[Row], path: Path) -> Run:
     for level in levels:
         first, last = level[0], level[-1]
         users, seconds, done = int(first.users), last.time - first.time, last.requests - first.requests
-        doubts = ["locust kept sums, not requests: there is no window, and nothing to compare or to calibrate from"]
+        warnings = ["locust kept sums, not requests: there is no window, and nothing to compare or to calibrate from"]
         if seconds > 0 and done > 0:
             source = f"locust, {path.name}: {done:g} requests in {seconds:g} s"
             mean = (last.seconds - first.seconds) / done
             figures.append(_figure("rps", done / seconds, done / seconds**2, users, source))
             figures.append(_figure("e2e_mean", mean, 1e-6, users, source))
-            doubts.append(f"{done:g} requests in {seconds:g} s (whole seconds), {mean:.4g} s each on average")
+            warnings.append(f"{done:g} requests in {seconds:g} s (whole seconds), {mean:.4g} s each on average")
         if last.failures > first.failures:
-            doubts.append(f"failed requests, which are in the sums: {last.failures - first.failures:g}")
+            warnings.append(f"failed requests, which are in the sums: {last.failures - first.failures:g}")
         nan, start, end = float("nan"), first.time - zero, last.time - zero
-        rungs.append(Rung(start, nan, nan, end, users, status="limited", doubts=doubts))
+        rungs.append(Rung(start, nan, nan, end, users, status="limited", warnings=warnings))
     name = named(path)
     return Run(
         kind="measured",
@@ -150,7 +150,7 @@ def _history(rows: list[Row], path: Path) -> Run:
         created=moment(zero),
         software=software("locust"),
         stopped="locust had done what it was asked",
-        doubts=[
+        warnings=[
             "a history of locust's holds no requests: this run has rungs and no metrics; what its sums determine is "
             "under the scenario's `published`, and lacks only lengths to be calibrated from",
             STREAMED,
@@ -175,15 +175,15 @@ def _requests(rows: list[Row], path: Path) -> Run:
             answers.append(Answer(sent, ended, 0, 0, status_of(code) if code >= 400 else status_of_text(text), text))
     if not answers or min(users) < 1:
         raise BadInput("expected a row for every request, with the users of the moment", path=path, key="allThreads")
-    doubts = [
+    warnings = [
         "locust counts no tokens: lengths are 0, and there is no TTFT; give the scenario its lengths to simulate it",
         STREAMED,
     ]
     if all("." not in row["timeStamp"] for row in rows):
-        doubts.append("times are whole seconds; JmeterListener(timestamp_format='%Y-%m-%d %H:%M:%S.%f') keeps more")
+        warnings.append("times are whole seconds; JmeterListener(timestamp_format='%Y-%m-%d %H:%M:%S.%f') keeps more")
     if len({row.get("label") for row in rows}) > 1:
-        doubts.append("requests of several labels are taken together")
-    return assemble(path, "locust", _levels(answers, users), doubts=doubts, anew=False)
+        warnings.append("requests of several labels are taken together")
+    return assemble(path, "locust", _levels(answers, users), warnings=warnings, anew=False)
 
 
 def _instant(row: Row, path: Path, line: int) -> float:
@@ -208,9 +208,9 @@ def _levels(answers: list[Answer], users: list[int]) -> list[Stretch]:
         ended = sorted(a.ended for a in begun)
         start = max(low, min(a.sent for a in answers))
         steady = len(ended) > count and ended[count - 1] < high
-        doubts = [] if steady else [f"not every one of {count} users finished a request here, so there is no window"]
+        warnings = [] if steady else [f"not every one of {count} users finished a request here, so there is no window"]
         settled = ended[count - 1] if steady else high
         stretches.append(
-            Stretch(users=count, counted=True, settled=settled, end=high, answers=begun, doubts=doubts, start=start)
+            Stretch(users=count, counted=True, settled=settled, end=high, answers=begun, warnings=warnings, start=start)
         )
     return stretches

@@ -30,7 +30,7 @@ class Load:
     users: int | None = None
     rate: float | None = None
     arrivals: str | Gamma = "poisson"
-    doubts: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def closed(flights: Flights, said: int | None) -> Load:
     users = most if most < said and flights.known.all() else max(said, held)
     if users == said or not users:
         return Load(users=said)
-    doubt = f"the file says {said} users, but {users} requests were in flight at most: the load is {users} users"
-    return Load(users=users, doubts=(doubt,))
+    warning = f"the file says {said} users, but {users} requests were in flight at most: the load is {users} users"
+    return Load(users=users, warnings=(warning,))
 
 
 def opened(
@@ -71,21 +71,21 @@ def opened(
         if said is not None and len(due) < 2:
             return Load(rate=said, arrivals=arrivals or "poisson")
         return replace(
-            closed(flights, None), doubts=("all requests were sent at the same time, so they are one burst of users",)
+            closed(flights, None), warnings=("all requests were sent at the same time, so they are one burst of users",)
         )
     rate = (len(due) - 1) / span
-    doubts = []
+    warnings = []
     if said is not None and abs(rate / said - 1) <= AS_SAID:
         rate = said
     elif said is not None:
-        doubts.append(f"the file says {said:.4g} requests/s, but {rate:.4g}/s came: that is the load")
+        warnings.append(f"the file says {said:.4g} requests/s, but {rate:.4g}/s came: that is the load")
     changed = _trend(due)
     if changed is not None:
-        doubts.append(
+        warnings.append(
             f"the rate changed, from {changed[0]:.3g} requests/s in the first third to {changed[1]:.3g}/s in the last: "
             "no steady load, but a trace, which is replayed as it was recorded"
         )
-    return Load(rate=float(f"{rate:.6g}"), arrivals=arrivals or _regularity(due), doubts=tuple(doubts))
+    return Load(rate=float(f"{rate:.6g}"), arrivals=arrivals or _regularity(due), warnings=tuple(warnings))
 
 
 def told(flights: Flights) -> Load:
@@ -97,12 +97,12 @@ def told(flights: Flights) -> Load:
         busy = np.maximum(0.0, np.minimum(ended, high) - np.maximum(sent, low)).sum()
         busy += (~flights.known).sum() * float(np.mean(ended - sent))  # as long as the others took, for want of an end
         if high > low and busy >= ALWAYS * most * (high - low):
-            return Load(users=most, doubts=(f"the load is not stated; {most} requests were in flight all the time",))
+            return Load(users=most, warnings=(f"the load is not stated; {most} requests were in flight all the time",))
     if len(sent) <= 1 or float(np.ptp(flights.due)) <= BURST * float(ended.max() - sent.min()):
-        return Load(users=max(1, most), doubts=(f"the load is not stated; {most} requests were sent at once",))
+        return Load(users=max(1, most), warnings=(f"the load is not stated; {most} requests were sent at once",))
     load = opened(flights)
     said = f"the load is not stated; requests came at {load.rate:.4g}/s, whether or not others had ended"
-    return replace(load, doubts=(said, *load.doubts))
+    return replace(load, warnings=(said, *load.warnings))
 
 
 def at_once(flights: Flights, seconds: float) -> bool:

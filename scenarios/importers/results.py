@@ -1,7 +1,7 @@
 """What another tool measured, on its way to becoming a run: its answers, in one stretch for every load.
 
 A tool's reader makes `Stretch`es, in its own clock; `assemble` lays them out as the rungs of a ladder. Nothing is made
-up: what a tool did not write down is left out, or filled with what is said in a doubt.
+up: what a tool did not write down is left out, or filled with what is said in a warning.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Stretch:
     arrivals: str | Gamma | None = None
     counted: bool = False
     start: float | None = None  # absent: the window's, or when the first request was due or sent if that was before
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def shown(self) -> Stretch:
         """The stretch with the load that its requests show."""
@@ -105,7 +105,7 @@ class Stretch:
             users=load.users,
             rate=load.rate,
             arrivals=None if load.rate is None else load.arrivals,
-            doubts=[*self.doubts, *load.doubts],
+            warnings=[*self.warnings, *load.warnings],
         )
 
     @property
@@ -176,7 +176,7 @@ def assemble(
     *,
     epoch: float | None = None,
     anew: bool = True,
-    doubts: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Run:
     """The run of some stretches; `tool` is its name and version, `epoch` the unix time of its zero.
 
@@ -199,7 +199,7 @@ def assemble(
     groups = [[s] for s in stretches] if anew else [stretches]
     users = [user for group in groups for user in _users(group)]
     requests = _table(stretches, users, times, zero)
-    said = [*doubts, *found]
+    said = [*warnings, *found]
     said += _lacking(requests, times, said)
     name = named(path)
     return Run(
@@ -214,7 +214,7 @@ def assemble(
         software=software(tool),
         segments=[{"start": g[0].began - zero, "first_rung": stretches.index(g[0])} for g in groups],
         stopped=f"{tool} had done what it was asked",
-        doubts=[*doubts, *found, *_lacking(requests, times, doubts), *_unasked(answers), *_mixed(stretches)],
+        warnings=[*warnings, *found, *_lacking(requests, times, warnings), *_unasked(answers), *_mixed(stretches)],
     )
 
 
@@ -243,29 +243,29 @@ def _rung(stretch: Stretch, zero: float) -> Rung:
         end=stretch.end - zero,
         users=stretch.users,
         rate=stretch.rate,
-        doubts=[*stretch.doubts, *_doubts_of(stretch)],
+        warnings=[*stretch.warnings, *_warnings_of(stretch)],
         extra={} if stretch.arrivals is None else {"arrivals": msgspec.to_builtins(stretch.arrivals)},
     )
 
 
-def _doubts_of(stretch: Stretch) -> list[str]:
+def _warnings_of(stretch: Stretch) -> list[str]:
     answers, seconds = stretch.answers, stretch.end - stretch.settled
-    doubts = []
+    warnings = []
     if stretch.users is not None and seconds > 0:
         inside = (min(a.ended, stretch.end) - max(a.sent, stretch.settled) for a in answers)
         busy = sum(max(0.0, overlap) for overlap in inside) / seconds
         if busy < BUSY * stretch.users:
-            doubts.append(
+            warnings.append(
                 f"on average {busy:.3g} of {stretch.users} users had a request in flight in the window: ramp, drain "
                 "or the tool's own pauses lie in it"
             )
     unended = sum(not a.end_known for a in answers)
     if unended:
-        doubts.append(f"when {unended} requests ended is not recorded; when they were sent stands in for it")
+        warnings.append(f"when {unended} requests ended is not recorded; when they were sent stands in for it")
     failed = sum(a.status not in (OK, ABORTED) for a in answers)
     if failed:
-        doubts.append(f"{failed} of {len(answers)} requests failed")
-    return doubts
+        warnings.append(f"{failed} of {len(answers)} requests failed")
+    return warnings
 
 
 def _token_times(
@@ -278,35 +278,35 @@ def _token_times(
     # OpenAI-style servers other than vLLM say why an answer ended in a chunk of its own, without a token
     closing = sum(len(a.chunks) == a.output_tokens + 1 for a in streamed)
     miscounted = sum(len(a.chunks) > a.output_tokens + 1 for a in streamed)
-    doubts = []
+    warnings = []
     if closing:
-        doubts.append(
+        warnings.append(
             f"{closing} of {len(streamed)} answers came in one chunk more than they have tokens; the last, which only "
             "says why they ended, is left out, so E2E is to the last token"
         )
     if miscounted:
         unknown = miscounted > MISCOUNTED * len(streamed)
-        doubts.append(
+        warnings.append(
             f"{miscounted} of {len(streamed)} answers came in more chunks than they have tokens: when each token came "
             + ("is not known, so there is no ITL" if unknown else "is not known of them, and they are left out of ITL")
         )
         if unknown:
-            return None, None, doubts
+            return None, None, warnings
     times, carried = zip(*(_stream(a) for a in answers), strict=True)
     tokens = sum(a.output_tokens for a in streamed)
     surplus = sum(max(0, a.output_tokens - len(a.chunks)) for a in streamed)
     if not surplus:
-        return list(times), None, doubts
+        return list(times), None, warnings
     if all(a.carried is not None for a in streamed):
-        doubts.append(
+        warnings.append(
             f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others: ITL is between chunks"
         )
-        return list(times), list(carried), doubts
-    doubts.append(
+        return list(times), list(carried), warnings
+    warnings.append(
         f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others, the file does not say in "
         "which: they are spread evenly, and ITL is between chunks"
     )
-    return list(times), list(carried), doubts
+    return list(times), list(carried), warnings
 
 
 def _stream(answer: Answer) -> tuple[Floats, Ints | None]:
@@ -339,7 +339,7 @@ def _mixed(stretches: Sequence[Stretch]) -> list[str]:
     closed = sum(s.users is not None for s in stretches)
     if closed in (0, len(stretches)):
         return []
-    return [f"{closed} of {len(stretches)} loads are users, the others requests/s: each is said with its doubts"]
+    return [f"{closed} of {len(stretches)} loads are users, the others requests/s: each is said with its warnings"]
 
 
 def _table(stretches: Sequence[Stretch], users: Sequence[int], times: list[Floats] | None, zero: float) -> pd.DataFrame:
@@ -374,13 +374,13 @@ def _users(group: Sequence[Stretch]) -> list[int]:
 
 
 def _unasked(answers: Sequence[Answer]) -> list[str]:
-    doubts = []
+    warnings = []
     if any(a.output_tokens for a in answers) and all(a.max_new_tokens is None for a in answers):
-        doubts.append("max_new_tokens is not recorded; what came back stands in for it")
+        warnings.append("max_new_tokens is not recorded; what came back stands in for it")
     unknown = sum(a.prompt_tokens == 0 for a in answers)
     if 0 < unknown < len(answers):
-        doubts.append(f"{unknown} of {len(answers)} requests have no known prompt length")
-    return doubts
+        warnings.append(f"{unknown} of {len(answers)} requests have no known prompt length")
+    return warnings
 
 
 def _scenario(name: str, stretches: Sequence[Stretch], description: str) -> Scenario:

@@ -71,10 +71,10 @@ def read(documents: list[Any], path: Path) -> Run:
     for line, document in enumerate(documents, 1):
         stretches.append(_stretch(document, path, line, tool, began))
         began = max([stretches[-1].end, *(a.ended for a in stretches[-1].answers)]) + APART
-    doubts = []
+    warnings = []
     if any(s.rate is not None and any(a.due is None for a in s.answers) for s in stretches):
-        doubts.append("without queue_times a request's due time is not known: waiting for max_concurrency is left out")
-    return assemble(path, tool, stretches, doubts=doubts)
+        warnings.append("without queue_times due times are not known: waiting for max_concurrency is left out")
+    return assemble(path, tool, stretches, warnings=warnings)
 
 
 def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> Stretch:
@@ -92,7 +92,7 @@ def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> S
     if not count or not result.duration > 0:
         raise BadInput("expected at least one request, and a duration", path=path, line=line, key="ttfts")
     rate = result.request_rate if result.request_rate is not None and np.isfinite(result.request_rate) else None
-    doubts = []
+    warnings = []
     divided = has(document, SGLANG) and _divided(result.itls)
     starts = result.start_times
     if starts is None:
@@ -100,7 +100,7 @@ def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> S
             message = f"missing: {tool} did not write when each request was sent, which at a request_rate is not known"
             raise BadInput(message, path=path, line=line, key="start_times")
         starts = _rebuilt(result, began, path, line)
-        doubts.append("when each request was sent is not in the file: rebuilt from their order, and how long each took")
+        warnings.append("when each request was sent is not in the file: rebuilt from their order and durations")
     queued = result.queue_times or [0.0] * count
     settled = min(sent - wait for sent, wait in zip(starts, queued, strict=True))
     spread = float(max(starts) - min(starts)) > observed.BURST * result.duration
@@ -109,11 +109,13 @@ def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> S
     if ramp is not None:
         start, end = result.ramp_up_start_rps, result.ramp_up_end_rps
         bounds = f", from {start:g} to {end:g} requests/s" if start and end else ""
-        doubts.append(f"the rate went up ({ramp}{bounds}): a trace, which is replayed as it was recorded")
+        warnings.append(f"the rate went up ({ramp}{bounds}): a trace, which is replayed as it was recorded")
     if not open_loop and result.max_concurrency is None:
-        doubts.append("all requests were sent at once: the window is one burst, with nothing steady in it")
+        warnings.append("all requests were sent at once: the window is one burst, with nothing steady in it")
     if open_loop and result.max_concurrency is not None:
-        doubts.append(f"at most {result.max_concurrency} requests were let in at once: not all of an open loop's load")
+        warnings.append(
+            f"at most {result.max_concurrency} requests were let in at once: not all of the open loop's load"
+        )
     return Stretch(
         users=None if open_loop else result.max_concurrency,
         rate=rate,
@@ -122,7 +124,7 @@ def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> S
         settled=settled,
         end=settled + result.duration + INSTANT,
         answers=[_answer(result, starts, i, rate is not None, divided) for i in range(count)],
-        doubts=doubts,
+        warnings=warnings,
     )
 
 

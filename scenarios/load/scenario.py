@@ -19,6 +19,7 @@ from scenarios.load.checks import check
 from scenarios.load.yaml import Values, parse_yaml
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
+from sim.model.files.format import EXPECTED, FORMAT, NOW, READ, upgraded
 from sim.model.files.shape import Key, check_shape, dotted, nearest
 from sim.model.scenario import Scenario
 
@@ -158,8 +159,10 @@ def parse(path: Path) -> Tree:
     tree.values = plain(text, (), tree, path)
     if not isinstance(tree.values, dict):
         raise BadInput("expected a scenario: keys and values, as `servecast new` writes them", path=path, line=1)
-    if tree.values.get("format", 1) != 1:
-        raise tree.fail(("format",), f"expected 1, found {tree.values['format']!r}")
+    if tree.values.get("format", FORMAT) not in READ:
+        raise tree.fail(("format",), f"expected {EXPECTED}, found {tree.values['format']!r}")
+    tree.values = upgraded(tree.values)
+    tree.places = {(NOW.get(key[0], key[0]), *key[1:]) if key else key: at for key, at in tree.places.items()}
     for group, name in FILES:
         holder = tree.values.get(group) if group else tree.values
         if isinstance(holder, dict) and isinstance(holder.get(name), dict):

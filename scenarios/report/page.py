@@ -40,7 +40,7 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
     forecasts = [item for item in items if isinstance(item, Forecast)]
     of_a_kind = (forecasts[0].scenario.machine, forecasts[0].unit) if forecasts else None
     forecasts = [f for f in forecasts if (f.scenario.machine, f.unit) == of_a_kind]  # others have other axes
-    shared = [text for text in forecasts[0].doubts if all(text in f.doubts for f in forecasts)] if forecasts else []
+    shared = [text for text in forecasts[0].warnings if all(text in f.warnings for f in forecasts)] if forecasts else []
     sections = [_together(forecasts, shared)] if len(forecasts) > 1 else []
     measured = [item for item in items if isinstance(item, Run) and item.kind == "measured"]
     for item in items:
@@ -53,8 +53,8 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
             sections.append(of_comparison(item))
     for i, section in enumerate(sections):
         section["id"] = f"s{i}"
-        shown = folded_warnings(section.get("doubts", []))
-        section["doubts"], section["more_doubts"] = shown
+        shown = folded_warnings(section.get("warnings", []))
+        section["warnings"], section["more_warnings"] = shown
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
@@ -112,7 +112,7 @@ def read_item(path: Path) -> Forecast | Run | Comparison:
         if inside and not (path / "run.json").exists():
             raise BadInput(f"holds the forecasts of several scenarios; name {path / inside[0]}", path=path)
         return read_aloud(path)
-    document = Document(path, "a run directory, a forecast or a comparison", 1)
+    document = Document(path, "a run directory, a forecast or a comparison")
     if "curves" in document.values:
         return read_forecast(path)
     if "rows" not in document.values:
@@ -127,8 +127,8 @@ _EMPTY: Section = {
     "description": "",
     "headline": "",
     "cards": [],
-    "doubts": [],
-    "more_doubts": [],
+    "warnings": [],
+    "more_warnings": [],
     "parts": [],
     "parameters": {},
     "provenance": "",
@@ -139,7 +139,14 @@ def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
     rows = []
     for f in forecasts:
         cost = f.cost[0].per_1000_requests if f.cost else Estimate(value=None, low=None, high=None)
-        cells = [f.name, _cell(f.knee.load), _cell(f.knee.rps), _cell(f.plateau.rps), _cell(cost), f.binding[-1].binds]
+        cells = [
+            f.name,
+            _cell(f.knee.load),
+            _cell(f.knee.rps),
+            _cell(f.plateau.rps),
+            _cell(cost),
+            f.bottleneck[-1].binds,
+        ]
         rows.append({"cells": cells})
     titles = [
         "scenario",
@@ -151,7 +158,7 @@ def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
     ]
     return {
         "name": "Side by side",
-        "doubts": shared,
+        "warnings": shared,
         "parts": [pictures(plots.several(forecasts)), {"table": grid(titles, rows, left=(0, 5))}],
     }
 
@@ -174,7 +181,7 @@ def _forecast(f: Forecast, run: Run | None, said: list[str], measured: Sequence[
         pictures(plots.overview(f, points), "Throughput and latency", _legend(f, bool(points))),
         pictures(plots.first_tokens(f, points)),
         {"table": _curves(f)},
-        {"title": "What limits it", "table": _binding(f)},
+        {"title": "What limits it", "table": _bottleneck(f)},
     ]
     if f.published:
         sections.append({"title": "Beside what was published", "table": _published(f)})
@@ -190,7 +197,7 @@ def _forecast(f: Forecast, run: Run | None, said: list[str], measured: Sequence[
         "description": f.scenario.description,
         "headline": _limits(f),
         "cards": cards,
-        "doubts": [text for text in f.doubts if text not in said],
+        "warnings": [text for text in f.warnings if text not in said],
         "parts": sections,
         "parameters": _parameters(f),
         "provenance": _provenance(f),
@@ -204,7 +211,7 @@ def _same_question(run: Run, f: Forecast) -> bool:
 
 def _limits(f: Forecast) -> str:
     """What limits the top of the ladder."""
-    top = f.binding[-1]
+    top = f.bottleneck[-1]
     return f"At {named(top.load, f.unit)} the limit is: {top.binds}."
 
 
@@ -228,8 +235,8 @@ def _curves(f: Forecast) -> dict[str, Any]:
     return grid([f.unit, *(title for title, _, _ in CURVES)], rows, caption=caption)
 
 
-def _binding(f: Forecast) -> dict[str, Any]:
-    rows = [{"cells": [f"{rung.load:g}", rung.binds, rung.words]} for rung in f.binding]
+def _bottleneck(f: Forecast) -> dict[str, Any]:
+    rows = [{"cells": [f"{rung.load:g}", rung.binds, rung.words]} for rung in f.bottleneck]
     return grid([f.unit, "binds", "why"], rows, left=(1, 2), wide=(2,))
 
 
@@ -283,7 +290,7 @@ def _parameters(f: Forecast) -> dict[str, Any]:
 
 def _provenance(f: Forecast) -> str:
     p = f.provenance
-    lines = [f"calibrated through: {p.door}", p.note, *(f"{name} sha256 {digest}" for name, digest in p.files.items())]
+    lines = [f"calibrated through: {p.kind}", p.note, *(f"{name} sha256 {digest}" for name, digest in p.files.items())]
     lines += [f"step times: {p.model}", f"seed {p.seed}, {p.replicates} replicates"]
     lines += [f"--set {change}" for change in p.changes]
     lines += [", ".join(f"{name} {number}" for name, number in p.software.items())]

@@ -155,7 +155,7 @@ def _hockey_stick(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]
             ax.plot(table["rps"], table[metric], "o", color=colour, mfc="white", ms=5, zorder=4, clip_on=False)
     for printed in forecast.published:
         if printed.figure.metric == "rps_takeoff":
-            ax.axvline(printed.figure.value, color=RED, ls="--", lw=1.1, label="published takeoff")
+            ax.axvline(printed.figure.value, color=RED, ls="--", lw=1.1, label="published latency onset")
     _limits(ax, forecast, "e2e")
     ax.set(title="Response time against RPS", xlabel="requests/s", ylabel="s", xlim=(0, None))
     logarithmic(ax)

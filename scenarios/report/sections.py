@@ -52,10 +52,10 @@ def of_run(run: Run) -> Section:
         for _, row in table.iterrows()
     ]
     untold = [] if run.kind == "simulated" else run.untold
-    doubts = [*run.doubts, *untold]
-    doubts += [f"{rung.named}: {text}" for rung in run.rungs for text in rung.doubts]
+    warnings = [*run.warnings, *untold]
+    warnings += [f"{rung.named}: {text}" for rung in run.rungs for text in rung.warnings]
     if run.requests.empty:
-        doubts.append("no request of it is on record")
+        warnings.append("no request of it is on record")
     drawn = [over_time(run, "Over time")] if len(table) else []
     said = between_events(run)
     if found := itl(run):
@@ -66,7 +66,7 @@ def of_run(run: Run) -> Section:
     return {
         "name": f"{run.name}, {run.kind}",
         "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {stopped}",
-        "doubts": doubts,
+        "warnings": warnings,
         "parts": [
             {"table": grid([unit, *(title for title, _ in shown)], rows, caption=f"{said}." if said else "")},
             *drawn,
@@ -147,7 +147,7 @@ def of_comparison(c: Comparison) -> Section:
     caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
     return {
         "name": f"{c.measured} against {c.simulated}",
-        "doubts": c.doubts,
+        "warnings": c.warnings,
         "parts": [
             pictures(overlays.compared(c), "Measured over simulated" if against else "One over the other"),
             pictures(

@@ -109,7 +109,7 @@ def with_users(run: Run) -> Run:
         here = np.flatnonzero((sent >= start) & (sent < end))
         users[here] = lanes(sent[here].tolist(), ended[here].tolist(), most) if most else -1
     said = f"{run.name}: {int(unknown.sum())} requests do not say whose they are: taken for those of whoever was free"
-    return replace(run, requests=run.requests.assign(user=users), doubts=[*run.doubts, said])
+    return replace(run, requests=run.requests.assign(user=users), warnings=[*run.warnings, said])
 
 
 def lanes(sent: Sequence[float], ended: Sequence[float], users: int) -> list[int]:

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 
 from sim.model.files.document import Document
+from sim.model.files.format import FORMAT
 from sim.model.files.shape import Key, known
 from sim.model.identity import Identity, check_engine, is_engine, named
 from sim.model.scenario import Machine
 from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
 
-FORMAT = 1  # 1: first
 MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
 MOST_SECONDS = 86400.0  # no pass of a model, nor a way through a network, takes a day
 MOST_TOKENS = 2.0**53  # that a float counts exactly
@@ -52,9 +52,9 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which door the parameters came through (`run`, `table`, `published`, `assumed`), and from which files."""
+    """How the parameters were found (`run`, `table`, `published`, `assumed`), and from which files."""
 
-    door: str
+    kind: str
     files: list[SourceFile] = []
     note: str = ""
 
@@ -197,7 +197,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     noise: Noise = Noise()
     clocks: Clocks = Clocks()
     correlations: list[tuple[str, str, float]] = []
-    doubts: list[str] = []
+    warnings: list[str] = []
     check: FitCheck | None = None
 
     @property
@@ -230,9 +230,9 @@ def check_suits(
     a step takes is the machine's in the first place.
     """
     found = calibration.engine
-    if is_engine(found, engine) or (found is None and calibration.source.door not in ("run", "table")):
+    if is_engine(found, engine) or (found is None and calibration.source.kind not in ("run", "table")):
         return []
-    if calibration.source.door == "table":
+    if calibration.source.kind == "table":
         return [
             f"the step times are of {named(found)}, scheduled here as {engine} does, which takes its own time "
             "for a step; a run of your own server (`servecast measure`) would tell"
@@ -378,7 +378,7 @@ def _check_noise(noise: Noise, document: Document) -> None:
 
 def read_calibration(path: str | Path) -> Calibration:
     """Read `calibration.json`; `BadInput` names the file, the line and the key."""
-    document = Document(Path(path), "a calibration file", FORMAT)
+    document = Document(Path(path), "a calibration file")
     calibration = document.read_as(Calibration)
     known(calibration.model, BASES, "step-time form", ("model",), document.fail)
     for name, parameter in calibration.parameters.items():

@@ -33,7 +33,7 @@ REQUEST_COLUMNS = {
 }
 
 
-_FLAGGED = 3  # requests that a doubt names
+_FLAGGED = 3  # requests that a warning names
 _TOO_MANY = 0.1  # share of the requests from which on it is not single ones that are wrong
 
 
@@ -106,11 +106,11 @@ class Requests:
         self._counts.append(len(times))
 
     def table(
-        self, doubts: list[str]
+        self, warnings: list[str]
     ) -> tuple[pd.DataFrame, list[NDArray[np.float64]] | None, list[NDArray[np.int64] | None] | None]:
         """All of them in order of `sent`, each once; the token times and the tokens of events of each where there are
         any. `BadInput` where too many were wrong."""
-        self._say(doubts)
+        self._say(warnings)
         columns: dict[str, Any] = {
             name: np.frombuffer(column, dtype=np.int64 if column.typecode == "q" else np.float64)
             if len(column)
@@ -121,7 +121,7 @@ class Requests:
         table = pd.DataFrame({name: columns[name] for name in REQUEST_COLUMNS})
         again = table.duplicated(["id", "user", "sent"])
         if again.any():  # a file that was compressed and kept tells of all of them again
-            doubts.append(
+            warnings.append(
                 f"{int(again.sum())} of {len(table)} requests are there twice (the same id, user and time sent) "
                 "and are counted once"
             )
@@ -129,7 +129,7 @@ class Requests:
         order = order[~again.to_numpy()[order]]
         shared = int(table[~again].duplicated(["id", "user"]).sum())  # workers number their own users' requests
         if shared:
-            doubts.append(f"{shared} of {len(order)} requests have the id of another one; they count as they are")
+            warnings.append(f"{shared} of {len(order)} requests have the id of another one; they count as they are")
         return table.iloc[order].reset_index(drop=True), self._streams(order), self._events(order)
 
     def _streams(self, order: NDArray[np.int64]) -> list[NDArray[np.float64]] | None:
@@ -143,7 +143,7 @@ class Requests:
     def _events(self, order: NDArray[np.int64]) -> list[NDArray[np.int64] | None] | None:
         return [self._carried.get(i) for i in order.tolist()] if self._carried else None
 
-    def _say(self, doubts: list[str]) -> None:
+    def _say(self, warnings: list[str]) -> None:
         wrong = sum(map(len, self._wrong.values()))
         if wrong > _TOO_MANY * self._seen and wrong > 1:
             assert self._first_wrong is not None
@@ -154,9 +154,9 @@ class Requests:
                 path=file,
             )
         for why, ids in self._wrong.items():
-            doubts.append(f"{len(ids)} of {self._seen} requests are left out: {why} ({_named(ids)})")
+            warnings.append(f"{len(ids)} of {self._seen} requests are left out: {why} ({_named(ids)})")
         for what, ids in self._strange.items():
-            doubts.append(f"{len(ids)} of {self._seen} requests {what} ({_named(ids)})")
+            warnings.append(f"{len(ids)} of {self._seen} requests {what} ({_named(ids)})")
 
 
 def _named(ids: list[int]) -> str:

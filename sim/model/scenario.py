@@ -11,11 +11,10 @@ from typing import Any
 
 import msgspec
 
+from sim.model.files.format import FORMAT
 from sim.model.flags import FLAGS, Flag, flags
 from sim.model.server import ServerConfig
 from sim.model.workload import Gamma, RequestFile, Workload
-
-FORMAT = 1  # 1: first
 
 
 def least_completions(users: int) -> int:
@@ -110,7 +109,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tolerances: dict[str, float] = {}
     price: Price | None = None
     launch: Launch | None = None
-    doubts: list[str] = []
+    warnings: list[str] = []
     written: list[str] | msgspec.UnsetType = msgspec.UNSET
 
     @property

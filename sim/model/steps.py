@@ -80,13 +80,13 @@ def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | Non
         yield record
 
 
-def read_steps(path: Path, doubts: list[str]) -> tuple[pd.DataFrame | None, list[NDArray[np.float64]] | None]:
+def read_steps(path: Path, warnings: list[str]) -> tuple[pd.DataFrame | None, list[NDArray[np.float64]] | None]:
     """The steps of a run directory with `STEP_COLUMNS`, and the ends of every decode row's steps, s; None where a file
     has none, or not all a simulated run has. `BadInput` names file, line and key."""
     file = next((path / n for n in ("steps.jsonl", "steps.jsonl.gz") if (path / n).exists()), None)
     if file is None:
         return None, None
-    records = read_lines(file, doubts, StepLine)
+    records = read_lines(file, warnings, StepLine)
     ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
     if not records:
         return None, None

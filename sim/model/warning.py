@@ -3,7 +3,7 @@
 A forecast's band holds what its draws hold. So the order is: what makes the number one of something else; what moves it
 beyond its band; what already widens the band; how an input was read. Files of format 1 keep warnings as sentences, in
 the order in which they were found: a kind is known by words of its sentence. Unknown sentences, a user's own in
-`doubts:` among them, rank with those that move the number.
+`warnings:` among them, rank with those that move the number.
 """
 
 from __future__ import annotations
@@ -140,4 +140,4 @@ def folded(texts: Iterable[str], rest: str, most: int | None = SHOWN) -> list[st
     order = ranked(texts)
     shown = order[:most]
     more = len(order) - len(shown)
-    return [f"doubt: {text}" for text in shown] + ([f"doubt: and {more} more; {rest}"] if more else [])
+    return [f"warning: {text}" for text in shown] + ([f"warning: and {more} more; {rest}"] if more else [])

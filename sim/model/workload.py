@@ -113,7 +113,7 @@ class RequestLengths(NamedTuple):
     output_tokens: Ints
     max_new_tokens: Ints
     times: NDArray[np.float64] | None = None
-    doubts: tuple[str, ...] = ()  # about the file
+    warnings: tuple[str, ...] = ()  # about the file
 
 
 def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> Ints:

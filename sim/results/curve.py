@@ -1,7 +1,7 @@
 """A metric against load, with a band: what many replicates of one ladder say together.
 
-Plateau, knee and takeoff are computed in each replicate and only then summarised, never read off the mean curve: the
-mean of many hockey sticks has no corner.
+Plateau, knee and latency onset are computed in each replicate and only then summarised, never read off the mean curve:
+the mean of many hockey sticks has no corner.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def knee(table: pd.DataFrame, e2e_p95: float | None = None, growing: Collection[
     return crossing(table, "e2e_p95", limit, growing)
 
 
-def takeoff(table: pd.DataFrame, factor: float) -> Corner:
+def latency_onset(table: pd.DataFrame, factor: float) -> Corner:
     """Where mean E2E first reaches `factor` times the lowest rung's, in one replicate."""
     return crossing(table, "e2e_mean", factor * float(table["e2e_mean"].iloc[0]))
 

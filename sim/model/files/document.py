@@ -12,6 +12,7 @@ import msgspec
 
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
+from sim.model.files.format import EXPECTED, READ, upgraded
 from sim.model.files.shape import Key, check_shape, dotted
 
 T = TypeVar("T")
@@ -21,10 +22,10 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Document:
-    """A JSON file as it was read: `values`, and what is needed to place a complaint."""
+    """A JSON file as it was read: `values`, in the present format, and what is needed to place a complaint."""
 
-    def __init__(self, path: Path, what: str, formats: int):
-        """Read `path`, which should be `what` of format `formats` at most; raises `BadInput`."""
+    def __init__(self, path: Path, what: str):
+        """Read `path`, which should be `what`; raises `BadInput`."""
         self.path = path
         try:
             self._text = read_file(path).decode()
@@ -52,8 +53,9 @@ class Document:
         if not isinstance(self.values, dict):
             raise BadInput(f"expected {what}", path=path, line=1)
         found = self.values.get("format")
-        if found not in range(1, formats + 1) or isinstance(found, bool):
-            raise self.fail(("format",), f"expected {formats}, found {msgspec.json.encode(found).decode()}")
+        if found not in READ or isinstance(found, bool):
+            raise self.fail(("format",), f"expected {EXPECTED}, found {msgspec.json.encode(found).decode()}")
+        self.values = upgraded(self.values)
 
     def read_as(self, kind: type[T]) -> T:
         """The values as a frozen type; raises `BadInput` with line and key for what does not fit."""

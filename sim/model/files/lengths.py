@@ -1,7 +1,7 @@
 """Requests read from a file, for a workload's `empirical` or `trace`: a CSV or JSON lines of lengths, or a run.
 
 The columns are those that `columns:` names, or else found by the names that public traces give them (`COLUMNS`; case
-and blanks do not matter). Rows without an answer are failures: left out, and counted in a doubt. Of a run every request
+and blanks do not matter). Rows without an answer are failures: left out, with a warning. Of a run every request
 *begun* counts: those that finished inside a window are biased towards short ones, and what one that failed would have
 got is unknown, so that it stands with its `max_new_tokens`.
 """
@@ -58,7 +58,7 @@ class _Requests:
     charged: list[int] = field(default_factory=list)
     times: list[int | float] = field(default_factory=list)
     unit: float = 1.0
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_lengths(workload: Workload) -> RequestLengths | None:
@@ -72,7 +72,7 @@ def read_lengths(workload: Workload) -> RequestLengths | None:
     path = Path(source.file)
     found = _read(path, source)
     if not found.prompt:
-        left_out = f" ({'; '.join(found.doubts)})" if found.doubts else ""
+        left_out = f" ({'; '.join(found.warnings)})" if found.warnings else ""
         raise BadInput(f"expected at least one request, found none{left_out}", path=path)
     prompt, output, charged = (
         np.array(column, dtype=np.int64) for column in (found.prompt, found.output, found.charged)
@@ -83,20 +83,20 @@ def read_lengths(workload: Workload) -> RequestLengths | None:
         charged = np.full(len(prompt), workload.max_new_tokens, dtype=np.int64)
     longer = int((output > charged).sum())
     if longer:
-        found.doubts.append(f"{path.name}: {longer} answers are longer than max_new_tokens, and are cut to it")
+        found.warnings.append(f"{path.name}: {longer} answers are longer than max_new_tokens, and are cut to it")
     times = _seconds(found)
     if workload.trace is not None and times is not None:
         if (np.diff(times) < 0).any() and not path.is_dir() and "requests" not in path.name:
-            found.doubts.append(f"{path.name}: times are not in order; requests are sorted by them")
+            found.warnings.append(f"{path.name}: times are not in order; requests are sorted by them")
         order = np.argsort(times, kind="stable")
         span = float(times.max() - times.min())
         if span > 0 and len(times) > MOST_A_SECOND * span:
-            found.doubts.append(
+            found.warnings.append(
                 f"{path.name}: {len(times)} requests within {span:.3g} s: are the times in another unit (time_unit)?"
             )
         order, times = _scaled(order, times[order] - times[order[0]], source, path)
         prompt, output, charged = (column[order] for column in (prompt, output, charged))
-    return RequestLengths(prompt, np.minimum(output, charged), charged, times, tuple(found.doubts))
+    return RequestLengths(prompt, np.minimum(output, charged), charged, times, tuple(found.warnings))
 
 
 def arrivals(workload: Workload, lengths: RequestLengths | None) -> NDArray[np.float64]:
@@ -128,7 +128,7 @@ def _run(files: list[Path], path: Path) -> _Requests:
     found = _Requests()
     silent: list[Any] = []
     for file in files:
-        for request in read_lines(file, found.doubts, RequestLine):
+        for request in read_lines(file, found.warnings, RequestLine):
             charged = request.get("max_new_tokens") or request.get("output_tokens") or 0
             got = request.get("output_tokens") or 0 if request["status"] == "ok" else charged
             if charged < 1 or request["prompt_tokens"] < 1:
@@ -142,13 +142,13 @@ def _run(files: list[Path], path: Path) -> _Requests:
     if silent and not found.prompt:
         raise BadInput(f"request {silent[0]} does not say how many tokens it asked for", path=files[0])
     if silent:
-        found.doubts.append(f"{path.name}: {len(silent)} requests do not say how long they were, and are left out")
+        found.warnings.append(f"{path.name}: {len(silent)} requests do not say how long they were, and are left out")
     return found
 
 
 def _table(rows: Rows, source: RequestFile) -> _Requests:
     found = _Requests()
-    names = _columns(rows, source, found.doubts)
+    names = _columns(rows, source, found.warnings)
     decimals = _Decimals(rows.delimiter not in ("", ","))
     clock = _Clock(rows.path, names, source.time_unit, in_seconds="chat_id" in rows.names)
     failed = empty = total = 0
@@ -172,14 +172,14 @@ def _table(rows: Rows, source: RequestFile) -> _Requests:
     found.unit = clock.per_second
     for count, what in ((failed, "no answer (failed requests)"), (empty, "no prompt")):
         if count:
-            found.doubts.append(f"{rows.path.name}: {count} of {total} rows have {what} and are left out")
+            found.warnings.append(f"{rows.path.name}: {count} of {total} rows have {what} and are left out")
     if decimals.commas:
-        found.doubts.append(f"{rows.path.name}: decimal commas are read as points")
-    found.doubts += [*rows.doubts, *clock.doubts]
+        found.warnings.append(f"{rows.path.name}: decimal commas are read as points")
+    found.warnings += [*rows.warnings, *clock.warnings]
     return found
 
 
-def _columns(rows: Rows, source: RequestFile, doubts: list[str]) -> dict[str, str | None]:
+def _columns(rows: Rows, source: RequestFile, warnings: list[str]) -> dict[str, str | None]:
     """The name of each column in this file; None for one that is not there and need not be."""
     plain = {each.strip().lower().replace(" ", "_"): each for each in reversed(rows.names)}
     names: dict[str, str | None] = {}
@@ -204,7 +204,7 @@ def _columns(rows: Rows, source: RequestFile, doubts: list[str]) -> dict[str, st
         if name in rows.repeated:
             raise BadInput(f"expected one column {name!r}, found several", path=rows.path, line=rows.line)
         if wanted is None and len(fitting) > 1:
-            doubts.append(f"{rows.path.name}: {what} is taken from {fitting[0]!r}, not from {_listed(fitting[1:])}")
+            warnings.append(f"{rows.path.name}: {what} is taken from {fitting[0]!r}, not from {_listed(fitting[1:])}")
         names[what] = name
     return names
 
@@ -248,7 +248,7 @@ class _Clock:
 
     def __init__(self, path: Path, names: dict[str, str | None], unit: str | None, *, in_seconds: bool = False):
         self._path, self._names, self._unit, self._in_seconds = path, names, unit, in_seconds
-        self.per_second, self.doubts = 1.0, list[str]()
+        self.per_second, self.warnings = 1.0, list[str]()
         self._written: bool | None = None  # as times of the day, not as numbers
         self._zoned: bool | None = None
 
@@ -279,7 +279,7 @@ class _Clock:
             return suffix
         plain = {what: str(given).strip().lower() for what, given in self._names.items()}
         if (unit := unix_unit(first)) is not None:
-            self.doubts.append(
+            self.warnings.append(
                 f"{self._path.name}: times are taken for unix times in {unit} (time_unit says otherwise)"
             )
             return unit
@@ -294,7 +294,7 @@ class _Clock:
         if (name, plain["prompt_tokens"]) == ("timestamp", "request tokens"):
             return "s"  # BurstGPT
         if name not in SECONDS:
-            self.doubts.append(f"{self._path.name}: times are taken for seconds (time_unit says otherwise)")
+            self.warnings.append(f"{self._path.name}: times are taken for seconds (time_unit says otherwise)")
         return "s"
 
 

@@ -33,7 +33,7 @@ class HeadLine(msgspec.Struct):
     software: dict[str, Any] | None = None
     info: dict[str, Any] | None = None
     stopped: str | None = None
-    doubts: list[str] | None = None
+    warnings: list[str] | None = None
 
 
 class RungLine(msgspec.Struct):
@@ -46,7 +46,7 @@ class RungLine(msgspec.Struct):
     users: int | None = None
     rate: float | None = None
     status: str = "aborted"
-    doubts: list[str] = []
+    warnings: list[str] = []
 
 
 class SegmentLine(msgspec.Struct):
@@ -158,11 +158,11 @@ PART = 1 << 20  # bytes of a file that are looked at together
 
 
 def each_line(
-    file: Path, doubts: list[str], progress: Callable[[int], None] = lambda done: None
+    file: Path, warnings: list[str], progress: Callable[[int], None] = lambda done: None
 ) -> Iterator[tuple[int, bytes]]:
     """The lines of a file (plain or `.gz`) with their numbers, empty ones left out, without holding them all.
 
-    A torn last line is dropped with a doubt. `progress` hears how many bytes of the file have been read. `BadInput`
+    A torn last line is dropped with a warning. `progress` hears how many bytes of the file have been read. `BadInput`
     where the file cannot be read.
     """
     number, rest = 0, b""
@@ -182,18 +182,18 @@ def each_line(
     try:
         msgspec.json.decode(rest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        doubts.append(f"{file.name}: the last line was torn and is left out")
+        warnings.append(f"{file.name}: the last line was torn and is left out")
     else:
         yield number + 1, rest
 
 
-def read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> list[dict[str, Any]]:
+def read_lines(file: Path, warnings: list[str], shape: type[msgspec.Struct]) -> list[dict[str, Any]]:
     """The records of a file (plain or `.gz`) of JSON lines, each of that shape.
 
-    A torn last line is dropped with a doubt. `BadInput` names file, line and key.
+    A torn last line is dropped with a warning. `BadInput` names file, line and key.
     """
     records = []
-    for number, line in each_line(file, doubts):
+    for number, line in each_line(file, warnings):
         record = _record(line, file, number)
         _known(record, shape, file, number)
         records.append(record)
@@ -201,11 +201,11 @@ def read_lines(file: Path, doubts: list[str], shape: type[msgspec.Struct]) -> li
 
 
 def read_requests(
-    file: Path, doubts: list[str], progress: Callable[[int], None] = lambda done: None
+    file: Path, warnings: list[str], progress: Callable[[int], None] = lambda done: None
 ) -> Iterator[RequestLine]:
     """The requests of a file, one after another; else like `read_lines`."""
     decoder = msgspec.json.Decoder(RequestLine)
-    for number, line in each_line(file, doubts, progress):
+    for number, line in each_line(file, warnings, progress):
         try:
             known = decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # slower, and says what is wrong

@@ -31,7 +31,7 @@ class Rows:
 
     `delimiter` is empty for JSON. `repeated` are names that stand more than once in a header: what is under them is
     not one value. Iterating raises `BadInput` at the first row that is none; a torn last line of JSON lines is left
-    out, and said in `doubts`.
+    out, and said in `warnings`.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class Rows:
     line: int = 1
     delimiter: str = ""
     repeated: set[str] = field(default_factory=set)
-    doubts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -94,8 +94,8 @@ def _csv(text: str, path: Path, expected: str) -> Rows:
 
 
 def _json(text: str, path: Path, expected: str) -> Rows:
-    doubts: list[str] = []
-    records = _array(text, path) if text.lstrip().startswith("[") else _lines(text, path, doubts)
+    warnings: list[str] = []
+    records = _array(text, path) if text.lstrip().startswith("[") else _lines(text, path, warnings)
     first = next(records, None)
     if first is None:
         raise BadInput(f"empty; expected {expected}", path=path)
@@ -104,10 +104,10 @@ def _json(text: str, path: Path, expected: str) -> Rows:
         yield first
         yield from records
 
-    return Rows(path, list(first[1]), rows(), first[0], doubts=doubts)
+    return Rows(path, list(first[1]), rows(), first[0], warnings=warnings)
 
 
-def _lines(text: str, path: Path, doubts: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(text: str, path: Path, warnings: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = text.split("\n")
     for line, raw in enumerate(lines, 1):
         if not raw.strip():
@@ -116,7 +116,7 @@ def _lines(text: str, path: Path, doubts: list[str]) -> Iterator[tuple[int, dict
             record = msgspec.json.decode(raw)
         except (msgspec.DecodeError, RecursionError) as e:
             if line == len(lines) and line > 1:
-                doubts.append(f"{path.name}: the last line was torn and is left out")
+                warnings.append(f"{path.name}: the last line was torn and is left out")
                 return
             raise BadInput(f"not JSON ({e})", path=path, line=line) from e
         yield line, _record(record, path, line)
