@@ -42,7 +42,7 @@ BAD = {
         ':11: not YAML: found duplicate key "users"',
     ),
     "number-as-key": ("slo", "slo: {95: 15}", ":12: slo: expected text as the name of a key, found 95"),
-    "format": ("format", "format: 2", ":1: format: expected 1, found 2"),
+    "format": ("format", "format: 3", ":1: format: expected 1 or 2, found 3"),
     # types
     "unit": (
         "max_input_length",

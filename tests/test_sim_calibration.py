@@ -118,7 +118,7 @@ def test_a_truncated_run_names_its_file_and_line(tmp_path: Path):
     (tmp_path / "requests.jsonl").write_text('{"id": 1, "sent"\n{"id": 2}\n')
     with pytest.raises(BadInput, match=r"requests\.jsonl:1: not a JSON object"):
         read_run(tmp_path)
-    (tmp_path / "run.json").write_text(head.replace("1,", "9,"))
+    (tmp_path / "run.json").write_text(head.replace("2,", "9,"))
     with pytest.raises(BadInput, match=r"run\.json:2: format: expected 1 or 2, found 9"):
         read_run(tmp_path)
     with pytest.raises(BadInput, match=r"run\.json: missing; expected the head of a run"):

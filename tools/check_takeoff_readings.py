@@ -59,7 +59,8 @@ def main() -> int:
 
 def _read(task: Task) -> float:
     machine, factor, of, users, number = task
-    return latency_onset(rates.table(FigureSimulator((), SERVER, {}).climb(machine, of, users, (7, number))), factor).rps
+    table = rates.table(FigureSimulator((), SERVER, {}).climb(machine, of, users, (7, number)))
+    return latency_onset(table, factor).rps
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Counts(NamedTuple):
 
 
 def cross_check(run: Run, schedule: Schedule) -> list[str]:
-    """Warnings where the numbers of steps, how long they take or the number of requests differ from the server's own."""
+    """Warnings where the numbers of steps, how long they take or the number of requests differ from the server's."""
     scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
     pairs = [
         (_seen(schedule.steps, looks[0][0], looks[-1][0]), _counted(looks[0][1], looks[-1][1]))

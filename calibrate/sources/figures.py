@@ -34,8 +34,8 @@ USERS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a lone user's latency
 ANSWERS = 8
 FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKEOFF.low) / 54  # middles of 27 cells
-# Relative: so much does one machine's latency_onset differ between ladders of other rungs, where users lock into other groups
-# (`tools/check_takeoff_readings.py`). The article does not print its ladder.
+# Relative: so much does one machine's latency onset differ between ladders of other rungs, where users lock into other
+# groups (`tools/check_takeoff_readings.py`). The article does not print its ladder.
 READ_OFF_ERROR = 0.04
 # Relative: what is measured at a number of users is known as well as a window is wanted to know it (`measuring.md`).
 WINDOW_ERROR = 0.02

@@ -138,7 +138,7 @@ class Printed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the numbers come from: the calibration, the seed, the software, the changes made by `--set`."""
 
-    kind: str = msgspec.field(name="door")  # of the calibration's source
+    kind: str
     note: str
     files: dict[str, str]
     model: str

@@ -2,7 +2,7 @@
 
 1. First.
 2. `warnings` (with code, severity, text and advice) were `doubts` (sentences), `bottleneck` was `binding`,
-   `latency_onset` was `takeoff`, a calibration's `source.kind` was `source.door`; steps have the columns of `StepWork`.
+   `latency_onset` was `takeoff`, `kind` was `door` (in a calibration's source, and a forecast's provenance).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     now: dict[str, Any] = {"format": FORMAT} if "format" in values else {}
     for name, value in values.items():
         name = NOW.get(name, name)
-        if name == "source" and isinstance(value, dict):
+        if name in ("source", "provenance") and isinstance(value, dict):
             value = {"kind" if key == "door" else key: below for key, below in value.items()}
         elif name == "scenario" and isinstance(value, dict):
             value = upgraded(value)
