@@ -4,21 +4,27 @@ The rules are those of vllm/v1/core/sched/scheduler.py, async_scheduler.py and v
 phase and no decode phase: every step gives running requests their next tokens first, in the order of admission, and
 then admits waiting ones, as far as the token budget and the KV cache go. A request that gets no block preempts the one
 admitted last, which loses its cache and starts again from the head of the queue.
+
+Requests that only decode are `Decoders`: nothing is touched per step and request. Steps of one shape (decodes only, or
+one prompt in chunks beside decodes) are one plan. What has no closed form (several prompts in chunks, a preemption)
+looks at every running request.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+import re
+from bisect import bisect_right, insort
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from copy import deepcopy
+from operator import attrgetter
 
 import msgspec
-import numpy as np
 
+from sim.engines.decoders import Decoders
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
-from sim.engines.kv_cache import Blocks, CachedBlocks, CountedBlocks
-from sim.model.request import VALIDATION, Request, Text
+from sim.engines.kv_cache import Blocks, Run
+from sim.model.request import VALIDATION, Request
 from sim.steptime.work import NOTHING, StepWork
 
 
@@ -43,74 +49,181 @@ class Flags(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     num_gpu_blocks: int = 2000
 
 
-@dataclass(eq=False)
+KNOWN_VERSIONS = ("0.9.2", "0.11.2", "0.14.1", "0.17.1", "0.20.2", "0.25.1", "0.32.0")
+NEVER = 1 << 60  # a step that does not come
+
+
+def known_version(version: str) -> str:
+    """The version whose rules are used: this one if it is known, else the newest known one that is not newer.
+
+    A version without a number, or older than all known ones, has the rules of the newest or of the oldest.
+    """
+    numbers = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if numbers is None:
+        return KNOWN_VERSIONS[-1]
+    known = [tuple(map(int, other.split("."))) for other in KNOWN_VERSIONS]
+    return KNOWN_VERSIONS[max(bisect_right(known, tuple(int(part or 0) for part in numbers.groups())) - 1, 0)]
+
+
+class Rules:
+    """What differs between versions (their scheduler.py and block_pool.py)."""
+
+    def __init__(self, version: str):
+        index = KNOWN_VERSIONS.index(known_version(version))
+        self.skips_long_prompts = index < KNOWN_VERSIONS.index("0.14.1")  # chunking off: those behind one may go
+        self.reserves_whole_prompt = self.blank_first = index >= KNOWN_VERSIONS.index("0.20.2")
+        self.has_watermark = index >= KNOWN_VERSIONS.index("0.25.1")
+        self.spares_lone_prompt = self.delivers_to_preempted = index >= KNOWN_VERSIONS.index("0.32.0")
+
+
+WAITING, PREFILLING, DECODING, STOPPED, OVER = range(5)
+"""What a request does: it waits, its prompt is computed in chunks, every step gives it a token, its last token is under
+way (asynchronous scheduling), it has ended."""
+
+
 class Held:
-    """A request as the engine knows it; lengths in tokens."""
+    """A request as the engine knows it; lengths in tokens, steps by their numbers.
 
-    request: Request
-    order: int  # of arrival
-    text: Text
-    received: int = 0
-    computed: int = 0
-    placeholders: int = 0  # tokens that steps under way will sample (asynchronous scheduling)
-    entered: int = 0  # blocks that can be found in the cache
-    admitted_at: int = 0  # tokens it had when it was last admitted
-    blocks: list[int] = field(default_factory=list)
-    preemptions: int = 0
-    running: bool = False
-    over: bool = False
-    started: bool = False  # had its first token
-    resumed: bool = False  # preempted since its last token
+    Its tokens are those sampled before `start` and one of every step from there on.
+    """
 
-    @property
-    def known(self) -> int:
-        """Its prompt and the tokens received."""
-        return self.request.prompt_tokens + self.received
+    __slots__ = (
+        "allowed",
+        "base",
+        "blocks",
+        "computed",
+        "last",
+        "limit",
+        "line",
+        "number",
+        "parked",
+        "pending",
+        "preemptions",
+        "prompt",
+        "request",
+        "resumed",
+        "start",
+        "started",
+        "state",
+        "text",
+    )
+
+    def __init__(self, request: Request):
+        self.request, self.prompt, self.text = request, request.prompt_tokens, request.text
+        self.limit = request.output_tokens  # tokens after which it ends
+        self.allowed = request.max_new_tokens  # tokens after which the scheduler knows that it ends
+        self.state = WAITING
+        self.number = 0  # of its last admission
+        self.base = 0  # tokens sampled before `start`
+        self.pending = 0  # of these, how many have not been delivered
+        self.computed = 0  # while it waits or prefills
+        self.start, self.line, self.last = NEVER, 0, NEVER  # see `Decoders`
+        self.blocks: list[Run] = []  # those with a cache entry, of a text that others may share
+        self.parked: Run | None = None  # what the cache may have kept of it when it was preempted
+        self.preemptions = 0
+        self.started = False  # had its first token
+        self.resumed = False  # preempted since its last token
+
+    def received(self, delivered: int) -> int:
+        """Its tokens after the output of step number `delivered`."""
+        start = self.start
+        return self.base - self.pending + (delivered - start + 1 if delivered >= start else 0)
+
+    def names(self, first: int, end: int, size: int) -> Iterator[tuple[Hashable, int, int]]:
+        """The names of its text's segments, each with the blocks from `first` to `end` that end in it."""
+        for until, name in self.text:
+            reach = end if until == 0 else min(until // size, end)
+            if reach > first:
+                yield name, first, reach
+                first = reach
+
+    def open_names(self) -> list[Hashable]:
+        """The names under which what it decodes can be found."""
+        return [name for until, name in self.text if until == 0 or until > self.prompt]
 
 
-class Part:
-    """What a step computes of one request."""
-
-    __slots__ = ("before", "held", "is_prefill", "preemptions", "samples", "tokens")
-
-    def __init__(self, held: Held, tokens: int):
-        self.held, self.tokens, self.before = held, tokens, held.computed
-        self.is_prefill = held.computed < held.admitted_at
-        self.samples = False
-        self.preemptions = held.preemptions
-
-
-@dataclass
 class Step:
-    """A step as it was scheduled."""
+    """A step as it was scheduled: all who decode get a token, and `chunks` of prompts are computed.
 
-    parts: list[Part]
-    admitted: list[Request]
-    preempted: list[Request]
+    `lines` and `longest` are those of the `decoders` (how many they are); a chunk is a request, its tokens, and the
+    tokens computed before.
+    """
+
+    __slots__ = ("admitted", "chunks", "decoders", "lines", "longest", "number", "preempted", "sampling")
+
+    def __init__(self, number: int):
+        self.number = number
+        self.decoders = self.lines = self.longest = 0
+        self.chunks: list[tuple[Held, int, int]] = []
+        self.sampling: list[Held] = []  # those whose prompt it ends
+        self.admitted: list[Request] = []
+        self.preempted: list[Request] = []
+
+    def work(self) -> StepWork:
+        """What it computes."""
+        count, number = self.decoders, self.number
+        context = longest_context = 0
+        if count:
+            context, longest_context = self.lines + count * number, self.longest + number
+        elif not self.chunks:
+            return NOTHING
+        total = attention = longest = 0
+        for _, tokens, before in self.chunks:
+            total += tokens
+            attention += tokens * before + tokens * (tokens + 1) // 2
+            if tokens > longest:
+                longest = tokens
+        return StepWork(1, total, len(self.chunks), attention, longest, count, context, longest_context)
+
+    def growth(self) -> StepWork:
+        """What the next step computes more, if it has the same shape."""
+        count = self.decoders
+        if not self.chunks:
+            return StepWork(0, 0, 0, 0, 0, 0, count, 1) if count else NOTHING
+        if self.sampling or len(self.chunks) > 1:
+            return NOTHING
+        return StepWork(0, 0, 0, self.chunks[0][1] ** 2, 0, 0, count, 1 if count else 0)
+
+    def pass_by(self, steps: int) -> None:
+        """Become the step that comes so many later."""
+        self.number += steps
+        self.chunks = [(held, tokens, before + steps * tokens) for held, tokens, before in self.chunks]
 
 
 class Engine:
-    """One server's scheduler (see `engines.engine.Engine`).
-
-    Decode steps that nothing can change are one plan, if the engine is synchronous and nobody observes its steps.
-    """
+    """One server's scheduler (see `engines.engine.Engine`). With an observer it goes one step at a time."""
 
     def __init__(self, flags: Flags):
-        self.flags = flags
+        self.flags, self.rules = flags, Rules(flags.version)
         self.decide: Callable[[Decision], Decision] | None = None
         self.observer: Callable[[Scheduled], None] | None = None
-        usable = flags.num_gpu_blocks - 1  # one block is never used
-        self.blocks: Blocks = CachedBlocks(usable) if flags.enable_prefix_caching else CountedBlocks(usable)
+        self.blocks = Blocks(flags.num_gpu_blocks - 1, self.rules.blank_first)  # one block is never used
         self.waiting: deque[Held] | list[Held] = deque() if flags.scheduling_policy == "fcfs" else []
-        self.running: list[Held] = []
+        self.running: dict[Held, None] = {}  # in the order of admission
         self.preemptions = self.queried_tokens = self.hit_tokens = 0
+        self.free_after = 0  # blocks free when the last step's output had been processed
+        self._decoders: Decoders[Held] = Decoders(flags.block_size)
+        self._prefilling: dict[Held, None] = {}  # in the order of admission
         self._held: dict[Request, Held] = {}
-        self._inbox: list[tuple[Request, bool]] = []  # and whether it comes or is cancelled
+        self._inbox: list[tuple[Request, bool, int]] = []  # whether it comes or is cancelled, and at which boundary
         self._steps: deque[Step] = deque()  # scheduled, the one under way first
-        self._order = self.free_after = 0  # blocks free when the last step's output had been processed
+        self._late: dict[int, list[Held]] = {}  # whose token of that step is still to be delivered; it decodes no more
+        self._scheduled = self._delivered = 0  # the last step that was scheduled, and the last whose output was taken
+        self._seen = 0  # the last step whose output had been taken when the last one was scheduled
+        self._admissions = self._queued_tokens = 0
+        self._texts: dict[Hashable, int] = {}  # how many requests have a text of that name
+        self._open: dict[Hashable, int] = {}  # how many decode a text of that name
+        self._shared = 0  # requests that decode a text which another request has, too
         self._depth = 2 if flags.async_scheduling else 1
-        self._watermark = int(flags.watermark * flags.num_gpu_blocks)
+        self._size, self._caching = flags.block_size, flags.enable_prefix_caching
+        self._fcfs = flags.scheduling_policy == "fcfs"
+        self._reserves = flags.scheduler_reserve_full_isl and self.rules.reserves_whole_prompt
+        self._watermark = int(flags.watermark * flags.num_gpu_blocks) if self.rules.has_watermark else 0
         self._seats = flags.max_num_seqs if flags.max_num_active_seqs is None else flags.max_num_active_seqs
+        self._budget, self._threshold = flags.max_num_batched_tokens, flags.long_prefill_token_threshold
+        self._capped = self._threshold > 0 or flags.long_prefill_token_threshold_adaptive
+
+    # what the caller asks
 
     def submit(self, request: Request, done: int = 0) -> str | None:
         """See `engines.engine.Engine.submit`; a prompt that the model has no room for is refused, an answer cut."""
@@ -119,51 +232,77 @@ class Engine:
             return VALIDATION
         request.max_new_tokens = min(request.max_new_tokens, room)
         request.output_tokens = min(request.output_tokens, room)
-        self._inbox.append((request, True))
+        self._inbox.append((request, True, done + 1))
         return None
 
     def cancel(self, request: Request, done: int = 0) -> None:
         """See `engines.engine.Engine.cancel`; it is heeded before the output of the step under way is."""
-        self._inbox.append((request, False))
+        self._inbox.append((request, False, done + 1))
 
     def plan(self) -> Plan | None:
         """See `engines.engine.Engine.plan`."""
         if not self._steps:
-            self._take()
-            self._schedule_ahead()
-            if not self._steps:
+            if self._inbox:
+                self._take(NEVER)
+            if not self._held:
                 return None
+            self._schedule_ahead()
         step = self._steps[0]
-        work, steps = _work(step.parts), self._steps_alike(step)
-        growth = StepWork(decode_context=len(step.parts), decode_longest=1) if not work.prefill_tokens else NOTHING
-        return Plan(work, growth, steps, None, step.admitted, step.preempted)
+        return Plan(step.work(), step.growth(), self._steps_alike(), None, step.admitted, step.preempted)
 
     def valid_steps(self, plan: Plan, done: int) -> int:
-        """See `engines.engine.Engine.valid_steps`; may say too early where the cache is what keeps a newcomer out."""
-        waiting = len(self.waiting)
-        for request, comes in self._inbox:
-            held = self._held.get(request)
+        """See `engines.engine.Engine.valid_steps`; may say too early where only the cache keeps a newcomer out."""
+        heeded = done + self._depth  # the boundary at which what comes now is scheduled
+        if heeded >= plan.steps and self._depth == 1:
+            return plan.steps
+        valid = plan.steps
+        for request, comes, boundary in self._inbox:
             if not comes:
-                if held is None or held.running or held is self.waiting[0]:
-                    return done + 1
-            elif waiting and isinstance(self.waiting, deque):
-                waiting += 1  # behind the head, which cannot go
-            elif len(self.running) < self._seats and plan.work.decode_sequences < self.flags.max_num_batched_tokens:
-                return done + 1
-            else:
-                waiting += 1
-        return plan.steps
+                held = self._held.get(request)
+                if held is None or held.state != WAITING:
+                    valid = min(valid, boundary)
+                elif self._capped or held is self.waiting[0]:
+                    valid = min(valid, boundary + self._depth - 1)
+            elif self._could_go(request, plan):
+                valid = min(valid, boundary + self._depth - 1)
+        return max(valid, done + 1)
+
+    def _could_go(self, request: Request, plan: Plan) -> bool:
+        """Whether a newcomer might change the schedule while the steps of the plan under way go on."""
+        if self._capped and (plan.work.prefill_tokens or self.waiting):
+            return True  # the cap depends on how many there are
+        if self.waiting and self._fcfs and not self.rules.skips_long_prompts:
+            return False  # it stands behind a head that cannot go
+        if len(self.running) >= self._seats:
+            return False
+        work = plan.work
+        if work.decode_sequences + work.prefill_tokens >= self._budget:
+            return False
+        if self._reserves and not request.text:
+            return -(-request.prompt_tokens // self._size) <= self.blocks.free
+        return True
 
     def commit(self, plan: Plan, steps: int) -> Outcome:
         """See `engines.engine.Engine.commit`."""
+        if steps > self._depth:
+            self._pass(steps - self._depth)
+        if steps > 1 and self._depth > 1:
+            self._boundary(steps - 1)  # brings nothing but the schedule of a step beyond the plan
+        return self._boundary(steps)
+
+    def _boundary(self, number: int) -> Outcome:
+        """What happens where a step ends, `number` steps after the plan began."""
+        inbox = self._inbox
         step = self._steps.popleft()
-        if steps > 1:
-            self._advance(step, steps - 1)
-        self._abort()
+        if inbox:
+            for request, comes, boundary in inbox:
+                if not comes and boundary <= number and request in self._held:
+                    self._release(self._held[request])
         outcome = self._process(step)
         self.free_after = self.blocks.free
         if self._depth > 1:
-            self._take()
+            if inbox:
+                self._take(number)
             self._schedule_ahead()
         return outcome
 
@@ -172,16 +311,15 @@ class Engine:
         held = self._held.get(request)
         if held is None:
             return 0
-        if done and any(part.held is held and part.samples for part in self._steps[0].parts):
-            return held.received + done
-        return held.received
+        return held.received(self._delivered + done) + (held.pending if done else 0)
 
     def state(self, done: int = 0) -> ServerState:
         """See `engines.engine.Engine.state`; tokens are those of whole blocks."""
-        size, free = self.flags.block_size, self.blocks.free
+        size, free = self._size, self.blocks.free
+        if done:
+            free -= self._decoders.blocks(self._scheduled + 1, done) + self._blocks_of_chunks(done)
         used = self.flags.num_gpu_blocks - 1 - free
-        queued = sum(held.request.prompt_tokens for held in self.waiting)
-        return ServerState(len(self.waiting), queued, len(self.running), used * size, free * size)
+        return ServerState(len(self.waiting), self._queued_tokens, len(self.running), used * size, free * size)
 
     def counters(self, done: int = 0) -> Mapping[str, float]:
         """See `engines.engine.Engine.counters`."""
@@ -191,230 +329,495 @@ class Engine:
             "vllm:prefix_cache_hits_total": self.hit_tokens,
         }
 
-    def _steps_alike(self, step: Step) -> int:
-        """How many steps, this one included, have the shape of a step that has just been scheduled."""
-        flags, size = self.flags, self.flags.block_size
-        if self._depth > 1 or self.observer is not None or self.decide is not None or step.admitted or step.preempted:
-            return 1
-        if not step.parts or len(step.parts) < len(self.running) or any(part.is_prefill for part in step.parts):
-            return 1
-        if self.waiting and self.waiting[0].request.text:  # what others enter in the cache may let it go
-            return 1
-        steps = min(
-            min(part.held.request.output_tokens - part.held.received, flags.max_model_len - part.held.known)
-            for part in step.parts
-        )
-        if steps <= 1:
-            return 1
-        computed = np.array([part.held.computed for part in step.parts])
-        blocks = np.array([len(part.held.blocks) for part in step.parts])
+    # many steps at once
 
-        def fits(further: int) -> bool:
-            return int((-(-(computed + further) // size) - blocks).clip(0).sum()) <= self.blocks.free
+    def _steps_alike(self) -> int:
+        """How many steps, the one under way included, have its shape, and are known to be scheduled so."""
+        first, last = self._steps[0], self._steps[-1]
+        count, ahead = last.decoders, last.number - first.number
+        if ahead < self._depth - 1 or self._shared or self.observer is not None or self.decide is not None:
+            return 1
+        if (
+            last.preempted
+            or first.sampling
+            or last.sampling
+            or first.decoders != count
+            or self._decoders.count != count
+        ):
+            return 1
+        steps = NEVER
+        if chunks := last.chunks:
+            if len(chunks) > 1 or len(first.chunks) != 1:
+                return 1
+            held, tokens, before = chunks[0]
+            if first.chunks[0][:2] != (held, tokens) or held not in self._prefilling:
+                return 1
+            if self.waiting and (self._capped or count + tokens < self._budget):
+                return 1
+            if ahead == 0 and last.admitted and count + tokens < self._budget and tokens < self._cap():
+                return 1  # what others took of the budget is left to it from now on
+            steps = 1 + ahead + (held.prompt + held.base - before - tokens - 1) // tokens
+        elif first.chunks or last.admitted:
+            return 1
+        if self._decoders.ends:
+            steps = min(steps, self._decoders.next_end - first.number + 1)
+        further = steps - 1 - ahead
+        if further <= 0:
+            return max(steps, 1)
+        return 1 + ahead + self._fitting(further)
 
-        if fits(steps - 1):
-            return steps
-        return bisect_left(range(1, steps), True, key=lambda further: not fits(further)) + 1
+    def _fitting(self, steps: int) -> int:
+        """How many further steps of the last one's shape, `steps` at most, the free blocks are enough for."""
+        free, decoders, first = self.blocks.free, self._decoders, self._scheduled + 1
+        if not self._prefilling:
+            return decoders.fitting(first, steps, free)
+        while steps and decoders.blocks(first, steps) + self._blocks_of_chunks(steps) > free:
+            steps -= 1  # few: a prompt has few chunks
+        return steps
 
-    def _advance(self, step: Step, steps: int) -> None:
-        """Let further decode steps of the same requests pass, none of which ends one or lacks a block."""
-        size, ahead = self.flags.block_size, []
-        for place, part in enumerate(step.parts):
-            room = len(part.held.blocks) * size - part.held.computed
-            ahead += [(after, place) for after in range(room + 1, steps + 1, size)]
-        for _, place in sorted(ahead):  # in the order in which the steps would have taken them
-            self.blocks.take(step.parts[place].held.blocks, (), 1)
-        for part in step.parts:
-            held = part.held
-            held.received += steps
-            held.computed += steps
-            if not held.started:
-                held.started = True
-            if self.flags.enable_prefix_caching:
+    def _blocks_of_chunks(self, steps: int) -> int:
+        """How many blocks the prompt under way takes in so many further steps."""
+        if len(self._prefilling) != 1 or not self._steps[-1].chunks:
+            return 0
+        _, tokens, before = self._steps[-1].chunks[-1]
+        computed = before + tokens
+        return -(-(computed + steps * tokens) // self._size) - -(-computed // self._size)
+
+    def _pass(self, steps: int) -> None:
+        """Let steps pass that change nothing but numbers: as many are scheduled as are delivered."""
+        taken = self._decoders.blocks(self._scheduled + 1, steps)
+        for held, tokens, _ in self._steps[-1].chunks:
+            taken += self._blocks_of_chunks(steps)
+            held.computed += steps * tokens
+            if held.text and self._caching:
                 self._enter(held, held.computed)
+        self.blocks.take(taken)
+        self._scheduled += steps
+        self._delivered += steps
+        self._seen = self._delivered
+        for step in self._steps:
+            step.pass_by(steps)
 
-    def _take(self) -> None:
-        """Take what came since, in its order."""
-        inbox, self._inbox = self._inbox, []
-        for request, comes in inbox:
+    # who comes and goes
+
+    def _take(self, boundary: int) -> None:
+        """Take what came before that boundary, in its order."""
+        inbox = self._inbox
+        self._inbox = [later for later in inbox if later[2] > boundary]
+        for request, comes, at in inbox:
+            if at > boundary:
+                break
             if comes:
-                held = Held(request, self._order, request.text or ((0, request),))
-                self._order += 1
+                held = Held(request)
                 self._held[request] = held
                 self._queue(held)
+                if held.text:
+                    self._count_text(held, 1)
             elif request in self._held:
                 self._release(self._held[request])
 
-    def _abort(self) -> None:
-        """Let those go whose clients left, before the output of the step that has ended is processed."""
-        for request, comes in self._inbox:
-            if not comes and request in self._held:
-                self._release(self._held[request])
-
-    def _release(self, held: Held) -> None:
-        held.over = True
-        del self._held[held.request]
-        if held.running:
-            self.running.remove(held)
-            held.running = False
-        else:
-            self.waiting.remove(held)
-        self.blocks.give_back(held.blocks)
-
     def _queue(self, held: Held) -> None:
+        self._queued_tokens += held.prompt
         if isinstance(self.waiting, list):
             insort(self.waiting, held, key=_urgency)
         else:
             self.waiting.append(held)
 
+    def _release(self, held: Held, *, finished: bool = False) -> None:
+        """A request has ended, or its client has left."""
+        del self._held[held.request]
+        if held.state == WAITING:
+            self.waiting.remove(held)
+            self._queued_tokens -= held.prompt
+            if held.parked is not None:
+                held.parked.dead = True
+        else:
+            del self.running[held]
+            entered = held.prompt + held.received(self._delivered) - 1 if finished else self._findable(held)
+            computed = self._computed(held)
+            self._stop(held)
+            self._give_back(held, computed, entered)
+        held.state = OVER
+        if held.text:
+            self._count_text(held, -1)
+
+    def _stop(self, held: Held) -> None:
+        """A running request is not computed any more."""
+        if held.state == PREFILLING:
+            del self._prefilling[held]
+            return
+        if held.state == DECODING:
+            self._decoders.stop(held)
+            if held.text:
+                self._count_open(held, -1)
+        if held.last > self._delivered:
+            self._decoders.forget_end(held)
+
+    def _computed(self, held: Held) -> int:
+        """The tokens of a running request that are computed, or scheduled to be."""
+        if held.state == PREFILLING:
+            return held.computed
+        return held.line + (self._scheduled if held.state == DECODING else held.last)
+
+    def _findable(self, held: Held) -> int:
+        """How many tokens of a running request can be found in the cache, as far as they fill blocks."""
+        if held.state == PREFILLING:
+            return held.computed
+        if held.state == DECODING:
+            return min(held.line + self._scheduled, held.prompt + held.received(self._seen))
+        return held.prompt + held.received(min(self._seen, held.last - 2))
+
+    def _give_back(self, held: Held, computed: int, findable: int) -> None:
+        """Give back the blocks of so many computed tokens."""
+        total = -(-computed // self._size)
+        if not self._caching:
+            self.blocks.give_back(total, 0)
+        elif held.text:
+            self._enter(held, findable)
+            self.blocks.leave(held.blocks, total - len(held.blocks))
+            held.blocks = []
+        elif held.state == WAITING:
+            held.parked = self.blocks.park(total - findable // self._size, findable // self._size)
+        else:
+            self.blocks.give_back(total - findable // self._size, findable // self._size)
+
+    def _enter(self, held: Held, tokens: int) -> None:
+        """So many tokens of a text that others may share can be found from now on, as far as they fill blocks."""
+        entered, full = len(held.blocks), tokens // self._size
+        if full > entered:
+            for name, first, end in held.names(entered, full, self._size):
+                held.blocks += self.blocks.enter(name, first, end)
+
+    def _count_text(self, held: Held, change: int) -> None:
+        for _, name in held.text:
+            before = self._texts.get(name, 0)
+            now = self._texts[name] = before + change
+            self._shared += self._open.get(name, 0) * ((now > 1) - (before > 1))
+            if not now:
+                del self._texts[name]
+
+    def _count_open(self, held: Held, change: int) -> None:
+        for name in held.open_names():
+            self._open[name] = self._open.get(name, 0) + change
+            self._shared += change * (self._texts.get(name, 0) > 1)
+            if not self._open[name]:
+                del self._open[name]
+
+    # the schedule of a step
+
     def _schedule_ahead(self) -> None:
         while self._held and len(self._steps) < self._depth:
             step = self._schedule()
             self._steps.append(step)
-            if not step.parts:  # nothing to run: no step after it is scheduled before it has passed
+            if not step.chunks and not step.decoders:  # no step after one with nothing to run before it has passed
                 break
+
+    def _cap(self) -> int:
+        """The most tokens of a request in the next step."""
+        if not self._capped:
+            return self._budget
+        present = len(self.running) + len(self.waiting)
+        if present == 1 and self.rules.spares_lone_prompt:
+            return self._budget
+        cap = self._threshold
+        if self.flags.long_prefill_token_threshold_adaptive:
+            cap = max(cap, self._budget // present)
+        return cap or self._budget
 
     def _schedule(self) -> Step:
         """The next step (Scheduler.schedule)."""
-        flags = self.flags
-        budget, present = flags.max_num_batched_tokens, len(self.running) + len(self.waiting)
-        cap = flags.long_prefill_token_threshold if present > 1 else 0
-        if cap and flags.long_prefill_token_threshold_adaptive:
-            cap = max(cap, budget // present)
-        cap = cap or budget
-        parts: dict[Held, Part] = {}
-        step = Step([], [], [])
-        budget = self._continue(parts, step, budget, cap)
-        if not step.preempted:
-            self._admit(parts, step, budget, cap)
-        step.parts = list(parts.values())
-        for part in step.parts:
-            held = part.held
-            held.computed += part.tokens
-            part.samples = held.computed == held.known + held.placeholders
-            if self._depth > 1 and part.samples:
-                held.placeholders += 1
+        decision = None if self.decide is None else self.decide(self._foreseen())
+        number = self._scheduled + 1
+        step, decoders, cap = Step(number), self._decoders, self._cap()
+        if self._depth > 1:
+            for held in decoders.ends.get(self._scheduled, ()):
+                if held.allowed == held.limit:  # the scheduler knows that it is to end
+                    decoders.stop(held)
+                    if held.text:
+                        self._count_open(held, -1)
+                    held.state = STOPPED
+        starved: list[Held] = []
+        if decision is not None:
+            for request in decision.preempted:
+                self._preempt(self._held[request], step)
+        budget = self._continue(step, cap, starved, forced=decision is not None)
+        step.decoders = decoders.count - len(starved)
+        if step.decoders:
+            step.lines, step.longest = decoders.lines, decoders.longest
+        for held in starved:
+            decoders.stop(held)
+            decoders.forget_end(held)
+            step.lines -= held.line
+        if starved and step.decoders:
+            step.longest = decoders.longest
+        if self._shared and self._caching:
+            self._enter_decoded(number, starved)
+        if decision is not None:
+            for request in decision.admitted:
+                budget -= self._admit(self._held[request], step, cap, max(budget, 1), forced=True)
+        elif self.waiting and not step.preempted:
+            self._admit_waiting(step, budget, cap)
         if self.observer is not None:
-            rows = [Row(part.held.request, part.tokens, part.is_prefill, part.before) for part in step.parts]
+            rows = self._rows(step, starved)
+        self._scheduled, self._seen = number, self._delivered
+        for held in starved:
+            self._defer(held)
+        for held in step.sampling:
+            self._join(held, number)
+        if self.observer is not None:
             self.observer(Scheduled("step", rows, step.preempted, self.state()))
         return step
 
-    def _continue(self, parts: dict[Held, Part], step: Step, budget: int, cap: int) -> int:
+    def _continue(self, step: Step, cap: int, starved: list[Held], *, forced: bool) -> int:
         """Give running requests their next tokens; what is left of the budget."""
-        flags, running, at = self.flags, self.running, 0
-        while at < len(running) and budget > 0:
-            held = running[at]
-            tokens = held.known + held.placeholders - held.computed
-            tokens = min(tokens, cap, budget, flags.max_model_len - held.computed - 1)
-            if held.placeholders and held.received + held.placeholders >= held.request.max_new_tokens:
-                tokens = 0
-            if tokens <= 0:
-                at += 1
+        decoders, size = self._decoders, self._size
+        budget = self._budget - decoders.count
+        taken = decoders.blocks(step.number)
+        if not self._prefilling:
+            if budget >= 0 and (forced or taken <= self.blocks.free):
+                self.blocks.take(taken)
+                return budget
+        elif len(self._prefilling) == 1:
+            held = next(iter(self._prefilling))
+            before = held.computed
+            tokens = min(held.prompt + held.base - before, cap, budget)
+            taken += -(-(before + tokens) // size) - -(-before // size)
+            if tokens > 0 and held is next(reversed(self.running)) and (forced or taken <= self.blocks.free):
+                self.blocks.take(taken)
+                self._compute(held, tokens, step)
+                return budget - tokens
+        return self._continue_each(step, cap, starved, forced=forced)
+
+    def _continue_each(self, step: Step, cap: int, starved: list[Held], *, forced: bool) -> int:
+        """The same where it depends on their order: with several prompts under way, or too few free blocks."""
+        budget, size, blocks = self._budget, self._size, self.blocks
+        given: dict[Held, int] = {}
+        for held in list(self.running):
+            if budget <= 0:
+                break
+            state = held.state
+            if state == DECODING:
+                tokens, before = 1, held.line + step.number - 1
+            elif state == PREFILLING:
+                before = held.computed
+                tokens = min(held.prompt + held.base - before, cap, budget)
+            else:  # its last token is under way, or it was preempted for one before it
                 continue
-            new = -(-(held.computed + tokens) // flags.block_size) - len(held.blocks)
-            while new > self.blocks.free:
-                victim = running[-1] if isinstance(self.waiting, deque) else max(running, key=_urgency_of_victim)
-                place = running.index(victim)
-                at -= place < at
-                if victim in parts:
-                    budget += parts.pop(victim).tokens
-                self._preempt(victim, step)
+            new = -(-(before + tokens) // size) - -(-before // size)
+            while new > blocks.free and not forced:
+                victim = next(reversed(self.running)) if self._fcfs else max(self.running, key=_urgency_of_victim)
+                tokens_back = given.pop(victim, 0)
+                budget += tokens_back
+                self._preempt(victim, step, tokens_back)
                 if victim is held:
                     break
-            if not held.running:  # it preempted itself
+            if held.state == WAITING:  # it preempted itself
                 break
-            self._allocate(held, (), new, tokens)
-            parts[held] = Part(held, tokens)
+            blocks.take(new)
+            given[held] = tokens
             budget -= tokens
-            at += 1
+        for held in self.running:
+            if held.state == PREFILLING and held in given:
+                self._compute(held, given[held], step)
+            elif held.state == DECODING and held not in given:
+                starved.append(held)
         return budget
 
-    def _preempt(self, held: Held, step: Step) -> None:
-        self.running.remove(held)
-        self.blocks.give_back(held.blocks)
-        held.running, held.computed, held.entered = False, 0, 0
+    def _compute(self, held: Held, tokens: int, step: Step) -> None:
+        """A step computes the next tokens of a prompt, for which blocks have been taken."""
+        step.chunks.append((held, tokens, held.computed))
+        held.computed += tokens
+        if held.text and self._caching:
+            self._enter(held, held.computed)
+        if held.computed == held.prompt + held.base:
+            self._prefilling.pop(held, None)
+            step.sampling.append(held)
+        else:
+            self._prefilling[held] = None
+
+    def _join(self, held: Held, start: int) -> None:
+        """It gets a token with step number `start` and every one after it."""
+        held.state, held.start = DECODING, start
+        held.line = held.prompt + held.base - start
+        held.last = start + held.limit - held.base - 1
+        self._decoders.join(held)
+        if held.text:
+            self._count_open(held, 1)
+
+    def _defer(self, held: Held) -> None:
+        """It decodes, and got nothing from the step that has just been scheduled."""
+        if held.text:
+            self._count_open(held, -1)
+        self._move_base(held, self._scheduled - 1)
+        self._join(held, self._scheduled + 1)
+
+    def _move_base(self, held: Held, last: int) -> None:
+        """It gets no token after step number `last`; what was sampled and not delivered is still to come."""
+        if last < held.start:
+            return
+        held.base += last - held.start + 1
+        late = last - max(self._delivered, held.start - 1)
+        if late:
+            held.pending += late
+            self._late.setdefault(last, []).append(held)
+
+    def _preempt(self, held: Held, step: Step, given: int = 0) -> None:
+        """Take a running request's blocks, also those for the tokens `given` in this very step."""
+        findable, computed, state = self._findable(held), self._computed(held) + given, held.state
+        if given:
+            findable = min(computed, held.prompt + held.received(self._delivered))
+        received = held.received(self._delivered)
+        del self.running[held]
+        self._stop(held)
+        if state != PREFILLING:
+            self._move_base(held, min(self._scheduled, held.last))
+            if held.pending and not self.rules.delivers_to_preempted:
+                held.base -= held.pending
+                held.pending = 0
+                self._late[min(self._scheduled, held.last)].remove(held)
+        held.state, held.start, held.computed = WAITING, NEVER, 0
+        self._give_back(held, computed, findable)
         held.preemptions += 1
-        held.resumed = held.received > 0
+        held.resumed = received > 0
         self.preemptions += 1
         step.preempted.append(held.request)
         if isinstance(self.waiting, deque):
             self.waiting.appendleft(held)
+            self._queued_tokens += held.prompt
         else:
             self._queue(held)
 
-    def _admit(self, parts: dict[Held, Part], step: Step, budget: int, cap: int) -> None:
+    def _admit_waiting(self, step: Step, budget: int, cap: int) -> None:
         """Admit waiting requests, until the first that cannot go."""
-        flags, size = self.flags, self.flags.block_size
-        while self.waiting and budget > 0 and len(self.running) < self._seats:
-            held = self.waiting[0]
-            if held.placeholders:  # preempted, and the token of the step under way has not come
+        at = 0
+        while at < len(self.waiting) and budget > 0 and len(self.running) < self._seats:
+            held = self.waiting[at]
+            if held.pending:  # preempted, and the token of the step under way has not come
                 break
-            known = held.known
-            hits = self.blocks.hits(self._keys(held, 0, (known - 1) // size)) if flags.enable_prefix_caching else []
-            cached = len(hits) * size
-            tokens = min(known - cached, cap)
-            if not flags.enable_chunked_prefill and tokens > budget:
+            tokens = self._admit(held, step, cap, budget)
+            if tokens < 0 and self.rules.skips_long_prompts:
+                at += 1
+            elif tokens <= 0:
                 break
-            tokens = min(tokens, budget)
-            left = self.blocks.free - self.blocks.idle(hits) - (self._watermark if self.running else 0)
-            whole = known if flags.scheduler_reserve_full_isl else cached + tokens
-            if max(-(-whole // size), -(-(cached + tokens) // size)) - len(hits) > left:
-                break
-            self.queried_tokens += known
-            self.hit_tokens += cached
-            self.waiting.remove(held)
-            self.running.append(held)
-            held.running, held.computed, held.admitted_at, held.entered = True, cached, known, len(hits)
-            self._allocate(held, hits, -(-(cached + tokens) // size) - len(hits), tokens)
-            parts[held] = Part(held, tokens)
-            step.admitted.append(held.request)
             budget -= tokens
 
-    def _allocate(self, held: Held, hits: Sequence[int], new: int, tokens: int) -> None:
-        """Give a request blocks for its next tokens; those that the step fills can be found from now on."""
-        self.blocks.take(held.blocks, hits, new)
-        if self.flags.enable_prefix_caching:
-            self._enter(held, min(held.computed + tokens, held.known))
+    def _admit(self, held: Held, step: Step, cap: int, budget: int, *, forced: bool = False) -> int:
+        """Admit a waiting request if it may go; the tokens computed of it, 0 if not, -1 if its prompt is too long."""
+        size, known, blocks = self._size, held.prompt + held.base, self.blocks
+        hits: list[Run] = []
+        number = idle = 0
+        if held.parked is not None:
+            number = idle = held.parked.blocks
+        elif held.text and self._caching:
+            hits = self._hits(held, (known - 1) // size)
+            number, idle = len(hits), blocks.idle(hits)
+        cached = number * size
+        tokens = min(known - cached, cap)
+        if tokens > budget:
+            if not forced and not self.flags.enable_chunked_prefill:
+                return -1
+            tokens = budget
+        need = -(-(cached + tokens) // size) - number
+        whole = -(-known // size) - number if self._reserves else need
+        room = blocks.free - idle - (self._watermark if self.running else 0)
+        if (whole if whole > need else need) > room and not forced:
+            return 0
+        self.queried_tokens += known
+        self.hit_tokens += cached
+        if self.waiting[0] is held and isinstance(self.waiting, deque):
+            self.waiting.popleft()
+        else:
+            self.waiting.remove(held)
+        self._queued_tokens -= held.prompt
+        self._admissions += 1
+        self.running[held] = None
+        held.state, held.number, held.computed = PREFILLING, self._admissions, cached
+        if held.parked is not None:
+            blocks.claim(held.parked)
+            held.parked = None
+        elif hits:
+            blocks.use(hits)
+            held.blocks = hits
+        blocks.take(need)
+        self._compute(held, tokens, step)
+        step.admitted.append(held.request)
+        return tokens
 
-    def _enter(self, held: Held, tokens: int) -> None:
-        full = tokens // self.flags.block_size
-        if full > held.entered:
-            for block, key in zip(held.blocks[held.entered : full], self._keys(held, held.entered, full), strict=True):
-                self.blocks.enter(block, key)
-            held.entered = full
+    def _hits(self, held: Held, most: int) -> list[Run]:
+        """The blocks that hold the beginning of a text."""
+        hits: list[Run] = []
+        for name, first, end in held.names(0, most, self._size):
+            hits += self.blocks.find(name, first, end)
+            if len(hits) < end:
+                break
+        return hits
 
-    def _keys(self, held: Held, first: int, end: int) -> list[Hashable]:
-        """What identifies the text up to the end of each of its blocks from `first` to `end`."""
-        size, at = self.flags.block_size, 0
-        keys: list[Hashable] = []
-        for number in range(first, end):
-            while held.text[at][0] and held.text[at][0] < (number + 1) * size:
-                at += 1
-            keys.append((held.text[at][1], number))
-        return keys
+    def _enter_decoded(self, number: int, starved: list[Held]) -> None:
+        """Enter into the cache what requests have decoded whose text another one has, too."""
+        for held in self.running:
+            if held.text and held.state in (DECODING, STOPPED):
+                if held.state == DECODING and held not in starved:
+                    known = held.prompt + held.received(self._delivered)
+                    self._enter(held, min(held.line + number, known))
+                else:
+                    self._enter(held, self._findable(held))
+
+    def _foreseen(self) -> Decision:
+        """What the rules decide for the next step."""
+        known = {id(r): r for r in (*self._held, *(request for request, _, _ in self._inbox))}
+        copy = deepcopy(self, {id(self.decide): None, id(self.observer): None, id(self.flags): self.flags, **known})
+        step = copy._schedule()
+        return Decision(step.admitted, step.preempted)
+
+    def _rows(self, step: Step, starved: list[Held]) -> list[Row]:
+        """Who takes part in a step that is being scheduled, in order."""
+        chunks = {held: (tokens, before) for held, tokens, before in step.chunks}
+        rows = []
+        for held in self.running:
+            if held in chunks:
+                tokens, before = chunks[held]
+                rows.append(Row(held.request, tokens, True, before))
+            elif held.state == DECODING and held not in starved:
+                rows.append(Row(held.request, 1, False, held.line + step.number - 1))
+        return rows
+
+    # the output of a step
 
     def _process(self, step: Step) -> Outcome:
         """Deliver the tokens that a step sampled, and end what is over."""
-        first, resumed, finished = [], [], []
-        for part in step.parts:
-            held, request = part.held, part.held.request
-            if held.over or not part.samples:
+        self._delivered = number = step.number
+        first, resumed = [], []
+        ended = self._decoders.ends.pop(number, None) or []
+        for held in self._late.pop(number, ()):
+            if held.state == OVER:
                 continue
-            held.received += 1
-            if self._depth > 1:
-                held.placeholders -= 1
-                if self.flags.enable_prefix_caching and held.running and part.preemptions == held.preemptions:
-                    self._enter(held, min(held.computed - held.placeholders, held.known))
+            held.pending -= 1
+            if held.started and held.resumed:
+                held.resumed = False
+                resumed.append(held)
+            if held.state == WAITING and held.base >= held.limit:
+                ended.append(held)
+        for held in step.sampling:
+            if held.state == OVER or (held.start != number and not self.rules.delivers_to_preempted):
+                continue
             if not held.started:
                 held.started = True
-                first.append(request)
+                first.append(held.request)
             elif held.resumed:
                 held.resumed = False
-                resumed.append(request)
-            if held.received >= request.output_tokens or held.known >= self.flags.max_model_len:
-                finished.append(request)
-                self._release(held)
-        return Outcome(1, first, resumed, finished)
+                resumed.append(held)
+        if not ended:
+            return Outcome(1, first, [held.request for held in resumed])
+        if len(ended) > 1:
+            ended.sort(key=_number)
+        for held in ended:
+            self._release(held, finished=True)
+        if len(resumed) > 1:
+            resumed.sort(key=_number)
+        return Outcome(1, first, [held.request for held in resumed], [held.request for held in ended])
+
+
+_number = attrgetter("number")
 
 
 def _urgency(held: Held) -> tuple[int, float, str]:
@@ -423,14 +826,3 @@ def _urgency(held: Held) -> tuple[int, float, str]:
 
 def _urgency_of_victim(held: Held) -> tuple[int, float]:
     return held.request.priority, held.request.arrived
-
-
-def _work(parts: Sequence[Part]) -> StepWork:
-    if not parts:
-        return StepWork()
-    prefill = [part for part in parts if part.is_prefill]
-    decode = [part.before + 1 for part in parts if not part.is_prefill]
-    attention = sum(part.tokens * part.before + part.tokens * (part.tokens + 1) // 2 for part in prefill)
-    longest = max((part.tokens for part in prefill), default=0)
-    tokens = sum(part.tokens for part in prefill)
-    return StepWork(1, tokens, len(prefill), attention, longest, len(decode), sum(decode), max(decode, default=0))
