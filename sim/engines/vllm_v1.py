@@ -214,6 +214,7 @@ class Engine:
         self._texts: dict[Hashable, int] = {}  # how many requests have a text of that name
         self._open: dict[Hashable, int] = {}  # how many decode a text of that name
         self._shared = 0  # requests that decode a text which another request has, too
+        self._in_order = False  # what running requests compute is entered into the cache after all have their tokens
         self._depth = 2 if flags.async_scheduling else 1
         self._size, self._caching = flags.block_size, flags.enable_prefix_caching
         self._fcfs = flags.scheduling_policy == "fcfs"
@@ -448,8 +449,8 @@ class Engine:
             return
         if held.state == DECODING:
             self._decoders.stop(held)
-            if held.text:
-                self._count_open(held, -1)
+        if held.text:
+            self._count_open(held, -1)
         if held.last > self._delivered:
             self._decoders.forget_end(held)
 
@@ -533,9 +534,8 @@ class Engine:
             for held in decoders.ends.get(self._scheduled, ()):
                 if held.allowed == held.limit:  # the scheduler knows that it is to end
                     decoders.stop(held)
-                    if held.text:
-                        self._count_open(held, -1)
                     held.state = STOPPED
+        self._in_order = self._shared > 0 and self._caching
         starved: list[Held] = []
         if decision is not None:
             for request in decision.preempted:
@@ -550,8 +550,9 @@ class Engine:
             step.lines -= held.line
         if starved and step.decoders:
             step.longest = decoders.longest
-        if self._shared and self._caching:
-            self._enter_decoded(number, starved)
+        if self._in_order:
+            self._in_order = False
+            self._enter_in_order(number, starved)
         if decision is not None:
             for request in decision.admitted:
                 budget -= self._admit(self._held[request], step, cap, max(budget, 1), forced=True)
@@ -627,7 +628,7 @@ class Engine:
         """A step computes the next tokens of a prompt, for which blocks have been taken."""
         step.chunks.append((held, tokens, held.computed))
         held.computed += tokens
-        if held.text and self._caching:
+        if held.text and self._caching and not (self._in_order and held in self._prefilling):
             self._enter(held, held.computed)
         if held.computed == held.prompt + held.base:
             self._prefilling.pop(held, None)
@@ -752,10 +753,10 @@ class Engine:
                 break
         return hits
 
-    def _enter_decoded(self, number: int, starved: list[Held]) -> None:
-        """Enter into the cache what requests have decoded whose text another one has, too."""
+    def _enter_in_order(self, number: int, starved: list[Held]) -> None:
+        """Enter what running requests have computed in their order, where one decodes a text that another has, too."""
         for held in self.running:
-            if held.text and held.state in (DECODING, STOPPED):
+            if held.text:
                 if held.state == DECODING and held not in starved:
                     known = held.prompt + held.received(self._delivered)
                     self._enter(held, min(held.line + number, known))
