@@ -10,7 +10,7 @@ A forecast in three lines; strings after the name change keys of the scenario:
 Its curves are pandas tables, one row per load:
 
 >>> forecast.table("e2e_p95")["users"].tolist()
-[1, 8]
+[1.0, 8.0]
 
 A run, measured or simulated, is a directory. Its metrics are a table with one row per load:
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from scenarios.forecast.simulate import simulate
     from scenarios.load.scenario import load, shipped
     from sim.model.calibration import Calibration, read_calibration
-    from sim.model.run import Run, read_run
     from sim.results.metrics import table as metrics
+    from sim.run import Run, read_run
 
 _PLACES = {  # imported when first used: `import servecast` need not wait for pandas
     "Calibration": "sim.model.calibration:Calibration",
     "Forecast": "scenarios.forecast.forecast:Forecast",
-    "Run": "sim.model.run:Run",
+    "Run": "sim.run:Run",
     "calibrate_published": "calibrate.sources.published:calibrate_published",
     "calibrate_runs": "calibrate.sources.streamed:calibrate_runs",
     "calibrate_table": "calibrate.sources.step_time_table:calibrate_table",
@@ -47,7 +47,7 @@ _PLACES = {  # imported when first used: `import servecast` need not wait for pa
     "metrics": "sim.results.metrics:table",
     "read_calibration": "sim.model.calibration:read_calibration",
     "read_forecast": "scenarios.forecast.forecast:read_forecast",
-    "read_run": "sim.model.run:read_run",
+    "read_run": "sim.run:read_run",
     "shipped": "scenarios.load.scenario:shipped",
     "simulate": "scenarios.forecast.simulate:simulate",
 }

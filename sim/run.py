@@ -161,7 +161,7 @@ class Run:
         ]
 
 
-def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Run:
+def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Run:
     """Read a run directory; unknown keys are ignored.
 
     A torn last line is dropped with a warning; files of several workers (`requests*.jsonl`, plain or `.gz`) are merged
@@ -169,6 +169,7 @@ def read_run(path: Path, progress: Callable[[int, int], None] = lambda done, tot
     cannot be are left out and named in a warning. `BadInput` names file, line and key. `progress` hears how many of
     how many bytes have been read.
     """
+    path = Path(path)
     document = Document(path / "run.json", "the head of a run")
     head = document.values
     rungs = [_rung(document, i, raw) for i, raw in enumerate(_listed(document, "rungs"))]
