@@ -1,4 +1,4 @@
-"""The simulator's reference: TGI 0.9.4 one step at a time, as `tgi-0.9.4.md` §3.1, §3.2 and §4.3 write it down.
+"""The simulator's reference: TGI 0.9.4 one step at a time, as `docs/engines.md` writes it down.
 
 Nothing is jumped over, kept relative or remembered here: every step rebuilds what it needs from the entries. It shares
 with `sim` the value types, the step-time form, and the noise, which is indexed by the step's number.

@@ -1,4 +1,5 @@
-"""Recorded schedules of the real router (`formats.md`, Schedule witnesses), and how the simulator departs from one."""
+"""Recorded schedules of the real router (`docs/files.md`, Recorded schedules), and how the simulator departs from
+one."""
 
 from __future__ import annotations
 

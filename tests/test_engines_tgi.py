@@ -1,4 +1,4 @@
-"""Cases worked out by hand, or printed in `tgi-0.9.4.md` §3.3."""
+"""Cases worked out by hand, or traced on the real router."""
 
 from __future__ import annotations
 

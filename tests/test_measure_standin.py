@@ -1,4 +1,4 @@
-"""The stand-in answers as TGI 0.9.4 does, over real HTTP (`tgi-0.9.4.md` §1, §6)."""
+"""The stand-in answers as TGI 0.9.4 does, over real HTTP (router/src/server.rs)."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ from sim.steptime.linear import step_time
 
 USERS = [1, 2, 4]
 PROMPT, OUTPUT = 300, 60
-SHIFT = 0.01  # of the fitted step times (measuring.md)
+SHIFT = 0.01  # of the fitted step times (docs/measuring.md)
 SPIN = "while True: pass"
 
 

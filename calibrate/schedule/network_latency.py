@@ -1,9 +1,9 @@
 """How long a request is on its way to the server, from when the router had not seen it yet.
 
 Once it has waited long enough a router takes whoever is in its queue whenever it looks, before every decode step
-(`tgi-0.9.4.md` §3.2). So a request that is prefilled now was not there at the look before, a step ago: between the two
-its way ended. A near client shows only that its way is shorter than a step; a far one is pinned down by steps that end
-at all phases.
+(router/src/infer.rs:246-354). So a request that is prefilled now was not there at the look before, a step ago: between
+the two its way ended. A near client shows only that its way is shorter than a step; a far one is pinned down by steps
+that end at all phases.
 """
 
 from __future__ import annotations

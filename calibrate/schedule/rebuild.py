@@ -38,7 +38,7 @@ _BURST = 0.005  # s: users whose answers ended together and who come back no fur
 class Schedule:
     """Steps in order of time, one row each, and the step of every token.
 
-    `steps` has the columns of `steps.jsonl` (`formats.md`; `count` is 1, `members` are row numbers of the run's
+    `steps` has the columns of `steps.jsonl` (`docs/files.md`; `count` is 1, `members` are row numbers of the run's
     requests) and: `seconds` (end − start), `seen` (whether the start was seen: the server was busy just before),
     `rung`, `longest` (prefill: longest prompt; decode: longest context), `old` and `new` (requests that ran before and
     that join), `kept`, `kept_longest` and `finished` (what the filter after the step before kept, its longest context,
@@ -175,7 +175,7 @@ def _prefills(times: list[Floats], streams: list[int], first: Ints, ends: Floats
     """The prefill of every stream, numbered in order, and for every prefill the decode step that follows it.
 
     Beside running requests there is exactly one prefill between two decode steps; on an idle server the first request
-    is often prefilled alone and what came meanwhile right after it (`tgi-0.9.4.md` §3.2).
+    is often prefilled alone and what came meanwhile right after it (router/src/infer.rs:246-354).
     """
     r = np.array(streams)
     at = np.array([times[i][0] for i in streams])

@@ -1,10 +1,10 @@
 """The effective `max_batch_total_tokens`, read from what the router admitted and what it let wait.
 
-A flash server ignores the flag and takes what its warm-up found free (`tgi-0.9.4.md` §2.2). Where `/info` was not
-asked, behaviour tells: every batch it admitted fits (a lower bound), and a head of the queue that waited although
+A flash server ignores the flag and takes what its warm-up found free (router/src/main.rs:209-239). Where `/info` was
+not asked, behaviour tells: every batch it admitted fits (a lower bound), and a head of the queue that waited although
 nothing else stood in its way did not (an upper bound). Nearly all upper bounds come from prefills that took some of the
-queue and left the rest: a router whose budget binds admits as soon as it may, and so hardly ever looks in vain.
-A budget that never bound is only bounded by what any such server has (`budget_bounds`).
+queue and left the rest: a router whose budget binds admits as soon as it may, and so hardly ever looks in vain. A
+budget that never bound is only bounded by what any such server has (`budget_bounds`).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def budget_bounds(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:
     """The least and the most that a budget which nobody tells can be, if `low` tokens are known to fit.
 
     One that pads takes the router's default. A flash server's warm-up has found room for a whole prefill, and one that
-    works for a whole request; beyond what all permits can hold, more makes no difference (`tgi-0.9.4.md` §2.2, 2.3).
+    works for a whole request; beyond what all permits can hold, more makes no difference (router/src/main.rs:209-239).
     """
     if all(server.requires_padding for server in servers):
         usual = max(msgspec.structs.replace(s, max_batch_total_tokens=None).token_budget for s in servers)

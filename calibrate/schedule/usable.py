@@ -14,7 +14,7 @@ _NO_STEP = 0.1  # of the usual time of a batch: no step of it is that quick
 _STILL, _BESIDE = 5.0, 21  # times the median of so many steps of its kind; on the recorded runs it is 2.8 at the most
 _SELDOM = 0.01  # share of the steps from which on that is how the server is
 _NOTED = 0.002  # share of the steps left out for that which is said
-STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (measuring.md)
+STALLED = 20.0  # ms: a client whose canary is later than this at its 99th percentile times itself (docs/measuring.md)
 
 
 def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[str]) -> NDArray[np.bool_]:

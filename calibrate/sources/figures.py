@@ -37,7 +37,8 @@ FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKE
 # Relative: so much does one machine's latency onset differ between ladders of other rungs, where users lock into other
 # groups (`tools/check_takeoff_readings.py`). The article does not print its ladder.
 READ_OFF_ERROR = 0.04
-# Relative: what is measured at a number of users is known as well as a window is wanted to know it (`measuring.md`).
+# Relative: what is measured at a number of users is known as well as a window is wanted to know it
+# (`docs/measuring.md`).
 WINDOW_ERROR = 0.02
 # What no article prints. A load generator in Python, near the server, takes its answers one after another.
 CLOCKS = Clocks(

@@ -79,7 +79,7 @@ class _TgiEvent(msgspec.Struct):
 
 
 class Tgi:
-    """`/generate_stream`: one event is one token, whatever its text; errors come in HTTP 200 (`tgi-0.9.4.md` §1)."""
+    """`/generate_stream`: one event is one token, whatever its text; errors come in HTTP 200 (router/src/server.rs)."""
 
     path = "/generate_stream"
 
@@ -271,7 +271,7 @@ def error_event(data: bytes) -> Heard:
 
 
 def status_of(code: int) -> str:
-    """What an HTTP status other than 200 means for the request (`tgi-0.9.4.md` §1.4)."""
+    """What an HTTP status other than 200 means for the request (router/src/server.rs:797-825)."""
     if code in (429, 503):
         return OVERLOADED
     return GENERATION if code == 424 or code >= 500 else VALIDATION

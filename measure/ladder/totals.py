@@ -115,7 +115,7 @@ class Watch:
         return sum(map(len, self._alive.values()))
 
     def window(self, start: float, end: float) -> Window:
-        """What happened in [start, end); events count by their own time (`formats.md`, Who counts in a window)."""
+        """What happened in [start, end); events count by their own time (`docs/files.md`, Metrics)."""
         span = max(end - start, 1e-9)
         done = [e for e in self.ended if e.status == OK and e.last is not None and start <= e.last < end]
         first = np.array([e.first - e.scheduled for e in self.ended if e.first is not None and start <= e.first < end])

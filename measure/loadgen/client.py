@@ -39,7 +39,7 @@ COUNTED_SECONDS = 0.25  # the same where the usage has come, so that nothing is 
 
 
 class Record(msgspec.Struct):
-    """A line of `requests.jsonl` (`formats.md`). `generated_tokens` and `counted_prompt` are the server's counts;
+    """A line of `requests.jsonl` (`docs/files.md`). `generated_tokens` and `counted_prompt` are the server's counts;
     `event_tokens` is there where an event carried several, and `spread` where only their sum is known.
     """
 

@@ -1,6 +1,6 @@
 """Counters, gauges and histograms in Prometheus' text format, written and read.
 
-The names are those of TGI 0.9.4 (`tgi-0.9.4.md` §6); as there, a series appears with its first event.
+The names are those of TGI 0.9.4 (router/src/server.rs:593-634); as there, a series appears with its first event.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ VOCABULARY = 512
 
 
 def token_event(number: int) -> dict[str, Any]:
-    """The event of token `number` of the vocabulary, as in 0.9.4 (`tgi-0.9.4.md` §1.7)."""
+    """The event of token `number` of the vocabulary, as in 0.9.4 (router/src/server.rs:390-461)."""
     token = {"id": number, "text": f" w{number}", "logprob": -0.5, "special": False}
     return {"token": token, "generated_text": None, "details": None}
 

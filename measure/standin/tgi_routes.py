@@ -1,4 +1,4 @@
-"""The HTTP of text-generation-inference 0.9.4: its routes, headers, errors and their order (`tgi-0.9.4.md` §1).
+"""The HTTP of text-generation-inference 0.9.4: its routes, headers, errors and their order (router/src/server.rs).
 
 A stream is 200 whatever becomes of it; a permit is taken before a request is validated; what is no request at all is
 refused in plain text.

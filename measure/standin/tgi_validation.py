@@ -1,4 +1,4 @@
-"""Which requests TGI 0.9.4 refuses, in its own order and words (`tgi-0.9.4.md` §1.2; router/src/validation.rs)."""
+"""Which requests TGI 0.9.4 refuses, in its own order and words (router/src/validation.rs)."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 MISCOUNTED = 0.01  # of the answers: where more have chunks that are no tokens, nothing says which chunks are tokens
 INSTANT = 2e-6  # s: windows are half open and runs keep microseconds, so one that ends with an answer ends this later
-BUSY = 0.98  # of the users: fewer in flight means that ramp or drain lies in the window (`measuring.md`)
+BUSY = 0.98  # of the users: fewer in flight means that ramp or drain lies in the window (`docs/measuring.md`)
 KIND_OF_FILE = re.compile(r"(\.(csv|jsonl?|ndjson|txt|gz|zst|bz2|xz))+$", re.IGNORECASE)
 NOTHING: Floats = np.empty(0)
 

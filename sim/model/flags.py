@@ -18,7 +18,7 @@ WORDS = {
 }
 _MOST = 2**53  # that a float counts exactly
 
-# what `GET /info` tells of a ServerConfig (tgi-0.9.4.md §1.1); not max_batch_prefill_tokens, not requires_padding
+# what `GET /info` tells of a ServerConfig (router/src/lib.rs:24-62); not max_batch_prefill_tokens, not requires_padding
 TOLD = (
     "max_batch_total_tokens",
     "max_input_length",

@@ -18,7 +18,7 @@ from sim.model.workload import Gamma, RequestFile, Workload
 
 
 def least_completions(users: int) -> int:
-    """How many answers end a window whose length is not given: 30, and at least four a user (measuring.md)."""
+    """How many answers end a window whose length is not given: 30, and at least four a user (docs/measuring.md)."""
     return max(30, 4 * users)
 
 

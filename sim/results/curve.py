@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 LOW, HIGH = 0.05, 0.95
-TAKEOFF_FACTOR = (1.15, 2.5)  # uniform: a judgement by eye on a printed plot (`formats.md`, Forecast)
+TAKEOFF_FACTOR = (1.15, 2.5)  # uniform: a judgement by eye on a printed plot (`docs/files.md`, Forecast)
 
 
 class Band(NamedTuple):

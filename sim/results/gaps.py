@@ -189,7 +189,7 @@ def _first_gaps(steps: pd.DataFrame, row: Ints, came: Floats) -> tuple[Floats, F
     old = steps["sequences"].to_numpy()[row] - fresh
     has = (old > 0) & (prior >= 0)
     values, weights = [(came - end[prior])[has]], [old[has].astype(np.float64)]
-    for back in (1, 2):  # at most two prefills in a row while somebody is running (`tgi-0.9.4.md` §3.2)
+    for back in (1, 2):  # at most two prefills in a row while somebody is running (router/src/infer.rs:246-354)
         at = row - back
         fits = (at > prior) & (at >= 0) & (kept[np.maximum(at, 0)] > 0)
         values.append((came - end[at])[fits])

@@ -1,8 +1,8 @@
 """Every statistic of a run, for measured and simulated alike: latencies, rates, shares, over each rung's steady window.
 
-Who counts (`formats.md`): E2E, TPOT and RPS: requests whose last token falls in [settled, end); TTFT: whose first token
-does; ITL: gaps whose later token does; output tokens by their own time; input tokens at the first token. Rates without
-the luck of a window's edges, which forecasts quote, are in `rates`.
+Who counts (`docs/files.md`): E2E, TPOT and RPS: requests whose last token falls in [settled, end); TTFT: whose first
+token does; ITL: gaps whose later token does; output tokens by their own time; input tokens at the first token. Rates
+without the luck of a window's edges, which forecasts quote, are in `rates`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ error, and it is largest where users are few or finish together. So (`docs/files
 - open loop without one, and traces: what the server gets done in the window, by its tokens: the requests that end in
   it, times the tokens made in it over the tokens of those requests.
 
-What a window counted (`formats.md`, Who counts) is `metrics.table`. That is what tools print, what a run's own report
+What a window counted (`docs/files.md`, Metrics) is `metrics.table`. That is what tools print, what a run's own report
 shows, and what a run is compared with its replay by, whose windows are the recorded ones.
 """
 
