@@ -14,6 +14,7 @@ import numpy as np
 from calibrate.sources import published_priors
 from calibrate.sources.figures import FigureSimulator, Profile, single_user_terms
 from calibrate.sources.published import calibrate_published
+from sim.executors import Tell, silent
 from sim.model.scenario import Figure, Scenario
 from sim.model.server import ServerConfig
 from sim.results import rates
@@ -47,7 +48,7 @@ class Trial:
         return (self.forecast.high - self.forecast.low) / self.truth
 
 
-def trial(number: int, seed: int, simulations: int, forecasts: int = FORECASTS) -> Trial:
+def trial(number: int, tell: Tell = silent, *, seed: int, simulations: int, forecasts: int = FORECASTS) -> Trial:
     """Make an article up, fit it, forecast the third profile from `forecasts` draws; the same for the same numbers."""
     rng = np.random.default_rng([seed, number])
     machine, factor = draw_machine(rng)
@@ -57,7 +58,7 @@ def trial(number: int, seed: int, simulations: int, forecasts: int = FORECASTS) 
     bench = FigureSimulator((), SERVER, {})
 
     def reached(one: dict[str, float]) -> float:
-        return plateau(rates.table(bench.climb(one, THIRD, TOP, (seed, number, 1)))).rps
+        return plateau(rates.table(bench.task(one, THIRD, TOP, (seed, number, 1)).run())).rps
 
     drawn = [{name: column[i] for name, column in fitted.draws.items()} for i in range(fitted.n_draws)]
     return Trial(reached(machine), band([reached(one) for one in drawn]))
@@ -85,7 +86,7 @@ def article(machine: dict[str, float], factor: float, seed: tuple[int, ...]) -> 
         tuple(_printed(of, "rps_takeoff", 1.0, 1) for of in (LONG_PROMPTS, LONG_ANSWERS)), SERVER, {}
     )
     for of, users in bench.ladders.items():
-        table = rates.table(bench.climb(machine, of, users, (*seed, 0)))
+        table = rates.table(bench.task(machine, of, users, (*seed, 0)).run())
         figures.append(_printed(of, "rps_takeoff", latency_onset(table, factor).rps, 1))
     return figures
 

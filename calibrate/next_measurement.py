@@ -10,7 +10,6 @@ Schlaifer, Applied Statistical Decision Theory, 1961; the update: Evensen, The E
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,12 +18,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.cluster.ladder import climb
+from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration, Noise
 from sim.model.machine import draw_model
 from sim.model.scenario import Scenario
 from sim.model.steps import DECODE, PREFILL
 from sim.model.workload import RequestLengths, Workload
+from sim.replicate import Task
 from sim.results import metrics
 from sim.steptime.linear import step_time
 
@@ -83,7 +83,7 @@ def advise(
     candidates: Sequence[Measurement],
     *,
     seed: int = 0,
-    executor: Executor | None = None,
+    executor: Executor = IN_PROCESS,
 ) -> list[Advice]:
     """The candidates, the most useful first, at the cost of `TRUTHS * EACH` simulations of the question for each."""
     now = half_width(calibration, question, seed=seed, executor=executor)
@@ -97,7 +97,7 @@ def advise(
 
 
 def longer_window(
-    advice: Advice, calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor | None = None
+    advice: Advice, calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor = IN_PROCESS
 ) -> Advice:
     """The same load over a window `LONGER` times as long where that is worth it: where the band left is a tenth
     narrower. RandomEffects are what a longer window averages; what they leave open it does not."""
@@ -107,7 +107,7 @@ def longer_window(
 
 
 def half_width(
-    calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor | None = None
+    calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor = IN_PROCESS
 ) -> float:
     """The half-width of the question's 90 % band, relative, without the noise that no calibration takes away."""
     chosen = np.random.default_rng(seed).permutation(calibration.n_draws)[:DRAWS].tolist()
@@ -120,16 +120,15 @@ def _widths(answers: Floats) -> Floats:
     return np.asarray(HALF_BAND * np.nanstd(np.log(answers), axis=-1, ddof=1))
 
 
-def _answers(machines: Sequence[Calibration], question: Question, seed: int, executor: Executor | None) -> Floats:
-    ask = partial(_answer, question, seed)
-    return np.array(list(executor.map(ask, machines) if executor else map(ask, machines)))
-
-
-def _answer(question: Question, seed: int, machine: Calibration) -> float:
-    """The question's metric on a machine."""
+def _answers(machines: Sequence[Calibration], question: Question, seed: int, executor: Executor) -> Floats:
+    """The question's metric on every machine."""
     scenario = _at(question.scenario, question.scenario.workload, question.users, SECONDS)
-    table = metrics.table(climb(scenario, draw_model(machine, scenario.server, None), (seed, 1), question.lengths))
-    return float(table[question.metric].iloc[-1])
+    tasks = [Task(scenario, draw_model(one, scenario.server, None), (seed, 1), question.lengths) for one in machines]
+    return np.array(executor.run(partial(_answer, question.metric), tasks))
+
+
+def _answer(metric: str, task: Task, tell: Tell) -> float:
+    return float(metrics.table(task.run(tell))[metric].iloc[-1])
 
 
 def _informed(calibration: Calibration, scenario: Scenario, candidate: Measurement, seed: int) -> list[Calibration]:
@@ -161,7 +160,7 @@ def _shown(calibration: Calibration, scenario: Scenario, candidate: Measurement,
     """
     there = _at(scenario, candidate.workload, candidate.users, candidate.seconds)
     central = msgspec.structs.replace(calibration, draws={}, noise=Noise())
-    steps = climb(there, draw_model(central, there.server, None), (seed, 2), candidate.lengths).steps
+    steps = Task(there, draw_model(central, there.server, None), (seed, 2), candidate.lengths).run().steps
     assert steps is not None
     groups = [steps[steps["kind"] == PREFILL]]
     decode = steps[steps["kind"] == DECODE]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import msgspec
 import numpy as np
 import pytest
+from backwards import Backwards
 from scipy.stats import ks_2samp
 
 from calibrate.coverage import LONG_ANSWERS, LONG_PROMPTS, SERVER, trial
@@ -32,7 +31,7 @@ from scenarios.load.scenario import load
 from sim.model.calibration import Calibration, read_calibration
 from sim.model.errors import BadInput, CannotFit
 from sim.model.scenario import Figure, Scenario
-from sim.replicate import Task
+from sim.replicate import takeoff_factor, tasks_for
 from sim.results import metrics
 from sim.results.curve import latency_onset
 
@@ -63,8 +62,7 @@ def made_up(*figures, server=SERVER):
 
 @pytest.fixture(scope="module")
 def fitted() -> Calibration:
-    with ThreadPoolExecutor(2) as pool:
-        return calibrate_published(ARTICLE, 7, simulations=SIMULATIONS, executor=pool)
+    return calibrate_published(ARTICLE, 7, simulations=SIMULATIONS)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +83,7 @@ def test_a_lone_user_by_arithmetic_is_a_lone_user_in_the_simulator():
     for of in (LONG_PROMPTS, LONG_ANSWERS):
         terms, clocks = single_user_terms(of, np.array([0.87]))
         said = clocks + sum(machine[name] * times[0] for name, times in terms.items())
-        table = metrics.table(FigureSimulator((), SERVER, {}).climb(machine, of, [1], (0,)))
+        table = metrics.table(FigureSimulator((), SERVER, {}).task(machine, of, [1], (0,)).run())
         assert table["e2e_mean"].iloc[0] == pytest.approx(said, abs=2e-3)  # the way up takes 1 to 3 ms
 
 
@@ -120,7 +118,7 @@ def test_the_central_draw_shows_all_four_figures(fitted):
     """Within 5 % or their rounding, when the central machine climbs the article's ladders."""
     for f in resolve(ARTICLE):
         table = metrics.table(
-            FigureSimulator((), ARTICLE.server, {}).climb(fitted.values, profile(f), USERS[:-1], (3,))
+            FigureSimulator((), ARTICLE.server, {}).task(fitted.values, profile(f), USERS[:-1], (3,)).run()
         )
         factor = fitted.values["takeoff_factor"]
         shown = table["e2e_mean"].iloc[0] if is_single_user(f) else latency_onset(table, factor).rps
@@ -148,10 +146,9 @@ def test_the_token_budget_stays_where_the_scenario_says(fitted):
 
 def test_a_replicate_sees_latency_take_off_at_its_draws_own_factor(fitted):
     drawn = list(zip(fitted.draws["b1"], fitted.draws["takeoff_factor"], strict=True))
-    for number in range(1, 6):
-        task = Task(ARTICLE, fitted, 11, number)
-        assert (task.model().step_time.parameters["b1"], task.takeoff_factor) in drawn
-    assert Task(ARTICLE, fitted, 11, 0).takeoff_factor == fitted.values["takeoff_factor"]
+    for task in tasks_for(ARTICLE, fitted, 11, range(1, 6)):
+        assert (task.model.step_time.parameters["b1"], takeoff_factor(fitted, *task.seed)) in drawn
+    assert takeoff_factor(fitted, 11, 0) == fitted.values["takeoff_factor"]
 
 
 def test_a_calibration_survives_its_file(fitted, tmp_path):
@@ -161,8 +158,7 @@ def test_a_calibration_survives_its_file(fitted, tmp_path):
 
 def test_the_result_depends_on_the_seed_and_not_on_the_executor():
     alone = calibrate_published(ARTICLE, 5, simulations=12)
-    with ThreadPoolExecutor(3) as pool:
-        assert calibrate_published(ARTICLE, 5, simulations=12, executor=pool) == alone
+    assert calibrate_published(ARTICLE, 5, simulations=12, executor=Backwards()) == alone
     assert calibrate_published(ARTICLE, 6, simulations=12) != alone
 
 

@@ -1,7 +1,6 @@
 """The token budget is read from what a recorded router let in and what it left in its queue."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def test_a_budget_that_never_bound_does_not_bind_what_was_not_measured():
     calibration = calibrate_runs([run], rungs=[{0, 1, 2}])
     budget = calibration.parameters["max_batch_total_tokens"]
     assert budget.low <= 36000 <= budget.high
-    with ThreadPoolExecutor(1) as executor:
-        rows = compare(run, forecast_run(run, calibration, executor, replicates=99)).rows
+    rows = compare(run, forecast_run(run, calibration, replicates=99)).rows
     at_32 = {row.metric: row for row in rows if row.load == 32}
     assert abs(at_32["output_tokens_per_s"].relative_error or 0.0) < 0.06
     assert abs(at_32["e2e_mean"].relative_error or 0.0) < 0.06

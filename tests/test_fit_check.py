@@ -16,8 +16,8 @@ from scenarios.cli.main import status
 from scenarios.compare import fit_check
 from scenarios.compare.fit_check import check_published
 from scenarios.load.scenario import load
+from sim.executors import processes
 from sim.model.calibration import Calibration, Parameter, read_calibration
-from sim.replicate import processes
 
 RECORDED = Path("data/tgi-0.9.4-cpu/long-again")
 SHIPPED = Path("scenarios/shipped/data/llama2-70b.calibration.json")

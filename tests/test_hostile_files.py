@@ -135,7 +135,7 @@ def test_a_pipe_is_read_to_its_end(folder: Path) -> None:
 
 
 def test_a_worker_that_the_system_kills_is_told_of(folder: Path) -> None:
-    command = [sys.executable, "-m", "scenarios", "simulate", str(folder / "tiny.yaml"), "--replicates", "100000"]
+    command = [sys.executable, "-m", "scenarios", "simulate", str(folder / "tiny.yaml"), "--replicates", "20000"]
     child = subprocess.Popen([*command, "--jobs", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:

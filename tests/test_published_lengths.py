@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -20,8 +19,7 @@ SAMPLE = "tests/samples/published-mistral.yaml"
 def test_lengths_that_came_back_come_back_and_published_loads_are_reproduced() -> None:
     """2.09 requests/s of 100 tokens are 209 tokens/s, and 6.44 are 644: nothing was cut off."""
     scenario = load(SAMPLE, "load.users=[4, 16]", "load.seconds=20")
-    with ThreadPoolExecutor(2) as pool:
-        calibration = calibrate_published(scenario, 1, simulations=150, draws=60, executor=pool)
+    calibration = calibrate_published(scenario, 1, simulations=150, draws=60)
     assert "output_attained" not in calibration.parameters
     assert any("taken to have come back in full" in text for text in calibration.warnings)
     forecast = simulate(scenario, calibration, replicates=39)
@@ -59,8 +57,7 @@ def test_tokens_first_tokens_and_the_pace_of_tokens_are_figures_too() -> None:
         for metric, value in figures
     ]
     asked = msgspec.structs.replace(scenario, published=published)
-    with ThreadPoolExecutor(2) as pool:
-        fitted = calibrate_published(asked, 1, simulations=400, draws=60, executor=pool)
+    fitted = calibrate_published(asked, 1, simulations=400, draws=60)
     for metric, value in figures:
         near = fitted.residuals[f"{metric} of 256/100 at 1 user"].rms
         assert near < (0.15 if metric == "ttft_mean" else 0.05) * value, metric

@@ -1,6 +1,5 @@
 """Comparisons: a forecast of a measured run, its bands, what is held out, and the verdict."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,8 +43,7 @@ def judged(flash, fitted) -> Comparison:
 
 
 def forecast(run: Run, calibration: Calibration, replicates: int) -> list[pd.DataFrame]:
-    with ThreadPoolExecutor(1) as executor:
-        return forecast_run(run, calibration, executor, replicates=replicates)
+    return forecast_run(run, calibration, replicates=replicates)
 
 
 def test_loads_left_out_of_the_fit_are_forecast_within_the_goals(judged):
@@ -161,8 +159,7 @@ def test_what_the_server_said_at_info_wins(flash):
 
 
 def test_a_comparison_keeps_what_lies_behind_it(flash, fitted):
-    with ThreadPoolExecutor(1) as executor:
-        found = evidence(flash, fitted, executor)
+    found = evidence(flash, fitted)
     middle = found.shares.index(0.5)
     for rung, one in zip(flash.rungs, found.itl, strict=True):
         assert one.load == rung.load
@@ -190,8 +187,7 @@ def test_tokens_of_answers_that_were_not_streamed_count_when_they_come_on_both_s
 
 
 def test_evidence_of_a_run_that_was_not_streamed_is_empty(flash, fitted):
-    with ThreadPoolExecutor(1) as executor:
-        found = evidence(replace(flash, token_times=None), fitted, executor)
+    found = evidence(replace(flash, token_times=None), fitted)
     assert not (found.itl or found.by_batch or found.by_time)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from backwards import Backwards
 from rich.console import Console
 
 from scenarios.answer.tables import show, show_corners, show_cost
@@ -23,10 +23,11 @@ from scenarios.forecast.warnings import several_patterns
 from scenarios.load.parameters import calibration_of
 from scenarios.load.scenario import load, origin, shipped
 from scenarios.report.page import page
+from sim.executors import processes
 from sim.model.calibration import Calibration, Parameter, Source, read_calibration
 from sim.model.errors import BadInput, CannotFit
 from sim.model.scenario import Machine, Price
-from sim.replicate import Task, processes
+from sim.replicate import tasks_for
 from sim.results.curve import Corner
 from sim.results.metrics import table
 
@@ -84,8 +85,7 @@ def test_bands_are_the_spread_of_the_draws(small):
 def test_the_same_whatever_the_executor(small):
     calibration = machine()
     here = simulate(small(), calibration, replicates=19)
-    with ThreadPoolExecutor(3) as threads:
-        assert simulate(small(), calibration, replicates=19, executor=threads) == here
+    assert simulate(small(), calibration, replicates=19, executor=Backwards()) == here
     with processes(2) as pool:
         assert simulate(small(), calibration, replicates=19, executor=pool) == here
     assert simulate(small(), calibration, replicates=19, seed=1) != here
@@ -105,7 +105,7 @@ def test_what_is_written_is_read_and_written_again(small, tmp_path: Path):
 
 def test_corners_are_found_in_each_replicate(small):
     forecast = simulate(small(), machine(), replicates=99)
-    tables = [replicate(Task(small(), machine(), 0, number)) for number in range(1, 100)]
+    tables = [replicate(task) for task in tasks_for(small(), machine(), 0, range(1, 100))]
     plateaus = [t["rps"].max() for t in tables]
     assert forecast.plateau.rps.value == pytest.approx(np.median(plateaus))
     assert forecast.plateau.rps.low == pytest.approx(np.quantile(plateaus, 0.05, method="weibull"))
@@ -227,9 +227,9 @@ def test_costs_by_hand():
 def test_circumstances_against_the_steps(small):
     """Budgets: a batch never exceeds the token budget, and at saturation the next request would."""
     scenario = small()
-    task = Task(scenario, machine(), 0, 0)
+    (task,) = tasks_for(scenario, machine(), 0, [0])
     run = task.run()
-    seen = [circumstances(run, rung, task.model().server) for rung in run.rungs]
+    seen = [circumstances(run, rung, task.model.server) for rung in run.rungs]
     fits = 2500 // (112 + 32)  # ceil16(100) + ceil16(20) a request
     assert seen[0]["max_sequences"] == 1 and seen[0]["budget_full"] == 0 == seen[0]["prefill_full"]
     assert fits - 1 <= seen[2]["max_sequences"] <= 2500 // 112

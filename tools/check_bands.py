@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # how clients s
 from streams import CLOCKS, SERVER, TRUTH, lengths, observe
 
 from calibrate.sources.streamed import calibrate_runs
-from scenarios.compare.run_with_model import Replicate, compare
+from scenarios.compare.run_with_model import compare, replays
 from sim.cluster.ladder import climb
+from sim.executors import IN_PROCESS, Tell, processes, silent
 from sim.model.calibration import Delay, Noise
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.replicate import processes
 from sim.steptime.linear import step_time
 
 NOISE = Noise(
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=77)
     asked = parser.parse_args()
     with processes() as pool:
-        rows = pd.concat(pool.map(partial(forecasts, asked.seed), range(asked.machines)), ignore_index=True)
+        rows = pd.concat(pool.run(partial(forecasts, asked.seed), range(asked.machines)), ignore_index=True)
     table = Table(title=f"error of what was never measured of {asked.machines} simulated machines, %")
     for name in ("what", *SHOWN, "inside"):
         table.add_column(name, justify="left" if name == "what" else "right")
@@ -89,7 +89,7 @@ def main() -> int:
     return 0 if worst <= ERROR and HELD[0] <= held <= HELD[1] else 1
 
 
-def forecasts(seed: int, number: int) -> pd.DataFrame:
+def forecasts(seed: int, number: int, _: Tell = silent) -> pd.DataFrame:
     """A machine drawn at random, calibrated and forecast: `what`, `metric`, its relative `error`, and if `inside`."""
     rng = np.random.default_rng([seed, number])
     truth = {name: value * float(np.exp(0.3 * rng.standard_normal())) for name, value in TRUTH.items()}
@@ -102,7 +102,7 @@ def forecasts(seed: int, number: int) -> pd.DataFrame:
         scenario = Scenario(name=what, server=server, workload=of, load=ladder)
         run = climb(scenario, Model(step_time("affine", truth), server, NOISE, clocks), (seed, number, day))
         asked = replace(run, kind="measured")
-        tables = [Replicate(asked, calibration, number, i)() for i in range(1, REPLICATES + 1)]
+        tables = replays(asked, calibration, IN_PROCESS, range(1, REPLICATES + 1), seed=number)
         found += [
             (what, row.metric, abs(row.relative_error or 0.0), row.inside is True)
             for row in compare(asked, tables).rows

@@ -31,8 +31,8 @@ from streams import SERVER, TRUTH, lengths, observe
 
 from calibrate.schedule.rebuild import rebuild
 from calibrate.sources.streamed import calibrate_runs
+from sim.executors import Tell, processes
 from sim.model.calibration import Noise
-from sim.replicate import processes
 from sim.steptime.linear import step_time
 
 Floats = NDArray[np.float64]
@@ -60,9 +60,9 @@ def main() -> int:
     asked = parser.parse_args()
     out = Console()
     with processes() as pool:
-        fits = list(pool.map(partial(fit_one, asked.seed), range(asked.machines)))
+        fits = pool.run(partial(fit_one, asked.seed), range(asked.machines))
         users = (1, 4, 16, 64)
-        shares = list(pool.map(rebuilt, users))
+        shares = pool.run(rebuilt, users)
     error, held = np.abs([f.error for f in fits]), np.array([f.held for f in fits])
     table = Table(title=f"step times of {asked.machines} simulated machines", title_justify="left")
     for name in ("step", "mean error, %", "95th, %", "in its interval, %"):
@@ -91,7 +91,7 @@ def main() -> int:
     return 0 if all(met) else 1
 
 
-def fit_one(seed: int, number: int) -> Fitted:
+def fit_one(seed: int, number: int, _: Tell) -> Fitted:
     """A machine drawn at random, measured and calibrated."""
     rng = np.random.default_rng([seed, number])
     truth = {name: value * float(np.exp(0.3 * rng.standard_normal())) for name, value in TRUTH.items()}
@@ -125,7 +125,7 @@ def answers(parameters: dict[str, float], model: str) -> Floats:
     )
 
 
-def rebuilt(users: int) -> float:
+def rebuilt(users: int, _: Tell) -> float:
     """The share of a simulated server's steps that are rebuilt with their kind and their members."""
     noise = Noise(prefill=[0.95, 1.0, 1.05], decode=[0.9, 1.0, 1.1], drift=0.05)
     seen = observe([users], lengths((10, 900), (1, 60)), noise=noise, jitter=1e-3, seconds=30.0, seed=users)

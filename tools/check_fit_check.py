@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +28,10 @@ from streams import SERVER, TRUTH, lengths, observe
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.fit_check import check_runs
+from sim.executors import Tell, processes
 from sim.model.calibration import FitCheck, Noise
 from sim.model.errors import UserError
 from sim.model.server import ServerConfig
-from sim.replicate import processes
 from sim.run import Run
 
 LADDERS = (  # lengths, users, s of a rung
@@ -61,14 +59,6 @@ class Tried(NamedTuple):
     found: FitCheck | None
 
 
-class Here(Executor):
-    """Does everything at once in this process, which is one of several already."""
-
-    def map(self, fn: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1) -> Iterator[Any]:
-        """See `Executor.map`."""
-        return map(fn, *iterables)
-
-
 def main() -> int:
     """Print every failed check, and how many there were."""
     parser = argparse.ArgumentParser(description="Check the check of calibrations.")
@@ -80,7 +70,7 @@ def main() -> int:
     jobs += [(kind, asked.seed + i) for kind in [*SERVERS, *SLOWED][1:] for i in range(asked.wrong)]
     tried = []
     with processes() as pool:
-        for one in pool.map(attempt, jobs):
+        for one in pool.run(attempt, jobs):
             tried.append(one)
             if one.found is not None and not one.found.passed:
                 named = [f"{r.at}: {r.metric} {100 * (r.relative_error or 0):+.0f} %" for r in one.found.rows if r.far]
@@ -98,7 +88,7 @@ def main() -> int:
     return 0 if met else 1
 
 
-def attempt(job: tuple[str, int]) -> Tried:
+def attempt(job: tuple[str, int], _: Tell) -> Tried:
     """Measure a machine, calibrate it and check that."""
     kind, number = job
     rng = np.random.default_rng([number, 1])
@@ -127,7 +117,7 @@ def attempt(job: tuple[str, int]) -> Tried:
     if kind in SLOWED:
         run = slowed(run, SLOWED[kind])
     try:
-        return Tried(kind, number, check_runs(calibrate_runs([run], number), [run], Here(), seed=number))
+        return Tried(kind, number, check_runs(calibrate_runs([run], number), [run], seed=number))
     except UserError:
         return Tried(kind, number, None)
 

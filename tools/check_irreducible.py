@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from concurrent.futures import Executor
 
 import msgspec
 import numpy as np
@@ -25,8 +24,8 @@ from validate import COVERAGE, DATA, FAMILIES, GOALS, MEANS, SHOWN, Goal
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import forecast_run
+from sim.executors import Executor, processes
 from sim.model.calibration import Calibration
-from sim.replicate import processes
 from sim.results.curve import band
 from sim.run import Run, read_run
 

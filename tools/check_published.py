@@ -14,7 +14,7 @@ import sys
 from functools import partial
 
 from calibrate.coverage import THIRD, trial
-from sim.replicate import processes
+from sim.executors import processes
 
 
 def main() -> int:
@@ -25,17 +25,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=2023)
     parser.add_argument("--jobs", type=int, default=None)
     asked = parser.parse_args()
-    done = []
     with processes(asked.jobs) as pool:
-        for number, one in enumerate(
-            pool.map(partial(trial, seed=asked.seed, simulations=asked.simulations), range(asked.trials))
-        ):
-            done.append(one)
-            low, high = one.forecast.low, one.forecast.high
-            print(
-                f"{number:3}  truth {one.truth:6.3f}  band {low:6.3f} to {high:6.3f}  {'' if one.inside else 'outside'}"
-            )
-            sys.stdout.flush()
+        done = pool.run(partial(trial, seed=asked.seed, simulations=asked.simulations), range(asked.trials))
+    for number, one in enumerate(done):
+        low, high = one.forecast.low, one.forecast.high
+        print(f"{number:3}  truth {one.truth:6.3f}  band {low:6.3f} to {high:6.3f}  {'' if one.inside else 'outside'}")
     inside = sum(one.inside for one in done)
     width = statistics.median(one.width for one in done)
     print(

@@ -9,15 +9,15 @@ root mean square over machines of the deviation between five ladders.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from calibrate.coverage import LONG_ANSWERS, LONG_PROMPTS, SERVER, draw_machine
-from calibrate.sources.figures import READ_OFF_ERROR, USERS, FigureSimulator, Profile
+from calibrate.sources.figures import READ_OFF_ERROR, USERS, FigureSimulator
+from sim.executors import Tell, processes
 from sim.model.calibration import read_calibration
-from sim.replicate import processes
+from sim.replicate import Task
 from sim.results import rates
 from sim.results.curve import latency_onset
 
@@ -30,7 +30,6 @@ LADDERS = (
     (1, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100, 120),
     (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128),
 )
-Task = tuple[Mapping[str, float], float, Profile, Sequence[int], int]
 
 
 def main() -> int:
@@ -44,8 +43,12 @@ def main() -> int:
     with processes() as executor:
         for name, machines in (("fitting the article", fitting), ("made up", made_up)):
             for of in (LONG_PROMPTS, LONG_ANSWERS):
-                tasks = [(*machine, of, users, k) for machine in machines for k, users in enumerate(LADDERS)]
-                read = np.array(list(executor.map(_read, tasks))).reshape(len(machines), -1)
+                tasks = [
+                    (FigureSimulator((), SERVER, {}).task(machine, of, users, (7, k)), factor)
+                    for machine, factor in machines
+                    for k, users in enumerate(LADDERS)
+                ]
+                read = np.array(executor.run(_read, tasks)).reshape(len(machines), -1)
                 apart = read.std(axis=1, ddof=1) / read.mean(axis=1)
                 squares.append(float(np.nanmean(apart**2)))
                 print(
@@ -57,10 +60,8 @@ def main() -> int:
     return 0 if 0.75 < READ_OFF_ERROR / found < 4 / 3 else 1
 
 
-def _read(task: Task) -> float:
-    machine, factor, of, users, number = task
-    table = rates.table(FigureSimulator((), SERVER, {}).climb(machine, of, users, (7, number)))
-    return latency_onset(table, factor).rps
+def _read(task: tuple[Task, float], tell: Tell) -> float:
+    return latency_onset(rates.table(task[0].run(tell)), task[1]).rps
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.comparison import Row
 from scenarios.compare.goals import FLASH, PADDED, Goal
 from scenarios.compare.run_with_model import compare, forecast_run
-from sim.replicate import processes
+from sim.executors import Executor, processes
 from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"

@@ -6,26 +6,27 @@ A figure of a ladder is read off a simulated one, climbed as the article's was, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from calibrate.sources.published_priors import TAKEOFF
-from sim.cluster.ladder import climb
+from sim.executors import IN_PROCESS, Executor, Tell, silent
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput
 from sim.model.machine import Model
 from sim.model.scenario import Figure, Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Workload
+from sim.replicate import Task
 from sim.results import rates
 from sim.results.curve import latency_onset, plateau
-from sim.run import Run
 from sim.steptime.linear import step_time
 
 Floats = NDArray[np.float64]
@@ -126,7 +127,7 @@ class FigureSimulator:
     server: ServerConfig
     alone: dict[Profile, float]
 
-    def climb(self, machine: Mapping[str, float], of: Profile, users: Sequence[int], seed: Sequence[int]) -> Run:
+    def task(self, machine: Mapping[str, float], of: Profile, users: Sequence[int], seed: tuple[int, ...]) -> Task:
         """One ladder of this machine, by its parameters' names."""
         attained = machine.get("output_attained", 1.0) if of.limit else 1.0
         terms, clocks = single_user_terms(of, np.array([attained]))
@@ -137,11 +138,25 @@ class FigureSimulator:
         load = Load(users=list(users), spawn_rate=1.0, seconds=max(SECONDS, ANSWERS * alone))
         workload = Workload(prompt_tokens=of.prompt_tokens, output_tokens=of.output_tokens)
         model = Model(step_time("affine", machine), server, clocks=CLOCKS, output_attained=attained)
-        return climb(Scenario(name="published", server=server, workload=workload, load=load), model, seed)
+        return Task(Scenario(name="published", server=server, workload=workload, load=load), model, seed)
 
-    def show(self, machine: Mapping[str, float], seed: Sequence[int]) -> Floats:
-        """Every figure as this machine shows it, for each of `FACTORS`: (figures, factors)."""
-        tables = {of: rates.table(self.climb(machine, of, users, seed)) for of, users in self.ladders.items()}
+    def show(
+        self,
+        machines: Sequence[Mapping[str, float]],
+        seeds: Sequence[tuple[int, ...]],
+        executor: Executor = IN_PROCESS,
+        progress: Callable[[float], None] = silent,
+    ) -> Floats:
+        """Every figure as each machine shows it, for each of `FACTORS`: (machines, figures, factors). `progress` hears
+        how many machines have been simulated."""
+        ladders = self.ladders
+        each = [(machine, seed) for machine, seed in zip(machines, seeds, strict=True)]
+        tasks = [self.task(machine, of, users, seed) for machine, seed in each for of, users in ladders.items()]
+        tables = executor.run(_table, tasks, lambda done, _: progress(done / len(ladders)))
+        shown = [self._read(dict(zip(ladders, tables[i * len(ladders) :], strict=False))) for i in range(len(machines))]
+        return np.array(shown).reshape(len(machines), len(self.figures), len(FACTORS))
+
+    def _read(self, tables: Mapping[Profile, pd.DataFrame]) -> Floats:
         shown = np.empty((len(self.figures), len(FACTORS)))
         for i, figure in enumerate(self.figures):
             table = tables[profile(figure)]
@@ -169,6 +184,10 @@ class FigureSimulator:
             users = {n for n in USERS if n <= least} | ({figure.users} if figure.users else set())
             found[of] = sorted({n for n in users if n <= self.server.max_concurrent_requests} | set(found.get(of, [])))
         return found
+
+
+def _table(task: Task, tell: Tell) -> pd.DataFrame:
+    return rates.table(task.run(tell))
 
 
 def log_likelihood(figures: Sequence[Figure], shown: Floats, spread: Floats | float = 0.0) -> Floats:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 
 import msgspec
 import numpy as np
@@ -22,11 +23,12 @@ from calibrate.schedule.client_delays import ASSUMED
 from calibrate.schedule.token_budget import budget_bounds, known_budget
 from calibrate.sources.importance_sampling import Sample, sample
 from calibrate.sources.published_priors import Distribution, HalfNormal, LogNormal, Uniform
-from sim.cluster.replay import replay
+from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.server import Bounds, ServerConfig, ceil_block
+from sim.replicate import Task
 from sim.results import metrics
 from sim.run import Run
 from sim.steptime.linear import step_time
@@ -81,7 +83,12 @@ class _Alone:
 
 
 def fit_latencies(
-    runs: Sequence[Run], rungs: Sequence[Collection[int] | None], padded: bool, rng: np.random.Generator, n: int
+    runs: Sequence[Run],
+    rungs: Sequence[Collection[int] | None],
+    padded: bool,
+    rng: np.random.Generator,
+    n: int,
+    executor: Executor = IN_PROCESS,
 ) -> tuple[dict[str, Floats], list[str]]:
     """`n` joint draws of every coefficient (and of a budget nobody tells), and warnings.
 
@@ -101,14 +108,14 @@ def fit_latencies(
 
     def simulate(scores: Floats, first: int) -> Floats:
         columns = _parameters(laws, scores, alone)
-        shown = []
+        tasks = []
         for i in range(len(scores)):
             drawn = {name: float(column[i]) for name, column in columns.items()}
             form = step_time(model, drawn)
-            machines = (Model(form, _settled(run.server, drawn), NOISE, ASSUMED) for run in runs)
-            replays = (replay(run, machine, (first + i,)) for run, machine in zip(runs, machines, strict=True))
-            shown.append(np.concatenate([_shown(r, p.values()) for r, p in zip(replays, scored, strict=True)]))
-        return np.array(shown)[:, :, None]
+            tasks += [Task(run, Model(form, _settled(run.server, drawn), NOISE, ASSUMED), (first + i,)) for run in runs]
+        tables = executor.run(_statistics, tasks)
+        shown = [table.loc[list(places.values())].to_numpy() for table, places in zip(tables, cycle(scored))]
+        return np.concatenate(shown).reshape(len(scores), -1, 1)
 
     found = sample(
         lambda g, m: g.standard_normal((m, len(laws))),
@@ -269,8 +276,11 @@ def _scored(run: Run, only: Collection[int] | None) -> dict[int, int]:
 
 def _shown(run: Run, rungs: Iterable[int]) -> Floats:
     """The statistics of some rungs, one after another."""
-    table = metrics.table(run).set_index("rung")
-    return table.loc[list(rungs), list(STATISTICS)].to_numpy(np.float64).ravel()
+    return metrics.table(run).set_index("rung").loc[list(rungs), list(STATISTICS)].to_numpy(np.float64).ravel()
+
+
+def _statistics(task: Task, tell: Tell) -> pd.DataFrame:
+    return metrics.table(task.run(tell)).set_index("rung")[list(STATISTICS)].astype(np.float64)
 
 
 def _log_fit(measured: Floats, near: Floats, shown: Floats, spread: Floats | float) -> Floats:

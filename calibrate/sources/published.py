@@ -9,7 +9,6 @@ was, and is said in words (`diagnostics`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ from calibrate.sources.figures import (
     title,
 )
 from calibrate.sources.importance_sampling import sample
+from sim.executors import IN_PROCESS, Executor, silent
 from sim.model.calibration import Calibration, Residual, Source
 from sim.model.identity import identity
 from sim.model.scenario import Figure, Scenario
@@ -42,7 +42,6 @@ Floats = NDArray[np.float64]
 SIMULATIONS = 500
 DRAWS = 200
 EFFECTIVE = 40.0  # machines that the draws should stand for, at least
-SCENE = 10  # machines simulated per task
 AGAIN = 10**6  # the first seed that no machine of a fit has
 
 
@@ -52,13 +51,13 @@ def calibrate_published(
     *,
     simulations: int = SIMULATIONS,
     draws: int = DRAWS,
-    executor: Executor | None = None,
-    progress: Callable[[int], None] | None = None,
+    executor: Executor = IN_PROCESS,
+    progress: Callable[[float], None] = silent,
 ) -> Calibration:
     """Fit the scenario's `published` figures on its server.
 
-    The result depends on `seed`, `simulations` and `draws` only, whatever the executor (absent: this process).
-    `progress` hears how many machines have been simulated. `BadInput` for figures that cannot be meant, `CannotFit` for
+    The result depends on `seed`, `simulations` and `draws` only, whatever the executor. `progress` hears
+    how many machines have been simulated. `BadInput` for figures that cannot be meant, `CannotFit` for
     a profile that the server could never serve.
     """
     figures = resolve(scenario)
@@ -68,14 +67,8 @@ def calibrate_published(
     rng = np.random.default_rng([seed, 0])
 
     def simulate(scores: Floats, first: int) -> Floats:
-        machines = space.machines(scores)
-        tasks = [(article, machines[at : at + SCENE], seed, first + at) for at in range(0, len(machines), SCENE)]
-        shown: list[Floats] = []
-        for part in executor.map(_show, tasks) if executor else map(_show, tasks):
-            shown += part
-            if progress:
-                progress(first + len(shown))
-        return np.array(shown)
+        seeds = [(seed, 1, first + i) for i in range(len(scores))]
+        return article.show(space.machines(scores), seeds, executor, lambda done: progress(first + done))
 
     found = sample(space.draw, simulate, partial(log_likelihood, ladder), rng, simulations, EFFECTIVE)
     rows = _resample(found.weights, draws, rng)
@@ -125,7 +118,7 @@ class Shown(NamedTuple):
 
 
 def resimulate(
-    scenario: Scenario, calibration: Calibration, seed: int, draws: int, executor: Executor | None = None
+    scenario: Scenario, calibration: Calibration, seed: int, draws: int, executor: Executor = IN_PROCESS
 ) -> list[Shown]:
     """Every published figure of the scenario as a calibration's central values show it, and as many of its draws do,
     with seeds that the fit has not seen."""
@@ -135,9 +128,7 @@ def resimulate(
     article = FigureSimulator(tuple(ladder), scenario.server, alone)
     rows = [int(i * calibration.n_draws / draws) for i in range(draws)] if calibration.n_draws else []
     machines = [calibration.values, *(calibration.row(i) for i in rows)]
-    tasks = [(article, machines[at : at + SCENE], seed, AGAIN + at) for at in range(0, len(machines), SCENE)]
-    parts = list(executor.map(_show, tasks) if executor else map(_show, tasks)) if ladder else []
-    climbed = [shown for part in parts for shown in part]
+    climbed = article.show(machines, [(seed, 1, AGAIN + i) for i in range(len(machines))], executor)
     found = []
     for figure in figures:
         if is_single_user(figure):
@@ -153,11 +144,6 @@ def resimulate(
 def _alone(figure: Figure, machine: Mapping[str, float]) -> float:
     terms, clocks = single_user_terms(profile(figure), np.array([machine.get("output_attained", 1.0)]))
     return clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
-
-
-def _show(task: tuple[FigureSimulator, list[dict[str, float]], int, int]) -> list[Floats]:
-    article, machines, seed, first = task
-    return [article.show(machine, (seed, 1, first + i)) for i, machine in enumerate(machines)]
 
 
 def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -204,7 +190,7 @@ def _range(article: FigureSimulator, machine: dict[str, float], seed: int) -> di
     """What the ladders of the figures visit, as the central machine climbs them."""
     visited: dict[str, list[float]] = {}
     for of, users in article.ladders.items():
-        run = article.climb(machine, of, users, (seed, 2))
+        run = article.task(machine, of, users, (seed, 2)).run()
         assert run.steps is not None
         steps = run.steps
         prefill, decode = steps[steps["kind"] == PREFILL], steps[steps["kind"] != PREFILL]

@@ -32,6 +32,7 @@ from calibrate.schedule.token_budget import MEANING as BUDGET
 from calibrate.schedule.token_budget import fit_budget
 from calibrate.sources.latency_only import NOISE as LATENCY_ONLY_NOISE
 from calibrate.sources.latency_only import fit_latencies
+from sim.executors import IN_PROCESS, Executor
 from sim.model.calibration import Calibration, Residual, Source, SourceFile
 from sim.model.errors import NotEnoughData
 from sim.model.identity import Identity, named
@@ -47,13 +48,17 @@ CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
 
 
 def calibrate_runs(
-    runs: Sequence[Run], seed: int = 0, rungs: Sequence[Collection[int] | None] | None = None
+    runs: Sequence[Run],
+    seed: int = 0,
+    rungs: Sequence[Collection[int] | None] | None = None,
+    executor: Executor = IN_PROCESS,
 ) -> Calibration:
     """Fit one machine to measured runs of it, or to some `rungs` of each run (None: all of them).
 
     Runs that show no single steps (answers that were not streamed, or several tokens an event) count only where no
-    other was given. `NotEnoughData` when there is nothing to fit, `NotTheEngine` where the server of one is not known
-    to be of the engine that its flags are for (`sim.model.assume`).
+    other was given; those are fitted through simulations, which `executor` runs. `NotEnoughData` when there is nothing
+    to fit, `NotTheEngine` where the server of one is not known to be of the engine that its
+    flags are for (`sim.model.assume`).
     """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")
@@ -73,7 +78,7 @@ def calibrate_runs(
     chosen = list(zip(runs, rungs or [None] * len(runs), strict=True))
     streamed = [(run, only) for run, only in chosen if shows_steps(run)]
     if not streamed:
-        calibration = _from_latencies(chosen, seed)
+        calibration = _from_latencies(chosen, seed, executor)
         warnings = [*assumed, *calibration.warnings, *untold, *_of_rungs(chosen)]
         return msgspec.structs.replace(calibration, engine=engine, warnings=warnings)
     # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
@@ -110,13 +115,13 @@ def _why_no_steps(run: Run) -> str:
     return f"an event carries {tokens_per_event(run):.3g} tokens on average"
 
 
-def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int) -> Calibration:
+def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int, executor: Executor) -> Calibration:
     """Runs that show no steps: through the simulator."""
     runs, rungs = [run for run, _ in chosen], [only for _, only in chosen]
     padded = runs[0].server.requires_padding
     rng = np.random.default_rng(seed)
     why = "; ".join(dict.fromkeys(_why_no_steps(run) for run in runs))
-    drawn, warnings = fit_latencies(runs, rungs, padded, rng, DRAWS)
+    drawn, warnings = fit_latencies(runs, rungs, padded, rng, DRAWS, executor)
     told = {run.server.max_batch_total_tokens for run in runs}
     budget = told.pop()
     if not told and isinstance(budget, int):

@@ -34,10 +34,10 @@ from sim.model.files.atomic import is_stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Executor
 
     from scenarios.compare.comparison import Comparison
     from scenarios.progress import Commentary
+    from sim.executors import Executor
     from sim.run import Run
 
 here = click.Path(path_type=Path)
@@ -238,7 +238,7 @@ def held_out_comparison(
     if not fitted or not held_out:
         raise BadInput("expected at least two rungs: some to fit and some to score", path=run.path or run.name)
     commentary.say(f"fitting {len(fitted)} of {len(run.rungs)} rungs of {run.name}")
-    calibration = calibrate_runs([run], seed, rungs=[fitted])
+    calibration = calibrate_runs([run], seed, [fitted], executor)
     commentary.say(f"replaying {run.name} {replicates} times")
     tables = run_with_model.forecast_run(run, calibration, executor, replicates=replicates, seed=seed)
     return run_with_model.compare(

@@ -181,8 +181,8 @@ def _fit(
     if runs:
         from calibrate.sources.streamed import calibrate_runs
 
-        calibration = calibrate_runs(runs, seed)
         with working(jobs) as (executor, commentary):
+            calibration = calibrate_runs(runs, seed, executor=executor)
             return with_check(calibration, check_runs(calibration, runs, executor, seed=seed, progress=commentary))
     if all(path.suffix == ".csv" for path in paths):
         import numpy as np

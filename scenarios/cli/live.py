@@ -266,7 +266,7 @@ def run(
     with working(jobs) as (executor, commentary):
         scored = set(range(1, len(measured.rungs), 2))
         comparison = held_out_comparison(measured, scored, {}, replicates, seed, executor, commentary)
-        calibration = calibrate_runs([measured], seed)
+        calibration = calibrate_runs([measured], seed, executor=executor)
         check = check_runs(calibration, [measured], executor, seed=seed, progress=commentary)
         calibration = with_check(calibration, check)
 

@@ -19,9 +19,8 @@ from sim.model.text import LINE, escaped, printable
 from sim.model.warning import SHOWN, folded
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from scenarios.progress import Commentary
+    from sim.executors import Executor
     from sim.model.scenario import Scenario
     from sim.run import Run
 
@@ -176,7 +175,7 @@ def remark(text: str) -> None:
 def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
     """A pool of processes, and somebody who tells how far they are."""
     from scenarios.progress import Commentary
-    from sim.replicate import processes
+    from sim.executors import processes
 
     with Commentary() as commentary, processes(jobs) as executor:
         yield executor, commentary

@@ -4,19 +4,18 @@ at every load, and how far single steps are from the model's step time.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
 
 import msgspec
 import numpy as np
 import pandas as pd
 
 from calibrate.regression.residuals import residuals
-from sim.cluster.replay import replay, with_users
+from sim.cluster.replay import with_users
+from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
-from sim.model.machine import Draw, draw_model
+from sim.replicate import Task, tasks_for
 from sim.results.curve import band
 from sim.results.events import alike, tokens_per_event
 from sim.results.gaps import gaps
@@ -61,7 +60,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     by_time: dict[str, list[Error]] = {}
 
 
-def evidence(run: Run, calibration: Calibration, executor: Executor, seed: int = 0) -> Evidence:
+def evidence(run: Run, calibration: Calibration, executor: Executor = IN_PROCESS, seed: int = 0) -> Evidence:
     """A measured run's gaps beside those of replays, and its steps beside the calibration's step time.
 
     No gaps where an event carries several tokens: those of replays lie between tokens.
@@ -96,7 +95,7 @@ def _replayed(run: Run, calibration: Calibration, executor: Executor, seed: int)
     if not itl(run):
         return []
     asked = replace(with_users(run), token_times=None, event_tokens=None)  # a run's bulk, which no replay looks at
-    tables = executor.map(partial(_replay, asked, calibration, seed), range(1, REPLAYS + 1), chunksize=REPLAYS // 4)
+    tables = executor.run(_gaps, tasks_for(asked, calibration, seed, range(1, REPLAYS + 1)))
     simulated = np.stack([np.array(table) for table in tables], axis=1)  # window, replay, share
     found = []
     for rung, mine, replays in zip(_windows(run), _quantiles(run), simulated, strict=True):
@@ -107,10 +106,8 @@ def _replayed(run: Run, calibration: Calibration, executor: Executor, seed: int)
     return found
 
 
-def _replay(run: Run, calibration: Calibration, seed: int, number: int) -> list[list[float]]:
-    """The gaps of one replay, the same as the comparison's of this number."""
-    model = draw_model(calibration, run.server, Draw(seed, number))
-    return _quantiles(replay(run, model, (seed, number)))
+def _gaps(task: Task, tell: Tell) -> list[list[float]]:
+    return _quantiles(task.run(tell))
 
 
 def _quantiles(run: Run) -> list[list[float]]:

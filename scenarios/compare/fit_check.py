@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -34,6 +34,7 @@ from scenarios.compare.goals import Goal, goals
 from scenarios.compare.repeatability import relative
 from scenarios.compare.run_with_model import replays
 from scenarios.load.checks import RATES
+from sim.executors import IN_PROCESS, Executor
 from sim.model.calibration import Calibration, Checked, FitCheck
 from sim.model.scenario import Scenario
 from sim.results import metrics
@@ -52,13 +53,13 @@ UNFOLLOWED = (
     0.30  # twice the error from which on no form is said to follow a table (`calibrate.sources.step_time_table`)
 )
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, int], None]
 
 
 def check_runs(
     calibration: Calibration,
     runs: Sequence[Run],
-    executor: Executor,
+    executor: Executor = IN_PROCESS,
     *,
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
@@ -78,7 +79,7 @@ def check_runs(
 
 
 def check_published(
-    calibration: Calibration, scenario: Scenario, executor: Executor | None = None, *, seed: int = 0
+    calibration: Calibration, scenario: Scenario, executor: Executor = IN_PROCESS, *, seed: int = 0
 ) -> FitCheck:
     """Simulate every published figure again. It is missed where it lies outside the band of the draws and further off
     than its rounding and what counts as close (`calibrate.sources.diagnostics.CLOSE`), and far at twice that."""
@@ -175,11 +176,9 @@ def _replayed(
     """The cells of all runs in each replay: (cells, replays)."""
     columns = []
     for run in runs:
-        tables = []
-        for table in replays(run, calibration, executor, numbers, seed=seed):
-            tables.append(table[list(CHECKED)].to_numpy(np.float64).ravel())
-            progress(f"checking the fit of {run.name}", len(tables), len(numbers))
-        columns.append(np.array(tables).T)
+        tell = partial(progress, f"checking the fit of {run.name}")
+        tables = replays(run, calibration, executor, numbers, seed=seed, progress=tell)
+        columns.append(np.array([table[list(CHECKED)].to_numpy(np.float64).ravel() for table in tables]).T)
     return np.concatenate(columns)
 
 

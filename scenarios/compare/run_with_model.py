@@ -8,9 +8,9 @@ length.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -21,10 +21,11 @@ from scenarios.compare.diagnostics import Evidence
 from scenarios.compare.modes import humps
 from scenarios.compare.repeatability import relative, repeat_errors
 from scenarios.forecast.replicate import described
-from sim.cluster.replay import replay, with_users
+from sim.cluster.replay import with_users
+from sim.executors import IN_PROCESS, Executor, Progress, Tell, silent
 from sim.model.calibration import Calibration, check_suits
 from sim.model.errors import NotEnoughData
-from sim.model.machine import Draw, draw_model
+from sim.replicate import Task, tasks_for
 from sim.results import metrics
 from sim.results.curve import band
 from sim.results.events import alike, between_events, tokens_per_event
@@ -33,32 +34,10 @@ from sim.run import Run
 REPLICATES = 99  # the least at which 5 % and 95 % quantiles of `weibull` lie within the sample with room to spare
 
 
-@dataclass(frozen=True)
-class Replicate:
-    """One replay to be made: picklable, and the same result wherever it is made. `run` need not hold its streams:
-    whether there were any is what `streamed` says."""
-
-    run: Run
-    calibration: Calibration
-    seed: int
-    number: int
-    streamed: bool = True
-
-    def __call__(self) -> pd.DataFrame:
-        """Its metrics and circumstances, one row a rung."""
-        model = draw_model(self.calibration, self.run.server, Draw(self.seed, self.number))
-        again = replay(self.run, model, (self.seed, self.number))
-        table = described(again, model.server)
-        if not self.streamed:  # tokens that nobody saw come count when their answer does, here as there
-            unseen = metrics.table(replace(again, steps=None, step_ends=None))
-            table["output_tokens_per_s"] = unseen["output_tokens_per_s"]
-        return table
-
-
 def forecast_run(
     run: Run,
     calibration: Calibration,
-    executor: Executor,
+    executor: Executor = IN_PROCESS,
     *,
     replicates: int = REPLICATES,
     seed: int = 0,
@@ -69,22 +48,33 @@ def forecast_run(
     `NotTheEngine` where either is not known to be of the engine that is simulated, unless `taken_as` it.
     """
     check_suits(calibration, run.server.engine, taken_as or run.taken_as)
-    return list(replays(run, calibration, executor, range(1, replicates + 1), seed=seed))
+    return replays(run, calibration, executor, range(1, replicates + 1), seed=seed)
 
 
 def replays(
-    run: Run, calibration: Calibration, executor: Executor, numbers: Sequence[int], *, seed: int = 0
-) -> Iterator[pd.DataFrame]:
-    """The replicates of `forecast_run` with these numbers, one after another as they are done."""
+    run: Run,
+    calibration: Calibration,
+    executor: Executor,
+    numbers: Iterable[int],
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[pd.DataFrame]:
+    """The replicates of `forecast_run` with these numbers."""
     # the streams themselves are not asked again, and are nearly all of a run's bulk
     asked = replace(with_users(run), token_times=None, event_tokens=None)
-    streamed = run.token_times is not None
-    tasks = [Replicate(asked, calibration, seed, number, streamed) for number in numbers]
-    return executor.map(_call, tasks, chunksize=max(1, len(tasks) // 16))
+    tasks = tasks_for(asked, calibration, seed, numbers)
+    return executor.run(partial(_described, run.token_times is not None), tasks, progress)
 
 
-def _call(task: Replicate) -> pd.DataFrame:
-    return task()
+def _described(streamed: bool, task: Task, tell: Tell) -> pd.DataFrame:
+    """The metrics and circumstances of a replay, one row a rung."""
+    again = task.run(tell)
+    table = described(again, task.model.server)
+    if not streamed:  # tokens that nobody saw come count when their answer does, here as there
+        unseen = metrics.table(replace(again, steps=None, step_ends=None))
+        table["output_tokens_per_s"] = unseen["output_tokens_per_s"]
+    return table
 
 
 def shared_metrics(run: Run, carried: float = 1.0) -> tuple[list[str], list[str]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import Executor
 
 import msgspec
 import numpy as np
 
 from calibrate.next_measurement import Advice, Question, advise, candidates, longer_window
 from sim.cluster.replay import asked_of
+from sim.executors import Executor
 from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
 from sim.model.files.lengths import read_lengths

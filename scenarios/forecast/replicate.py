@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.executors import Tell, silent
 from sim.model.server import ServerConfig, ceil_block
 from sim.model.steps import DECODE, PREFILL
-from sim.replicate import Task, finished
+from sim.replicate import Task
 from sim.results import metrics, rates
 from sim.run import Run, Rung
 
@@ -19,12 +20,10 @@ Bools = NDArray[np.bool_]
 COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")
 
 
-def replicate(task: Task) -> pd.DataFrame:
+def replicate(task: Task, tell: Tell = silent) -> pd.DataFrame:
     """The metrics of one replicate with long-run rates, one row a rung, with the columns of `circumstances`."""
-    model = task.model()
-    run = task.run()
-    finished()
-    return _described(run, rates.table(run), model.server)
+    run = task.run(tell)
+    return _described(run, rates.table(run), task.model.server)
 
 
 def described(run: Run, server: ServerConfig) -> pd.DataFrame:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import islice
 
@@ -36,13 +35,14 @@ from scenarios.forecast.size import check_size
 from scenarios.forecast.slo import corner, crossing
 from scenarios.forecast.warnings import above, below, luck, reasons, several_patterns, unstable
 from sim.cluster.ladder import check_servable
+from sim.executors import IN_PROCESS, Executor, Progress, silent
 from sim.model.calibration import Calibration, check_suits
 from sim.model.files.lengths import read_lengths
 from sim.model.flags import Flag, unwritten
 from sim.model.machine import draw_model
 from sim.model.scenario import Figure, Scenario
 from sim.model.workload import Workload
-from sim.replicate import Task, each_done
+from sim.replicate import Task, takeoff_factor, tasks_for
 from sim.results import curve, rates
 from sim.run import Run
 
@@ -55,8 +55,6 @@ METRICS = (
 )
 LATENCIES = ("e2e", "ttft", "itl", "tpot", "queue", "in_flight")  # have no value where there is no steady state
 
-Progress = Callable[[float, int], None]
-
 
 def simulate(
     scenario: Scenario,
@@ -64,31 +62,32 @@ def simulate(
     *,
     seed: int = 0,
     replicates: int = REPLICATES,
-    executor: Executor | None = None,
-    progress: Progress = lambda done, total: None,
+    executor: Executor = IN_PROCESS,
+    progress: Progress = silent,
     changes: Sequence[str] = (),
     taken_as: str | None = None,
     flags: Mapping[str, Flag] | None = None,
 ) -> Forecast:
     """Forecast a scenario. The same scenario, calibration and seed give the same forecast, whatever the executor.
 
-    Without an executor (`sim.replicate.processes` makes one) the replicates run here, one after another. `progress`
-    hears how many are done; `changes` are the `--set` options to be recorded. `flags` says where each flag of the
-    server is from, if not all are from the scenario. `NotTheEngine` for a calibration from runs that are not known to
+    `sim.executors.processes` makes an executor of several processes. `progress` hears how many replicates are done;
+    `changes` are the `--set` options to be recorded. `flags` says where each flag of the server is from, if not all are
+    from the scenario. `NotTheEngine` for a calibration from runs that are not known to
     be of the scenario's engine, unless they are `taken_as` it.
     """
     check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
     lengths = read_lengths(scenario.workload)
     check_size(scenario, calibration, replicates, lengths)
     check_servable(scenario, draw_model(calibration, scenario.server, None).server, lengths)  # not first by a worker
-    tasks = [Task(scenario, calibration, seed, number, lengths) for number in range(1, replicates + 1)]
-    tables = list(each_done(replicate, tasks, executor, progress))
+    tasks = tasks_for(scenario, calibration, seed, range(1, replicates + 1), lengths)
+    tables = executor.run(replicate, tasks, progress)
     return summarise(scenario, calibration, tasks, tables, changes, taken_as, flags)
 
 
 def central_run(scenario: Scenario, calibration: Calibration, seed: int = 0) -> Run:
     """Replicate 0, which has the central values of all parameters: a run to look at, down to whose each step is."""
-    return Task(scenario, calibration, seed, 0, read_lengths(scenario.workload)).run(members=True)
+    (task,) = tasks_for(scenario, calibration, seed, [0], read_lengths(scenario.workload))
+    return task.run(members=True)
 
 
 def summarise(
@@ -125,7 +124,8 @@ def summarise(
     knee = corner(knees, first, bends)
     if knee.below:
         knees = [curve.Corner(math.nan, math.nan, True)] * len(knees)
-    onsets = [curve.latency_onset(table, task.takeoff_factor) for task, table in zip(tasks, tables, strict=True)]
+    factors = [takeoff_factor(calibration, *task.seed) for task in tasks]
+    onsets = [curve.latency_onset(table, factor) for table, factor in zip(tables, factors, strict=True)]
     latency_onset = _corner(onsets, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
     warnings += [*several_patterns(scenario, tables), *luck(scenario, rungs, promises)]
     return Forecast(
@@ -220,7 +220,7 @@ def _provenance(calibration: Calibration, tasks: Sequence[Task], changes: Sequen
             name: {"value": p.value, "low": p.low, "high": p.high, "unit": p.unit, "meaning": p.meaning}
             for name, p in islice(calibration.parameters.items(), 40)
         },
-        seed=tasks[0].seed,
+        seed=tasks[0].seed[0],
         replicates=len(tasks),
         changes=[str(change) for change in changes],  # they may know their option, which files do not keep
         software={"servecast": version("servecast"), "python": platform.python_version(), "numpy": np.__version__},

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from scenarios.load.scenario import origin
+from sim.executors import IN_PROCESS, Executor
 from sim.model.calibration import Calibration, read_calibration
 from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
 from sim.model.scenario import Scenario
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, int], None]
 
 
 def calibration_of(
@@ -24,7 +24,7 @@ def calibration_of(
     *,
     sets: Sequence[str] = (),
     seed: int = 0,
-    executor: Executor | None = None,
+    executor: Executor = IN_PROCESS,
     progress: Progress = lambda what, done, total: None,
     known: dict[bytes, Calibration] | None = None,
 ) -> Calibration:
@@ -44,7 +44,7 @@ def fit(
     *,
     sets: Sequence[str] = (),
     seed: int = 0,
-    executor: Executor | None = None,
+    executor: Executor = IN_PROCESS,
     progress: Progress = lambda what, done, total: None,
     known: dict[bytes, Calibration] | None = None,
 ) -> Calibration:
@@ -69,13 +69,13 @@ def fit_published(
     scenario: Scenario,
     *,
     seed: int = 0,
-    executor: Executor | None = None,
+    executor: Executor = IN_PROCESS,
     progress: Progress = lambda what, done, total: None,
 ) -> Calibration:
     """Fit a scenario's published figures; `progress` hears of simulations done."""
     from calibrate.sources.published import SIMULATIONS, calibrate_published
 
-    def tell(done: int) -> None:
+    def tell(done: float) -> None:
         progress("fitting the published figures", done, SIMULATIONS)
 
     return calibrate_published(scenario, seed, executor=executor, progress=tell)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
@@ -44,12 +45,17 @@ class Linear:
 
     def __init__(self, model: str, parameters: Mapping[str, float]):
         self.model, self.parameters = model, dict(parameters)
+
+    @cached_property
+    def line(self) -> Callable[..., Line]:
+        """See `StepTime.line`."""
+        model, parameters = self.model, self.parameters
         coefficients = {name: float(parameters[name]) for name in BASES[model] if parameters.get(name)}
         level = None
         if model.endswith("levels"):
             level = _ByBatch(parameters, coefficients.pop("b1", 0.0))
             coefficients.pop("b0", None)
-        self.line: Callable[..., Line] = _compiled(BASES[model], coefficients, level)
+        return _compiled(BASES[model], coefficients, level)
 
     def __reduce__(self) -> tuple[type[Linear], tuple[str, dict[str, float]]]:
         return Linear, (self.model, self.parameters)

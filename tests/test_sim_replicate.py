@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-
 import numpy as np
 import pandas as pd
 import pytest
+from backwards import Backwards
 
 from scenarios.forecast.replicate import replicate
+from sim.executors import processes
 from sim.model.calibration import Calibration, Noise, Parameter, Source
 from sim.model.machine import Draw
 from sim.model.scenario import Load, Scenario
 from sim.model.server import Bounds, ServerConfig
 from sim.model.workload import Lengths, Workload
-from sim.replicate import MOST, Task, each_done, processes
+from sim.replicate import takeoff_factor, tasks_for
 from sim.results.curve import Corner, band, knee, latency_onset, plateau
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
@@ -34,28 +31,21 @@ SCENARIO = Scenario(
     workload=Workload(prompt_tokens=Lengths(uniform=(10, 500)), output_tokens=Lengths(uniform=(1, 50))),
     load=Load(users=[1, 4, 16], seconds=15.0),
 )
-TASKS = [Task(SCENARIO, CALIBRATION, 7, number) for number in range(5)]
-
-
-def swept(executor: Executor, tasks: list[Task]) -> list[pd.DataFrame]:
-    with executor:
-        return list(executor.map(replicate, tasks))
+TASKS = tasks_for(SCENARIO, CALIBRATION, 7, range(5))
 
 
 def test_results_do_not_depend_on_the_executor_the_jobs_or_the_order() -> None:
     here = [replicate(task) for task in TASKS]
     with processes(2) as pool:
-        spread = list(pool.map(replicate, TASKS))
-    threads = swept(ThreadPoolExecutor(3), TASKS)
-    backwards = swept(ThreadPoolExecutor(1), TASKS[::-1])[::-1]
-    for tables in (spread, threads, backwards):
+        spread = pool.run(replicate, TASKS)
+    for tables in (spread, Backwards().run(replicate, TASKS)):
         for ours, theirs in zip(here, tables, strict=True):
             pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     assert len({float(table["e2e_mean"].iloc[0]) for table in here}) == 5
 
 
 def test_replicate_0_has_the_central_values_and_the_others_draws() -> None:
-    models = [Task(SCENARIO, CALIBRATION, 7, number).model() for number in range(40)]
+    models = [task.model for task in tasks_for(SCENARIO, CALIBRATION, 7, range(40))]
     assert models[0].step_time.parameters["b0"] == 0.03
     assert models[0].server.max_batch_total_tokens == 4500
     decodes = {round(m.step_time.parameters["b0"] / 0.03, 6) for m in models[1:]}
@@ -65,7 +55,7 @@ def test_replicate_0_has_the_central_values_and_the_others_draws() -> None:
     for m in models[1:]:  # one joint draw, not one per parameter
         times = m.step_time.parameters
         assert times["a0"] / 0.02 == pytest.approx(times["b0"] / 0.03)
-    factors = [Task(SCENARIO, CALIBRATION, 7, number).takeoff_factor for number in range(200)]
+    factors = [takeoff_factor(CALIBRATION, 7, number) for number in range(200)]
     assert 1.15 <= min(factors) < 1.2 < 2.4 < max(factors) <= 2.5
 
 
@@ -92,34 +82,6 @@ def test_what_a_replicate_draws_does_not_depend_on_what_it_asks() -> None:
     for stream in ((), (0,), (1,), (2,), (3,), (0, 0), (0, 3)):  # of ladders and replays
         others = [np.random.default_rng([7, number, *stream]).random() for number in range(300)]
         assert abs(np.corrcoef(draws, others)[0, 1]) < 0.2
-
-
-def give_up() -> None:
-    with processes(2) as pool:
-        for _ in pool.map(replicate, TASKS):
-            raise KeyError
-
-
-def test_a_pool_given_up_early_ends() -> None:
-    with pytest.raises(KeyError):
-        give_up()
-
-
-def test_one_process_is_this_one_and_tells_how_far_a_task_is() -> None:
-    told: list[float] = []
-    with processes(1) as here:
-        ours = list(each_done(replicate, TASKS, here, lambda done, total: told.append(done)))
-        assert len(list(here.map(replicate, TASKS))) == len(TASKS)
-    for mine, theirs in zip(ours, map(replicate, TASKS), strict=True):
-        pd.testing.assert_frame_equal(mine, theirs, check_exact=True)
-    assert told == sorted(told)
-    assert told[-1] == len(TASKS)
-    assert any(done != int(done) for done in told)
-
-
-def test_more_processes_than_cores_are_of_no_use() -> None:
-    with processes(10_000) as pool:
-        assert pool._max_workers <= MOST * (os.cpu_count() or 1)  # type: ignore[attr-defined]
 
 
 def test_a_band_is_the_median_and_the_weibull_quantiles_and_covers_nine_in_ten() -> None:
@@ -150,23 +112,3 @@ def test_corners_are_interpolated_between_rungs_and_say_whether_they_were_reache
     assert knee(TABLE, 9.0) == Corner(1.0, 0.1, True)
     assert knee(TABLE, 99.0) == Corner(8.0, 0.3, False)
     assert latency_onset(TABLE, 1.25)[:2] == pytest.approx((2 + 2 / 3 * 1.5, 0.2 + 0.15 * 1.5 / 3))
-
-
-def test_an_abandoned_pool_is_closed_by_one_thread_only():
-    """Two that closed its pipe at once made a Ctrl-C a bug of ours, one time in some hundreds."""
-    closing = []
-
-    def interrupted() -> None:
-        with processes(2) as pool:
-            assert isinstance(pool, ProcessPoolExecutor)
-            reader = pool._call_queue._reader
-            close = reader.close
-            reader.close = lambda: (closing.append(threading.current_thread()), close())
-            assert list(pool.map(abs, range(9))) == list(range(9))  # the workers are there
-            for _ in range(20):
-                pool.submit(time.sleep, 30)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert threading.main_thread() not in closing
