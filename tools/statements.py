@@ -1,4 +1,4 @@
-"""Count Python statements, docstrings excluded, of every package at two commits: `tools/statements.py BEFORE [AFTER]`."""
+"""Count Python statements, docstrings excluded, of every package at two commits."""
 
 from __future__ import annotations
 
