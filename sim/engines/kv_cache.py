@@ -26,9 +26,16 @@ class Run:
         self.blocks = blocks
         self.dead = dead  # nobody will ask for this text again
         self.users = 0
-        self.found: dict[int, Run] | None = None  # where it is found, by its number in the text
+        self.found: Entries | None = None  # where it is found, by its number in the text
         self.number = 0
         self.younger: list[Run] | None = None  # later entries of the same text
+
+
+class Entries(dict[int, Run]):
+    """Where the blocks of a text are found, by their numbers; where several are the same, the oldest."""
+
+    def __init__(self, name: Hashable):
+        self.name = name
 
 
 class Blocks:
@@ -41,7 +48,7 @@ class Blocks:
         self.free = blocks
         self._blank = blocks  # at the front of the list, without an entry
         self._list: OrderedDict[Run, None] = OrderedDict()
-        self._found: dict[Hashable, dict[int, Run]] = {}
+        self._found: dict[Hashable, Entries] = {}
         self._blank_first = blank_first
 
     def take(self, blocks: int) -> None:
@@ -120,7 +127,9 @@ class Blocks:
 
     def enter(self, name: Hashable, first: int, end: int) -> list[Run]:
         """A request's blocks from number `first` to `end` are full: they can be found from now on."""
-        found = self._found.setdefault(name, {})
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = Entries(name)
         blocks = []
         for number in range(first, end):
             block = Run(1)
@@ -158,3 +167,5 @@ class Blocks:
             found[number] = heir
         else:
             del found[number]
+            if not found:
+                del self._found[found.name]

@@ -469,18 +469,24 @@ class Engine:
         return held.prompt + held.received(min(self._seen, held.last - 2))
 
     def _give_back(self, held: Held, computed: int, findable: int) -> None:
-        """Give back the blocks of so many computed tokens."""
-        total = -(-computed // self._size)
+        """Give back the blocks of so many computed tokens, when a request is over or has been preempted."""
+        size, total = self._size, -(-computed // self._size)
         if not self._caching:
             self.blocks.give_back(total, 0)
-        elif held.text:
+            return
+        full, waits = findable // size, held.state == WAITING
+        if waits and not held.text and full > (held.prompt + held.base - 1) // size:
+            # it will not hit the last of these blocks, and computing it again it enters the same text twice
+            held.text = ((0, held.request),)
+            self._count_text(held, 1)
+        if held.text:
             self._enter(held, findable)
             self.blocks.leave(held.blocks, total - len(held.blocks))
             held.blocks = []
-        elif held.state == WAITING:
-            held.parked = self.blocks.park(total - findable // self._size, findable // self._size)
+        elif waits:
+            held.parked = self.blocks.park(total - full, full)
         else:
-            self.blocks.give_back(total - findable // self._size, findable // self._size)
+            self.blocks.give_back(total - full, full)
 
     def _enter(self, held: Held, tokens: int) -> None:
         """So many tokens of a text that others may share can be found from now on, as far as they fill blocks."""
