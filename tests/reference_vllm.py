@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+MOST_STEPS = 20_000  # of a run: more are a loop without end
 Segments = Sequence[tuple[int, Hashable]]  # end (0: none) and name; the name also tells all that stands before
 
 
@@ -244,6 +245,7 @@ class Reference:
                 step.rows.append(Row(job, given[job], before < job.target, before, samples, job.preemptions))
         step.free, step.running, step.waiting = len(self.free), len(self.running), len(self.waiting)
         self.steps.append(step)
+        assert len(self.steps) <= MOST_STEPS
         self._check()
         return step
 

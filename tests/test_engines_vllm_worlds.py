@@ -26,7 +26,7 @@ from sim.model.request import Request
 from sim.steptime.linear import affine
 from sim.steptime.noise import Noise
 
-VERSIONS = ["0.32.0"]
+VERSIONS = ["0.32.0"] * 5 + ["0.25.1", "0.20.2", "0.17.1", "0.14.1", "0.11.2"]  # one of each set of rules
 LENGTH = 100  # of the model
 STEP_TIME = affine(a0=0.5, a1=1 / 64, b0=1.0, b1=1 / 32, b2=1 / 1024)
 LAW = Law(prefill=[0.5, 1.5], decode=[0.8, 1.0, 1.2], drift=0.2, drift_seconds=24.0)
@@ -64,21 +64,24 @@ def world(seed: int, requests: int) -> Recording:
     """Arrivals at an engine with little room; nothing recorded yet."""
     random = Random(seed)
     size, chunked = random.choice([4, 16]), random.random() < 0.8
-    cap = random.choice([0, 0, 1, 8])
+    cap, version, asynchronous = random.choice([0, 0, 1, 8]), random.choice(VERSIONS), random.random() < 0.5
+    newest = version == VERSIONS[0]
+    # before 0.32.0 two requests under priority can take each other's blocks for ever, and drop each other's tokens
+    policies = ["fcfs", "fcfs", "priority"] if newest or not asynchronous else ["fcfs"]
     config: dict[str, Any] = {
         "engine": "vllm",
-        "version": random.choice(VERSIONS),
+        "version": version,
         "max_model_len": LENGTH,
         "max_num_seqs": random.choice([1, 2, 4, 8, 8]),
         "max_num_batched_tokens": random.choice([8, 16, 33, LENGTH, 256] if chunked else [LENGTH, 130]),
         "enable_chunked_prefill": chunked,
         "long_prefill_token_threshold": cap,
-        "long_prefill_token_threshold_adaptive": cap > 0 and random.random() < 0.5,
-        "policy": random.choice(["fcfs", "fcfs", "priority"]),
-        "max_num_active_seqs": random.choice([None] * 7 + [1]),
+        "long_prefill_token_threshold_adaptive": newest and cap > 0 and random.random() < 0.5,
+        "policy": random.choice(policies),
+        "max_num_active_seqs": random.choice([None] * 7 + [1]) if newest else None,
         "scheduler_reserve_full_isl": random.random() < 0.5,
         "watermark": random.choice([0.0, 0.0, 0.1, 0.3]),
-        "async_scheduling": random.random() < 0.5,
+        "async_scheduling": asynchronous,
         "block_size": size,
         "enable_prefix_caching": random.random() < 0.75,
         "num_gpu_blocks": 1 + -(-LENGTH // size) + random.choice([0, 0, 0, 1, 3, 8]),
