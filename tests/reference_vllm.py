@@ -12,8 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-MOST_STEPS = 20_000  # of a run: more are a loop without end
+MOST_STEPS = 5_000  # of a run
 Segments = Sequence[tuple[int, Hashable]]  # end (0: none) and name; the name also tells all that stands before
+
+
+class Livelock(Exception):
+    """Requests preempt each other for ever, as the rules of priority have it of two that are equal."""
 
 
 class Job:
@@ -245,7 +249,8 @@ class Reference:
                 step.rows.append(Row(job, given[job], before < job.target, before, samples, job.preemptions))
         step.free, step.running, step.waiting = len(self.free), len(self.running), len(self.waiting)
         self.steps.append(step)
-        assert len(self.steps) <= MOST_STEPS
+        if len(self.steps) > MOST_STEPS:
+            raise Livelock
         self._check()
         return step
 

@@ -240,6 +240,7 @@ class Replayed:
                 self._until(self.now)
                 continue
             step = self._queue.pop(0)
+            step["work"] = plan.work
             before = {uid: engine.received(r, 0) for uid, r in self.requests.items()}
             end = self.now + self.recording.cost_model.ticks(step["batch"])
             if step["batch"]:

@@ -714,7 +714,7 @@ class Engine:
         hits: list[Run] = []
         number = idle = 0
         if held.parked is not None:
-            number = idle = held.parked.blocks
+            number = idle = min(held.parked.blocks, (known - 1) // size)
         elif held.text and self._caching:
             hits = self._hits(held, (known - 1) // size)
             number, idle = len(hits), blocks.idle(hits)
@@ -740,7 +740,7 @@ class Engine:
         self.running[held] = None
         held.state, held.number, held.computed = PREFILLING, self._admissions, cached
         if held.parked is not None:
-            blocks.claim(held.parked)
+            blocks.claim(held.parked, number)
             held.parked = None
         elif hits:
             blocks.use(hits)
