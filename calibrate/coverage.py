@@ -14,9 +14,9 @@ import numpy as np
 from calibrate.sources import published_priors
 from calibrate.sources.figures import FigureSimulator, Profile, single_user_terms
 from calibrate.sources.published import calibrate_published
+from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import Tell, silent
 from sim.model.scenario import Figure, Scenario
-from sim.model.server import ServerConfig
 from sim.results import rates
 from sim.results.curve import Band, band, latency_onset, plateau
 
@@ -25,7 +25,7 @@ LONG_PROMPTS, LONG_ANSWERS, THIRD = (
     Profile(50, 500, limit=True),
     Profile(300, 100, limit=True),
 )
-SERVER = ServerConfig(max_batch_prefill_tokens=14_000, max_input_length=3_000, max_total_tokens=3_600)
+SERVER = Flags(max_batch_prefill_tokens=14_000, max_input_length=3_000, max_total_tokens=3_600)
 TOP = (64, 128)  # the rungs among which the plateau is looked for
 FORECASTS = 99
 

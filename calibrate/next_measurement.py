@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calibrate.schedule.rules import rules
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration, Noise
 from sim.model.machine import draw_model
@@ -223,7 +224,7 @@ def candidates(question: Question, seen: Sequence[Workload], seconds: float = SE
     """Loads worth considering: the question's own profile, those seen, and ones that tell prompt from answer."""
     asked = question.scenario.workload
     profiles = [asked, *seen]
-    server = question.scenario.server
+    server = rules(question.scenario.server)
     if isinstance(asked.prompt_tokens, int) and isinstance(asked.output_tokens, int):
         prompt, output = asked.prompt_tokens, asked.output_tokens
         room = server.max_total_tokens - output

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sim.engines.catalog import DEFAULT, FLAGS, NAMES, convert, flags_of, identity, of_info
 from sim.model.errors import BadInput
 from sim.model.files.atomic import TEMPORARY, folder_of, in_the_name_of, target_of
 from sim.model.files.document import Document
@@ -33,16 +34,28 @@ from sim.model.files.records import (
     read_requests,
 )
 from sim.model.files.shape import Key, found
-from sim.model.flags import FLAGS, LAUNCH, SCENARIO, TOLD, Flag, flags, in_words, launched_by, told_by, untold
-from sim.model.identity import SIMULATED, SOURCES, Identity, check_engine, identity, is_engine, named, of_info
+from sim.model.flags import (
+    LAUNCH,
+    MOST,
+    SCENARIO,
+    Flag,
+    check_sizes,
+    flags,
+    in_words,
+    launched_by,
+    names,
+    told_by,
+    untold,
+)
+from sim.model.identity import SOURCES, Identity, check_engine, is_engine, named
 from sim.model.requests import Requests, request_records
-from sim.model.scenario import Scenario, lenient, relocated
-from sim.model.server import Bounds, ServerConfig
+from sim.model.scenario import Load, Machine, Scenario, relocated
+from sim.model.server import EngineFlags
 from sim.model.steps import read_steps, step_records
 from sim.model.text import shortened_name
+from sim.model.workload import Workload
 
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
-_MOST = 2**53  # that a float counts exactly
 _LONGEST = 1e8  # s that a rung may take: three years
 _MOST_USERS, _MOST_RATE = 10**8, 1e8  # more than any load generator makes
 _LATE = 1e6  # s: no ladder waits for days; a clock of the wall was taken for the run's
@@ -125,7 +138,7 @@ class Run:
     @property
     def known(self) -> bool:
         """Whether its server is known to be of the engine that its scenario's flags are for."""
-        return is_engine(self.engine, self.scenario.server.engine)
+        return is_engine(self.engine, self.scenario.server.declared)
 
     @property
     def flags(self) -> dict[str, Flag]:
@@ -133,22 +146,27 @@ class Run:
         if not self.known and self.taken_as is None:
             return {}
         written = [name for name, flag in self.scenario.flags.items() if flag.source == SCENARIO]
-        return flags(self.scenario.server, written, told_by(self.info), self.launched)
+        return flags(self.scenario.server, written, self._told, self.launched)
 
     @property
-    def server(self) -> ServerConfig:
-        """The scenario's server, with what the real one said of itself at `/info` where it did, and it can be.
+    def server(self) -> EngineFlags:
+        """The scenario's server, with what the real one said of itself where it did, and it can be.
 
         Raises `NotTheEngine` where the server is not known to be of that engine, and the user does not take it for it.
         """
         server = self.scenario.server
-        check_engine(self.engine, server.engine, self.taken_as, f"the server of {self.name}", self.path)
-        return msgspec.structs.replace(server, **self.launched | told_by(self.info))
+        check_engine(self.engine, server.declared, self.taken_as, f"the server of {self.name}", self.path)
+        found: EngineFlags = msgspec.structs.replace(server, **self.launched | self._told)  # type: ignore[type-var]
+        return found
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return told_by(type(self.scenario.server), self.info)
 
     @property
     def untold(self) -> list[str]:
         """A warning for each decisive flag that the server did not tell and its launch command does not show."""
-        return untold(self.flags)
+        return untold(self.flags, self.scenario.server.declared)
 
     @property
     def assumptions(self) -> list[str]:
@@ -196,14 +214,14 @@ def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda don
         before += file.stat().st_size
     requests, times, carried = read.table(warnings)
     steps, ends = read_steps(path, warnings)
-    engine, launched = _engine(document), _launched(document)
+    engine = _engine(document)
     try:
-        scenario = relocated(lenient(_its_server(head, path, engine)), path, Path())
+        scenario = relocated(_scenario(_its_server(head, path)), path, Path())
     except msgspec.ValidationError as e:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
-    _check_server(document, scenario.server)
-    warnings += _not_told(head.get("info"))
+    check_sizes(scenario.server, lambda key, message: document.fail(("scenario", "server", *key), message))
+    warnings += _not_told(scenario.server, head.get("info"))
     return Run(
         kind=head.get("kind", "measured"),
         name=shortened_name(head.get("name", path.name)),
@@ -222,8 +240,30 @@ def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda don
         warnings=warnings + list(head.get("warnings") or []),
         path=path,
         engine=engine,
-        launched=launched,
+        launched=_launched(document, type(scenario.server)),
     )
+
+
+def taken_as(run: Run, engine: str, like: Scenario | None = None) -> Run:
+    """The run with its server taken for `engine`; unchanged where it is known to be of it.
+
+    Flags are those of the scenario `like`, else what the run's own scenario says of its server, else defaults. Limits
+    that nobody gave are widened to what the server was seen to accept.
+    """
+    if run.known and run.scenario.server.engine == engine:
+        return run
+    asked = like or run.scenario
+    if asked.server.engine != engine:
+        asked = msgspec.structs.replace(asked, server=flags_of(engine)(), written=[])
+    written = [name for name, flag in asked.flags.items() if flag.source == SCENARIO]
+    given = {*written, *told_by(type(asked.server), run.info), *run.launched}
+    requests = run.requests[run.requests["status"] != "validation"]
+    longest = int(requests["prompt_tokens"].max()) if len(requests) else 0
+    total = int((requests["prompt_tokens"] + requests["max_new_tokens"]).max()) if len(requests) else 0
+    users = max((rung.users or 0 for rung in run.rungs), default=0)
+    server = asked.server.widened(longest, total, users, given)
+    scenario = msgspec.structs.replace(run.scenario, server=server, written=written)
+    return replace(run, scenario=scenario, taken_as=engine)
 
 
 def _engine(document: Document) -> Identity | None:
@@ -246,36 +286,52 @@ def _engine(document: Document) -> Identity | None:
             raise document.fail(("engine", "source"), f"expected one of {', '.join(SOURCES)}, found {said['source']!r}")
         return identity(said["name"], said["source"], said.get("version"))
     server = (head.get("scenario") or {}).get("server")
-    asked = server.get("engine", SIMULATED[0]) if isinstance(server, dict) else SIMULATED[0]
+    asked = server.get("engine", DEFAULT) if isinstance(server, dict) else DEFAULT
     if not isinstance(asked, str):
         return None  # the scenario is complained about elsewhere
     if head.get("kind") == "simulated":
         return identity(asked, "scenario")
     told = of_info(head.get("info"))
-    if told is not None or asked in SIMULATED:
+    if told is not None or asked in NAMES:
         return told
     return identity(asked, "scenario", server.get("version") if isinstance(server, dict) else None)
 
 
-def _launched(document: Document) -> dict[str, Any]:
+def _launched(document: Document, kind: type[EngineFlags]) -> dict[str, Any]:
     """The flags that a run's server was launched with, as far as they are on record."""
     head = document.values
     container, recorded = head.get("container"), head.get("flags")
     if isinstance(recorded, dict):
         said = {k: v for k, v in recorded.items() if isinstance(v, dict) and v.get("source") == LAUNCH}
-        return launched_by([f"--{name}={flag.get('value')}" for name, flag in said.items()])
+        return launched_by(kind, [f"--{name}={flag.get('value')}" for name, flag in said.items()])
     argv = container.get("argv") if isinstance(container, dict) else None
-    return launched_by([str(word) for word in argv]) if isinstance(argv, list) else {}
+    return launched_by(kind, [str(word) for word in argv]) if isinstance(argv, list) else {}
 
 
-def _its_server(head: dict[str, Any], path: Path, engine: Identity | None) -> dict[str, Any]:
+def _scenario(raw: dict[str, Any]) -> Scenario:
+    """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
+    nested = {"workload": Workload, "load": Load, "machine": Machine}
+    known = {key: _known(value, nested.get(key)) for key, value in _known(raw, Scenario).items()}
+    server = known.get("server", {})
+    if isinstance(server, dict):
+        engine = server.get("engine", DEFAULT)
+        known["server"] = {"engine": engine} | _known(server, flags_of(engine))
+    return msgspec.convert(known, Scenario, dec_hook=convert)
+
+
+def _known(raw: Any, kind: type | None) -> Any:
+    fields = getattr(kind, "__struct_fields__", ())
+    return {k: v for k, v in raw.items() if k in fields} if fields and isinstance(raw, dict) else raw
+
+
+def _its_server(head: dict[str, Any], path: Path) -> dict[str, Any]:
     """A run's scenario with the flags that are of an engine of ours, and which of them a person wrote.
 
     In runs of before that was recorded it is not told from a default: what is there counts as written.
     """
     scenario = dict(head.get("scenario") or {"name": head.get("name", path.name)})
     server, recorded = scenario.get("server"), head.get("flags")
-    if isinstance(server, dict) and server.get("engine", SIMULATED[0]) not in SIMULATED:
+    if isinstance(server, dict) and server.get("engine", DEFAULT) not in NAMES:
         del scenario["server"]
         server = None
     if not isinstance(server, dict):
@@ -285,7 +341,7 @@ def _its_server(head: dict[str, Any], path: Path, engine: Identity | None) -> di
     written = list(server)
     if isinstance(recorded, dict):
         written = [name for name, flag in recorded.items() if isinstance(flag, dict) and flag.get("source") == SCENARIO]
-    return scenario | {"written": [name for name in FLAGS if name in written]}
+    return scenario | {"written": [name for name in names(FLAGS[server.get("engine", DEFAULT)]) if name in written]}
 
 
 def _latest(rungs: Sequence[Rung]) -> float:
@@ -318,25 +374,12 @@ def _check_order(document: Document, rungs: Sequence[Rung]) -> None:
             raise document.fail(("rungs", i, "rate"), f"expected 0 to {_MOST_RATE:.0f} requests/s, found {rung.rate}")
 
 
-def _check_server(document: Document, server: ServerConfig) -> None:
-    """What the embedded scenario says of the server can be: nothing of it is zero or less."""
-    budget = server.max_batch_total_tokens
-    sizes = {name: getattr(server, name) for name in (*TOLD, "max_batch_prefill_tokens")}
-    sizes["max_batch_total_tokens"] = budget.low if isinstance(budget, Bounds) else budget
-    least = {"waiting_served_ratio": 0.0}
-    for name, value in sizes.items():
-        if value is not None and not least.get(name, 1.0) <= value <= _MOST:
-            raise document.fail(
-                ("scenario", "server", name), f"expected {least.get(name, 1.0):g} or more, found {value:g}"
-            )
-
-
-def _not_told(info: dict[str, Any] | None) -> list[str]:
+def _not_told(server: EngineFlags, info: dict[str, Any] | None) -> list[str]:
     """A warning for every flag that a server is said to have told and that cannot be."""
     found = []
-    for name in TOLD:
+    for name in server.declared.told:
         value = (info or {}).get(name)
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _MOST):
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST):
             continue
         found.append(f"the server told {name} {value!r}, which cannot be: the scenario's is taken")
     return found
@@ -421,7 +464,7 @@ def plain_scenario(scenario: Scenario, engine: Identity | None) -> dict[str, Any
     """A scenario as `run.json` has it: with a server only if the run's is known to be of its engine. Which flags were
     written is told by `flags`."""
     plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(scenario, written=msgspec.UNSET))
-    if not is_engine(engine, scenario.server.engine):
+    if not is_engine(engine, scenario.server.declared):
         del plain["server"]
     return plain
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from measure.ladder.session import measure
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 from sim.run import Run, read_run
@@ -18,6 +19,7 @@ from sim.run import Run, read_run
 
 def scenario(name: str = "small", prompt: int = 60, output: int = 20, **load: Any) -> Scenario:
     return Scenario(
+        server=Flags(),
         name=name,
         workload=Workload(prompt_tokens=prompt, output_tokens=output),
         load=Load(**{"users": [1, 3], "spawn_rate": 20.0, "seconds": 1.0} | load),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.model.server import ServerConfig
+from sim.engines.tgi_0_9_4 import Flags
 from sim.steptime.linear import StepTime
 from sim.steptime.noise import Noise
 
@@ -30,7 +30,7 @@ class Arrival:
 class World:
     """A server, its step times, and what arrives; uids are positions in `arrivals`."""
 
-    config: ServerConfig
+    config: Flags
     step_time: StepTime
     arrivals: list[Arrival]
     noise: tuple[object, int] | None = None  # calibration.Noise and a seed

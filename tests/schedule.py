@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 
 from sim.cluster.clock import Clock
+from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
+from sim.engines import tgi_0_9_4
 from sim.engines.tgi_0_9_4 import Engine
 from sim.model.request import Request
-from sim.model.server import BLOCK, ServerConfig
 from sim.model.steps import Call
 from sim.steptime.linear import Line
 from sim.steptime.work import NOTHING, StepWork
@@ -33,7 +34,7 @@ class Flags(msgspec.Struct, frozen=True):
     max_batch_total_tokens: int
     max_waiting_tokens: int
     requires_padding: bool
-    block_size: int = BLOCK
+    block_size: int = tgi_0_9_4.BLOCK
 
 
 class TickTime(msgspec.Struct, frozen=True):
@@ -114,8 +115,8 @@ def read_witnesses(path: Path) -> list[Witness]:
             witnesses.append(msgspec.json.decode(line, type=Witness))
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
             raise BadSchedules(f"{path}:{number}: not a schedule witness ({e})") from e
-        if witnesses[-1].config.block_size != BLOCK:
-            raise BadSchedules(f"{path}:{number}: config.block_size: expected {BLOCK}, the constant of 0.9.4")
+        if witnesses[-1].config.block_size != tgi_0_9_4.BLOCK:
+            raise BadSchedules(f"{path}:{number}: config.block_size: expected {tgi_0_9_4.BLOCK}, the constant of 0.9.4")
     if not witnesses:
         raise BadSchedules(f"{path}: no schedule witnesses in it; expected JSON lines")
     return witnesses
@@ -146,7 +147,7 @@ def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
     def leave(r: Request) -> None:
         if r.status == "" and r.queued == r.queued:
             outcome[r.id] = "client_dropped"
-            replica.cancel(r)
+            front.cancel(r)
 
     def ended(r: Request) -> None:
         outcome[r.id] = {"ok": "ok", "overloaded": "429"}[r.status]
@@ -156,16 +157,15 @@ def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
 
     clock = Clock()
     flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
-    config = ServerConfig(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
-    replica = Replica(
-        clock, Engine(config), witness.cost_model, ended, on_call=record, permits=config.max_concurrent_requests
-    )
+    config = tgi_0_9_4.Flags(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
+    front = FrontEnd(clock, ended, config.permits)
+    front.replica = Replica(clock, Engine(config), witness.cost_model, front.ended, on_call=record)
     # at one instant clients leave first, then requests arrive, then the router acts
     for a in witness.arrivals:
         if a.client_drop_t is not None:
             due(a.client_drop_t, leave, requests[a.uid])
     for a in witness.arrivals:
-        due(a.t, replica.submit, requests[a.uid])
+        due(a.t, front.submit, requests[a.uid])
     clock.run()
     fates = {
         uid: Fate(outcome.get(uid, "still there"), None if r.queued != r.queued else int(r.queued), tokens[uid])

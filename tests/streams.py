@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from sim.cluster.testbed import Bench
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.identity import Identity
 from sim.model.machine import Model
 from sim.model.request import Request
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.steps import Call
 from sim.model.workload import Lengths, Sampler, Workload
 from sim.run import Run, Rung
@@ -24,7 +24,7 @@ from sim.steptime.linear import step_time
 TRUTH = {
     "a0": 0.010, "a1": 1.28e-4, "a2": 7e-10, "b0": 0.0163, "b1": 9e-5, "b2": 1e-7, "c0": 7e-4, "f0": 1.7e-3, "f1": 1e-5,
 }  # fmt: skip
-SERVER = ServerConfig(
+SERVER = Flags(
     max_batch_prefill_tokens=14000, max_batch_total_tokens=36000, max_input_length=3000, max_total_tokens=3600
 )
 TGI = Identity(name="tgi", version="0.9.4", source="server")
@@ -50,7 +50,7 @@ def observe(
     *,
     seconds: float = 20.0,
     truth: dict[str, float] | None = None,
-    server: ServerConfig = SERVER,
+    server: Flags = SERVER,
     noise: Noise | None = None,
     clocks: Clocks = CLOCKS,
     jitter: float = 0.0,

@@ -12,9 +12,9 @@ from streams import lengths, observe
 
 from calibrate.schedule.cross_check import cross_check
 from calibrate.schedule.rebuild import rebuild
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
-from sim.model.server import ServerConfig
 from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
@@ -197,7 +197,7 @@ def test_counters_of_a_server_started_anew_are_counted_from_there(tmp_path):
 
 
 def _run(times: list[np.ndarray], prompt: list[int], sent: list[float]) -> Run:
-    seen = observe([1], lengths(10, 2), seconds=0.5, server=ServerConfig(max_batch_total_tokens=36000)).run
+    seen = observe([1], lengths(10, 2), seconds=0.5, server=Flags(max_batch_total_tokens=36000)).run
     requests = seen.requests.iloc[[0] * len(times)].reset_index(drop=True)
     requests["user"] = range(len(times))
     requests["prompt_tokens"] = prompt

@@ -12,7 +12,7 @@ from calibrate.schedule.rebuild import rebuild
 from calibrate.schedule.token_budget import AdmissionEvidence, budget_bounds, fit_budget, known_budget
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import compare, forecast_run
-from sim.model.server import ServerConfig
+from sim.engines.tgi_0_9_4 import Flags
 from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
@@ -82,8 +82,8 @@ def test_a_server_that_pads_and_never_bound_has_the_routers_default():
 
 
 def test_of_several_servers_the_budget_is_what_any_of_them_may_have():
-    small = ServerConfig(max_batch_prefill_tokens=1024, max_input_length=512, max_total_tokens=1000)
-    large = ServerConfig(max_batch_prefill_tokens=8192, max_concurrent_requests=64)
+    small = Flags(max_batch_prefill_tokens=1024, max_input_length=512, max_total_tokens=1000)
+    large = Flags(max_batch_prefill_tokens=8192, max_concurrent_requests=64)
     assert budget_bounds([small], 300) == (1024, 128 * 1024)  # 1,008 in whole blocks, and one more for the answer's own
     assert budget_bounds([small, large], 2000) == (2000, 64 * 2064)
     assert budget_bounds([large], 300) == (8192, 64 * 2064)

@@ -65,8 +65,8 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"engine": {"name": "tgi", "version": "0.9.3", "source": "server"}}, "tgi 0.9.3"),
         ({"info": {"model_id": "m", "version": "1.0.3"}}, "tgi 1.0.3"),
         (
-            {"info": None, "scenario": {"name": "x", "server": {"engine": "vllm-v1", "version": "0.32.0"}}},
-            "vllm-v1 0.32",
+            {"info": None, "scenario": {"name": "x", "server": {"engine": "sglang-0.4", "version": "0.4.1"}}},
+            "sglang-0.4 0.4.1",
         ),
     ],
 )

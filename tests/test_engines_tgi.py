@@ -7,18 +7,17 @@ import pytest
 from reference import Arrival, Reference, World
 from worlds import jump
 
-from sim.engines.tgi_0_9_4 import Engine
+from sim.engines.tgi_0_9_4 import Engine, Flags
 from sim.model.request import Request
-from sim.model.server import ServerConfig
 from sim.steptime.linear import affine
 
 PRINTED = affine(a0=20.0, a1=0.01, b0=40.0)  # the traces of §3.3, in ms: a prefill takes 20 and 1 per 100 tokens
-SERVER = ServerConfig(
+SERVER = Flags(
     max_batch_prefill_tokens=14000, max_batch_total_tokens=500000, max_input_length=10000, max_total_tokens=20000
 )
 
 
-def calls(arrivals: list[Arrival], config: ServerConfig = SERVER) -> list[tuple[str, float, float, int]]:
+def calls(arrivals: list[Arrival], config: Flags = SERVER) -> list[tuple[str, float, float, int]]:
     return [(op, start, end, len(uids)) for op, start, end, uids, _ in jump(World(config, PRINTED, arrivals)).calls]
 
 
@@ -44,7 +43,7 @@ def test_one_arrival_beside_eight_waits_for_19_decodes_and_a_later_one_for_none(
 
 
 def test_who_does_not_fit_keeps_the_smaller_ones_behind_waiting() -> None:
-    config = ServerConfig(max_batch_prefill_tokens=160, max_batch_total_tokens=320, max_waiting_tokens=1)
+    config = Flags(max_batch_prefill_tokens=160, max_batch_total_tokens=320, max_waiting_tokens=1)
     big = Arrival(1.0, 160, 100, 100)
     history = jump(World(config, PRINTED, [Arrival(0.0, 100, 20, 20), big, Arrival(2.0, 16, 1, 1)]))
     prefills = [(start, uids) for op, start, _, uids, _ in history.calls if op == "prefill"]
@@ -53,7 +52,7 @@ def test_who_does_not_fit_keeps_the_smaller_ones_behind_waiting() -> None:
 
 
 def test_a_head_too_big_to_fit_that_leaves_lets_the_next_be_seen_at_the_next_boundary() -> None:
-    config = ServerConfig(max_batch_prefill_tokens=160, max_batch_total_tokens=320, max_waiting_tokens=1)
+    config = Flags(max_batch_prefill_tokens=160, max_batch_total_tokens=320, max_waiting_tokens=1)
     arrivals = [Arrival(0.0, 100, 100, 100), Arrival(1.0, 160, 100, 100, leaves=500.0), Arrival(2.0, 16, 1, 1)]
     history = jump(World(config, PRINTED, arrivals))
     first_boundary = min(end for op, _, end, _, _ in history.calls if op == "decode" and end >= 500.0)
@@ -65,7 +64,7 @@ def test_reserved_and_live_use_differ_by_a_block_that_is_handed_back() -> None:
     # 17 + 17: reserved 32 + 32, live 16·ceil(33/16) = 48. Beside one of them, 64 more fit into 112 but not into 111.
     arrivals = [Arrival(0.0, 17, 17, 17), Arrival(1.0, 17, 17, 17)]
     for budget, running in ((112, 2), (111, 1)):
-        config = ServerConfig(max_batch_prefill_tokens=64, max_batch_total_tokens=budget, max_waiting_tokens=0)
+        config = Flags(max_batch_prefill_tokens=64, max_batch_total_tokens=budget, max_waiting_tokens=0)
         history = jump(World(config, PRINTED, arrivals))
         assert max(len(uids) for _, _, _, uids, _ in history.calls) == running
 
@@ -73,7 +72,7 @@ def test_reserved_and_live_use_differ_by_a_block_that_is_handed_back() -> None:
 @pytest.mark.parametrize(("ratio", "size"), [(0.7, 90), (0.7, 170), (1.3, 90), (1.3, 170)])
 def test_the_ratio_is_taken_in_float32(ratio: float, size: int) -> None:
     wanted = int(np.floor(np.float32(size) * np.float32(ratio)))
-    config = ServerConfig(
+    config = Flags(
         max_batch_prefill_tokens=100_000,
         max_batch_total_tokens=100_000,
         waiting_served_ratio=ratio,
@@ -95,7 +94,7 @@ def test_float32_matters_at_these_sizes() -> None:
 
 
 def test_429_comes_before_422_and_a_422_holds_no_permit() -> None:
-    config = ServerConfig(max_batch_total_tokens=500, max_concurrent_requests=1, max_input_length=10)
+    config = Flags(max_batch_total_tokens=500, max_concurrent_requests=1, max_input_length=10)
     too_long = Arrival(5.0, 11, 1, 1)
     history = jump(
         World(config, PRINTED, [Arrival(0.0, 10, 1, 1), too_long, Arrival(100.0, 11, 1, 1), Arrival(100.0, 10, 1, 1)])

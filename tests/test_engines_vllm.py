@@ -63,7 +63,7 @@ def test_the_end_of_the_cache_ends_a_plan_and_then_preempts() -> None:
 
 def test_of_equal_priority_the_one_that_came_first_goes_first() -> None:
     clock, ended = Clock(), []
-    flags = Flags(scheduling_policy="priority", max_num_seqs=1, async_scheduling=False)
+    flags = Flags(scheduling_policy="priority", max_num_seqs=1, async_scheduling=False, num_gpu_blocks=2000)
     replica = Replica(clock, Engine(flags), affine(a0=1.0, b0=1.0), ended.append)
     for uid, at in ((3, 0.0), (2, 0.5), (10, 1.0)):  # the first runs when the others come; as text "10" < "2"
         clock.call(at, replica.submit, Request(uid, 10, 5, 5))

@@ -10,12 +10,12 @@ from scipy import stats
 
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
+from sim.engines import tgi_0_9_4
 from sim.engines.engine import Engine
 from sim.engines.tgi_0_9_4 import Engine as Tgi
 from sim.engines.vllm_v1 import Engine as Vllm
 from sim.engines.vllm_v1 import Flags
 from sim.model.request import Request
-from sim.model.server import ServerConfig
 from sim.steptime.linear import Linear, affine
 from sim.steptime.work import StepWork
 
@@ -126,7 +126,7 @@ def test_chunking_bounds_the_gaps_of_running_chats_and_makes_the_prompt_wait(asy
 
 
 def test_tgi_makes_running_chats_wait_for_a_whole_prompt() -> None:
-    config = ServerConfig(
+    config = tgi_0_9_4.Flags(
         max_batch_prefill_tokens=8192, max_batch_total_tokens=50_000, max_input_length=8000, max_total_tokens=8192
     )
     gap, _, _ = beside_a_long_prompt(Tgi(config))

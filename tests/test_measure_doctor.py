@@ -9,6 +9,7 @@ import pytest
 from servers import quick_calibration, standin
 
 from measure.server.doctor import Finding, diagnose
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Launch, Load, Scenario
 from sim.model.workload import Workload
 
@@ -18,7 +19,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def scenario(prompt: int = 100, **more: object) -> Scenario:
-    return Scenario(name="x", workload=Workload(prompt_tokens=prompt, output_tokens=10), **more)  # type: ignore[arg-type]
+    return Scenario(server=Flags(), name="x", workload=Workload(prompt_tokens=prompt, output_tokens=10), **more)  # type: ignore[arg-type]
 
 
 def test_without_docker_a_launch_cannot_be_and_a_url_does_not_care(

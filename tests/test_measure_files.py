@@ -14,6 +14,7 @@ from measure.journal import Journal
 from measure.loadgen.messages import Report
 from measure.server.cross_check import by_metrics, by_streams, disagreements
 from measure.server.exposition import Exposition, parse
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
 from sim.model.files.json_lines import Lines
 from sim.model.scenario import Load, Scenario
@@ -21,7 +22,10 @@ from sim.model.workload import Lengths, Workload
 from sim.run import read_run
 
 SCENARIO = Scenario(
-    name="j", workload=Workload(prompt_tokens=Lengths(uniform=(5, 9)), output_tokens=3), load=Load(users=[1])
+    server=Flags(),
+    name="j",
+    workload=Workload(prompt_tokens=Lengths(uniform=(5, 9)), output_tokens=3),
+    load=Load(users=[1]),
 )
 
 

@@ -23,6 +23,7 @@ from measure.deadline import Deadline
 from measure.ladder.generator import free_port
 from measure.ladder.session import measure
 from measure.server.endpoint import Answer, Endpoint
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Columns, Lengths, RequestFile, Workload, arrival_gaps
 from sim.run import read_run
@@ -182,7 +183,7 @@ def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp
     file.write_text("".join(json.dumps({"at": t, "in": p, "out": o}) + "\n" for t, p, o in rows))
     columns = Columns(time="at", prompt_tokens="in", output_tokens="out")
     trace = RequestFile(file=str(file), columns=columns, time_unit="ms", compress=2)
-    s = Scenario(name="trace", workload=Workload(trace=trace), load=Load(trace=True, settle=0.1))
+    s = Scenario(server=Flags(), name="trace", workload=Workload(trace=trace), load=Load(trace=True, settle=0.1))
     run, _ = climb(s, server[0].url, tmp_path / "run")
     got = run.requests.sort_values(["scheduled", "id"])
     assert got["prompt_tokens"].tolist() == [10, 20, 30, 40]
@@ -193,7 +194,7 @@ def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp
 
 def test_a_ladder_that_is_not_listed_goes_as_far_as_the_servers_permits(calibration: Path, tmp_path: Path) -> None:
     load = Load(spawn_rate=20.0, max_seconds=1.5)  # no users, no seconds: both are found on the way
-    s = Scenario(name="found", workload=Workload(prompt_tokens=60, output_tokens=20), load=load)
+    s = Scenario(server=Flags(), name="found", workload=Workload(prompt_tokens=60, output_tokens=20), load=load)
     with standin("--calibration", str(calibration), "--max-concurrent-requests", "2") as process:
         run, _ = climb(s, process.url, tmp_path / "run")
     assert [r.users for r in run.rungs] == [1, 2]
@@ -217,7 +218,7 @@ def test_a_budget_bounds_the_ladder_in_the_middle_of_a_rung(server: tuple[Standi
 
 def test_lengths_from_any_workload(server: tuple[Standin, Path], tmp_path: Path) -> None:
     work = Workload(prompt_tokens=Lengths(uniform=(10, 60)), output_tokens=5, max_new_tokens=Lengths(uniform=(5, 9)))
-    s = Scenario(name="mixed", workload=work, load=Load(users=[2], spawn_rate=20.0, seconds=1.0))
+    s = Scenario(server=Flags(), name="mixed", workload=work, load=Load(users=[2], spawn_rate=20.0, seconds=1.0))
     run, _ = climb(s, server[0].url, tmp_path / "run")
     assert run.requests["prompt_tokens"].between(10, 60).all() and run.requests["prompt_tokens"].nunique() > 5
     ok = run.requests[run.requests["status"] == "ok"]

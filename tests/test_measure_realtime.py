@@ -12,9 +12,8 @@ from schedule import Witness
 
 from measure.server.exposition import Exposition
 from measure.standin.realtime import Server
-from sim.engines.tgi_0_9_4 import Engine
+from sim.engines.tgi_0_9_4 import Engine, Flags
 from sim.model.request import Request
-from sim.model.server import ServerConfig
 
 
 class Ticket:
@@ -78,7 +77,7 @@ class Ticking(Server):
 
 def test_engine_schedule_of_the_real_router(witness: Witness, tmp_path: Path) -> None:
     flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
-    config = ServerConfig(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
+    config = Flags(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
     exposition = Exposition(1024, 2048)
     engine = Ticking(Engine(config), witness.cost_model, exposition, config.max_concurrent_requests, tmp_path)
     tickets = engine.follow(witness)

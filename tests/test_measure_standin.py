@@ -18,9 +18,9 @@ from servers import Standin, quick_calibration, reset, standin
 from measure.server.exposition import parse
 from measure.standin.faults import Faults, parse_faults
 from measure.standin.tgi_validation import Body, Parameters, Refused, prompt_length
-from sim.model.server import ServerConfig
+from sim.engines.tgi_0_9_4 import Flags
 
-SERVER = ServerConfig(max_batch_total_tokens=20000)
+SERVER = Flags(max_batch_total_tokens=20000)
 
 
 @pytest.fixture(scope="module")

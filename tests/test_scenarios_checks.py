@@ -102,12 +102,12 @@ BAD = {
     "zero-size": (
         "max_batch_prefill_tokens",
         "  max_batch_prefill_tokens: 0",
-        ":4: server.max_batch_prefill_tokens: expected more than 0, found 0",
+        ":4: server.max_batch_prefill_tokens: expected 1 or more, found 0",
     ),
     "negative-size": (
         "max_input_length",
         "  max_input_length: -1",
-        ":6: server.max_input_length: expected more than 0, found -1",
+        ":6: server.max_input_length: expected 1 or more, found -1",
     ),
     "negative-ratio": (
         "max_input_length",
@@ -122,7 +122,7 @@ BAD = {
     "no-permits": (
         "max_input_length",
         "  max_concurrent_requests: 0",
-        ":6: server.max_concurrent_requests: expected more than 0, found 0",
+        ":6: server.max_concurrent_requests: expected 1 or more, found 0",
     ),
     # the server's own rules
     "engine": (

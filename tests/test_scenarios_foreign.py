@@ -19,10 +19,9 @@ from calibrate.schedule.rebuild import rebuild
 from scenarios.cli.main import status
 from scenarios.importers.detect import import_results
 from sim.cluster.replay import lanes
-from sim.model.assume import taken_as
 from sim.model.errors import BadInput
 from sim.results.metrics import table
-from sim.run import read_run, write_run
+from sim.run import read_run, taken_as, write_run
 
 SAMPLES = Path(__file__).parent / "samples"
 NUMBER = r"([\d.,]+)"

@@ -7,10 +7,10 @@ import pytest
 
 from sim.cluster.clients import Delays
 from sim.cluster.ladder import climb
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, Workload
 from sim.steptime.linear import affine
 
@@ -28,9 +28,9 @@ def test_every_request_is_sent_then_seen_to_begin_then_seen_to_end() -> None:
         uplink=Delay(quantiles=[0.0, 0.2]), downlink=Delay(quantiles=[0.0, 0.3]), turnaround=Delay(quantiles=[0.0, 0.1])
     )
     workload = Workload(prompt_tokens=Lengths(uniform=(1, 300)), output_tokens=Lengths(uniform=(1, 5)))
-    server = ServerConfig(max_batch_total_tokens=2000)
+    server = Flags(max_batch_total_tokens=2000)
     step_time = affine(a0=0.01, a1=1e-4, b0=0.02)
-    scenario = Scenario(name="seen", workload=workload, load=Load(users=[6], seconds=200.0))
+    scenario = Scenario(server=Flags(), name="seen", workload=workload, load=Load(users=[6], seconds=200.0))
     requests = climb(scenario, Model(step_time, server, Noise(), clocks), (1, 0)).requests
     ok = requests[requests["status"] == "ok"]
     assert len(ok) > 500

@@ -13,17 +13,17 @@ from sim.cluster.clients import Patience
 from sim.cluster.ladder import climb
 from sim.cluster.replay import patience_of, replay, with_users
 from sim.cluster.testbed import Bench
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.errors import BadInput, CannotFit
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, RequestLengths, Sampler, Workload
 from sim.results import metrics
 from sim.run import Run, Rung
 from sim.steptime.linear import affine
 
-SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
+SERVER = Flags(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
 STEP_TIME = affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)
 MODEL = Model(STEP_TIME, SERVER)
 FIXED = Workload(prompt_tokens=100, output_tokens=20)
@@ -31,7 +31,7 @@ SPREAD = Workload(prompt_tokens=Lengths(uniform=(10, 900)), output_tokens=Length
 
 
 def closed(users: list[int], workload: Workload = FIXED, **load: float) -> Scenario:
-    return Scenario(name="closed", workload=workload, load=Load(users=users, **load))
+    return Scenario(server=Flags(), name="closed", workload=workload, load=Load(users=users, **load))
 
 
 def test_one_user_sees_a_prefill_and_its_decodes() -> None:
@@ -167,12 +167,17 @@ def test_who_gives_up_in_a_recording_gives_up_in_its_replay_after_as_long(patien
 
 def test_open_loop_requests_come_at_their_rate_whatever_the_answers() -> None:
     load = Load(rate=[2.0, 5.0], seconds=400.0, settle=10.0)
-    run = climb(Scenario(name="open", workload=FIXED, load=load), MODEL, (1, 0))
+    run = climb(Scenario(server=Flags(), name="open", workload=FIXED, load=load), MODEL, (1, 0))
     for rung, rate in zip(run.rungs, (2.0, 5.0), strict=True):
         inside = run.requests["sent"].between(rung.settled, rung.end)
         assert inside.sum() == pytest.approx(400 * rate, rel=0.1)
         assert rung.settled == rung.start + 10.0
-    steady = Scenario(name="open", workload=FIXED, load=Load(rate=[2.0], arrivals="constant", seconds=50.0, settle=0.0))
+    steady = Scenario(
+        server=Flags(),
+        name="open",
+        workload=FIXED,
+        load=Load(rate=[2.0], arrivals="constant", seconds=50.0, settle=0.0),
+    )
     gaps = np.diff(climb(steady, MODEL, (1, 0)).requests["sent"])
     assert gaps == pytest.approx(np.full(len(gaps), 0.5))
 
@@ -182,7 +187,9 @@ def test_a_trace_is_asked_in_its_order_at_its_times() -> None:
     lengths = RequestLengths(
         np.array([10, 20, 30, 40, 50]), np.array([1, 2, 3, 4, 5]), np.array([9, 9, 9, 9, 9]), times
     )
-    scenario = Scenario(name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True, settle=2.0))
+    scenario = Scenario(
+        server=Flags(), name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True, settle=2.0)
+    )
     requests = climb(scenario, MODEL, (1, 0), lengths).requests
     assert requests["sent"].tolist() == [0.0, 1.0, 1.5, 9.0, 30.0]
     assert requests["prompt_tokens"].tolist() == [10, 20, 30, 40, 50]
@@ -198,7 +205,7 @@ def same(a: Run, b: Run) -> bool:
 @pytest.mark.parametrize("load", [Load(users=[2, 7], seconds=20.0), Load(rate=[3.0], seconds=60.0)])
 def test_the_same_seed_gives_the_same_run_and_another_another(load: Load) -> None:
     model = Model(STEP_TIME, SERVER, Noise(decode=[0.9, 1.0, 1.1]), Clocks(turnaround=Delay(quantiles=[0.0, 0.1])))
-    scenario = Scenario(name="seeds", workload=SPREAD, load=load)
+    scenario = Scenario(server=Flags(), name="seeds", workload=SPREAD, load=load)
     run = climb(scenario, model, (1, 0))
     assert same(run, climb(scenario, model, (1, 0)))
     assert not same(run, climb(scenario, model, (1, 1)))
@@ -276,12 +283,16 @@ def test_a_closed_loop_that_does_not_say_who_asked_is_replayed_with_all_its_user
 
 
 def test_a_stream_has_no_users_to_be_told() -> None:
-    run = climb(Scenario(name="open", workload=FIXED, load=Load(rate=[1.0], seconds=30.0)), MODEL, (1, 0))
+    run = climb(
+        Scenario(server=Flags(), name="open", workload=FIXED, load=Load(rate=[1.0], seconds=30.0)), MODEL, (1, 0)
+    )
     assert with_users(run) is run
 
 
 def test_what_a_late_client_sent_counts_from_when_it_was_due_in_a_replay_too() -> None:
-    run = climb(Scenario(name="open", workload=FIXED, load=Load(rate=[1.0], seconds=60.0)), MODEL, (1, 0))
+    run = climb(
+        Scenario(server=Flags(), name="open", workload=FIXED, load=Load(rate=[1.0], seconds=60.0)), MODEL, (1, 0)
+    )
     late = dataclasses.replace(run, requests=run.requests.assign(scheduled=run.requests["sent"] - 0.5))
     again = replay(late, MODEL, (5, 0))
     ours, theirs = metrics.table(run).iloc[0], metrics.table(again).iloc[0]
@@ -332,13 +343,15 @@ def test_a_trace_is_measured_for_as_long_as_was_asked_after_it_has_settled() -> 
     lengths = RequestLengths(*(np.full(36, n) for n in (100, 5, 5)), np.arange(36.0))
     for seconds, window in ((5.0, (17.5, 22.5)), (None, (17.5, 35.0)), (99.0, (17.5, 35.0))):
         load = Load(trace=True, settle=30.0, seconds=seconds)
-        run = climb(Scenario(name="trace", workload=Workload(trace="t.csv"), load=load), MODEL, (1, 0), lengths)
+        run = climb(
+            Scenario(server=Flags(), name="trace", workload=Workload(trace="t.csv"), load=load), MODEL, (1, 0), lengths
+        )
         assert (run.rungs[0].settled, run.rungs[0].end) == window
 
 
 def test_a_trace_of_one_instant_has_no_rate() -> None:
     lengths = RequestLengths(*(np.full(2, n) for n in (100, 5, 5)), np.zeros(2))
-    scenario = Scenario(name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True))
+    scenario = Scenario(server=Flags(), name="trace", workload=Workload(trace="t.csv"), load=Load(trace=True))
     with pytest.raises(BadInput, match=r"t\.csv: load\.trace: expected requests at several times"):
         climb(scenario, MODEL, (1, 0), lengths)
 

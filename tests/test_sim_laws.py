@@ -12,9 +12,8 @@ from worlds import crowd, jump, worlds
 
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
-from sim.engines.tgi_0_9_4 import Engine
+from sim.engines.tgi_0_9_4 import Engine, Flags
 from sim.model.request import Request
-from sim.model.server import ServerConfig
 from sim.model.steps import Call
 from sim.steptime.linear import affine
 
@@ -202,7 +201,7 @@ def test_who_comes_back_at_the_instant_of_the_answer_misses_that_boundary() -> N
                 lambda event: replica.submit(event.value)
             )
 
-    config = ServerConfig(max_batch_total_tokens=10_000, max_waiting_tokens=0)
+    config = Flags(max_batch_total_tokens=10_000, max_waiting_tokens=0)
     replica = Replica(clock, Engine(config), affine(a0=1.0, b0=1.0), again, on_call=calls.append)
     for i in range(4):
         replica.submit(Request(i, 10, 3 + i, 9))

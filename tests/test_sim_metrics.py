@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from sim.cluster.ladder import climb
 from sim.cluster.replica import Replica
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.requests import REQUEST_COLUMNS
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.steps import Call
 from sim.model.workload import Lengths, Workload
 from sim.results import metrics
@@ -51,7 +51,7 @@ def by_hand(rows: list[tuple[float, float, list[float], str]], slo: dict[str, fl
         }
     )
     assert list(table) == list(REQUEST_COLUMNS)
-    scenario = Scenario(name="hand", slo=slo or {})
+    scenario = Scenario(server=Flags(), name="hand", slo=slo or {})
     rung = Rung(start=0.0, ramped=1.0, settled=10.0, end=20.0, users=3)
     return Run("measured", "hand", scenario, [rung], table, token_times=times)
 
@@ -133,7 +133,7 @@ def both(monkeypatch: pytest.MonkeyPatch, scenario: Scenario, noise: Noise, cloc
                 seen.setdefault((r.user, r.sent), []).extend(call.ends)
 
     monkeypatch.setattr("sim.cluster.testbed.Replica", partial(Replica, on_call=record))
-    server = ServerConfig(max_batch_total_tokens=1500, max_concurrent_requests=12)
+    server = Flags(max_batch_total_tokens=1500, max_concurrent_requests=12)
     step_time = affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=2e-6, b3=1e-6, c0=0.004, f0=0.003)
     run = climb(scenario, Model(step_time, server, noise, clocks), (3, 0))
     rows = zip(run.requests["user"], run.requests["sent"], run.requests["output_tokens"], strict=True)
@@ -142,6 +142,7 @@ def both(monkeypatch: pytest.MonkeyPatch, scenario: Scenario, noise: Noise, cloc
 
 
 LADDER = Scenario(
+    server=Flags(),
     name="ladder",
     workload=Workload(prompt_tokens=Lengths(uniform=(10, 200)), output_tokens=Lengths(uniform=(1, 60))),
     load=Load(users=[1, 4, 16], seconds=37.0),
@@ -166,7 +167,7 @@ def test_simulated_and_measured_statistics_are_the_same(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("rate", [None, 4.0])
 def test_littles_law_holds_by_area_in_every_window(monkeypatch: pytest.MonkeyPatch, rate: float | None) -> None:
     load = LADDER.load if rate is None else Load(rate=[rate], seconds=60.0)
-    scenario = Scenario(name="little", workload=LADDER.workload, load=load)
+    scenario = Scenario(server=Flags(), name="little", workload=LADDER.workload, load=load)
     run, _ = both(monkeypatch, scenario, Noise(), Clocks())
     for rung, (_, row) in zip(run.rungs, metrics.table(run).iterrows(), strict=True):
         present = sorted([(t, 1) for t in run.requests["sent"]] + [(t, -1) for t in run.requests["ended"]])

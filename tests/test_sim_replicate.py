@@ -8,11 +8,12 @@ import pytest
 from backwards import Backwards
 
 from scenarios.forecast.replicate import replicate
+from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import processes
 from sim.model.calibration import Calibration, Noise, Parameter, Source
 from sim.model.machine import Draw
 from sim.model.scenario import Load, Scenario
-from sim.model.server import Bounds, ServerConfig
+from sim.model.server import Bounds
 from sim.model.workload import Lengths, Workload
 from sim.replicate import takeoff_factor, tasks_for
 from sim.results.curve import Corner, band, knee, latency_onset, plateau
@@ -27,7 +28,7 @@ CALIBRATION = Calibration(
 )
 SCENARIO = Scenario(
     name="sweep",
-    server=ServerConfig(max_batch_total_tokens=Bounds(low=3000, high=6000)),
+    server=Flags(max_batch_total_tokens=Bounds(low=3000, high=6000)),
     workload=Workload(prompt_tokens=Lengths(uniform=(10, 500)), output_tokens=Lengths(uniform=(1, 50))),
     load=Load(users=[1, 4, 16], seconds=15.0),
 )

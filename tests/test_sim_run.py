@@ -15,18 +15,19 @@ import pytest
 
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, Workload
 from sim.results import metrics
 from sim.run import Run, read_run, write_run
 from sim.steptime.linear import affine
 
 SCENARIO = Scenario(
+    server=Flags(),
     name="small",
     workload=Workload(prompt_tokens=Lengths(uniform=(10, 200)), output_tokens=Lengths(uniform=(1, 40))),
     load=Load(users=[1, 3], seconds=20.0),
@@ -37,7 +38,7 @@ NOISE = Noise(decode=[0.9, 1.0, 1.1])
 
 
 def simulated(noise: Noise | None = None) -> Run:
-    server = ServerConfig(max_batch_total_tokens=2000)
+    server = Flags(max_batch_total_tokens=2000)
     return climb(SCENARIO, Model(STEP_TIME, server, noise or Noise(), CLOCKS), (1, 0))
 
 
@@ -69,7 +70,7 @@ def test_a_run_written_is_read_back_with_the_same_statistics(tmp_path: Path, noi
 
 def test_steps_say_whose_they_are(tmp_path: Path) -> None:
     """A request is in one prefill and in a decode step for each of its further tokens."""
-    model = Model(STEP_TIME, ServerConfig(max_batch_total_tokens=2000), NOISE, CLOCKS)
+    model = Model(STEP_TIME, Flags(max_batch_total_tokens=2000), NOISE, CLOCKS)
     write_run(climb(SCENARIO, model, (1, 0), members=True), tmp_path / "run", steps=True)
     steps = lines(tmp_path / "run" / "steps.jsonl")
     assert all(len(step["members"]) == step["sequences"] for step in steps)
@@ -214,7 +215,7 @@ def test_a_segment_written_a_hair_after_its_rung_keeps_its_users(tmp_path: Path)
     path = write_run(replace(run, rungs=rungs, segments=exact), tmp_path / "run")
     later = [exact[0], {"start": read_run(path).rungs[1].start + 4e-7, "first_rung": 1}]
     head(segments=later)(path)
-    again = replay(read_run(path), Model(STEP_TIME, ServerConfig(max_batch_total_tokens=2000)), (1,))
+    again = replay(read_run(path), Model(STEP_TIME, Flags(max_batch_total_tokens=2000)), (1,))
     second = again.requests[again.requests["sent"] >= start - 1e-6]
     assert second["user"].nunique() == run.requests[run.requests["sent"] >= start]["user"].nunique()
     assert second["sent"].min() == pytest.approx(start, abs=2e-6)

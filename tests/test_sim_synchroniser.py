@@ -11,17 +11,20 @@ import pytest
 
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, Workload
 from sim.run import Run, read_run, write_run
 from sim.steptime.linear import affine
 
-SERVER = ServerConfig(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
+SERVER = Flags(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
 TIMES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4}
 SCENARIO = Scenario(
-    name="paced", workload=Workload(prompt_tokens=100, output_tokens=50), load=Load(users=[3, 8, 12], seconds=25.0)
+    server=Flags(),
+    name="paced",
+    workload=Workload(prompt_tokens=100, output_tokens=50),
+    load=Load(users=[3, 8, 12], seconds=25.0),
 )
 
 

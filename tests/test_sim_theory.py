@@ -8,14 +8,14 @@ import pytest
 from scipy import stats
 
 from sim.cluster.ladder import climb
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Exponential, Lengths, Workload, draw_lengths
 from sim.results import metrics
 from sim.steptime.linear import Linear, affine
 
-ONE_AT_A_TIME = ServerConfig(  # twice the new tokens never fit
+ONE_AT_A_TIME = Flags(  # twice the new tokens never fit
     max_batch_prefill_tokens=20_000,
     max_batch_total_tokens=50_000,
     max_input_length=20_000,
@@ -32,7 +32,7 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def replicates(scenario: Scenario, step_time: Linear, server: ServerConfig, n: int = 12) -> list[pd.DataFrame]:
+def replicates(scenario: Scenario, step_time: Linear, server: Flags, n: int = 12) -> list[pd.DataFrame]:
     return [metrics.table(climb(scenario, Model(step_time, server), (7, seed))) for seed in range(n)]
 
 
@@ -45,6 +45,7 @@ def sojourn(service: float, service_sq: float, rate: float) -> float:
 def test_poisson_arrivals_of_equal_requests_wait_as_in_m_d_1(load: float) -> None:
     step_time = affine(a0=0.5, b0=0.125)  # a prefill and four decodes: a second
     scenario = Scenario(
+        server=Flags(),
         name="M/D/1",
         workload=Workload(prompt_tokens=16, output_tokens=5, max_new_tokens=ALONE),
         load=Load(rate=[load], seconds=6000.0, settle=500.0),
@@ -58,6 +59,7 @@ def test_poisson_arrivals_of_exponential_prefills_wait_as_in_m_m_1() -> None:
     step_time = affine(a1=1e-3)
     rate = 0.6
     scenario = Scenario(
+        server=Flags(),
         name="M/M/1",
         workload=Workload(prompt_tokens=EXPONENTIAL, output_tokens=1, max_new_tokens=ALONE),
         load=Load(rate=[rate], seconds=12_000.0, settle=500.0),
@@ -84,6 +86,7 @@ def mva(users: int, service: float, think: float) -> tuple[float, float]:
 def test_a_closed_network_of_one_station_is_as_exact_mva_has_it(users: int) -> None:
     think = 4.0
     scenario = Scenario(
+        server=Flags(),
         name="closed",
         workload=Workload(prompt_tokens=EXPONENTIAL, output_tokens=1, max_new_tokens=ALONE),
         load=Load(users=[users], think=think, seconds=8000.0),

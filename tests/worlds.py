@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from reference import Arrival, History, World, ceil16
 
 from sim.cluster.clock import Clock
+from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
-from sim.engines.tgi_0_9_4 import Engine
+from sim.engines.tgi_0_9_4 import Engine, Flags
 from sim.model.calibration import Noise
 from sim.model.request import Request
-from sim.model.server import ServerConfig
 from sim.model.steps import Call
 from sim.steptime.linear import affine
 from sim.steptime.linear import padded as padded_form
@@ -47,7 +47,7 @@ def jump(world: World) -> History:
                         history.tokens[r.id].append(end)
 
     def count() -> None:
-        history.held.append((clock.now, replica.in_use))
+        history.held.append((clock.now, front.in_use))
 
     def ended(r: Request) -> None:
         count()
@@ -57,18 +57,18 @@ def jump(world: World) -> History:
     def leave(r: Request) -> None:
         if r.queued == r.queued and r.id not in history.outcome:
             history.outcome[r.id], history.ended[r.id] = "gone", clock.now
-            replica.cancel(r)
+            front.cancel(r)
             count()
 
     def submit(r: Request) -> None:
         history.came.append(r.id)
-        replica.submit(r)
+        front.submit(r)
         count()
 
     clock = Clock()
     engine = Engine(world.config)
-    permits = world.config.max_concurrent_requests
-    replica = Replica(clock, engine, world.step_time, ended, world.new_noise(), record, permits=permits)
+    front = FrontEnd(clock, ended, world.config.permits)
+    front.replica = Replica(clock, engine, world.step_time, front.ended, world.new_noise(), record)
     for act, times in ((leave, [a.leaves for a in world.arrivals]), (submit, [a.time for a in world.arrivals])):
         for r, time in zip(requests, times, strict=True):
             if time is not None:
@@ -76,7 +76,7 @@ def jump(world: World) -> History:
     clock.run()
     count()
     history.backpressure, history.wait_exceeded = engine.backpressure, engine.wait_exceeded
-    assert replica.in_use == 0
+    assert front.in_use == 0
     state = engine.state()
     assert (state.waiting, state.queued_tokens, state.running, state.kv_used) == (0, 0, 0, 0)
     return history
@@ -104,7 +104,7 @@ def worlds(draw: st.DrawFn) -> World:
         arrivals.append(Arrival(time, draw(lengths), new, output, leaves))
     size = (lambda n: n) if padded else ceil16
     room = st.one_of(st.integers(0, 40), st.integers(0, 300), st.just(10_000))
-    config = ServerConfig(
+    config = Flags(
         max_batch_prefill_tokens=max(size(a.prompt) for a in arrivals) + draw(room),
         max_batch_total_tokens=max(size(a.prompt) + size(a.new) for a in arrivals) + draw(room),
         waiting_served_ratio=draw(st.sampled_from([0.0, 0.3, 0.7, 1.0, 1.2, 1.3, 2.0])),
@@ -139,7 +139,7 @@ def worlds(draw: st.DrawFn) -> World:
 def crowd(seed: int, padded: bool, ratio: float, n: int = 400) -> World:
     """Many requests on a server with room for some hundred of them: more than hypothesis would draw."""
     rng = np.random.default_rng(seed)
-    config = ServerConfig(
+    config = Flags(
         max_batch_prefill_tokens=1_500,
         max_batch_total_tokens=700_000 if padded else 14_000,
         waiting_served_ratio=ratio,

@@ -25,6 +25,7 @@ from measure.ladder.generator import Generator
 from measure.ladder.session import measure
 from measure.loadgen.messages import Order, Setup, boot_id
 from measure.loadgen.prompts import WORDS, Recipe
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 
@@ -53,7 +54,9 @@ def errors(seconds: float, folder: Path) -> None:
     url = standin.stdout.readline().strip()
     # prompts short enough for 64 users to fit into the token budget side by side
     work = Workload(prompt_tokens=300, output_tokens=100)
-    scenario = Scenario(name="bench", workload=work, load=Load(users=list(USERS), spawn_rate=20, seconds=seconds))
+    scenario = Scenario(
+        server=Flags(), name="bench", workload=work, load=Load(users=list(USERS), spawn_rate=20, seconds=seconds)
+    )
     with Path(os.devnull).open("w") as null:
         measure(scenario, url, out, console=Console(file=null))
     standin.terminate()

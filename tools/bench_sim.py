@@ -16,10 +16,10 @@ import time
 from dataclasses import dataclass
 
 from sim.cluster.ladder import climb
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Exponential, Lengths, Workload
 from sim.results import metrics
 from sim.steptime.linear import affine
@@ -52,7 +52,7 @@ class Loaded:
             seconds=requests * self.seconds,
             spawn_rate=100.0,
         )
-        return Scenario(name=self.what, workload=self.workload, load=load)
+        return Scenario(server=Flags(), name=self.what, workload=self.workload, load=load)
 
 
 MIXED = Workload(
@@ -67,7 +67,7 @@ BENCHES = {
     ),
     "mixed": Loaded("16-3000 in, geometric 200 out", MIXED, 0.6, users=128),
 }
-SERVER = ServerConfig(
+SERVER = Flags(
     max_batch_prefill_tokens=14_000, max_batch_total_tokens=400_000, max_input_length=3_000, max_total_tokens=4_500
 )
 

@@ -36,6 +36,7 @@ from rich.console import Console
 from calibrate.sources.streamed import calibrate_runs
 from measure.ladder.rung import CANARY_LIMITED
 from measure.ladder.session import measure
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Calibration, Parameter, Source
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
@@ -80,6 +81,7 @@ def shift(
             cores[-1:]
         )  # the client's core is its own, and whoever disturbs it leaves the server alone
         scenario = Scenario(
+            server=Flags(),
             name="client",
             workload=Workload(prompt_tokens=Lengths(uniform=(PROMPT // 2, 3 * PROMPT // 2)), output_tokens=OUTPUT),
             load=Load(users=USERS, spawn_rate=20, seconds=seconds),

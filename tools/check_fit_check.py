@@ -28,10 +28,10 @@ from streams import SERVER, TRUTH, lengths, observe
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.fit_check import check_runs
+from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import Tell, processes
 from sim.model.calibration import FitCheck, Noise
 from sim.model.errors import UserError
-from sim.model.server import ServerConfig
 from sim.run import Run
 
 LADDERS = (  # lengths, users, s of a rung
@@ -101,7 +101,7 @@ def attempt(job: tuple[str, int], _: Tell) -> Tried:
         drift_seconds=rng.uniform(4.0, 20.0),
     )
     workload, users, seconds = LADDERS[number % len(LADDERS)]
-    server: ServerConfig = msgspec.structs.replace(SERVER, **SERVERS.get(kind, {}))
+    server: Flags = msgspec.structs.replace(SERVER, **SERVERS.get(kind, {}))
     run = observe(
         users,
         workload,

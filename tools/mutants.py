@@ -113,7 +113,7 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ("padded use: what remains forgotten", "return kept * longest + remaining", "return kept * longest"),
     ],
     "sim/engines/vllm_v1.py": [
-        ("the null block is used", "usable = flags.num_gpu_blocks - 1", "usable = flags.num_gpu_blocks"),
+        ("the null block is used", "usable = flags.blocks - 1", "usable = flags.blocks"),
         ("admits in a step that preempted", "if not step.preempted:\n", "if True:\n"),
         ("the victim is the first admitted", "victim = running[-1] if", "victim = running[0] if"),
         ("the victim goes to the end", "self.waiting.appendleft(held)", "self.waiting.append(held)"),
@@ -194,14 +194,20 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ),
         ("taken from the back", "self._free.popitem(last=False)", "self._free.popitem()"),
     ],
-    "sim/cluster/replica.py": [
+    "sim/cluster/frontend.py": [
         ("one permit too many", "self.in_use < self.permits", "self.in_use <= self.permits"),
         (
             "who leaves keeps the permit",
-            "        self.in_use -= 1\n        done = self._done()\n",
-            "        done = self._done()\n",
+            "        self.in_use -= 1\n        self.replica.cancel(request)\n",
+            "        self.replica.cancel(request)\n",
         ),
-        ("who ends keeps the permit", "self.in_use -= len(outcome.finished)", "pass"),
+        (
+            "who ends keeps the permit",
+            "        self.in_use -= 1\n        self.on_end(request)\n",
+            "        self.on_end(request)\n",
+        ),
+    ],
+    "sim/cluster/replica.py": [
         (
             "an arrival misses its boundary",
             "steps_by(self.clock.now) - 1 - self._before",

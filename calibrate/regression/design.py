@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from calibrate.schedule.network_latency import latency_bounds
 from calibrate.schedule.rebuild import Schedule
 from calibrate.schedule.usable import usable_steps
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import NotEnoughData
-from sim.model.server import ServerConfig
 from sim.run import Run
 from sim.steptime.linear import LEVEL
 
@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 BLOCK_SECONDS = 5.0  # what is resampled as a whole, and has a mood: short enough for ten a rung
 COLD_CACHE = "w0"  # what a decode step takes longer the sooner it follows a prefill; a forecast has the average of it
 _WARM = 4.0  # decode steps: within so many the caches hold again what a prefill has driven out of them
-_CONTINUED = 2.0 * ServerConfig().max_concurrent_requests  # sequences: more than routers let in
+_CONTINUED = 2.0 * Flags().max_concurrent_requests  # sequences: more than routers let in
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from calibrate.schedule.rebuild import Schedule
-from sim.model.server import BLOCK, VALIDATION_WORKERS
+from calibrate.schedule.rules import server_of
+from sim.engines.tgi_0_9_4 import BLOCK, Flags
 from sim.run import Run
 
 Floats = NDArray[np.float64]
@@ -59,7 +60,7 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
         kept=following["kept"].to_numpy(),
         longest=following["kept_longest"].to_numpy(),
         filtered=following["filtered"].to_numpy(),
-        forced=steps["since"].to_numpy()[before] >= run.server.max_waiting_tokens - 1,
+        forced=steps["since"].to_numpy()[before] >= server_of(run).max_waiting_tokens - 1,
         won=table["first"] == there,
         # admitted one decode later, which ended nobody: the budgets were the same, so it was not there before
         lost=(table["first"] == there + 1) & decode[there] & (ended[there] == 0),
@@ -82,7 +83,7 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
 def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether these requests would have fitted into these prefills: into the budget of the prefill, and beside what ran
     then, which was less than the server is known to hold. Nobody passes one of the same group who would not."""
-    requests, steps, server = run.requests, schedule.steps, run.server
+    requests, steps, server = run.requests, schedule.steps, server_of(run)
     holds = (requests["prompt_tokens"] + requests["max_new_tokens"]).to_numpy()
     came, left = schedule.first >= 0, schedule.last >= 0
     change = np.bincount(schedule.first[came], weights=holds[came], minlength=len(steps) + 1)
@@ -104,7 +105,7 @@ def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np
 def _counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
     """For each prompt, in the order in which they came, what its worker has counted of its group when it is through,
     tokens."""
-    workers: dict[int, list[float]] = defaultdict(lambda: [0.0] * VALIDATION_WORKERS)
+    workers: dict[int, list[float]] = defaultdict(lambda: [0.0] * Flags.declared.tokenizer_workers)
     through = []
     for of, tokens in zip(group, prompts, strict=True):
         through.append(workers[of][0] + tokens)

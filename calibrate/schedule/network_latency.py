@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.schedule.rebuild import Schedule
+from calibrate.schedule.rules import server_of
 from sim.run import Run
 
 Floats = NDArray[np.float64]
@@ -38,7 +39,7 @@ def _between(run: Run, schedule: Schedule) -> tuple[Floats, Floats]:
     step = np.maximum(schedule.first, 2)
     decode, ended = (steps["kind"] == "decode").to_numpy(), steps["ended"].to_numpy()
     end, known = steps["end"].to_numpy(), (steps["seen"] & steps["used"]).to_numpy()
-    open_to_all = steps["since"].to_numpy() >= run.server.max_waiting_tokens - 1
+    open_to_all = steps["since"].to_numpy() >= server_of(run).max_waiting_tokens - 1
     says = (
         (schedule.first >= 2)
         & known[step]

@@ -17,11 +17,11 @@ import numpy as np
 
 from calibrate.regression.draws import parameter
 from calibrate.schedule.rebuild import Schedule
+from calibrate.schedule.rules import server_of
 from calibrate.schedule.step_table import UNCERTAIN_ARRIVAL
-from sim.engines.tgi_0_9_4 import Batch, Entry
+from sim.engines.tgi_0_9_4 import BLOCK, Batch, Entry, Flags, ceil_block
 from sim.model.calibration import Parameter
 from sim.model.request import Request
-from sim.model.server import BLOCK, ServerConfig, ceil_block
 from sim.run import Run
 
 MEANING = "tokens all running requests may hold"
@@ -74,7 +74,7 @@ def fit_budget(
         return None
     low, high, against = looks.least_contradicted()
     if high is None:
-        least, most = budget_bounds([run.server for run, _ in unknown], low)
+        least, most = budget_bounds([server_of(run) for run, _ in unknown], low)
         drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
         between = f"{least}" if least == most else f"{least} to {most}"
         warnings = [
@@ -94,7 +94,7 @@ def fit_budget(
     return parameter(float(np.median(drawn)), drawn, "tokens", MEANING), draws, warnings
 
 
-def budget_bounds(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:
+def budget_bounds(servers: Sequence[Flags], low: int) -> tuple[int, int]:
     """The least and the most that a budget which nobody tells can be, if `low` tokens are known to fit.
 
     One that pads takes the router's default. A flash server's warm-up has found room for a whole prefill, and one that
@@ -111,13 +111,13 @@ def budget_bounds(servers: Sequence[ServerConfig], low: int) -> tuple[int, int]:
 
 def known_budget(run: Run) -> int | None:
     """What the server said at `/info`, else what the scenario says."""
-    told = run.server.max_batch_total_tokens
+    told = server_of(run).max_batch_total_tokens
     return told if isinstance(told, int) else None
 
 
 def _look(run: Run, schedule: Schedule, looks: AdmissionEvidence) -> None:
     """Add what every look of the router within the rungs to be used says."""
-    config = run.server
+    config = server_of(run)
     asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
     numbered = enumerate(zip(*asked, strict=True))
     requests = [Entry(Request(i, p, max(o, 1), new, sent=s)) for i, (p, o, new, s) in numbered]
@@ -153,13 +153,13 @@ def _look(run: Run, schedule: Schedule, looks: AdmissionEvidence) -> None:
         since += 1
 
 
-def _prompts(new: Sequence[Entry], config: ServerConfig) -> int:
+def _prompts(new: Sequence[Entry], config: Flags) -> int:
     """What a prefill counts against `max_batch_prefill_tokens` (queue.rs:197-230)."""
     if config.requires_padding:
         return len(new) * max(r.prompt_tokens for r in new)
     return sum(r.prompt_blocks for r in new)
 
 
-def _charged(new: Sequence[Entry], config: ServerConfig) -> int:
+def _charged(new: Sequence[Entry], config: Flags) -> int:
     """What the router charges a prefill: its prompts, and all that may follow them (queue.rs:197-230)."""
     return _prompts(new, config) + sum(r.max_new_tokens if config.requires_padding else r.new_blocks for r in new)

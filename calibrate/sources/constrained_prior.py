@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from calibrate.sources import published_priors
 from calibrate.sources.figures import is_single_user, profile, single_user_terms, title
 from calibrate.sources.published_priors import Distribution
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
 from sim.model.scenario import Figure, Machine
-from sim.model.server import Bounds, ServerConfig
+from sim.model.server import Bounds
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +67,7 @@ class ConstrainedPrior:
     fixed: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(figures: Sequence[Figure], server: ServerConfig, machine: Machine | None = None) -> ConstrainedPrior:
+    def of(figures: Sequence[Figure], server: Flags, machine: Machine | None = None) -> ConstrainedPrior:
         """The space of some figures on a server: lone-user latencies of two profiles at most, others are left out.
 
         A `machine` of another kind than the laws' is like them but for a factor, `scale`.

@@ -16,13 +16,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
+from calibrate.schedule.rules import rules
 from calibrate.sources.published_priors import TAKEOFF
+from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import IN_PROCESS, Executor, Tell, silent
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput
 from sim.model.machine import Model
 from sim.model.scenario import Figure, Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Workload
 from sim.replicate import Task
 from sim.results import rates
@@ -89,7 +90,7 @@ def resolve(scenario: Scenario) -> list[Figure]:
                     "expected a number of tokens: the figure's, or the workload's", key=f"published[{i}].{name}"
                 )
             lengths[name] = value
-        permits = scenario.server.max_concurrent_requests
+        permits = rules(scenario.server).max_concurrent_requests
         if figure.users is not None and figure.users > permits:
             raise BadInput(
                 f"expected at most server.max_concurrent_requests ({permits}): more are refused",
@@ -124,7 +125,7 @@ class FigureSimulator:
     """
 
     figures: tuple[Figure, ...]
-    server: ServerConfig
+    server: Flags
     alone: dict[Profile, float]
 
     def task(self, machine: Mapping[str, float], of: Profile, users: Sequence[int], seed: tuple[int, ...]) -> Task:

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from calibrate.schedule.client_delays import ASSUMED
+from calibrate.schedule.rules import server_of
 from calibrate.schedule.token_budget import budget_bounds, known_budget
 from calibrate.sources.importance_sampling import Sample, sample
 from calibrate.sources.published_priors import Distribution, HalfNormal, LogNormal, Uniform
+from sim.engines.tgi_0_9_4 import Flags, ceil_block
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
-from sim.model.server import Bounds, ServerConfig, ceil_block
+from sim.model.server import Bounds
 from sim.replicate import Task
 from sim.results import metrics
 from sim.run import Run
@@ -112,7 +114,9 @@ def fit_latencies(
         for i in range(len(scores)):
             drawn = {name: float(column[i]) for name, column in columns.items()}
             form = step_time(model, drawn)
-            tasks += [Task(run, Model(form, _settled(run.server, drawn), NOISE, ASSUMED), (first + i,)) for run in runs]
+            tasks += [
+                Task(run, Model(form, _settled(server_of(run), drawn), NOISE, ASSUMED), (first + i,)) for run in runs
+            ]
         tables = executor.run(_statistics, tasks)
         shown = [table.loc[list(places.values())].to_numpy() for table, places in zip(tables, cycle(scored))]
         return np.concatenate(shown).reshape(len(scores), -1, 1)
@@ -219,13 +223,13 @@ def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict
         let_in = [ceil_block(p) + ceil_block(m) for p, m in zip(prompt.tolist(), new.tolist(), strict=True)]
         # a request that is only known to have ended held its tokens in that instant
         low = max(low, _most(np.where(np.isnan(first), last, first), last, held), *let_in)
-    said = [r.server.max_batch_total_tokens for r, _ in unknown]
+    said = [server_of(r).max_batch_total_tokens for r, _ in unknown]
     bounds = [b for b in said if isinstance(b, Bounds)]
     if bounds:
         low = max(low, *(b.low for b in bounds))
         high = max(low, min(b.high for b in bounds))
     else:
-        low, high = budget_bounds([run.server for run, _ in unknown], math.ceil(low))
+        low, high = budget_bounds([server_of(run) for run, _ in unknown], math.ceil(low))
     return {BUDGET: _LogUniform(low, high)}, [
         f"max_batch_total_tokens is not told, only bounded: drawn from {low:.0f} to {high:.0f}, as far as the "
         "latencies allow"
@@ -234,10 +238,12 @@ def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict
 
 def _is_unknown(run: Run) -> bool:
     # a server that pads and has no such flag takes the router's own default
-    return known_budget(run) is None and not (run.server.requires_padding and run.server.max_batch_total_tokens is None)
+    return known_budget(run) is None and not (
+        server_of(run).requires_padding and server_of(run).max_batch_total_tokens is None
+    )
 
 
-def _settled(server: ServerConfig, drawn: dict[str, float]) -> ServerConfig:
+def _settled(server: Flags, drawn: dict[str, float]) -> Flags:
     """The server with the budget that was drawn, where it does not tell its own."""
     if BUDGET not in drawn or isinstance(server.max_batch_total_tokens, int):
         return server

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.regression.draws import correlations, parameter
+from calibrate.schedule.rules import rules
 from calibrate.sources import diagnostics, published_priors
 from calibrate.sources.constrained_prior import ConstrainedPrior
 from calibrate.sources.figures import (
@@ -30,9 +31,9 @@ from calibrate.sources.figures import (
     title,
 )
 from calibrate.sources.importance_sampling import sample
+from sim.engines.catalog import identity
 from sim.executors import IN_PROCESS, Executor, silent
 from sim.model.calibration import Calibration, Residual, Source
-from sim.model.identity import identity
 from sim.model.scenario import Figure, Scenario
 from sim.model.steps import PREFILL
 from sim.steptime.linear import MEANING
@@ -61,9 +62,11 @@ def calibrate_published(
     a profile that the server could never serve.
     """
     figures = resolve(scenario)
-    space = ConstrainedPrior.of(figures, scenario.server, scenario.machine)
+    space = ConstrainedPrior.of(figures, rules(scenario.server), scenario.machine)
     ladder = [figure for figure in figures if figure not in space.alone]
-    article = FigureSimulator(tuple(ladder), scenario.server, {profile(figure): figure.value for figure in space.alone})
+    article = FigureSimulator(
+        tuple(ladder), rules(scenario.server), {profile(figure): figure.value for figure in space.alone}
+    )
     rng = np.random.default_rng([seed, 0])
 
     def simulate(scores: Floats, first: int) -> Floats:
@@ -125,7 +128,7 @@ def resimulate(
     figures = resolve(scenario)
     alone = {profile(figure): figure.value for figure in figures if is_single_user(figure)}
     ladder = [figure for figure in figures if not is_single_user(figure)]
-    article = FigureSimulator(tuple(ladder), scenario.server, alone)
+    article = FigureSimulator(tuple(ladder), rules(scenario.server), alone)
     rows = [int(i * calibration.n_draws / draws) for i in range(draws)] if calibration.n_draws else []
     machines = [calibration.values, *(calibration.row(i) for i in rows)]
     climbed = article.show(machines, [(seed, 1, AGAIN + i) for i in range(len(machines))], executor)

@@ -22,10 +22,10 @@ from calibrate.regression.draws import correlations, parameter
 from calibrate.regression.selection import Floats, Selection, fit_relative, select, subsets
 from calibrate.sources.table_layout import Row, read_table
 from calibrate.sources.table_machines import choose_machine, engine_of, machine_of
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Calibration, Residual, Source, SourceFile, check_suits
 from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import read_file
-from sim.model.identity import SIMULATED
 from sim.model.scenario import Machine
 from sim.steptime.linear import MEANING
 
@@ -107,7 +107,7 @@ def calibrate_table(
             "a table does not tell max_batch_total_tokens: the scenario must",
         ],
     )
-    foreign = check_suits(calibration, SIMULATED[0])
+    foreign = check_suits(calibration, Flags.declared)
     return msgspec.structs.replace(calibration, warnings=[*foreign, *calibration.warnings])
 
 

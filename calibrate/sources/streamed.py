@@ -28,6 +28,7 @@ from calibrate.schedule.admission_timing import LATENCY_BETWEEN_RUNS, admission_
 from calibrate.schedule.client_delays import ASSUMED, fit_clocks
 from calibrate.schedule.cross_check import cross_check
 from calibrate.schedule.rebuild import rebuild, shows_steps
+from calibrate.schedule.rules import server_of
 from calibrate.schedule.token_budget import MEANING as BUDGET
 from calibrate.schedule.token_budget import fit_budget
 from calibrate.sources.latency_only import NOISE as LATENCY_ONLY_NOISE
@@ -58,7 +59,7 @@ def calibrate_runs(
     Runs that show no single steps (answers that were not streamed, or several tokens an event) count only where no
     other was given; those are fitted through simulations, which `executor` runs. `NotEnoughData` when there is nothing
     to fit, `NotTheEngine` where the server of one is not known to be of the engine that its
-    flags are for (`sim.model.assume`).
+    flags are for (`sim.run.taken_as`).
     """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")
@@ -66,7 +67,7 @@ def calibrate_runs(
     assumed = [text for run in runs for text in run.assumptions]
     # a simulated server has the flags that its scenario says
     untold = list(dict.fromkeys(text for run in runs if run.kind != "simulated" for text in run.untold))
-    if len({run.server.requires_padding for run in runs}) > 1:
+    if len({server_of(run).requires_padding for run in runs}) > 1:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
     for run in runs:
         if not run.rungs:
@@ -118,11 +119,11 @@ def _why_no_steps(run: Run) -> str:
 def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int, executor: Executor) -> Calibration:
     """Runs that show no steps: through the simulator."""
     runs, rungs = [run for run, _ in chosen], [only for _, only in chosen]
-    padded = runs[0].server.requires_padding
+    padded = server_of(runs[0]).requires_padding
     rng = np.random.default_rng(seed)
     why = "; ".join(dict.fromkeys(_why_no_steps(run) for run in runs))
     drawn, warnings = fit_latencies(runs, rungs, padded, rng, DRAWS, executor)
-    told = {run.server.max_batch_total_tokens for run in runs}
+    told = {server_of(run).max_batch_total_tokens for run in runs}
     budget = told.pop()
     if not told and isinstance(budget, int):
         drawn["max_batch_total_tokens"] = np.full(DRAWS, float(budget))
@@ -152,7 +153,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = build_rows(runs, schedules)
     admissions = admission_timings(runs, schedules)
-    forms = candidate_forms(runs[0].server.requires_padding)
+    forms = candidate_forms(server_of(runs[0]).requires_padding)
     moods = fit_random_effects(choose(rows, forms, admissions)[0], rows, runs)
     regression, choice = choose(rows, forms, admissions, moods)
     noise = fit_noise(rows, regression.predicted, moods)
@@ -283,7 +284,7 @@ def _span(x: NDArray[Any]) -> tuple[float, float]:
 
 def _flags(run: Run) -> dict[str, Any]:
     sources = {name: flag.source for name, flag in run.flags.items()}
-    return {"run": run.name, **msgspec.to_builtins(run.server), "sources": sources}
+    return {"run": run.name, **msgspec.to_builtins(server_of(run)), "sources": sources}
 
 
 def _files(runs: Sequence[Run]) -> list[SourceFile]:

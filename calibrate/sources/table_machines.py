@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from calibrate.sources.table_layout import Row
+from sim.engines.catalog import identity
 from sim.model.errors import BadInput
-from sim.model.identity import Identity, identity
+from sim.model.identity import Identity
 from sim.model.scenario import Machine
 
 # engines as files of step times name them

@@ -185,14 +185,14 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
     yield Finding("profile", True, "the server can take it")
     for warning in warnings:
         yield Finding("flags", None, warning)
-    if is_engine(server.engine, scenario.server.engine):
+    if is_engine(server.engine, scenario.server.declared):
         yield from _flags(server, scenario)
 
 
 def _engine(server: health.Server, scenario: Scenario) -> Finding:
     """Whether the server can be forecast as what the scenario says it is."""
     asked = scenario.server.engine
-    if is_engine(server.engine, asked):
+    if is_engine(server.engine, scenario.server.declared):
         return Finding("engine", True, f"{named(server.engine)}, as the scenario says")
     return Finding("engine", None, f"{named(server.engine)}: a forecast as {asked} of a run of it needs --as {asked}")
 
@@ -200,6 +200,6 @@ def _engine(server: health.Server, scenario: Scenario) -> Finding:
 def _flags(server: health.Server, scenario: Scenario) -> Iterator[Finding]:
     """Every flag with its value, and where that is from."""
     found = flags_of(server, scenario)
-    warned = {text.partition(" ")[0]: text for text in untold(found)}
+    warned = {text.partition(" ")[0]: text for text in untold(found, scenario.server.declared)}
     for name, flag in found.items():
         yield Finding("flag", None, warned.get(name, f"{name} {plain_flag(flag)}: {WORDS[flag.source]}"))

@@ -12,11 +12,12 @@ from measure.apis.refusal import REDIRECTS, clean
 from measure.deadline import Deadline, OutOfTime
 from measure.loadgen.prompts import tokenizer_file
 from measure.server.endpoint import Answer, Endpoint, Unreachable, decoded, rows, table
+from sim.engines.catalog import identity, of_info, of_owner
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import UserError
-from sim.model.flags import TOLD
-from sim.model.identity import OWNERS, Identity, identity, is_engine, of_info
+from sim.model.identity import Identity, is_engine
 from sim.model.scenario import Scenario
-from sim.model.server import ServerConfig
+from sim.model.server import EngineFlags
 from sim.model.workload import Lengths, RequestLengths
 
 PROBE_SECONDS = 120.0
@@ -137,7 +138,7 @@ def _nothing(endpoint: Endpoint, answers: dict[str, Answer]) -> Unreachable:
 def _engine(endpoint: Endpoint, models: list[dict[str, Any]], deadline: Deadline) -> Identity | None:
     """The engine of an OpenAI-style server, where the models that it offers say who owns them."""
     owners = [str(m.get("owned_by")) for m in models]
-    name = next((OWNERS[owner] for owner in owners if owner in OWNERS), None)
+    name = next((engine for owner in owners if (engine := of_owner(owner)) is not None), None)
     if name is None:
         return None
     version = decoded(endpoint.get("/version", deadline).body).get("version") if name == "vllm" else None
@@ -164,13 +165,13 @@ def extent(lengths: int | Lengths | None, column: Any = None) -> tuple[int, int 
     return (1, None) if law is None else (law.low, law.high)
 
 
-def _check_fits(info: dict[str, Any], flags: ServerConfig, prompt: int | None, asked: int | None) -> None:
+def _check_fits(info: dict[str, Any], server: EngineFlags, prompt: int | None, asked: int | None) -> None:
     """Raise `CannotFit` where one of our requests would stop a server for good (mended in TGI 2.0): none is risked.
 
     `/info` does not tell the prefill budget: it is the scenario's.
     """
     known = {name: info[name] for name in FITTING if isinstance(info.get(name), int)}
-    flags = msgspec.structs.replace(flags, **known)
+    flags = msgspec.structs.replace(server if isinstance(server, Flags) else Flags(), **known)
     if not isinstance(flags.max_batch_total_tokens, int) or asked is None:
         return
     longest = min(prompt or flags.max_input_length, flags.max_input_length)
@@ -222,8 +223,8 @@ def check(server: Server, scenario: Scenario, lengths: RequestLengths | None = N
     warnings += _check_limits(server, prompt, total)
     if str(info.get("version", "")).startswith(("0.9.", "1.")):
         _check_fits(info, scenario.server, prompt[1], asked[1])
-    ours = is_engine(server.engine, scenario.server.engine)
-    for name in TOLD if ours else ():
+    ours = is_engine(server.engine, scenario.server.declared)
+    for name in scenario.server.declared.told if ours else ():
         said, wanted = info.get(name), getattr(scenario.server, name)
         if (
             isinstance(said, int | float)

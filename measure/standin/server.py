@@ -22,10 +22,10 @@ from aiohttp import web
 
 from measure.standin.faults import Faults, parse_faults
 from measure.standin.tgi_routes import Routes
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Calibration, read_calibration
 from sim.model.errors import BadInput
 from sim.model.files.atomic import refuse_in_run
-from sim.model.server import ServerConfig
 
 CALIBRATION = Path(__file__).parent / "calibration.json"
 
@@ -60,7 +60,7 @@ def serve(
     port: int = 8080,
     calibration: Calibration | None = None,
     *,
-    server: ServerConfig | None = None,
+    server: Flags | None = None,
     faults: Faults = Faults(),  # noqa: B008 - a frozen value
     log: Path | None = None,
     seed: int = 0,
@@ -74,7 +74,7 @@ def serve(
     and `tokens.jsonl` (when each token was sent), in `perf_counter` seconds; `ready` is told the URL.
     """
     calibration = calibration or read_calibration(CALIBRATION)
-    server = server or msgspec.convert(_flags(calibration), ServerConfig)
+    server = server or msgspec.convert(_flags(calibration), Flags)
     if not isinstance(server.max_batch_total_tokens, int):
         budget = calibration.values.get("max_batch_total_tokens", 16000.0)
         server = msgspec.structs.replace(server, max_batch_total_tokens=int(budget))
@@ -107,7 +107,7 @@ def _check_log(log: Path) -> None:
 def _flags(calibration: Calibration) -> dict[str, Any]:
     """The flags of the first server that a calibration was fitted to; what else it says of that is left out."""
     first = calibration.server[0] if calibration.server else {}
-    return {name: value for name, value in first.items() if name in ServerConfig.__struct_fields__}
+    return {name: value for name, value in first.items() if name in Flags.__struct_fields__}
 
 
 def announce(url: str) -> None:
@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=SHARE")
-    calibration_flags = {f"--{name.replace('_', '-')}": name for name in ServerConfig.__struct_fields__}
+    calibration_flags = {f"--{name.replace('_', '-')}": name for name in Flags.__struct_fields__}
     for flag, name in calibration_flags.items():
         parser.add_argument(flag, dest=name)
     known, ignored = parser.parse_known_args(arguments)
@@ -143,7 +143,7 @@ def main(arguments: list[str]) -> None:
         known.hostname,
         known.port,
         calibration,
-        server=msgspec.convert(flags, ServerConfig, strict=False),
+        server=msgspec.convert(flags, Flags, strict=False),
         faults=faults,
         log=known.log,
         seed=known.seed,

@@ -31,11 +31,10 @@ from measure.standin.tgi_validation import (
     overloaded,
     prompt_length,
 )
-from sim.engines.tgi_0_9_4 import Engine
+from sim.engines.tgi_0_9_4 import Engine, Flags
 from sim.model.calibration import Calibration
 from sim.model.files.json_lines import Lines
 from sim.model.request import Request
-from sim.model.server import ServerConfig
 from sim.steptime.linear import step_time
 
 COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4, whatever it runs on
@@ -56,7 +55,7 @@ class Routes:
     def __init__(
         self,
         calibration: Calibration,
-        server: ServerConfig,
+        server: Flags,
         *,
         faults: Faults = Faults(),  # noqa: B008 - a frozen value
         log: Path | None = None,

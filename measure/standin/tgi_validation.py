@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sim.model.server import ServerConfig
+from sim.engines.tgi_0_9_4 import Flags
 
 MAX_BEST_OF, MAX_STOP_SEQUENCES = 2, 4  # the launcher's defaults
 
@@ -56,7 +56,7 @@ def overloaded() -> Refused:
     return Refused(429, "overloaded", "Model is overloaded")
 
 
-def prompt_length(body: Body, server: ServerConfig, streamed: bool) -> int:
+def prompt_length(body: Body, server: Flags, streamed: bool) -> int:
     """Check a request; returns its `input_length`: this tokenizer makes a token of each word and one of the beginning.
 
     Raises `Refused`.

@@ -71,9 +71,10 @@ def new(name: str) -> None:
 @command("servecast schema > servecast.schema.json")
 def schema() -> None:
     """Print the JSON schema of scenarios, for editors."""
+    from sim.engines.catalog import json_schema
     from sim.model.scenario import Scenario
 
-    made = msgspec.json.schema(Scenario)
+    made = msgspec.json.schema(Scenario, schema_hook=json_schema)
     del made["$defs"]["Scenario"]["properties"]["written"]  # ours to say
     made["$defs"]["Scenario"]["properties"]["extends"] = {
         "type": "string",
@@ -254,7 +255,7 @@ def forecasts(
     for question in asked:  # every complaint before anything runs
         its = question.scenario
         if its.calibration is not None:
-            check_suits(read_calibration(its.calibration), its.server.engine, taken_as, its.calibration)
+            check_suits(read_calibration(its.calibration), its.server.declared, taken_as, its.calibration)
     made = []
     known: dict[bytes, Calibration] = {}
     with working(jobs) as (executor, commentary):

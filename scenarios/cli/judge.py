@@ -187,7 +187,7 @@ def _compare(
             return held_out_comparison(run, scored, tolerances, replicates, seed, executor, commentary, again)
         calibration = read_calibration(calibrated)
         meant = None if taken is None else taken.engine
-        suits = [] if run.assumptions else check_suits(calibration, engine, meant, calibrated)
+        suits = [] if run.assumptions else check_suits(calibration, run.server.declared, meant, calibrated)
         commentary.say(f"replaying {run.name} {replicates} times")
         tables = run_with_model.forecast_run(
             run, calibration, executor, replicates=replicates, seed=seed, taken_as=meant

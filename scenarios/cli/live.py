@@ -233,8 +233,8 @@ def run(
     from scenarios.load.scenario import files_of, load
     from scenarios.progress import read_aloud
     from scenarios.report.page import page
-    from sim.model.assume import taken_as as assumed
     from sim.model.identity import check_engine
+    from sim.run import taken_as as assumed
 
     check_replicates(replicates)
     asked = load(scenario, *sets)
@@ -259,7 +259,7 @@ def run(
         budget=budget,
     )
     measured = read_aloud(made)
-    check_engine(measured.engine, asked.server.engine, taken_as, "this run, measured and kept,", made)
+    check_engine(measured.engine, asked.server.declared, taken_as, "this run, measured and kept,", made)
     if taken_as is not None:
         measured = assumed(measured, taken_as, asked)
     out = console()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import click
 
 from scenarios.load.changes import OPTIONS, changes
+from sim.engines.catalog import NAMES
 from sim.model.errors import BadInput
-from sim.model.identity import SIMULATED
 from sim.model.text import LINE, escaped, printable
 from sim.model.warning import SHOWN, folded
 
@@ -80,8 +80,8 @@ as_option = click.option(
 
 def engine_named(name: str | None) -> str | None:
     """The engine that `--as` names; complains about one that is not simulated."""
-    if name is not None and name not in SIMULATED:
-        raise BadInput(f"expected an engine that is simulated ({', '.join(SIMULATED)})", path=f"--as {name}")
+    if name is not None and name not in NAMES:
+        raise BadInput(f"expected an engine that is simulated ({', '.join(NAMES)})", path=f"--as {name}")
     return name
 
 
@@ -100,7 +100,7 @@ class Assumed(NamedTuple):
 
 def assumed_engine(text: str | None) -> Assumed | None:
     """What `--as ENGINE|SCENARIO` says."""
-    if text is None or text in SIMULATED:
+    if text is None or text in NAMES:
         return None if text is None else Assumed(text)
     from scenarios.load.scenario import load
 
@@ -109,13 +109,13 @@ def assumed_engine(text: str | None) -> Assumed | None:
     except BadInput as e:
         if e.path is not None and str(e.path) != text:
             raise
-        raise BadInput(f"expected {' or '.join(SIMULATED)}, or a scenario ({e.message})", path=f"--as {text}") from e
+        raise BadInput(f"expected {' or '.join(NAMES)}, or a scenario ({e.message})", path=f"--as {text}") from e
     return Assumed(like.server.engine, like)
 
 
 def taken_for(run: Run, taken: Assumed | None) -> Run:
     """The run with its server taken for what `--as` says."""
-    from sim.model.assume import taken_as
+    from sim.run import taken_as
 
     return run if taken is None else taken_as(run, taken.engine, taken.like)
 

@@ -47,7 +47,7 @@ def forecast_run(
 
     `NotTheEngine` where either is not known to be of the engine that is simulated, unless `taken_as` it.
     """
-    check_suits(calibration, run.server.engine, taken_as or run.taken_as)
+    check_suits(calibration, run.server.declared, taken_as or run.taken_as)
     return replays(run, calibration, executor, range(1, replicates + 1), seed=seed)
 
 

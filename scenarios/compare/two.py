@@ -77,7 +77,7 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
     run whose server is not known to be of the engine that was forecast, unless it is taken for it.
     """
     engine = forecast.scenario.server.engine
-    check_engine(run.engine, engine, run.taken_as, f"the server of {run.name}", run.path)
+    check_engine(run.engine, forecast.scenario.server.declared, run.taken_as, f"the server of {run.name}", run.path)
     assumed = [*run.assumptions, *forecast.assumptions]
     forecasts = _by_metric_and_load(forecast)
     run = with_users(run)

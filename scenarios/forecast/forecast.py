@@ -14,6 +14,7 @@ import msgspec
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from sim.engines.catalog import convert, shape_of
 from sim.model.files.atomic import write_file
 from sim.model.files.document import Document
 from sim.model.files.format import FORMAT
@@ -108,10 +109,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Bottleneck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What limits a rung, and why.
-
-    `permits`, `token budget`, `prefill budget`, `admission rule`, `users`, `prefill compute` or `decode compute`.
-    """
+    """What limits a rung, and why: `permits`, a limit that the engine declares, `admission rule`, `users`,
+    `prefill compute` or `decode compute`."""
 
     load: float
     binds: str
@@ -218,5 +217,5 @@ def write_forecast(path: Path, forecast: Forecast) -> None:
 def read_forecast(path: Path) -> Forecast:
     """Read `forecast.json`; `BadInput` names file, line and key."""
     document = Document(path, "a forecast")
-    found = document.read_as(Forecast)
+    found = document.read_as(Forecast, shape_of, convert)
     return msgspec.structs.replace(found, scenario=relocated(found.scenario, path.parent, Path()))

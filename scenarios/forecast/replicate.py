@@ -10,13 +10,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.executors import Tell, silent
-from sim.model.server import ServerConfig, ceil_block
+from sim.model.server import EngineFlags
 from sim.model.steps import DECODE, PREFILL
 from sim.replicate import Task
 from sim.results import metrics, rates
 from sim.run import Run, Rung
 
-Bools = NDArray[np.bool_]
 COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")
 
 
@@ -26,22 +25,19 @@ def replicate(task: Task, tell: Tell = silent) -> pd.DataFrame:
     return _described(run, rates.table(run), task.model.server)
 
 
-def described(run: Run, server: ServerConfig) -> pd.DataFrame:
+def described(run: Run, server: EngineFlags) -> pd.DataFrame:
     """What a simulated run's windows counted, with their circumstances, one row a rung."""
     return _described(run, metrics.table(run), server)
 
 
-def _described(run: Run, table: pd.DataFrame, server: ServerConfig) -> pd.DataFrame:
+def _described(run: Run, table: pd.DataFrame, server: EngineFlags) -> pd.DataFrame:
     extra = [circumstances(run, rung, server) for rung in run.rungs if rung.end > rung.settled]
     return pd.concat([table, pd.DataFrame(extra)], axis=1)
 
 
-def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float]:
-    """What bounded the server within one rung: extremes in tokens and requests, and what ended its admissions.
-
-    `budget_full` is the share of the requests admitted in the window that came in an admission after which another of
-    the usual size would not have fitted into the token budget; `prefill_full` likewise into the prefill budget.
-    """
+def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]:
+    """What bounded the server within one rung: extremes in tokens and requests, and how often its engine's limits were
+    met (`EngineFlags.full`)."""
     assert run.steps is not None
     low, high = rung.settled, rung.end
     steps = {name: run.steps[name].to_numpy() for name in COLUMNS}
@@ -52,11 +48,12 @@ def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float
     sent = requests["scheduled"].to_numpy()
     begun = (sent >= rung.start) & (sent < high)
     prompts, asked = (requests[name].to_numpy()[begun] for name in ("prompt_tokens", "max_new_tokens"))
-    prompt, usual = (ceil_block(int(np.median(x))) if len(x) else 0 for x in (prompts, asked))
-    admitted = np.where(prefill & (steps["start"] >= low), steps["sequences"], 0)
-
-    def share(of: Bools) -> float:
-        return float(admitted[of].sum() / max(1, admitted.sum()))
+    prompt, usual = (int(np.median(x)) if len(x) else 0 for x in (prompts, asked))
+    steps |= {
+        "held": held,
+        "inside": here & (steps["start"] >= low),
+        "prefill_sequences": np.where(steps["kind"] == PREFILL, steps["sequences"], 0),
+    }
 
     def most(values: NDArray[np.int64]) -> float:
         return float(values.max(initial=0))
@@ -66,6 +63,4 @@ def circumstances(run: Run, rung: Rung, server: ServerConfig) -> dict[str, float
         "max_batch_prefill_tokens": most(steps["tokens"][prefill]),
         "max_sequences": most(steps["sequences"][decode]),
         "max_context_tokens": most((steps["tokens"] + steps["sequences"] * steps["count"])[decode]),
-        "budget_full": share(held + (admitted + 1) * (prompt + usual) > server.token_budget),
-        "prefill_full": share((admitted + 1) * prompt > server.max_batch_prefill_tokens),
-    }
+    } | server.full(steps, prompt, usual)

@@ -51,7 +51,7 @@ METRICS = (
     *(f"{what}_{which}" for what in ("e2e", "ttft") for which in ("mean", "p50", "p95", "p99")),
     *("itl_p50", "itl_p95", "itl_p99", "tpot_mean", "tpot_p50", "tpot_p95", "tpot_p99"),
     *("rps", "input_tokens_per_s", "output_tokens_per_s", "goodput", "error_rate", "overloaded_rate"),
-    *("queue", "in_flight", "mean_batch", "prefill_share", "decode_share", "idle_share", "budget_full", "prefill_full"),
+    *("queue", "in_flight", "mean_batch", "prefill_share", "decode_share", "idle_share"),
 )
 LATENCIES = ("e2e", "ttft", "itl", "tpot", "queue", "in_flight")  # have no value where there is no steady state
 
@@ -75,7 +75,7 @@ def simulate(
     from the scenario. `NotTheEngine` for a calibration from runs that are not known to
     be of the scenario's engine, unless they are `taken_as` it.
     """
-    check_suits(calibration, scenario.server.engine, taken_as, scenario.calibration)
+    check_suits(calibration, scenario.server.declared, taken_as, scenario.calibration)
     lengths = read_lengths(scenario.workload)
     check_size(scenario, calibration, replicates, lengths)
     check_servable(scenario, draw_model(calibration, scenario.server, None).server, lengths)  # not first by a worker
@@ -109,12 +109,12 @@ def summarise(
         tables = [rates.steady(table, steady) for table in tables]
         rungs = _medians(tables)
     promises = list(_promises(scenario, tables, growing))
-    engine = scenario.server.engine
+    engine = scenario.server.declared
     assumed = check_suits(calibration, engine, taken_as, scenario.calibration)
     known = flags if flags is not None else scenario.flags
     warnings = [*assumed, *reasons(scenario, calibration, rungs, growing, tasks[0].lengths)]
     if flags is None:
-        warnings += unwritten(known)
+        warnings += unwritten(known, engine)
     limit = scenario.slo.get("e2e_p95")
     plateaus = [curve.plateau(table) for table in tables]
     without = [place for place, grows in enumerate(growing) if grows]
@@ -143,7 +143,7 @@ def summarise(
         published=list(_published(scenario, tables, latency_onset.rps)),
         warnings=list(dict.fromkeys(warnings)),
         engine=calibration.engine,
-        taken_as=engine if assumed and calibration.source.kind != "table" else None,
+        taken_as=engine.name if assumed and calibration.source.kind != "table" else None,
         flags=dict(known),
     )
 
@@ -155,7 +155,8 @@ def _medians(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _rows(scenario: Scenario, tables: Sequence[pd.DataFrame], beyond: list[bool], growing: list[bool]) -> Iterator[Row]:
     together = pd.concat(tables, ignore_index=True)
     closed = scenario.load.users is not None
-    for metric in METRICS:
+    limits = [limit.full for limit in scenario.server.declared.limits]
+    for metric in (*METRICS, *limits):
         for i, (_, group) in enumerate(together.groupby("rung", sort=True)):
             load = float(group["load"].iloc[0])
             quoted = not (growing[i] and metric.startswith(LATENCIES))

@@ -12,7 +12,7 @@ from scenarios.forecast.forecast import Promise, named, unit_of
 from sim.model.calibration import Calibration
 from sim.model.request import BROKEN
 from sim.model.scenario import Scenario
-from sim.model.server import ServerConfig
+from sim.model.server import EngineFlags
 from sim.model.workload import RequestLengths
 from sim.results import metrics
 from sim.results.rates import growing
@@ -138,7 +138,8 @@ def reasons(
         load for load, share in zip(loads, rungs["error_rate"] - rungs["overloaded_rate"], strict=True) if share > 0
     ]
     if refused:
-        found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits (422)")
+        status = scenario.server.declared.refused_status
+        found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits ({status})")
     return found + undrawn(calibration) + calibration.warnings
 
 
@@ -169,14 +170,14 @@ def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list
     return found
 
 
-def _other_padding(server: ServerConfig, calibration: Calibration) -> list[str]:
+def _other_padding(server: EngineFlags, calibration: Calibration) -> list[str]:
     """Padded batches cost more, and their step times have another form; only runs say which they were."""
     known = {bool(flags["requires_padding"]) for flags in calibration.server if "requires_padding" in flags}
-    if not known and server.requires_padding and calibration.model.startswith("affine"):
+    if not known and server.pads and calibration.model.startswith("affine"):
         return ["this server pads its batches; nothing says that the calibrated one did"]
-    if not known or server.requires_padding in known:
+    if not known or server.pads in known:
         return []
-    if server.requires_padding:
+    if server.pads:
         return ["this server pads its batches; the calibrated one did not"]
     return ["this server does not pad its batches; the calibrated one did"]
 

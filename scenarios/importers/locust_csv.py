@@ -25,6 +25,7 @@ import pandas as pd
 from measure.apis.dialect import status_of
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, moment, named, software
+from sim.engines.catalog import DEFAULT, flags_of
 from sim.model.errors import BadInput
 from sim.model.files.rows import delimiter_of
 from sim.model.requests import REQUEST_COLUMNS
@@ -142,6 +143,7 @@ def _history(rows: list[Row], path: Path) -> Run:
         scenario=Scenario(
             name=name,
             description=f"imported from {path.name}, written by locust",
+            server=flags_of(DEFAULT)(),
             load=Load(users=[rung.users or 0 for rung in rungs]),
             published=figures,
         ),

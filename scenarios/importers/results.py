@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scenarios.importers import observed
 from scenarios.importers.observed import Flights
 from sim.cluster.replay import lanes
+from sim.engines.catalog import DEFAULT, flags_of
 from sim.model.errors import BadInput
 from sim.model.files.records import CLOCKS
 from sim.model.request import ABORTED, OK
@@ -390,6 +391,7 @@ def _scenario(name: str, stretches: Sequence[Stretch], description: str) -> Scen
     return Scenario(
         name=name,
         description=description,
+        server=flags_of(DEFAULT)(),
         load=Load(
             users=users or None, rate=None if users else rates, arrivals=kinds[0] if len(kinds) == 1 else "poisson"
         ),

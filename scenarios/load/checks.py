@@ -10,13 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from sim.model.errors import CannotFit
+from sim.model.errors import CannotFit, UserError
 from sim.model.files.shape import Fail, Key, known
-from sim.model.identity import SIMULATED
+from sim.model.flags import check_sizes
 from sim.model.scenario import Figure, Load, Scenario
-from sim.model.server import Bounds, ServerConfig
 from sim.model.text import NAME_BYTES, shortened_name
 from sim.model.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 
@@ -36,7 +33,12 @@ def check(s: Scenario, fail: Fail) -> None:
     _positive(s, (), ("replicas",), fail)
     if s.replicas > 1:
         raise fail(("replicas",), f"expected 1, found {s.replicas}: several replicas cannot be forecast yet")
-    _server(s.server, fail)
+
+    def of_server(key: Key, message: str) -> UserError:
+        return fail(("server", *key), message)
+
+    check_sizes(s.server, of_server)
+    s.server.check(of_server)
     _workload(s.workload, fail)
     _load(s.load, s.workload, fail)
     _fits(s, fail)
@@ -86,33 +88,6 @@ def _not_negative(values: Any, at: Key, names: Iterable[str], fail: Fail) -> Non
     for name in names:
         if getattr(values, name) < 0:
             raise fail((*at, name), f"expected 0 or more, found {getattr(values, name)}")
-
-
-def _server(server: ServerConfig, fail: Fail) -> None:
-    """The launcher's own cross checks, too (launcher/src/main.rs:1016-1059)."""
-    known(server.engine, SIMULATED, "engine", ("server", "engine"), fail)
-    sizes = ("max_batch_prefill_tokens", "max_input_length", "max_total_tokens", "max_waiting_tokens")
-    _positive(server, ("server",), (*sizes, "max_concurrent_requests"), fail)
-    _not_negative(server, ("server",), ("waiting_served_ratio",), fail)
-    longest, total = server.max_input_length, server.max_total_tokens
-    if longest >= total:
-        raise fail(("server", "max_input_length"), f"expected less than max_total_tokens ({total}), found {longest}")
-    if longest > server.max_batch_prefill_tokens:
-        raise fail(
-            ("server", "max_batch_prefill_tokens"),
-            f"expected at least max_input_length ({longest}), found {server.max_batch_prefill_tokens}",
-        )
-    key = ("server", "max_batch_total_tokens")
-    budget = server.max_batch_total_tokens
-    low = budget.low if isinstance(budget, Bounds) else budget
-    if low is None:
-        return
-    _above_zero(low, key, fail)
-    if isinstance(budget, Bounds) and budget.high < budget.low:
-        raise fail(key, f"expected low up to high, found {budget.low} to {budget.high}")
-    for name in ("max_batch_prefill_tokens", "max_total_tokens"):
-        if low < getattr(server, name):
-            raise fail(key, f"expected at least {name} ({getattr(server, name)}), found {low}")
 
 
 def _workload(w: Workload, fail: Fail) -> None:
@@ -197,15 +172,13 @@ def _load(load: Load, workload: Workload, fail: Fail) -> None:
 
 
 def _fits(s: Scenario, fail: Fail) -> None:
-    """A request of fixed lengths that would hang the real server (`ServerConfig.check_fits`)."""
-    w, budget = s.workload, s.server.max_batch_total_tokens
+    """A request of fixed lengths that would hang the real server (`EngineFlags.check_fits`)."""
+    w = s.workload
     asked = w.max_new_tokens if w.max_new_tokens is not None else w.output_tokens
     if not isinstance(w.prompt_tokens, int) or not isinstance(asked, int):
         return
-    if not isinstance(budget, int):  # not known yet: only the prefill budget can be told now
-        budget = budget.high if isinstance(budget, Bounds) else 2**62
     try:
-        msgspec.structs.replace(s.server, max_batch_total_tokens=budget).check_fits(w.prompt_tokens, asked)
+        s.server.check_fits(w.prompt_tokens, asked)
     except CannotFit as e:
         raise fail(("workload",), str(e)) from e
 

@@ -17,6 +17,7 @@ import msgspec
 from scenarios.load.changes import Change
 from scenarios.load.checks import check
 from scenarios.load.yaml import Values, parse_yaml
+from sim.engines.catalog import convert, shape_of
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
 from sim.model.files.format import EXPECTED, FORMAT, NOW, READ, upgraded
@@ -98,9 +99,12 @@ def _written_in(tree: Tree, key: str) -> str | None:
 def _checked(tree: Tree) -> Scenario:
     if "written" in tree.values:  # which only we write, below
         raise tree.fail(("written",), "unknown key")
-    check_shape(tree.values, Scenario, tree.fail)
-    values = without_nothing(tree.values)
-    scenario = msgspec.convert(values | {"written": list(values.get("server", {}))}, Scenario)
+    values = {"server": {}} | without_nothing(tree.values)
+    check_shape({"server": {}} | tree.values, Scenario, tree.fail, (), shape_of)
+    scenario = msgspec.convert(values | {"written": list(values["server"])}, Scenario, dec_hook=convert)
+    if scenario.launch is not None and not scenario.launch.image:
+        launch = msgspec.structs.replace(scenario.launch, image=scenario.server.declared.image)
+        scenario = msgspec.structs.replace(scenario, launch=launch)
     check(scenario, tree.fail)
     return scenario
 

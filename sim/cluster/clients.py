@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from heapq import heapreplace
 from typing import NamedTuple
 
 import numpy as np
 
 from sim.cluster.clock import Clock
-from sim.cluster.replica import Replica
+from sim.cluster.frontend import FrontEnd
 from sim.cluster.request_log import RequestLog
 from sim.model.calibration import Clocks, Delay
 from sim.model.request import ABORTED, OK, TIMEOUT, Request
-from sim.model.server import VALIDATION_WORKERS
 from sim.model.workload import RequestSpec, Source
 
 
@@ -81,11 +79,9 @@ class Clients:
         self._burst: set[int] = set()  # requests whose turns followed one another, not yet on their way
         self._burst_end = -float("inf")  # when the last of them was sent
         self._reading = clocks.reading
-        self._per_token = clocks.uplink.per_token
-        self._counting = [-float("inf")] * VALIDATION_WORKERS  # until when each is at it; the first is free first
         self.think, self.retry, self.patience = think, retry, patience
         self.log = RequestLog()
-        self.replica: Replica
+        self.server: FrontEnd
         self.on_ended: Callable[[Request, float], None] = lambda request, ended: None
         self._in_flight: dict[int, Request] = {}
         self._ids = 0
@@ -116,7 +112,7 @@ class Clients:
         self.clock.call(sent, fire)
 
     def ended(self, r: Request) -> None:
-        """The server has answered (`Replica.on_end`): note when the client saw it, and let a user go on."""
+        """The server has answered (`FrontEnd.on_end`): note when the client saw it, and let a user go on."""
         del self._in_flight[r.id]
         downlink = self.downlink.draw(0)
         ended = last = r.last_token + downlink
@@ -131,7 +127,7 @@ class Clients:
             asked = self.source.next(r.user)
             free = self._turn + self.spacing.draw(asked.prompt_tokens)
             self._turn = max(ended, free)
-            read = self._reading * self.replica.running
+            read = self._reading * self.server.running
             at = self._turn + pause + read + self.turnaround.draw(asked.prompt_tokens)
             self._send(r.user, asked, at)
             if pause == 0.0:
@@ -145,11 +141,11 @@ class Clients:
         if r.id not in self._in_flight or not (self.patience.whole or math.isnan(r.first_token)):
             return
         del self._in_flight[r.id]
-        r.status, r.received, now = TIMEOUT, self.replica.received(r), self.clock.now
+        r.status, r.received, now = TIMEOUT, self.server.received(r), self.clock.now
         if math.isnan(r.queued):
             r.gone = True  # on its way there
         else:
-            self.replica.cancel(r)
+            self.server.cancel(r)
         first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
         self.log.append(r, now, min(first, now), float("nan"))
         if r.user >= 0:
@@ -163,7 +159,7 @@ class Clients:
             if r.sent >= now:
                 continue  # its user would have sent it later
             r.status = ABORTED
-            r.received = self.replica.received(r)
+            r.received = self.server.received(r)
             first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
             self.log.append(r, now, first if first <= now else float("nan"), float("nan"))
         self._in_flight.clear()
@@ -183,13 +179,4 @@ class Clients:
             if self._burst_end > r.sent:  # the client wrote nothing before it had dealt with all the answers it had
                 self.clock.call(self._burst_end + self.uplink.draw(0), self._reach, r)
                 return
-        if not self._per_token or not self.replica.has_permit:  # who is turned away is not counted
-            self._submit(r)
-            return
-        done = max(self.clock.now, self._counting[0]) + self._per_token * r.prompt_tokens
-        heapreplace(self._counting, done)
-        self.clock.call(done, self._submit, r)
-
-    def _submit(self, r: Request) -> None:
-        if not r.gone:
-            self.replica.submit(r)
+        self.server.reach(r)

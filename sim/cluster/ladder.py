@@ -18,7 +18,7 @@ from sim.model.files.lengths import arrivals
 from sim.model.machine import Model
 from sim.model.request import OK, Request
 from sim.model.scenario import Load, Scenario, least_completions
-from sim.model.server import ServerConfig
+from sim.model.server import EngineFlags
 from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
 from sim.run import Run, Rung
 
@@ -56,7 +56,7 @@ def climb(
     return bench.run()
 
 
-def check_servable(scenario: Scenario, server: ServerConfig, lengths: RequestLengths | None = None) -> None:
+def check_servable(scenario: Scenario, server: EngineFlags, lengths: RequestLengths | None = None) -> None:
     """Raise `CannotFit` for a workload with a request that would wait for ever, `BadInput` where all would be refused;
     `server` is the scenario's with every flag known."""
     refused = True
@@ -65,16 +65,17 @@ def check_servable(scenario: Scenario, server: ServerConfig, lengths: RequestLen
         refused &= server.refuses(asked.prompt_tokens, asked.max_new_tokens)
     if refused:
         raise BadInput(
-            f"every request would be refused (422): the server takes prompts of {server.max_input_length} tokens "
-            f"(server.max_input_length), and {server.max_total_tokens} with the answer (server.max_total_tokens)",
+            f"every request would be refused ({server.declared.refused_status}): the server takes {server.longest}",
             key="workload",
         )
 
 
 def _watch(bench: Bench, load: Load, lengths: RequestLengths | None, progress: Callable[[float], None]) -> None:
     """Tell about how much is done: a rung counts by its load, up to what the server lets in, and by its time within."""
-    clock, permits = bench.clock, bench.scenario.server.max_concurrent_requests
-    work = [float(min(users, permits)) for users in load.users or []] or [float(rate) for rate in load.rate or [1.0]]
+    clock, permits = bench.clock, bench.scenario.server.permits
+    work = [float(min(users, permits or users)) for users in load.users or []] or [
+        float(rate) for rate in load.rate or [1.0]
+    ]
     seconds = load.settle + (load.seconds or load.max_seconds)
     if load.trace and load.seconds is None:
         seconds = float(arrivals(bench.scenario.workload, lengths)[-1])

@@ -19,7 +19,7 @@ from simpy.events import EventPriority
 
 from sim.cluster.clock import ROUTER, Clock
 from sim.engines.engine import Engine, Plan, Scheduled, ServerState
-from sim.model.request import OK, OVERLOADED, Request
+from sim.model.request import OK, Request
 from sim.model.steps import DECODE, PREFILL, STEP_COLUMNS, Call
 from sim.steptime.linear import Line, StepTime
 from sim.steptime.noise import Noise
@@ -32,7 +32,7 @@ KINDS = "prefill", "decode"  # by the codes PREFILL and DECODE
 class Replica:
     """One server. `on_end(request)` is called when a request ends, at the server's instant, with its status set.
 
-    `permits` is how many requests it lets in at once; others end as `overloaded`. `steps` rows have `STEP_COLUMNS`;
+    `steps` rows have `STEP_COLUMNS`;
     with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears of every call (the steps of a plan
     are one), at the end of its last step and before anybody is told of an end. Until `busy_until` the server does
     something else (what was asked of it before, a warm-up) and only queues.
@@ -47,11 +47,9 @@ class Replica:
         noise: Noise | None = None,
         on_call: Callable[[Call], None] | None = None,
         busy_until: float = 0.0,
-        permits: int | None = None,
     ):
         self.clock, self.engine, self.step_time, self.noise = clock, engine, step_time, noise
-        self.on_end, self.permits = on_end, permits
-        self.in_use = 0  # permits: queued and running requests alike
+        self.on_end = on_end
         self.steps = array("d")
         self.step_ends: list[NDArray[np.float64]] = []
         self.number = 0  # forward passes so far: what the noise is indexed by
@@ -77,19 +75,11 @@ class Replica:
         self._on_call = hears
         self.engine.observer = self._observe if hears is not None else None
 
-    @property
-    def has_permit(self) -> bool:
-        """Whether another request is let in; if not it is answered 429 at once."""
-        return self.permits is None or self.in_use < self.permits
-
     def submit(self, request: Request) -> None:
-        """A request reaches the server now. It may end at once (429 before 422), else `on_end` says when.
+        """A request reaches the engine now. It may end at once, else `on_end` says when.
 
         Raises `CannotFit` for one that the real server would keep for ever.
         """
-        if not self.has_permit:
-            self._end(request, OVERLOADED)
-            return
         done = self._done()
         request.arrived = self.clock.now
         refused = self.engine.submit(request, done)
@@ -97,13 +87,11 @@ class Replica:
             self._end(request, refused)
             return
         request.queued = self.clock.now
-        self.in_use += 1
         self._changed(done)
 
     def cancel(self, request: Request) -> None:
         """The request's client goes away now."""
         request.gone = True
-        self.in_use -= 1
         done = self._done()
         self.engine.cancel(request, done)
         self._changed(done)
@@ -181,7 +169,6 @@ class Replica:
                 yield self._idle
                 continue
             for request, status in plan.refused:
-                self.in_use -= 1
                 self._end(request, status)
             self._begin(plan)
             segment, start = self._segment, clock.now
@@ -201,11 +188,9 @@ class Replica:
             self._before += steps
             for r in outcome.first:
                 r.first_token = now
-            if outcome.finished:
-                self.in_use -= len(outcome.finished)
-                for r in outcome.finished:
-                    r.received = r.output_tokens
-                    self._end(r, OK)
+            for r in outcome.finished:
+                r.received = r.output_tokens
+                self._end(r, OK)
             if (after := outcome.after) is None:
                 self._last = plan, steps
                 continue

@@ -9,10 +9,10 @@ import numpy as np
 
 from sim.cluster.clients import FOR_EVER, Clients, Patience
 from sim.cluster.clock import Clock
+from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
-from sim.engines.tgi_0_9_4 import Engine
+from sim.engines.catalog import identity, scheduler
 from sim.model.errors import BadInput
-from sim.model.identity import identity
 from sim.model.machine import Model
 from sim.model.scenario import Scenario
 from sim.model.steps import Call
@@ -50,17 +50,23 @@ class Bench:
             retry=scenario.load.retry,
             patience=patience,
         )
+        self.clients.server = front = FrontEnd(
+            self.clock,
+            self.clients.ended,
+            model.server.permits,
+            model.server.declared.tokenizer_workers,
+            model.clocks.uplink.per_token,
+        )
         noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
         self.replica = Replica(
             self.clock,
-            Engine(model.server),
+            scheduler(model.server),
             model.step_time,
-            self.clients.ended,
+            front.ended,
             noise,
             busy_until=busy_until,
-            permits=model.server.max_concurrent_requests,
         )
-        self.clients.replica = self.replica
+        front.replica = self.replica
         self.rungs: list[Rung] = []
         self._members: list[list[int]] = []
         if members:

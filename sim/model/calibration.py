@@ -17,6 +17,7 @@ from sim.model.files.format import FORMAT
 from sim.model.files.shape import Key, known
 from sim.model.identity import Identity, check_engine, is_engine, named
 from sim.model.scenario import Machine
+from sim.model.server import Declaration
 from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
 
 MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
@@ -223,14 +224,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def check_suits(
-    calibration: Calibration, engine: str, taken_as: str | None = None, path: str | Path | None = None
+    calibration: Calibration, declared: Declaration, taken_as: str | None = None, path: str | Path | None = None
 ) -> list[str]:
-    """Raise `NotTheEngine` for a calibration from runs that are not known to be of `engine`, unless the user takes them
-    for it; the warning that then belongs to every number. Tables of other engines' step times only get a warning: what
+    """Raise `NotTheEngine` for a calibration from runs not known to be of an engine, unless the user takes them for it;
+    the warning that then belongs to every number. Tables of other engines' step times only get a warning: what
     a step takes is the machine's in the first place.
     """
-    found = calibration.engine
-    if is_engine(found, engine) or (found is None and calibration.source.kind not in ("run", "table")):
+    found, engine = calibration.engine, declared.name
+    if is_engine(found, declared) or (found is None and calibration.source.kind not in ("run", "table")):
         return []
     if calibration.source.kind == "table":
         return [
@@ -240,7 +241,7 @@ def check_suits(
             else f"the table does not say which engine was timed; its steps are scheduled as {engine} does, which may "
             "take another time for a step (a column `engine` would say)"
         ]
-    check_engine(found, engine, taken_as, "what this calibration was fitted to", path)
+    check_engine(found, declared, taken_as, "what this calibration was fitted to", path)
     return [
         f"the calibration was fitted to {named(found)} and is taken for {engine} (--as): the scheduler is assumed, and "
         "a forecast can be far off"

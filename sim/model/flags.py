@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from sim.model.server import ServerConfig
+from sim.model.files.shape import Fail
+from sim.model.server import Bounds, Declaration, EngineFlags
 
 SERVER, LAUNCH, SCENARIO, DEFAULT = SOURCES = ("server", "launch", "scenario", "default")
 WORDS = {
@@ -16,65 +18,83 @@ WORDS = {
     SCENARIO: "from the scenario",
     DEFAULT: "defaults",
 }
-_MOST = 2**53  # that a float counts exactly
-
-# what `GET /info` tells of a ServerConfig (router/src/lib.rs:24-62); not max_batch_prefill_tokens, not requires_padding
-TOLD = (
-    "max_batch_total_tokens",
-    "max_input_length",
-    "max_total_tokens",
-    "waiting_served_ratio",
-    "max_waiting_tokens",
-    "max_concurrent_requests",
-)
-FLAGS = tuple(name for name in ServerConfig.__struct_fields__ if name != "engine")
-# who waits, and for how long, follows from these; a wrong prefill budget moved p95 by half
-DECISIVE = ("max_batch_prefill_tokens", "waiting_served_ratio", "max_waiting_tokens")
+MOST = 2**53  # that a float counts exactly
 
 
 class Flag(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of a flag, and its source: one of `SOURCES`. A token budget may be bounds, or nobody's: a calibration's
+    """The value of a flag, and its source: one of `SOURCES`. A capacity may be bounds, or nobody's: a calibration's
     then."""
 
-    value: int | float | bool | dict[str, int] | None
+    value: int | float | bool | str | dict[str, int] | None
     source: str
 
 
+def names(kind: type[EngineFlags]) -> tuple[str, ...]:
+    """The flags of an engine."""
+    return tuple(_types(kind))
+
+
+def _types(kind: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in msgspec.structs.fields(kind)}
+
+
+def _is_float(kind: type[EngineFlags], name: str) -> bool:
+    return _types(kind)[name] is float
+
+
 def flags(
-    config: ServerConfig,
+    config: EngineFlags,
     written: Collection[str],
     told: Mapping[str, Any] | None = None,
     launched: Mapping[str, Any] | None = None,
 ) -> dict[str, Flag]:
     """Every flag of a server. The server's own word (`told`) wins, then its launch command, then the scenario, whose
     values `config` holds (`written` are those that a person wrote; the others are defaults)."""
-    plain = msgspec.to_builtins(config)
-    found = {n: Flag(value=plain[n], source=SCENARIO if n in written else DEFAULT) for n in FLAGS}
-    found |= {name: Flag(value=value, source=LAUNCH) for name, value in (launched or {}).items() if name in FLAGS}
+    plain, known = msgspec.to_builtins(config), names(type(config))
+    found = {n: Flag(value=plain[n], source=SCENARIO if n in written else DEFAULT) for n in known}
+    found |= {name: Flag(value=value, source=LAUNCH) for name, value in (launched or {}).items() if name in known}
     return found | {name: Flag(value=value, source=SERVER) for name, value in (told or {}).items()}
 
 
-def told_by(info: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The flags that an answer of `GET /info` tells, where they can be meant."""
-    said = {name: (info or {}).get(name) for name in TOLD}
+def told_by(kind: type[EngineFlags], info: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The flags that a server's own word (`GET /info`) tells, where they can be meant."""
+    said = {name: (info or {}).get(name) for name in kind.declared.told}
     numbers = {k: v for k, v in said.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    told = {k: v for k, v in numbers.items() if 0 < v < _MOST}
-    whole = {k: int(v) for k, v in told.items() if v == int(v) and k != "waiting_served_ratio"}
-    return whole | {k: float(v) for k, v in told.items() if k == "waiting_served_ratio"}
+    told = {k: v for k, v in numbers.items() if 0 < v < MOST}
+    whole = {k: int(v) for k, v in told.items() if v == int(v) and not _is_float(kind, k)}
+    return whole | {k: float(v) for k, v in told.items() if _is_float(kind, k)}
 
 
-def launched_by(arguments: Sequence[str]) -> dict[str, Any]:
+def launched_by(kind: type[EngineFlags], arguments: Sequence[str]) -> dict[str, Any]:
     """The flags on a launcher's command line (`--max-waiting-tokens 20`, or with `=`)."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     found: dict[str, Any] = {}
+    known = names(kind)
     for i, word in enumerate(words[:-1]):
         name = word.removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in FLAGS:
+        if word.startswith("--") and name in known:
             try:
-                found[name] = float(words[i + 1]) if name == "waiting_served_ratio" else int(words[i + 1])
+                found[name] = float(words[i + 1]) if _is_float(kind, name) else int(words[i + 1])
             except ValueError:
                 continue
     return found
+
+
+def check_sizes(config: EngineFlags, fail: Fail) -> None:
+    """Complain about a flag that is zero or less, or too large to be counted; some may be zero."""
+    for name, kind in _types(type(config)).items():
+        value = getattr(config, name)
+        for part in (value.low, value.high) if isinstance(value, Bounds) else (value,):
+            if part is None or isinstance(part, bool | str):
+                continue
+            if kind is float or name in config.declared.may_be_zero:
+                if not 0 <= part <= MOST:
+                    raise fail((name,), f"expected 0 or more, found {part:.15g}")
+            elif not 1 <= part <= MOST:
+                raise fail((name,), f"expected 1 or more, found {part:.15g}")
+        if isinstance(value, Bounds) and value.high < value.low:
+            raise fail((name,), f"expected low up to high, found {value.low} to {value.high}")
 
 
 def in_words(found: Mapping[str, Flag]) -> str:
@@ -94,23 +114,23 @@ def plain_flag(flag: Flag) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def unwritten(found: Mapping[str, Flag]) -> list[str]:
+def unwritten(found: Mapping[str, Flag], declared: Declaration) -> list[str]:
     """A warning where nobody wrote the flag of a scenario that decides most."""
-    name = DECISIVE[0]
-    if name not in found or found[name].source != DEFAULT:
-        return []
-    return [
-        f"server.{name} {found[name].value} is only the default: it decides who waits (a wrong one can move p95 by "
-        "half); look it up in the server's launch command and write it into the scenario"
-    ]
+    for name in declared.decisive[:1]:
+        if name in found and found[name].source == DEFAULT:
+            return [
+                f"server.{name} {found[name].value} is only the default: it decides who waits (a wrong one can move "
+                "p95 by half); look it up in the server's launch command and write it into the scenario"
+            ]
+    return []
 
 
-def untold(found: Mapping[str, Flag]) -> list[str]:
+def untold(found: Mapping[str, Flag], declared: Declaration) -> list[str]:
     """A warning for the decisive flags that neither a server nor its launch command told."""
     said = {SCENARIO: "is the scenario's", DEFAULT: "is only the default"}
     return [
         f"{name} {found[name].value} {said[found[name].source]}: the server does not tell it, and it decides who waits "
         "(a wrong one can move p95 by half); check it against the command that launched the server"
-        for name in DECISIVE
+        for name in declared.decisive
         if name in found and found[name].source in said
     ]

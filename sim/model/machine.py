@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.model.calibration import Calibration, Clocks, Noise
 from sim.model.errors import BadInput
-from sim.model.server import Bounds, ServerConfig
+from sim.model.server import EngineFlags
 from sim.steptime.linear import BASES, Linear, step_time
 
 
@@ -21,7 +21,7 @@ class Model:
     """
 
     step_time: Linear
-    server: ServerConfig
+    server: EngineFlags
     noise: Noise = field(default_factory=Noise)
     clocks: Clocks = field(default_factory=Clocks)
     output_attained: float = 1.0
@@ -55,11 +55,10 @@ class Draw:
         return calibration.draw(self.place)
 
 
-def draw_model(calibration: Calibration, server: ServerConfig, draw: Draw | None) -> Model:
+def draw_model(calibration: Calibration, server: EngineFlags, draw: Draw | None) -> Model:
     """The model of one joint draw; without one, of the central values.
 
-    The token budget is the scenario's if it names one, else the calibration's. Of bounds, what the calibration inferred
-    within them; else it is drawn.
+    The size of the KV cache is the scenario's if it names one, else the calibration's (`EngineFlags.settled`).
     """
     if calibration.model not in BASES:
         raise BadInput(f"expected one of {', '.join(sorted(BASES))}, found {calibration.model!r}", key="model")
@@ -68,23 +67,13 @@ def draw_model(calibration: Calibration, server: ServerConfig, draw: Draw | None
     if "uplink" in values:  # fitted together with the step times: a draw of one goes with a draw of the other
         uplink = clocks.uplink.shifted(values["uplink"], values.get("uplink_per_token"))
         clocks = msgspec.structs.replace(clocks, uplink=uplink)
-    budget = server.max_batch_total_tokens
-    inferred = values.get("max_batch_total_tokens")
-    if isinstance(budget, Bounds) and inferred is not None and budget.low <= inferred <= budget.high:
-        budget = round(inferred)
-    elif isinstance(budget, Bounds):
-        low, high = budget.low, budget.high
-        budget = (low + high) // 2 if draw is None else int(draw.rng().integers(low, high + 1))
-    elif budget is None and inferred is not None:
-        budget = round(inferred)
-    elif budget is None and not server.requires_padding:
-        raise BadInput(
-            "expected a number of tokens here or in the calibration, which has none",
-            key="server.max_batch_total_tokens",
-        )
+
+    def uniform(low: int, high: int) -> int:
+        return (low + high) // 2 if draw is None else int(draw.rng().integers(low, high + 1))
+
     return Model(
         step_time=step_time(calibration.model, values),
-        server=msgspec.structs.replace(server, max_batch_total_tokens=budget),
+        server=server.settled(values, uniform),
         noise=calibration.noise,
         clocks=clocks,
         output_attained=values.get("output_attained", 1.0),

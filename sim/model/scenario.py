@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from sim.model.files.format import FORMAT
-from sim.model.flags import FLAGS, Flag, flags
-from sim.model.server import ServerConfig
+from sim.model.flags import Flag, flags, names
+from sim.model.server import EngineFlags
 from sim.model.workload import Gamma, RequestFile, Workload
 
 
@@ -65,9 +64,12 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How `measure` starts the server in docker. `env` names variables to pass on; only their names are recorded."""
+    """How `measure` starts the server in docker, from the engine's usual image if none is named.
 
-    image: str = "ghcr.io/huggingface/text-generation-inference:0.9.4"
+    `env` names variables to pass on; only their names are recorded.
+    """
+
+    image: str = ""
     model: str
     num_shard: int | None = None
     gpus: str | None = "all"
@@ -97,7 +99,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     format: int = FORMAT
     name: str
     description: str = ""
-    server: ServerConfig = ServerConfig()
+    server: EngineFlags
     workload: Workload = Workload()
     load: Load = Load()
     replicas: int = 1
@@ -115,9 +117,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def flags(self) -> dict[str, Flag]:
         """The flags of its server, and whether somebody wrote them; without a count, what differs from the defaults."""
-        usual, written = msgspec.structs.asdict(ServerConfig()), self.written
+        written = self.written
         if written is msgspec.UNSET:
-            written = [name for name in FLAGS if getattr(self.server, name) != usual[name]]
+            kind = type(self.server)
+            usual = kind()
+            written = [name for name in names(kind) if getattr(self.server, name) != getattr(usual, name)]
         return flags(self.server, written)
 
 
@@ -140,23 +144,3 @@ def relocated(scenario: Scenario, old: Path, new: Path) -> Scenario:
         table=moved(scenario.table),
         workload=msgspec.structs.replace(work, empirical=source(work.empirical), trace=source(work.trace)),
     )
-
-
-def lenient(raw: dict[str, Any]) -> Scenario:
-    """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
-    return msgspec.convert(_known(raw, Scenario), Scenario)
-
-
-def _known(raw: dict[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
-    nested: dict[str, type[msgspec.Struct]] = {
-        "server": ServerConfig,
-        "workload": Workload,
-        "load": Load,
-        "machine": Machine,
-    }
-    fields = set(struct.__struct_fields__)
-    return {
-        key: _known(value, nested[key]) if key in nested and struct is Scenario and isinstance(value, dict) else value
-        for key, value in raw.items()
-        if key in fields
-    }

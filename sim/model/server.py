@@ -1,18 +1,23 @@
-"""The flags of text-generation-inference 0.9.4 that decide how it batches, under the launcher's own names."""
+"""A server as a scenario describes it: the flags of its engine, and what an engine declares of itself.
+
+Which flags there are is the engine's matter: each module of `sim.engines` defines its own struct, derived from
+`EngineFlags`, under the server's own names. Everything else asks for what is declared here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+
 import msgspec
+from numpy.typing import NDArray
 
-from sim.model.errors import CannotFit
+from sim.model.errors import BadInput
+from sim.model.files.shape import Fail
 
-VALIDATION_WORKERS = 2  # threads that count tokens, each of one prompt at a time (router/src/validation.rs:34-48)
-BLOCK = 16  # tokens; the constant 0.9.4 passes to its queue and the size of a KV block (router/src/infer.rs:56)
-
-
-def ceil_block(tokens: int) -> int:
-    """Round `tokens` up to a whole number of KV blocks."""
-    return -(-tokens // BLOCK) * BLOCK
+Uniform = Callable[[int, int], int]
+"""Draws a whole number between two, both included."""
 
 
 class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,51 +27,113 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     high: int
 
 
-class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the router is configured. Defaults are the launcher's (launcher/src/main.rs:64-282).
+class Limit(NamedTuple):
+    """Something that can keep requests waiting: its `name`, what `EngineFlags.full` calls it, and how a forecast says
+    that requests wait for it."""
 
-    `max_batch_total_tokens` is what the server would answer at `/info`: flash models ignore the flag and take what
-    their warm-up finds free. Absent, it is the calibration's; as `Bounds`, it is drawn.
+    name: str
+    full: str
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What an engine says of itself.
+
+    `name` is what scenarios call it, `family` what the software is called, `aliases` what images, tables and lists of
+    models call that, `versions` (a regular expression) those whose scheduler it is. `flags_from` says where the flags
+    and their defaults are documented. `told` are the flags that the server tells (where `told_at` says), `decisive`
+    those from which it follows who waits; `capacity` is the flag for the size of the KV cache that a calibration can
+    hold. `forms` are the step-time forms that suit its steps, the usual one first. `limits` can keep requests
+    waiting, in the order in which a forecast looks at them, and `turn` is what else does. `counters` are the series
+    of its `/metrics` that `Engine.counters` has.
     """
 
-    engine: str = "tgi-0.9.4"
-    max_batch_prefill_tokens: int = 4096
-    max_batch_total_tokens: int | Bounds | None = None
-    max_input_length: int = 1024
-    max_total_tokens: int = 2048
-    waiting_served_ratio: float = 1.2
-    max_waiting_tokens: int = 20
-    max_concurrent_requests: int = 128
-    requires_padding: bool = False
+    name: str
+    title: str
+    family: str
+    versions: str
+    flags_from: str
+    aliases: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    told_at: str = ""
+    decisive: tuple[str, ...] = ()
+    capacity: str
+    forms: tuple[str, ...]
+    limits: tuple[Limit, ...] = ()
+    turn: str = ""
+    may_be_zero: tuple[str, ...] = ()  # of the flags that are whole numbers; those that are fractions all may
+    counters: tuple[str, ...] = ()
+    refused_status: int = 400  # of a request that is too long
+    overloaded_status: int = 503
+    image: str = ""
+    tokenizer_workers: int = 1
+
+
+class EngineFlags:
+    """The flags of a server. A frozen struct of an engine's own derives from this; its tag is the engine's name."""
+
+    __slots__ = ()
+    declared: ClassVar[Declaration]
 
     @property
-    def token_budget(self) -> int:
-        """`max_batch_total_tokens` as one number; a CPU server without the flag takes the router's own default."""
-        if isinstance(self.max_batch_total_tokens, int):
-            return self.max_batch_total_tokens
-        if self.max_batch_total_tokens is None and self.requires_padding:  # router/src/main.rs:209-239
-            return max(16000, self.max_total_tokens, self.max_batch_prefill_tokens)
-        raise ValueError("max_batch_total_tokens is not settled yet")
+    def engine(self) -> str:
+        """What scenarios call the engine."""
+        return self.declared.name
+
+    @property
+    def permits(self) -> int | None:
+        """How many requests are let in at once; None for no such limit."""
+        return None
+
+    @property
+    def pads(self) -> bool:
+        """Whether every sequence of a batch costs as much as its longest."""
+        return False
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens for which the KV cache has room; None where that is not settled yet."""
+        raise NotImplementedError
+
+    @property
+    def longest(self) -> str:
+        """The longest requests that the server takes, in words."""
+        raise NotImplementedError
 
     def refuses(self, prompt_tokens: int, max_new_tokens: int) -> bool:
-        """Whether the server answers 422 to such a request (router/src/validation.rs:63-123)."""
-        return prompt_tokens + max_new_tokens > self.max_total_tokens or prompt_tokens > self.max_input_length
+        """Whether the server refuses a request because of its lengths."""
+        raise NotImplementedError
 
     def check_fits(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Raise `CannotFit` for a request that is accepted but can never be scheduled, so that all behind it starve."""
-        if self.refuses(prompt_tokens, max_new_tokens):
-            return
-        prompt, new = prompt_tokens, max_new_tokens
-        if not self.requires_padding:
-            prompt, new = ceil_block(prompt), ceil_block(new)
-        what = f"a request of {prompt_tokens} + {max_new_tokens} tokens"
-        if prompt > self.max_batch_prefill_tokens:
-            raise CannotFit(
-                f"{what} counts {prompt} prompt tokens, more than server.max_batch_prefill_tokens "
-                f"{self.max_batch_prefill_tokens}: TGI 0.9.4 would wait for ever"
-            )
-        if prompt + new > self.token_budget:
-            raise CannotFit(
-                f"{what} counts {prompt + new} tokens, more than server.max_batch_total_tokens "
-                f"{self.token_budget}: TGI 0.9.4 would wait for ever"
-            )
+        """Raise `CannotFit` for a request that is accepted but can never be scheduled, so that all behind it starve;
+        a capacity that is not settled counts at its largest."""
+
+    def check(self, fail: Fail) -> None:
+        """Complain about the first flag that the server would not start with."""
+        raise NotImplementedError
+
+    def settled(self, values: Mapping[str, float], uniform: Uniform) -> Self:
+        """The flags with every one known, by the parameters `values` of a calibration; what is known within bounds
+        only is drawn. Raises `BadInput` where nothing tells."""
+        raise NotImplementedError
+
+    def widened(self, prompt_tokens: int, total_tokens: int, users: int, given: set[str]) -> Self:
+        """The flags with limits that are not `given` wide enough for what the server was seen to accept."""
+        raise NotImplementedError
+
+    def full(self, steps: Mapping[str, NDArray[Any]], prompt_tokens: int, max_new_tokens: int) -> dict[str, float]:
+        """Of a window's `steps` (columns of a run's, with `held`: KV tokens before each, and `inside`: whether it began
+        within the window), how much of what was admitted, or of the time, met each limit; by `Limit.full`. The lengths
+        are those of a usual request."""
+        raise NotImplementedError
+
+
+F = TypeVar("F", bound=EngineFlags)
+
+
+def expect(server: EngineFlags, kind: type[F], what: str) -> F:
+    """The flags, if they are of that engine; `BadInput` says that `what` is for no other."""
+    if not isinstance(server, kind):
+        raise BadInput(f"expected a server of {kind.declared.name}, found {server.engine}: {what} for no other yet")
+    return server

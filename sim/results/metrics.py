@@ -134,14 +134,14 @@ def _shares(run: Run, low: float, high: float) -> dict[str, float]:
     seconds = high - low
     busy = {what: float(overlap[kind == code].sum()) for what, code in (("prefill", PREFILL), ("decode", DECODE))}
     decode = np.where(kind == DECODE, overlap, 0.0)
-    budget = run.scenario.server.max_batch_total_tokens
+    budget = run.scenario.server.kv_tokens
     found = {
         "prefill_share": busy["prefill"] / seconds,
         "decode_share": busy["decode"] / seconds,
         "idle_share": max(0.0, 1.0 - (busy["prefill"] + busy["decode"]) / seconds),
         "mean_batch": float((decode * steps["sequences"].to_numpy()).sum() / decode.sum()) if decode.any() else 0.0,
     }
-    if isinstance(budget, int):
+    if budget is not None:
         held = np.concatenate([[0], steps["used"].to_numpy()[:-1]])  # a row's own `used` is what it leaves behind
         found["budget_share"] = float((decode * held).sum() / decode.sum() / budget) if decode.any() else 0.0
     return found

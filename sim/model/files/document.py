@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import msgspec
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
 from sim.model.files.format import EXPECTED, READ, upgraded
-from sim.model.files.shape import Key, check_shape, dotted
+from sim.model.files.shape import Key, StandsFor, check_shape, dotted, same
 
 T = TypeVar("T")
 
@@ -57,11 +58,16 @@ class Document:
             raise self.fail(("format",), f"expected {EXPECTED}, found {msgspec.json.encode(found).decode()}")
         self.values = upgraded(self.values)
 
-    def read_as(self, kind: type[T]) -> T:
-        """The values as a frozen type; raises `BadInput` with line and key for what does not fit."""
-        check_shape(self.values, kind, self.fail)
+    def read_as(
+        self, kind: type[T], stands_for: StandsFor = same, convert: Callable[[type, Any], Any] | None = None
+    ) -> T:
+        """The values as a frozen type; raises `BadInput` with line and key for what does not fit.
+
+        `stands_for` and `convert` (msgspec's `dec_hook`) are for types whose struct a value chooses itself.
+        """
+        check_shape(self.values, kind, self.fail, (), stands_for)
         try:
-            return msgspec.convert(self.values, kind)
+            return msgspec.convert(self.values, kind, dec_hook=convert)
         except (msgspec.ValidationError, OverflowError) as e:  # nothing where there may not be nothing
             message, _, key = str(e).partition(" - at `$")
             raise BadInput(message, path=self.path, key=key.strip(".`") or None) from e

@@ -19,6 +19,7 @@ from sim.model.errors import UserError
 
 Key = tuple[str | int, ...]
 Fail = Callable[[Key, str], UserError]
+StandsFor = Callable[[Any, Any, Fail, Key], Any]
 
 NOTHING = (type(None), msgspec.UnsetType)
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a map", list: "a list"}
@@ -47,16 +48,26 @@ def known(name: str, names: Iterable[str], what: str, key: Key, fail: Fail) -> N
         )
 
 
-def check_shape(value: Any, hint: Any, fail: Fail, key: Key = ()) -> None:
-    """Complain about unknown and missing keys, and about values of another type than `hint`."""
-    options = [h for h in alternatives(hint) if h not in NOTHING]
+def same(hint: Any, value: Any, fail: Fail, key: Key) -> Any:
+    """No type stands for another one."""
+    return hint
+
+
+def check_shape(value: Any, hint: Any, fail: Fail, key: Key = (), stands_for: StandsFor = same) -> None:
+    """Complain about unknown and missing keys, and about values of another type than `hint`.
+
+    `stands_for` says which struct stands for a type that a value chooses itself.
+    """
+    options = [stands_for(h, value, fail, key) for h in alternatives(hint) if h not in NOTHING]
     struct = next((h for h in options if isinstance(h, type) and issubclass(h, msgspec.Struct)), None)
     if isinstance(value, dict) and struct is not None:
-        hints = typing.get_type_hints(struct)
+        hints, tag = typing.get_type_hints(struct), struct.__struct_config__.tag_field
         for name, below in value.items():
-            known(name, hints, "key", (*key, name), fail)
+            if name == tag:
+                continue
+            known(name, (*((tag,) if tag else ()), *struct.__struct_fields__), "key", (*key, name), fail)
             if below is not None:
-                check_shape(below, hints[name], fail, (*key, name))
+                check_shape(below, hints[name], fail, (*key, name), stands_for)
         for field in msgspec.structs.fields(struct):
             optional = type(None) in alternatives(hints[field.name])
             if field.required and (field.name not in value or (value[field.name] is None and not optional)):
@@ -65,18 +76,22 @@ def check_shape(value: Any, hint: Any, fail: Fail, key: Key = ()) -> None:
     for option in options:
         if isinstance(value, dict) and typing.get_origin(option) is dict:
             for name, below in value.items():
-                check_shape(below, typing.get_args(option)[1], fail, (*key, name))
+                check_shape(below, typing.get_args(option)[1], fail, (*key, name), stands_for)
             return
         if isinstance(value, list) and typing.get_origin(option) is list:
             for i, below in enumerate(value):
-                check_shape(below, typing.get_args(option)[0], fail, (*key, i))
+                check_shape(below, typing.get_args(option)[0], fail, (*key, i), stands_for)
             return
     try:
-        msgspec.convert(value, hint)
+        msgspec.convert(value, hint, dec_hook=_no_map)
     except msgspec.ValidationError as e:
         raise fail(key, f"expected {expected(hint)}, found {found(value)}") from e
     if isinstance(value, float) and not math.isfinite(value):
         raise fail(key, f"expected a finite number, found {value}")
+
+
+def _no_map(hint: type, value: Any) -> Any:
+    raise TypeError(f"a map stands for {hint}")
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -94,6 +109,8 @@ def expected(hint: Any) -> str:
             continue
         if isinstance(option, type) and issubclass(option, msgspec.Struct):
             words.append(f"a map of {', '.join(option.__struct_fields__)}")
+        elif origin is None and option not in NAMES:
+            words.append("a map")
         elif origin is tuple:
             words.append(f"a list of {len(arguments)}, each {expected(arguments[0])}")
         elif origin is list:

@@ -1,0 +1,86 @@
+"""What a server does with a request before its engine sees it: permits, and workers that count the prompt's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heapreplace
+
+from sim.cluster.clock import Clock
+from sim.cluster.replica import Replica
+from sim.engines.engine import ServerState
+from sim.model.request import OVERLOADED, Request
+
+
+class FrontEnd:
+    """In front of one engine and behind the clients. `on_end(request)` is called as `Replica` calls it.
+
+    `permits` is how many requests are let in at once, queued and running alike; others end as `overloaded`. Each of
+    `workers` counts the tokens of one prompt at a time, in the order of arrival, and takes `seconds_per_token`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        on_end: Callable[[Request], None],
+        permits: int | None = None,
+        workers: int = 1,
+        seconds_per_token: float = 0.0,
+    ):
+        self.clock, self.on_end, self.permits = clock, on_end, permits
+        self.in_use = 0  # permits
+        self.replica: Replica
+        self._per_token = seconds_per_token
+        self._busy = [-float("inf")] * workers  # until when each counts; the first is free first
+
+    @property
+    def has_permit(self) -> bool:
+        """Whether another request is let in; if not it is refused at once."""
+        return self.permits is None or self.in_use < self.permits
+
+    @property
+    def running(self) -> int:
+        """How many requests are in the engine's batch."""
+        return self.replica.running
+
+    def reach(self, request: Request) -> None:
+        """A request arrives at the server now; its client may leave while its tokens are counted."""
+        if not self._per_token or not self.has_permit:  # who is turned away is not counted
+            self._counted(request)
+            return
+        done = max(self.clock.now, self._busy[0]) + self._per_token * request.prompt_tokens
+        heapreplace(self._busy, done)
+        self.clock.call(done, self._counted, request)
+
+    def submit(self, request: Request) -> None:
+        """Let a request whose tokens are counted in, or refuse it (a permit that is missing before wrong lengths).
+
+        Raises `CannotFit` for one that the real server would keep for ever.
+        """
+        if not self.has_permit:
+            request.status, request.last_token = OVERLOADED, self.clock.now
+            self.on_end(request)
+            return
+        self.in_use += 1
+        self.replica.submit(request)
+
+    def cancel(self, request: Request) -> None:
+        """The request's client goes away now."""
+        self.in_use -= 1
+        self.replica.cancel(request)
+
+    def received(self, request: Request) -> int:
+        """The tokens that the server has made by now for a request that has not ended."""
+        return self.replica.received(request)
+
+    def state(self) -> ServerState:
+        """The engine's gauges now."""
+        return self.replica.state()
+
+    def ended(self, request: Request) -> None:
+        """The engine has ended a request (`Replica.on_end`)."""
+        self.in_use -= 1
+        self.on_end(request)
+
+    def _counted(self, request: Request) -> None:
+        if not request.gone:
+            self.submit(request)
