@@ -146,8 +146,9 @@ def test_laws(world: Recording) -> None:
             else:
                 assert not step["preempted"]  # nobody is admitted in a step that preempted
                 assert before % size == 0 and before < known[uid]  # whole blocks, and never all that is known
-                for end in range(size, before + 1, size):
-                    assert texts[uid][:end] in written  # what a hit finds was computed once
+                for end in range(size, before + 1, size):  # what a hit finds was computed once, but under priority:
+                    # there a victim's tokens of the same step are taken back, and their entries stay
+                    assert texts[uid][:end] in written or config["policy"] == "priority"
             computed[uid] = before + tokens
             known[uid] = max(known[uid], computed[uid] + 1)
             if config["enable_prefix_caching"]:

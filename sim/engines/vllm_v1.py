@@ -769,7 +769,8 @@ class Engine:
         """It gets a token with step number `start` and every one after it."""
         held.state, held.start = DECODING, start
         held.line = held.prompt + held.base - start
-        held.last = start + held.limit - held.base - 1
+        left = held.limit - held.base
+        held.last = start + left - 1 if left else start - 2  # none left: it is deferred, and its last is under way
         self._decoders.join(held)
         if held.text:
             self._count_open(held, 1)
@@ -928,7 +929,7 @@ class Engine:
             if held.state == WAITING and held.base >= held.limit:
                 ended.append(held)
         for held in step.sampling:
-            if held.state == OVER or (held.start != number and not self.rules.delivers_to_preempted):
+            if held.state == OVER or (held.state == WAITING and not self.rules.delivers_to_preempted):
                 continue
             if not held.started:
                 held.started = True
