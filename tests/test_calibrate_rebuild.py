@@ -7,15 +7,18 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from streams import lengths, observe
 
 from calibrate.schedule.cross_check import cross_check
 from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.step_table import works
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.run import Run, read_run
+from sim.steptime.basis import COLUMNS
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = sorted(p.parent for p in DATA.glob("tgi-0.9.4-*/*/run.json"))
@@ -40,12 +43,14 @@ def test_sizes_contexts_and_neighbours_of_a_hand_made_schedule():
     steps = rebuild(_run(times, prompt=[100, 200], sent=[0.5, 1.05])).steps
     assert steps["kind"].tolist() == ["prefill", "decode", "prefill", "decode", "decode", "decode"]
     assert steps["sequences"].tolist() == [1, 1, 1, 2, 2, 1]
-    assert steps["tokens"].tolist() == [100, 101, 200, 102 + 201, 103 + 202, 203]
-    assert steps["longest"].tolist() == [100, 101, 200, 201, 202, 203]
-    assert steps["concat"].tolist() == [False, False, False, True, False, False]
-    assert (steps["old"][3], steps["new"][3]) == (1, 1)
-    assert steps["filtered"].tolist() == [False] * 5 + [True]
-    assert (steps["kept"][5], steps["finished"][5], steps["kept_longest"][5]) == (1, 1, 203)
+    passes, joins, filters = (pd.DataFrame(work) for work in works(steps))
+    assert set(passes) | set(joins) | set(filters) == set(COLUMNS)
+    assert passes["prefill_tokens"].tolist() == [100, 0, 200, 0, 0, 0]
+    assert passes["prefill_attention"].tolist() == [100 * 101 / 2, 0, 200 * 201 / 2, 0, 0, 0]
+    assert passes["decode_context"].tolist() == [0, 101, 0, 102 + 201, 103 + 202, 203]
+    assert (passes["prefill_longest"] + passes["decode_longest"]).tolist() == [100, 101, 200, 201, 202, 203]
+    assert joins.to_numpy().tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0], [201, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert filters.to_numpy().tolist() == [[0, 0, 0]] * 5 + [[203, 1, 1]]
     assert steps["seen"].tolist() == [False] + [True] * 5
     assert steps["seconds"].to_numpy()[1:] == pytest.approx([0.1, 0.3, 0.1, 0.1, 0.12])
     assert steps["since"].tolist() == [0, 1, 0, 1, 2, 3]
@@ -56,8 +61,8 @@ def test_on_an_idle_server_the_first_of_a_burst_is_prefilled_alone():
     steps = rebuild(_run(times, prompt=[50, 50, 50], sent=[1.0, 1.0, 1.0])).steps
     assert steps["kind"].tolist() == ["prefill", "prefill", "decode", "decode"]
     assert steps["sequences"].tolist() == [1, 2, 3, 3]
-    assert steps["concat"].tolist() == [False, False, True, False]
-    assert (steps["old"][2], steps["new"][2]) == (1, 2)
+    assert steps["once_joined"].tolist() == [0, 0, 2, 0]
+    assert steps["once_kept"].tolist() == [0, 0, 1, 0]
 
 
 def test_beside_running_requests_there_is_one_prefill_between_two_steps():

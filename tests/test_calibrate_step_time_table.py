@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from calibrate.regression.selection import fit_relative, select, subsets
+from calibrate.sources.static_batch import TERMS, batch_terms
 from calibrate.sources.step_time_table import calibrate_table
 from calibrate.sources.table_layout import read_table
 from scenarios.cli.main import status
@@ -211,3 +212,14 @@ def test_times_in_another_unit_than_the_layout_has_are_warninged(tmp_path, capsy
         (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
         assert status(["calibrate", str(tmp_path / "t.csv"), "-o", str(tmp_path / "c.json"), "--warnings"]) == 0
         assert ("is the table in another unit?" in capsys.readouterr().err) == warninged, scale
+
+
+def test_terms_of_a_batch_are_those_of_its_steps():
+    true = {name: 0.1 + i for i, name in enumerate(TERMS)}
+    form = affine(**true)
+    for n, prompt, out in ((1, 7, 1), (1, 7, 2), (3, 20, 9)):
+        steps = [form.decode(n, n * (prompt + j), prompt + j)[0] for j in range(1, out)]
+        whole = form.prefill(n, n * prompt, n * prompt**2, prompt) + sum(steps)
+        terms = batch_terms(n, prompt, out)
+        assert sum(true[name] * float(x) for name, x in terms.items()) == pytest.approx(whole, rel=1e-12)
+        assert float(terms["a2"]) == n * prompt * (prompt + 1) / 2

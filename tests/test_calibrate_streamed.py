@@ -125,7 +125,7 @@ def test_the_second_look_tells_how_long_the_router_counts_tokens():
     rng = np.random.default_rng(0)
     tokens, after = 1500.0 * rng.integers(1, 9, 600), rng.uniform(0.005, 0.025, 600)
     way = (1.5e-3 + 1.3e-6 * tokens) * (1 + UPLINK_SPREAD * rng.standard_normal(600))
-    nothing = {"kept": 0, "longest": 0, "filtered": False, "weight": 1.0}
+    nothing = {"dropped": 0, "kept": 0, "decode_longest": 0, "weight": 1.0}
     table = pd.DataFrame({"x": -after, "tokens": tokens, "won": way < after, **nothing})
     assert 100 < table["won"].sum() < 500
     names, found, belief = ("f0", "u0", "u1"), np.array([0.0, 1.5e-3, 1e-6]), np.diag([1e3, 1e3, 1e6])
@@ -145,7 +145,7 @@ def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_o
     server = msgspec.structs.replace(SERVER, **budget)
     run = observe([6, 12, 20], lengths(1500, output), clocks=clocks, server=server, seconds=40.0).run
     table = admission_timings([run], [rebuild(run)])
-    late = table[~table["filtered"] & ~table["won"]]
+    late = table[(table["dropped"] == 0) & ~table["won"]]
     assert len(late) == lost
     assert (0.0016 + 4e-6 * 4500 + late["x"] > 0).all()  # six came together, and the last of them was not counted yet
     assert set(late["tokens"]) <= {3000, 4500}  # each waits for what its own worker counts, not for all that came

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from scenarios.cli.main import status
 from scenarios.forecast.forecast import Forecast
 from scenarios.load.scenario import load
 from scenarios.report.page import read_item
+from sim.cluster.ladder import climb
 from sim.model.calibration import read_calibration
 from sim.model.errors import BadInput
 from sim.model.files.format import FORMAT
+from sim.model.machine import draw_model
+from sim.results import metrics
+from sim.steptime.linear import MEANING, Line, affine
+from sim.steptime.work import NOTHING, StepWork
 
 OLD = Path(__file__).parent / "samples" / "format-1"
+CALIBRATION = OLD / "calibration.json"
 
 
 def test_every_kind_of_file_is_read():
@@ -47,3 +55,42 @@ def test_an_unknown_format_is_refused(tmp_path: Path):
         read = {"calibration.json": read_calibration, "small.yaml": load}.get(name, read_item)
         with pytest.raises(BadInput, match="format: expected 1 or 2, found 3"):
             read(future)
+
+
+class _Squares:
+    """The affine step time as format 1 had it: a prefill takes a1 Σ n + a2 Σ n²."""
+
+    def __init__(self, values: dict[str, float]):
+        self.a1, self.a2 = values["a1"], values["a2"]
+        self.others = affine(**{name: x for name, x in values.items() if name in MEANING and name not in ("a1", "a2")})
+
+    def line(self, work: StepWork, growth: StepWork = NOTHING, steps: int = 1) -> Line:
+        squares = 2 * work.prefill_attention - work.prefill_tokens
+        line = self.others.line(work, growth, steps)
+        return Line(line.first + self.a1 * work.prefill_tokens + self.a2 * squares, line.growth, line.steps)
+
+
+def test_step_times_stay_where_attention_counts_pairs_and_not_squares():
+    values = {name: said["value"] for name, said in json.loads(CALIBRATION.read_text())["parameters"].items()}
+    calibration = read_calibration(CALIBRATION)
+    assert calibration.values == pytest.approx(read_calibration("measure/standin/calibration.json").values, rel=1e-12)
+    scenario = load(OLD / "small.yaml")
+    model = draw_model(calibration, scenario.server, None)
+    before, after = (
+        metrics.table(climb(scenario, replace(model, step_time=form), (1, 2)))
+        for form in (_Squares(values), model.step_time)
+    )
+    pd.testing.assert_frame_equal(before, after, rtol=1e-9, atol=0)
+
+
+def test_every_draw_keeps_its_prefill_even_if_its_linear_part_becomes_negative(tmp_path: Path):
+    raw = json.loads(CALIBRATION.read_text())
+    raw["draws"] = {name: [said["value"]] * 2 for name, said in raw["parameters"].items() if name != "a2"}
+    raw["parameters"]["a2"] |= dict.fromkeys(("value", "low", "high"), 1e-4)
+    (tmp_path / "c.json").write_text(json.dumps(raw))
+    read = read_calibration(tmp_path / "c.json")
+    assert read.row(1)["a1"] == pytest.approx(9e-5 - 1e-4)
+    squares = _Squares({name: said["value"] for name, said in raw["parameters"].items()})
+    for values in (read.values, read.row(0)):
+        work = StepWork(1, 70, 2, 50 * 51 // 2 + 20 * 21 // 2, 50)
+        assert affine(**values).line(work).first == pytest.approx(squares.line(work).first, rel=1e-12)

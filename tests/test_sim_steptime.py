@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sim.steptime.basis import columns
 from sim.steptime.linear import BASES, Linear, affine, padded
 from sim.steptime.segment import Segment
+from sim.steptime.work import StepWork
 
 starts = st.one_of(st.just(0.0), st.floats(0, 1e6))
 firsts = st.one_of(st.sampled_from([1.0, 0.1, 1 / 3]), st.floats(1e-5, 10))
@@ -65,14 +68,29 @@ def test_a_forms_line_is_its_next_steps_as_every_context_grows_by_a_token(
 
 def test_the_forms_are_the_formulas_they_print() -> None:
     flash = affine(a0=1, a1=2, a2=3, a3=5, b0=7, b1=11, b2=13, b3=17, c0=19, c1=23, f0=29, f1=31)
-    assert flash.prefill(2, 30, 500, 20) == 1 + 2 * 30 + 3 * 500 + 5 * 2
+    assert flash.prefill(2, 30, 500, 20) == 1 + 2 * 30 + 3 * (500 + 30) / 2 + 5 * 2
     assert flash.decode(3, 100, 60) == (7 + 11 * 3 + 13 * 100 + 17 * 60, 13 * 3 + 17)
     assert flash.joining(4, 2, 60) == 19 + 23 * 6
     rows = padded(a0=1, a1=2, a2=3, a3=5, a4=37, b0=7, b1=11, b2=13, b3=17)
-    assert rows.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * 800 + 5 * 2 + 37 * 1600
+    assert rows.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * (800 + 40) / 2 + 5 * 2 + 37 * 1600
     assert rows.decode(3, 100, 60) == rows.decode(3, 180, 60)  # every row is as long as the longest
     assert rows.decode(1, 60, 60)[0] < rows.decode(2, 70, 60)[0]
     levels = Linear("affine_levels", {"level_2": 1.0, "level_4": 3.0, "b1": 0.25, "b2": 13, "b3": 17})
     assert [levels.decode(n, 0, 0)[0] for n in (1, 2, 3, 4, 6)] == [0.75, 1.0, 2.0, 3.0, 3.5]
     assert levels.decode(3, 100, 60) == (2.0 + 13 * 100 + 17 * 60, 13 * 3 + 17)
     assert {"affine", "affine_levels", "padded", "levels"} == set(BASES)
+
+
+@given(st.sampled_from(sorted(BASES)), st.lists(st.integers(1, 900), min_size=11, max_size=11))
+def test_a_design_matrix_times_the_coefficients_is_what_a_simulation_takes(model: str, counts: list[int]) -> None:
+    basis = BASES[model]
+    coefficients = {name: 0.5 + i / 8 for i, name in enumerate(basis)}
+    levels = {"level_1": coefficients["b0"], "level_900": coefficients["b0"]} if model.endswith("levels") else {}
+    if levels:
+        coefficients |= {"b1": 0.0}
+    form = Linear(model, coefficients | levels)
+    step, extra = StepWork(1, *counts[1:8]), StepWork(0, 0, 0, 0, 0, 0, 0, *counts[7:])
+    works = [msgspec.structs.asdict(work) for work in (step, extra)]
+    row = columns(basis, *works)
+    said = sum(coefficients[name] * float(value) for name, value in row.items())
+    assert said == pytest.approx(form.line(step).first + form.line(extra).first, rel=1e-9)

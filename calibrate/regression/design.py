@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from calibrate.schedule.network_latency import latency_bounds
 from calibrate.schedule.rebuild import Schedule
+from calibrate.schedule.step_table import works
 from calibrate.schedule.usable import usable_steps
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import NotEnoughData
 from sim.run import Run
+from sim.steptime.basis import AFFINE, PADDED, columns
 from sim.steptime.linear import LEVEL
 
 Floats = NDArray[np.float64]
@@ -46,6 +48,11 @@ class Rows:
     block: Ints
     warnings: list[str]
     way: tuple[float, float] | None = None
+
+    @property
+    def longest(self) -> Floats:
+        """The longest prompt of a prefill, the longest context of a decode step, tokens."""
+        return np.asarray((self.table["prefill_longest"] + self.table["decode_longest"]).to_numpy(np.float64))
 
     @property
     def rung_of_block(self) -> Ints:
@@ -104,45 +111,18 @@ TREND: dict[str, Callable[[Floats], Floats]] = {
 
 
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
-    """Every column a coefficient of `sim.steptime.basis` multiplies; `u0`, `u1` of the way to an idle server;
-    `COLD_CACHE`, whose mean is zero; and `TREND`."""
-    t = rows.table
-    prefill = rows.prefill.astype(np.float64)
-    decode = 1.0 - prefill
-    n = t["sequences"].to_numpy(np.float64)
-    longest = t["longest"].to_numpy(np.float64)
-    tokens = n * longest if padded else t["tokens"].to_numpy(np.float64)
-    squares = n * longest**2 if padded else t["prompt_sq"].to_numpy(np.float64)
-    joined = t["concat"].to_numpy(np.float64)
-    dropped = t["filtered"].to_numpy(np.float64)
-    joining, kept = (t["old"] + t["new"]).to_numpy(np.float64), t["kept"].to_numpy(np.float64)
-    idle = t["idle"].to_numpy(np.float64)
+    """What each coefficient multiplies, (rows,): the terms of `sim.steptime.basis`, and those of a regression alone,
+    `TREND`, `u0` and `u1` (network latency of a prefill on an idle server) and `COLD_CACHE`, whose mean is 0."""
+    t, decode = rows.table, (~rows.prefill).astype(np.float64)
+    n, idle = t["sequences"].to_numpy(np.float64), t["idle"].to_numpy(np.float64)
     fresh = np.exp(-t["since"].to_numpy(np.float64) / _WARM) * decode
     if np.ptp(fresh[~rows.prefill]) > 0:  # or all steps follow their prefill at one distance, and nothing tells
         fresh -= decode * np.average(fresh, weights=decode)
     else:
         fresh[:] = 0.0
-    return {
-        "a0": prefill,
-        "a1": prefill * tokens,
-        "a2": prefill * squares,
-        "a3": prefill * n,
-        "b0": decode,
-        "b1": decode * n,
-        **{name: decode * curve(n) for name, curve in TREND.items()},
-        "b2": decode * ((n - 1.0) * longest if padded else tokens),
-        "b3": decode * longest,
-        "c0": joined,
-        "c1": joined * joining,
-        "f0": dropped,
-        "f1": dropped * kept,
-        "u0": idle,
-        "u1": idle * longest,
-        COLD_CACHE: fresh,
-        "a4": prefill * tokens**2,
-        "c2": joined * joining * longest,
-        "f2": dropped * kept * t["kept_longest"].to_numpy(np.float64),
-    }
+    trend = {name: decode * curve(n) for name, curve in TREND.items()}
+    of_client = {"u0": idle, "u1": idle * rows.longest}
+    return columns(PADDED if padded else AFFINE, *works(t)) | trend | of_client | {COLD_CACHE: fresh}
 
 
 def level_terms(rows: Rows, knots: Sequence[int]) -> dict[str, Floats]:

@@ -47,7 +47,7 @@ def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, st
             "forecasts of users milliseconds of that decide who shares a prefill"
         )
     alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > MAX_CORRELATION]
-    prompts = rows.table["longest"].to_numpy()[rows.prefill]
+    prompts = rows.longest[rows.prefill]
     if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
         warnings.append(
             f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost each "

@@ -68,15 +68,14 @@ def prior_for(names: tuple[str, ...], rows: Rows, padded: bool) -> Prior:
 def _beliefs(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]:
     """Mean and standard deviation of each coefficient of which something is believed."""
     t, y, pre = rows.table, rows.seconds, rows.prefill
-    n = t["sequences"].to_numpy(np.float64)
-    longest = t["longest"].to_numpy(np.float64)
+    n, longest = t["sequences"].to_numpy(np.float64), rows.longest
     believed = {"u0": _way(rows), "u1": (COUNTING, COUNTING)}
     if pre.any():
         size, time = float(longest[pre].mean()), float(y[pre].mean())
         per_token = _slope(n[pre], y[pre], fallback=0.7 * time / float(n[pre].mean())) / size
         believed |= {
             "a0": (0.3 * time, 0.3 * time),  # and about a decode step: `_with_fixed_part`
-            "a2": _somewhat(per_token / QUADRATIC_FROM[padded]),
+            "a2": _somewhat(2 * per_token / QUADRATIC_FROM[padded]),  # a prompt of n attends n (n + 1) / 2 pairs
             "a3": (0.0, min(PROMPT_OVERHEAD, PROMPT_SHARE * size) * per_token),
             "a4": _somewhat(per_token / CACHE_FROM),
         }
@@ -140,8 +139,7 @@ def _way(rows: Rows) -> tuple[float, float]:
             return WAY, WAY
         middle, half = sum(rows.way) / 2, abs(rows.way[1] - rows.way[0]) / 2
         return middle, max(half, 0.1 * middle)
-    size = t["longest"].to_numpy(np.float64)
-    design = np.stack([np.ones(int(alone.sum())), size[alone], idle[alone].astype(np.float64)], axis=1)
+    design = np.stack([np.ones(int(alone.sum())), rows.longest[alone], idle[alone].astype(np.float64)], axis=1)
     found = np.linalg.lstsq(design, rows.seconds[alone], rcond=None)[0]
     longer, missed = float(found[2]), rows.seconds[alone] - design @ found
     few = min(int((alone & idle).sum()), int((alone & ~idle).sum()))

@@ -5,17 +5,18 @@ The residuals of the fit, where the run was fitted; where it was not, what the m
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 import pandas as pd
 
 from calibrate.regression.design import build_rows
 from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.step_table import works
 from sim.model.calibration import Calibration
 from sim.run import Run
 from sim.steptime.linear import step_time
+from sim.steptime.work import StepWork
 
 
 def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None = None) -> pd.DataFrame:
@@ -28,19 +29,10 @@ def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None 
     rows = build_rows([run], [rebuild(run, rungs)])
     form, clocks = step_time(calibration.model, calibration.values), calibration.clocks
     way = clocks.uplink.mean + clocks.downlink.mean
-    predicted = np.empty(len(rows.table))
-    steps: Iterator[Any] = rows.table.itertuples(index=False)
-    for i, step in enumerate(steps):
-        if step.kind == "prefill":
-            seconds = form.prefill(step.sequences, step.tokens, step.prompt_sq, step.longest)
-            if step.idle:  # the server's clock begins only when the request is there
-                seconds += way + clocks.uplink.per_token * step.longest
-        else:
-            seconds = form.decode(step.sequences, step.tokens, step.longest)[0]
-            if step.concat:
-                seconds += form.joining(step.old, step.new, step.longest)
-        if step.filtered:
-            seconds += form.dropping(step.kept, step.finished, step.kept_longest)
-        predicted[i] = seconds
+    # on an idle server a step begins when its request is sent, before the server has it
+    predicted = rows.table["idle"].to_numpy() * (way + clocks.uplink.per_token * rows.longest)
+    for work in works(rows.table):
+        each = zip(*(column.astype(np.int64).tolist() for column in work.values()), strict=True)
+        predicted += [form.line(StepWork(**dict(zip(work, values, strict=True)))).first for values in each]
     table = rows.table[["kind", "rung", "end", "sequences", "seconds"]].rename(columns={"end": "time"})
     return table.assign(predicted=predicted, relative=table["seconds"] / predicted - 1)

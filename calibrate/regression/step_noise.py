@@ -28,7 +28,7 @@ _ROWS, _RUNGS = 20, 4  # how many steps tell how rough a rung is, and how many r
 def fit_noise(rows: Rows, predicted: Floats, moods: RandomEffects) -> Noise:
     """The noise around `predicted`, s per row, of a machine of such moods."""
     factor = rows.seconds / predicted
-    plain = ~rows.prefill & ~rows.table["concat"].to_numpy() & ~rows.table["filtered"].to_numpy()
+    plain = ~rows.prefill & (rows.table[["once_joined", "before_dropped"]] == 0).to_numpy().all(axis=1)
     whole = rows.prefill & ~rows.table["idle"].to_numpy()
     if not whole.any():
         whole = rows.prefill

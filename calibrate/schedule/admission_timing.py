@@ -22,11 +22,14 @@ from scipy.special import ndtr
 
 from calibrate.schedule.rebuild import Schedule
 from calibrate.schedule.rules import server_of
+from calibrate.schedule.step_table import BEFORE
 from sim.engines.tgi_0_9_4 import BLOCK, Flags
 from sim.run import Run
+from sim.steptime.basis import DROP, PADDED, columns
 
 Floats = NDArray[np.float64]
 
+FILTER = ("dropped", "kept", "decode_longest")  # columns of `StepWork` that say what a filter does
 LAPSE_RATE = 0.03  # of the admissions are decided by something else: a budget, a client that was held up
 LATENCY_BETWEEN_RUNS = (
     0.2  # how far the way of one run is from that of another, relative (tools/check_network_latency.py)
@@ -57,16 +60,14 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
     following = steps.iloc[there]
     table = table.assign(
         x=table["written"].to_numpy() - steps["end"].to_numpy()[before],
-        kept=following["kept"].to_numpy(),
-        longest=following["kept_longest"].to_numpy(),
-        filtered=following["filtered"].to_numpy(),
+        **{name: following[BEFORE + name].to_numpy() for name in FILTER},
         forced=steps["since"].to_numpy()[before] >= server_of(run).max_waiting_tokens - 1,
         won=table["first"] == there,
         # admitted one decode later, which ended nobody: the budgets were the same, so it was not there before
         lost=(table["first"] == there + 1) & decode[there] & (ended[there] == 0),
     )
     if look == 1:
-        table = table[table["filtered"] & (table["x"] > 0)]
+        table = table[(table["dropped"] > 0) & (table["x"] > 0)]
     else:
         late = ~decode[there] & (table["first"] > there) & _room(run, schedule, table, there)
         table = table.assign(lost=table["lost"] | late)[decode[before] & (ended[before] == 0) & table["forced"]]
@@ -77,7 +78,7 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
     table = table[table["forced"] | alike]
     tokens = table["counted"].where(table["forced"], table["all"])
     table = table.assign(tokens=tokens, weight=1.0 / table.groupby("from")["x"].transform("size"))
-    return pd.DataFrame(table[["x", "tokens", "kept", "longest", "filtered", "won", "weight"]])
+    return pd.DataFrame(table[["x", "tokens", *FILTER, "won", "weight"]])
 
 
 def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -92,7 +93,7 @@ def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np
     more = (table["prompt_tokens"] + table["max_new_tokens"]).to_numpy()
     mine = table["prompt_tokens"].to_numpy()
     if server.requires_padding:
-        sequences, longest = (steps[name].to_numpy()[prefill] for name in ("sequences", "longest"))
+        sequences, longest = (steps[f"prefill_{name}"].to_numpy()[prefill] for name in ("sequences", "longest"))
         tokens = (sequences + 1) * np.maximum(longest, mine)
     else:
         blocks = -(-requests["prompt_tokens"].to_numpy() // BLOCK) * BLOCK
@@ -115,16 +116,10 @@ def _counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
 
 def margin_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     """What `filter - way` is linear in: (admissions, names)."""
-    kept, longest = table["kept"].to_numpy(np.float64), table["longest"].to_numpy(np.float64)
-    filtered, tokens = table["filtered"].to_numpy(np.float64), table["tokens"].to_numpy(np.float64)
-    columns = {
-        "f0": filtered,
-        "f1": filtered * kept,
-        "f2": filtered * kept * longest,
-        "u0": -np.ones(len(table)),
-        "u1": -tokens,
-    }
-    return np.stack([columns.get(name, np.zeros(len(table))) for name in names], axis=1)
+    terms = {name: term for name, term in PADDED.items() if term.of == DROP}
+    latency = {"u0": -np.ones(len(table)), "u1": -table["tokens"].to_numpy(np.float64)}
+    known = columns(terms, {name: table[name] for name in FILTER}) | latency
+    return np.stack([known.get(name, np.zeros(len(table))) for name in names], axis=1)
 
 
 def admission_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats]:

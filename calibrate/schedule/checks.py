@@ -27,7 +27,7 @@ def coalesced(times: list[Floats]) -> list[str]:
 
 def hidden(steps: pd.DataFrame) -> list[str]:
     """A warning when decode steps look as if other people's prefills lay between them."""
-    plain = steps[(steps["kind"] == "decode") & steps["seen"] & ~steps["concat"]]
+    plain = steps[(steps["kind"] == "decode") & steps["seen"] & (steps["once_joined"] == 0)]
     prefills = int((steps["kind"] == "prefill").sum())
     if len(plain) < 50:
         return []

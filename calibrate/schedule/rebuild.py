@@ -38,12 +38,11 @@ _BURST = 0.005  # s: users whose answers ended together and who come back no fur
 class Schedule:
     """Steps in order of time, one row each, and the step of every token.
 
-    `steps` has the columns of `steps.jsonl` (`docs/files.md`; `count` is 1, `members` are row numbers of the run's
-    requests) and: `seconds` (end − start), `seen` (whether the start was seen: the server was busy just before),
-    `rung`, `longest` (prefill: longest prompt; decode: longest context), `old` and `new` (requests that ran before and
-    that join), `kept`, `kept_longest` and `finished` (what the filter after the step before kept, its longest context,
-    and what it dropped), `live` (running after the step), `ended` (with it), `since` (decode steps since the last
-    prefill, this one included).
+    `steps` has the columns of `StepWork` for the pass of each step, those of joining batches under `once_`, and those
+    of the filter before it under `before_` (`step_table.works`). Also: `kind` (prefill, decode), `sequences` in the
+    pass, `start`, `end` and `seconds` (end − start), `seen` (whether the start was seen: the server was busy just
+    before), `members` (row numbers of the run's requests), `rung`, `live` (requests running after the step), `ended`
+    (with it), `since` (decode steps since the last prefill, this one included), `used` (whether it is to be fitted).
     `request`, `token`, `step`, `time` are parallel arrays, one element per token received. Per request: `first` and
     `last`, the steps of its first and last tokens (-1: none came), `after`, the step that ended the same user's answer
     before it (-1: none), and `written`, when the client had dealt with all the answers that ended in that step and
@@ -175,7 +174,7 @@ def _prefills(times: list[Floats], streams: list[int], first: Ints, ends: Floats
     """The prefill of every stream, numbered in order, and for every prefill the decode step that follows it.
 
     Beside running requests there is exactly one prefill between two decode steps; on an idle server the first request
-    is often prefilled alone and what came meanwhile right after it (router/src/infer.rs:246-354).
+    is often prefilled alone and what came meanwhile right after it (`tgi-0.9.4.md` §3.2).
     """
     r = np.array(streams)
     at = np.array([times[i][0] for i in streams])

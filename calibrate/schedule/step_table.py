@@ -10,10 +10,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.run import Run
+from sim.steptime.basis import COLUMNS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+ONCE, BEFORE = "once_", "before_"  # prefixes of columns of `StepWork`: joining batches; the filter before the step
 UNCERTAIN_ARRIVAL = (
     0.02  # s: a request sent less than this before a step's end may or may not have been in the queue by then
 )
@@ -59,7 +61,9 @@ def build_step_table(
     live = np.where(is_decode, kept, running + kept)
     old, new = _joins(by_step.count(token == 1), by_step.size, kept, running, is_decode)
     start, seen = _starts(run, ends, running, by_step.least(written[request]))
+    joining = is_decode & (old > 0) & (new > 0)
     filtered = (_before(finished) > 0) & (_before(kept) > 0)
+    tokens, longest, prefill = by_step.sum(size).astype(np.int64), by_step.most(size), ~is_decode
     grown = by_step.most(np.where(token < length[request] - 1, size + 1, 0))
     edges = [g.start for g in run.rungs] or [0.0]
     number = np.arange(len(is_decode))
@@ -68,28 +72,38 @@ def build_step_table(
             "start": start,
             "end": ends,
             "kind": np.where(is_decode, "decode", "prefill"),
-            "count": 1,
+            "passes": 1,
+            "prefill_tokens": prefill * tokens,
+            "prefill_sequences": prefill * by_step.size,
+            "prefill_attention": prefill * by_step.sum(size * (size + 1) / 2),
+            "prefill_longest": prefill * longest,
+            "decode_sequences": is_decode * by_step.size,
+            "decode_context": is_decode * tokens,
+            "decode_longest": is_decode * longest,
+            f"{ONCE}joined": joining * new,
+            f"{ONCE}kept": joining * old,
+            f"{ONCE}decode_longest": joining * longest,
+            f"{BEFORE}dropped": filtered * _before(finished),
+            f"{BEFORE}kept": filtered * _before(kept),
+            f"{BEFORE}decode_longest": filtered * _before(grown),
             "sequences": by_step.size,
-            "tokens": by_step.sum(size).astype(np.int64),
-            "prompt_sq": by_step.sum(np.where(token == 0, size.astype(float) ** 2, 0.0)),
-            "max_prompt": by_step.most(prompt[request]),
-            "concat": is_decode & (old > 0) & (new > 0),
-            "filtered": filtered,
             "members": by_step.each(request),
             "seconds": ends - start,
             "seen": seen,
             "rung": np.maximum(np.searchsorted(edges, ends, side="right") - 1, 0),
-            "longest": by_step.most(size),
-            "old": old,
-            "new": new,
-            "kept": np.where(filtered, _before(kept), 0),
-            "kept_longest": np.where(filtered, _before(grown), 0),
-            "finished": np.where(filtered, _before(finished), 0),
             "live": live,
             "ended": finished,
             "since": number - np.maximum.accumulate(np.where(is_decode, -1, number)),
         }
     )
+
+
+def works(steps: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the time of each row holds, as columns of `StepWork`: the pass, joining batches, the filter before it."""
+    return [
+        {name: steps[prefix + name].to_numpy(np.float64) for name in COLUMNS if prefix + name in steps}
+        for prefix in ("", ONCE, BEFORE)
+    ]
 
 
 def _before(values: Ints) -> Ints:

@@ -76,7 +76,7 @@ def _stood_still(steps: pd.DataFrame) -> pd.Series:
     A machine that stops for a third of a second once says nothing of what a step takes, and least squares would have it
     said by one: of one such step in 7,000 the forecast for 32 users became half as long again.
     """
-    each = steps["seconds"] / steps["tokens"].where(steps["kind"] == "prefill", 1).clip(lower=1)
+    each = steps["seconds"] / steps["prefill_tokens"].clip(lower=1)
     each = each.where(steps["seen"] & (each > 0))
     usual = each.groupby(steps["kind"]).transform(lambda x: x.rolling(_BESIDE, center=True, min_periods=5).median())
     return each > _STILL * usual

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from calibrate.sources import published_priors
 from calibrate.sources.figures import is_single_user, profile, single_user_terms, title
 from calibrate.sources.published_priors import Distribution
+from calibrate.sources.static_batch import DECODE_TERMS, batch_terms
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
 from sim.model.scenario import Figure, Machine
@@ -38,11 +39,9 @@ def rough_scale(figures: Sequence[Figure]) -> float:
         if users is None or what not in ("e2e", "tpot", "rps", "output", "input"):
             continue
         middle = {name: float(law.at(np.zeros(1))[0]) for name, law in published_priors.STEP_TIMES.items()}
-        terms, _ = single_user_terms(of, np.ones(1))
-        times = {name: float(column[0]) * middle[name] for name, column in terms.items()}
-        several = ("a1", "a2", "a3", "b1", "b2")  # of every request, where a0, b0 and b3 are of a step
-        times |= {name: users * times[name] for name in several}
-        decode = sum(seconds for name, seconds in times.items() if name.startswith("b"))
+        terms = batch_terms(users, of.prompt_tokens, of.output_tokens)
+        times = {name: float(x) * middle[name] for name, x in terms.items()}
+        decode = sum(times[name] for name in DECODE_TERMS)
         answer = {"rps": 1.0, "output": float(of.output_tokens), "input": float(of.prompt_tokens)}
         if what == "tpot" and of.output_tokens > 1:
             ratios.append(figure.value * (of.output_tokens - 1) / decode)

@@ -18,6 +18,7 @@ from scipy.special import log_ndtr
 
 from calibrate.schedule.rules import rules
 from calibrate.sources.published_priors import TAKEOFF
+from calibrate.sources.static_batch import batch_terms
 from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import IN_PROCESS, Executor, Tell, silent
 from sim.model.calibration import Clocks, Delay
@@ -108,13 +109,8 @@ def single_user_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats],
     """A lone user's latency: what each coefficient is multiplied by, one value per share of output attained, and the
     seconds that the clocks add."""
     tokens = np.maximum(1.0, np.round(of.output_tokens * (attained if of.limit else np.ones_like(attained))))
-    steps = tokens - 1  # step j meets a context of prompt + j
-    contexts = steps * of.prompt_tokens + steps * (steps + 1) / 2
-    one = np.ones_like(tokens)
-    terms = {"a0": one, "a1": of.prompt_tokens * one, "a2": of.prompt_tokens**2 * one, "a3": one}
-    terms |= {"b0": steps, "b1": steps, "b2": contexts, "b3": contexts}
     clocks = CLOCKS.uplink, CLOCKS.downlink
-    return terms, sum(law.mean + law.per_token * of.prompt_tokens for law in clocks)
+    return batch_terms(1, of.prompt_tokens, tokens), sum(law.mean + law.per_token * of.prompt_tokens for law in clocks)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from calibrate.schedule.rules import server_of
 from calibrate.schedule.token_budget import budget_bounds, known_budget
 from calibrate.sources.importance_sampling import Sample, sample
 from calibrate.sources.published_priors import Distribution, HalfNormal, LogNormal, Uniform
+from calibrate.sources.static_batch import prefill_terms
 from sim.engines.tgi_0_9_4 import Flags, ceil_block
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Noise
@@ -143,14 +144,15 @@ def _parameters(laws: dict[str, Distribution], scores: Floats, alone: _Alone) ->
     step = drawn[LATENCY] / (drawn["prefill"] + max(output - 1.0, 0.0))
     prefill = step * drawn["prefill"]
     grows = prefill * (1 - drawn["fixed"])
+    each = prefill_terms(1, prompt)
     context = prompt + output / 2
     share = drawn["sequence"] + drawn["context"]
     scale = np.minimum(1.0, 0.8 / share)  # of a step of one, something is left that does not grow
     b1, b2 = step * drawn["sequence"] * scale, step * drawn["context"] * scale / context
     coefficients = {
         "a0": prefill * drawn["fixed"],
-        "a1": grows * (1 - squared) / prompt,
-        "a2": grows * squared / prompt**2,
+        "a1": grows * (1 - squared) / each["a1"],
+        "a2": grows * squared / each["a2"],
         "b0": step - b1 - b2 * context,
         "b1": b1,
         "b2": b2,

@@ -94,7 +94,7 @@ def of_the_kind(machine: Machine) -> bool:
 STEP_TIMES: Mapping[str, Distribution] = {
     "a0": LogNormal(30e-3, 0.6),  # LMDeploy 35 ms; Splitwise's 128 tokens take 38 ms more than its rate says
     "a1": LogNormal(0.26e-3, 0.4),  # LMDeploy 0.16, Splitwise 0.18 ms; links of PCIe 0.36; Argonne's DeepSpeed 0.46
-    "a2": HalfNormal(1.2e-8),  # Splitwise 1.1e-8, from prompts of up to 8192 tokens
+    "a2": HalfNormal(2.4e-8),  # Splitwise 2.2e-8, from prompts of up to 8192 tokens
     "a3": LogNormal(2e-3, 1.3),  # LMDeploy 2 ms, and a share of Splitwise's 41 ms
     "b0": LogNormal(50e-3, 0.35),  # tables 29 to 43 ms; launching 80 layers in TGI of that age about 41 ms
     "b1": LogNormal(0.35e-3, 0.9),  # LMDeploy 0.11, Argonne 0.2 to 0.5 ms; the host's work alone 0.04 to 0.25 ms

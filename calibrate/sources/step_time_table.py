@@ -20,6 +20,14 @@ from numpy.typing import NDArray
 
 from calibrate.regression.draws import correlations, parameter
 from calibrate.regression.selection import Floats, Selection, fit_relative, select, subsets
+from calibrate.sources.static_batch import (
+    DECODE_TERMS,
+    PREFILL_TERMS,
+    TERMS,
+    batch_terms,
+    decode_terms,
+    prefill_terms,
+)
 from calibrate.sources.table_layout import Row, read_table
 from calibrate.sources.table_machines import choose_machine, engine_of, machine_of
 from sim.engines.tgi_0_9_4 import Flags
@@ -29,9 +37,6 @@ from sim.model.files.atomic import read_file
 from sim.model.scenario import Machine
 from sim.steptime.linear import MEANING
 
-PREFILL = ("a0", "a1", "a2", "a3")
-DECODE = ("b0", "b1", "b2", "b3")
-TERMS = PREFILL + DECODE
 ALIKE = ("a2", "a3", "b1")  # what no batch with as many tokens out as in can tell from a1, b0 and b2
 DRAWS = 400
 # s, of a decode step: launching the kernels of a few layers takes 0.1 ms, and nobody serves a token in 10 s
@@ -64,7 +69,7 @@ def calibrate_table(
         )
     together = any(row.phase == "batch" for row in rows)  # a whole batch mixes prefill and decode in one number
     alike = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
-    blocks: list[tuple[str, tuple[str, ...]]] = [("prefill", PREFILL), ("decode", DECODE)]
+    blocks: list[tuple[str, tuple[str, ...]]] = [("prefill", PREFILL_TERMS), ("decode", DECODE_TERMS)]
     if together:
         blocks = [("batch", tuple(term for term in TERMS if not (alike and term in ALIKE)))]
     chosen: list[str] = []
@@ -72,12 +77,12 @@ def calibrate_table(
     for phase, terms in blocks:
         of = np.array([together or row.phase == phase for row in rows])
         folds = _folds([row for row, member in zip(rows, of, strict=True) if member], phase)
-        columns = [TERMS.index(term) for term in terms]
+        columns = [list(TERMS).index(term) for term in terms]
         selection = select(terms, design[of][:, columns], seconds[of], folds, _forms(terms))
         chosen += selection.chosen.terms
         reports.append(f"{phase}: {selection}")
         warnings += _left_open(selection, rows, phase)
-    columns = [TERMS.index(term) for term in chosen]
+    columns = [list(TERMS).index(term) for term in chosen]
     values = fit_relative(design[:, columns], seconds)
     drawn = _bootstrap(design[:, columns], seconds, _configurations(rows), rng, draws)
     residuals = _residuals(rows, design[:, columns] @ values, seconds)
@@ -144,20 +149,16 @@ def _held(row: Row) -> int:
 
 
 def _design(rows: Sequence[Row]) -> Floats:
-    """What each coefficient of `TERMS` is multiplied by in each timing: (rows, 8)."""
-    return np.array([_terms(row) for row in rows], dtype=np.float64)
+    """What each coefficient of `TERMS` is multiplied by in each timing: (rows, terms)."""
+    return np.array([[float(x) for x in _terms(row).values()] for row in rows])
 
 
-def _terms(row: Row) -> list[float]:
-    n, tokens = row.sequences, row.tokens
-    prefill = [1.0, n * tokens, n * tokens**2, float(n)]
+def _terms(row: Row) -> dict[str, Floats]:
     if row.phase == "prefill":
-        return [*prefill, 0.0, 0.0, 0.0, 0.0]
+        return prefill_terms(row.sequences, row.tokens)
     if row.phase == "decode":
-        return [0.0, 0.0, 0.0, 0.0, 1.0, float(n), n * tokens, tokens]
-    steps = row.output - 1  # the first token is the prefill's; step j meets contexts of prompt + j
-    contexts = steps * tokens + steps * (steps + 1) / 2
-    return [*prefill, float(steps), float(steps * n), n * contexts, contexts]
+        return decode_terms(row.sequences, row.tokens)
+    return batch_terms(row.sequences, row.tokens, row.output)
 
 
 def _enough(rows: Sequence[Row]) -> None:

@@ -270,9 +270,9 @@ def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
     ]
     seen = {
         "prompt_tokens": np.concatenate(prompts),
-        "batch_prefill_tokens": prefill["tokens"].to_numpy(),
+        "batch_prefill_tokens": prefill["prefill_tokens"].to_numpy(),
         "sequences": decode["sequences"].to_numpy(),
-        "context_tokens": decode["tokens"].to_numpy(),
+        "context_tokens": decode["decode_context"].to_numpy(),
         "users": np.array([rung.users for _, rung in rungs if rung.users is not None]),
     }
     return {name: _span(x) for name, x in seen.items() if len(x)}

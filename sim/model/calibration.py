@@ -408,4 +408,25 @@ def read_calibration(path: str | Path) -> Calibration:
     for what in ("gpus", "tensor_parallel"):
         if (count := getattr(calibration.machine, what)) is not None:
             _check_bounds(count, 1, MOST_TOKENS, ("machine", what), document)
-    return calibration
+    return upgraded_attention(calibration) if document.format == 1 else calibration
+
+
+def upgraded_attention(old: Calibration) -> Calibration:
+    """A calibration of format 1 with the coefficients that multiply `StepWork`'s `prefill_attention`.
+
+    In format 1 a prefill took a1 Σ n + a2 Σ n² over its prompts of n tokens. With Σ n² = 2 Σ n (n + 1) / 2 − Σ n, that
+    is a1 − a2 per token and 2 a2 per pair attended. Draws with a1 < a2 keep the same times, with a negative a1.
+    """
+    if "a2" not in old.parameters:
+        return old
+    linear, square = old.parameters["a1"], old.parameters["a2"]
+    a1 = {name: getattr(linear, name) - square.value for name in ("value", "low", "high")}
+    a2 = {name: 2 * getattr(square, name) for name in ("value", "stderr", "low", "high")}
+    unit, meaning = MEANING["a2"]
+    parameters = old.parameters | {
+        "a1": msgspec.structs.replace(linear, **a1),
+        "a2": Parameter(**a2, unit=unit, meaning=meaning),
+    }
+    rows = [old.row(i) for i in range(old.n_draws)]
+    drawn = {"a1": [row["a1"] - row["a2"] for row in rows], "a2": [2 * row["a2"] for row in rows]}
+    return msgspec.structs.replace(old, parameters=parameters, draws=old.draws | drawn if rows else {})

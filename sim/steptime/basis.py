@@ -1,7 +1,7 @@
 """Every term of a step time, once: its name, unit and meaning, and its value in the columns of `StepWork`.
 
-A term is 0 in a step without the work it belongs to (`of`, a column). Its value is an expression, compiled for one step
-at a time where a simulation needs it, and evaluated over whole columns where a fit does.
+A term is 0 in a step without the work it belongs to (`of`, a column). Its value is an expression: `linear` compiles it
+for one step at a time, and `columns` evaluates it over a table of steps, which makes a design matrix.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ class Term(NamedTuple):
     value: str
 
     def over(self, work: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Its values over columns of `StepWork`, shape as theirs."""
-        columns = {name: np.asarray(work[name]) for name in COLUMNS}
+        """Its values over columns of `StepWork`, shape as theirs; columns that are not there are 0."""
+        columns = {name: np.asarray(work.get(name, 0), dtype=np.float64) for name in COLUMNS}
         return np.where(columns[self.of] > 0, eval(self.value, {"__builtins__": {}}, columns), 0.0)
 
 
 PREFILL, DECODE, JOIN, DROP = "prefill_tokens", "decode_sequences", "joined", "dropped"
-_SQUARES = "(2 * prefill_attention - prefill_tokens)"  # Σ n² of whole prompts
 _PADDED = "(prefill_sequences * prefill_longest)"
 
 AFFINE = {
     "a0": Term("s", "prefill, constant", PREFILL, "1"),
     "a1": Term("s/token", "prefill, per prompt token", PREFILL, "prefill_tokens"),
-    "a2": Term("s/token²", "prefill, per squared prompt token", PREFILL, _SQUARES),
+    "a2": Term("s/token²", "prefill, per pair of tokens attended", PREFILL, "prefill_attention"),
     "a3": Term("s/request", "prefill, per prompt", PREFILL, "prefill_sequences"),
     "b0": Term("s", "decode step, constant", DECODE, "1"),
     "b1": Term("s/request", "decode step, per running request", DECODE, "decode_sequences"),
@@ -52,9 +51,9 @@ AFFINE = {
 }
 PADDED = AFFINE | {
     "a1": Term("s/token", "prefill, per prompt token", PREFILL, _PADDED),
-    "a2": Term("s/token²", "prefill, per squared prompt token", PREFILL, f"{_PADDED} * prefill_longest"),
+    "a2": Term("s/token²", "prefill, per pair of tokens attended", PREFILL, f"{_PADDED} * (prefill_longest + 1) / 2"),
     "a4": Term("s/token²", "prefill, per squared token of the whole batch", PREFILL, f"{_PADDED} ** 2"),
-    # one row's cache stays near the processor and costs next to nothing (b3); every further row's has to be fetched
+    # the cache of one row stays near the processor and costs next to nothing (b3); that of every further row is fetched
     "b2": Term(
         "s/token", "decode step, per token of summed context", DECODE, "(decode_sequences - 1) * decode_longest"
     ),
@@ -63,3 +62,12 @@ PADDED = AFFINE | {
         "s/token", "dropping finished requests, per token of padded context kept", DROP, "kept * decode_longest"
     ),
 }
+
+
+def columns(basis: Mapping[str, Term], *works: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    """What each coefficient multiplies in every row of a table, the columns of a design matrix.
+
+    A row may hold several works (a pass, the joining before it, …), each given as columns of `StepWork`; its terms are
+    the sums of theirs, not the terms of a summed work.
+    """
+    return {name: np.asarray(sum(term.over(work) for work in works)) for name, term in basis.items()}

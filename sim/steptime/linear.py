@@ -61,7 +61,7 @@ class Linear:
         return Linear, (self.model, self.parameters)
 
     def prefill(self, sequences: int, tokens: int, tokens_sq: int, longest: int) -> float:
-        """The time of one prefill of `sequences` whole prompts: Σ n, Σ n² and the longest of their lengths n, s."""
+        """The time of one prefill of whole prompts, s, from their lengths n: how many, Σ n, Σ n² and the longest."""
         return self.line(StepWork(1, tokens, sequences, (tokens_sq + tokens) // 2, longest)).first
 
     def decode(self, sequences: int, context: int, longest: int) -> tuple[float, float]:

@@ -23,7 +23,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Document:
-    """A JSON file as it was read: `values`, in the present format, and what is needed to place a complaint."""
+    """A JSON file as it was read: `values` in the present format, the `format` it had, and where each value stands."""
 
     def __init__(self, path: Path, what: str):
         """Read `path`, which should be `what`; raises `BadInput`."""
@@ -56,6 +56,7 @@ class Document:
         found = self.values.get("format")
         if found not in READ or isinstance(found, bool):
             raise self.fail(("format",), f"expected {EXPECTED}, found {msgspec.json.encode(found).decode()}")
+        self.format: int = found
         self.values = upgraded(self.values)
 
     def read_as(

@@ -3,6 +3,8 @@
 1. First.
 2. `warnings` (with code, severity, text and advice) were `doubts` (sentences), `bottleneck` was `binding`,
    `latency_onset` was `takeoff`, `kind` was `door` (in a calibration's source, and a forecast's provenance).
+   The parameter `a2` of a calibration multiplies Σ n (n + 1) / 2 over prompts of n tokens; it multiplied Σ n²
+   (`sim.model.calibration.upgraded_attention`).
 """
 
 from __future__ import annotations
