@@ -1,7 +1,7 @@
-"""One time limit for a whole phase, however it is spent: on a name server, a byte a second, an answer without end.
+"""Deadlines: one time limit for a whole phase, shared by every wait in it.
 
-A timeout of a socket limits one wait, and a server can make any number of them. Here a phase has an end, everything in
-it gets what is left, and what a person is told says what is waited for and for how long at most.
+A socket timeout limits one wait, and a server can cause any number of them. A deadline limits their sum: each wait gets
+the time that is left. The user is told what is awaited, and for how long at most.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Say = Callable[[str], None]
 
 
 class OutOfTime(UserError):
-    """A phase took longer than it may: what was waited for, and the limit."""
+    """A phase took longer than its limit."""
 
 
 class Deadline:
-    """The end of a phase `what` that may take `seconds`, and no longer than the `budget` of the whole command."""
+    """The end of a phase that may take `seconds`, and no longer than the `budget` of the command. `what` is awaited."""
 
     def __init__(self, seconds: float, what: str, budget: Deadline | None = None):
         self.what, self.seconds, self._budget = what, seconds, None
@@ -31,28 +31,28 @@ class Deadline:
         self._end = time.monotonic() + self.seconds
 
     def left(self) -> float:
-        """Seconds until it ends, 0 afterwards."""
+        """Seconds left, never negative."""
         return max(0.0, self._end - time.monotonic())
 
     def passed(self, why: str = "") -> OutOfTime:
-        """The error that says so; `why` is what is known of the cause."""
+        """The error to raise once it has passed; `why` is the cause, if known."""
         cause = f" ({why})" if why else ""
         if self._budget is not None:
             return OutOfTime(f"the budget of {self._budget.seconds:g} s was spent waiting for {self.what}{cause}")
-        return OutOfTime(f"waited {self.seconds:g} s for {self.what}, in vain{cause}")
+        return OutOfTime(f"timed out after {self.seconds:g} s waiting for {self.what}{cause}")
 
 
 def wait_for(say: Say, seconds: float, what: str, budget: Deadline | None = None) -> Deadline:
-    """Say what is waited for and for how long at most; returns when that is over."""
+    """A new deadline, after telling the user what is awaited and for how long at most."""
     deadline = Deadline(seconds, what, budget)
     say(f"waiting for {what} (at most {in_words(deadline.seconds)})")
     return deadline
 
 
 def run_within(seconds: float, function: Callable[[], T], give_up: Callable[[], None] | None = None) -> T:
-    """What `function` returns or raises, or `TimeoutError` after `seconds`; `give_up` then wakes it where it waits.
+    """Call `function` with a time limit: its result or exception, or `TimeoutError` after `seconds`.
 
-    It runs in a thread of its own, because some waits (a name server's) can be ended by nobody.
+    It runs in a thread, because some waits (a name look-up) cannot be interrupted; `give_up` ends the others.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -61,7 +61,7 @@ def run_within(seconds: float, function: Callable[[], T], give_up: Callable[[], 
     def run() -> None:
         try:
             results.append(function())
-        except BaseException as e:  # handed on to the caller
+        except BaseException as e:  # passed on to the caller
             errors.append(e)
         finally:
             done.set()
@@ -77,7 +77,7 @@ def run_within(seconds: float, function: Callable[[], T], give_up: Callable[[], 
 
 
 def in_words(seconds: float) -> str:
-    """A duration a person can plan with."""
+    """A duration for people: whole minutes from 120 s, else seconds."""
     if seconds >= 120:
         return f"{seconds / 60:.0f} min"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"

@@ -1,4 +1,4 @@
-"""The run directory while it is being written: `run.json` is replaced at every rung's edge."""
+"""The run directory while it is written: `run.json` is replaced at the beginning and end of every rung."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
 
 
 class Journal:
-    """`head` is what `run.json` says; times are seconds since `zero`, a value of `perf_counter_ns`."""
+    """`head` is the content of `run.json`; times are seconds since `zero`, a value of `perf_counter_ns`."""
 
     def __init__(self, path: Path, head: dict[str, Any], zero: int, first_id: int = 0):
         self.path, self.head, self.zero, self.first_id = path, head, zero, first_id
@@ -32,7 +32,7 @@ class Journal:
 
     @classmethod
     def begin(cls, path: Path, scenario: Scenario, **more: Any) -> Journal:
-        """A new run; refuses a directory with anything in it."""
+        """Create a run directory; `BadInput` if the directory is not empty."""
         refuse_existing(path)
         path.mkdir(parents=True, exist_ok=True)
         zero = perf_counter_ns()
@@ -64,8 +64,10 @@ class Journal:
     def resume(
         cls, path: Path, scenario: Scenario, check: Callable[[dict[str, Any]], None] = lambda head: None
     ) -> Journal:
-        """An interrupted run, to be continued in a new segment; refuses a changed scenario and a run that is none, and
-        what `check` complains about, before anything is written."""
+        """Open an interrupted run to continue it in a new segment.
+
+        `BadInput` if it is no measured run or its scenario differs; `check` may raise more, before anything is written.
+        """
         file = path / "run.json"
         try:
             head: dict[str, Any] = msgspec.json.decode(read_file(file))
@@ -77,7 +79,7 @@ class Journal:
             raise BadInput(f"expected a measured run of format {EXPECTED} to resume", path=file)
         head = upgraded(head)
         before, now = head.get("scenario"), _plain(scenario, path)
-        if isinstance(before, dict) and "server" not in before:  # of another engine, whose flags are not the scenario's
+        if isinstance(before, dict) and "server" not in before:  # the run is of another engine than the scenario's
             now.pop("server")
         if before != now:
             keys = [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]
@@ -91,13 +93,13 @@ class Journal:
         for requests in path.glob("requests*.jsonl"):
             for record in requests.read_bytes().split(b"\n"):
                 try:
-                    said = msgspec.json.decode(record)
+                    fields = msgspec.json.decode(record)
                 except msgspec.DecodeError:  # torn, or the end of the file
                     continue
-                last, first_id = max(last, said["ended"]), max(first_id, said["id"] + 1)
+                last, first_id = max(last, fields["ended"]), max(first_id, fields["id"] + 1)
         for rung in head["rungs"]:
             last = max(last, rung["start"], rung.get("end") or 0.0)
-        # wall clocks step: time goes on after the last thing that is on record, whatever they say
+        # the wall clock may have been set back: the run's time continues after the last recorded event in any case
         start = max(last + 1.0, time.time() - head["anchor"]["unix"])
         zero = perf_counter_ns() - int(start * 1e9)
         head["segments"].append({"start": round(start, 6), "first_rung": len(head["rungs"])})
@@ -108,7 +110,7 @@ class Journal:
 
     @property
     def segment(self) -> int:
-        """How often the run has been resumed."""
+        """The number of the current segment: how often the run has been resumed."""
         return len(self.head["segments"]) - 1
 
     @property
@@ -122,12 +124,12 @@ class Journal:
         write_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.head), indent=1) + b"\n")
 
     def warn(self, sentence: str) -> None:
-        """A warning about the whole run, written once."""
-        if sentence not in self.head["warnings"]:
-            self.head["warnings"].append(sentence)
+        """Add a warning about the whole run, once."""
+        if sentence not in self.head["doubts"]:
+            self.head["doubts"].append(sentence)
 
-    def note(self, report: Report) -> None:
-        """What the client saw of itself, to `client.jsonl`."""
+    def add(self, report: Report) -> None:
+        """Write the canary's lags and the CPU use of a report to `client.jsonl`."""
         if report.worker >= 0 and report.lags:
             line = {"t": report.t, "worker": report.worker, "cpu": report.cpu, "lags": report.lags}
             self._client.write(msgspec.json.encode(line))
@@ -138,15 +140,16 @@ class Journal:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raise `BadInput` if there is anything at the path, but for what a kill left of a file not yet in place."""
+    """Raise `BadInput` if the path exists and is not an empty directory; hidden files do not count."""
     if path.exists() and (not path.is_dir() or any(not p.name.startswith(".") for p in path.iterdir())):
         raise BadInput(
-            "exists already, and a run is never overwritten; name another, or go on with it by --resume", path=path
+            "exists already, and a run is never overwritten; choose another directory, or add --resume",
+            path=path,
         )
 
 
 def _plain(scenario: Scenario, path: Path) -> dict[str, Any]:
-    """The scenario as `run.json` in the folder `path` has it."""
+    """The scenario as written to `run.json` in the folder `path`."""
     here = msgspec.structs.replace(relocated(scenario, Path(), path), written=msgspec.UNSET)
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(here))
     return plain

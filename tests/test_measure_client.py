@@ -11,8 +11,8 @@ import gevent
 import pytest
 from servers import END, HEAD, Scripted, chunk, reset, say, tgi_event
 
-from measure.apis.dialect import DIALECTS
-from measure.loadgen.client import Client, Record, Stopwatch
+from measure.apis import APIS
+from measure.loadgen.client import Client, Record, RunClock
 from measure.server.endpoint import Endpoint, Unreachable
 
 OPEN: list[Scripted | Client] = []
@@ -29,14 +29,14 @@ def client(server: Scripted | str, api: str = "tgi", patience: float = 5.0) -> C
     if isinstance(server, Scripted):
         OPEN.append(server)
         server = server.url
-    c = Client(server, DIALECTS[api](), Stopwatch(time.perf_counter_ns()).now, patience=patience)
+    c = Client(server, APIS[api](), RunClock(time.perf_counter_ns()).now, patience=patience)
     OPEN.append(c)
     return c
 
 
 def ask(c: Client, tokens: int = 3) -> Record:
     record = Record(7, 0, 0, 0.0, 0.0, 10, tokens)
-    c.ask(record, "one two three")
+    c.send(record, "one two three")
     return record
 
 
@@ -163,13 +163,13 @@ def test_comments_without_a_token_are_a_timeout_too() -> None:
 def test_an_event_of_another_api_is_incomplete_and_not_a_crash() -> None:
     got = ask(client(Scripted(say(HEAD, chunk(b"data:<html>\n\n") + END))))
     assert got.status == "incomplete"
-    assert "not this API's" in (got.error or "")
+    assert "does not belong to this API" in (got.error or "")
 
 
 def test_being_stopped_leaves_the_record_aborted_with_its_tokens() -> None:
     c = client(Scripted(say(HEAD, chunk(tgi_event() + tgi_event()), 5.0)))
     record = Record(7, 0, 0, 0.0, 0.0, 10, 3)
-    user = gevent.spawn(c.ask, record, "x")
+    user = gevent.spawn(c.send, record, "x")
     for _ in range(200):
         gevent.sleep(0.01)
         if len(record.token_times) == 2:
@@ -246,7 +246,7 @@ def test_an_openai_error_event_is_a_failure() -> None:
 def test_a_prefix_of_the_url_is_kept_and_a_token_goes_only_into_the_header() -> None:
     server = Scripted(say(HEAD, chunk(tgi_event(last=1)) + END))
     OPEN.append(server)
-    c = Client(server.url + "/llm", DIALECTS["tgi"](), Stopwatch(0).now, patience=5.0, token="s3cret")
+    c = Client(server.url + "/llm", APIS["tgi"](), RunClock(0).now, patience=5.0, token="s3cret")
     OPEN.append(c)
     record = ask(c)
     assert server.heads[0].startswith(b"POST /llm/generate_stream ")

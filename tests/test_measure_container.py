@@ -20,21 +20,22 @@ from standin_image import build
 
 from measure.ladder.generator import free_port
 from measure.ladder.session import measure
-from measure.server.docker import LABEL, CannotStart, arguments, engine, launched, leftovers
+from measure.server.docker import LABEL, CannotStart, arguments, connect, launched, leftovers
 from measure.server.doctor import diagnose
-from measure.server.tokenizer_patch import endless
-from sim.engines.tgi_0_9_4 import Flags
+from measure.server.tokenizer_patch import patched_tokenizer
+from sim.model.run import read_run
 from sim.model.scenario import Launch, Load, Scenario
+from sim.model.server import ServerConfig
 from sim.model.workload import Workload
 from sim.run import read_run
 
-SERVER = Flags(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
+SERVER = ServerConfig(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
 CHILD = """
 import sys
 from pathlib import Path
 import msgspec
 from measure.ladder.session import measure
-from measure.server.tokenizer_patch import endless
+from measure.server.tokenizer_patch import patched_tokenizer
 from sim.model.scenario import Scenario
 measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
 """
@@ -43,7 +44,7 @@ measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2])
 @pytest.fixture(scope="module")
 def client() -> Iterator[docker.DockerClient]:
     try:
-        found = engine()
+        found = connect()
     except CannotStart as e:
         pytest.skip(f"left out, it needs a docker engine: {e}")
     yield found
@@ -81,7 +82,7 @@ def test_the_flags_are_the_scenarios_own() -> None:
     launch = Launch(
         model="llama", num_shard=4, port=8080, args={"quantize": "gptq", "trust_remote_code": True, "x": False}
     )
-    argv = arguments(launch, Flags(max_batch_prefill_tokens=14000, max_batch_total_tokens=36000))
+    argv = arguments(launch, ServerConfig(max_batch_prefill_tokens=14000, max_batch_total_tokens=36000))
     flags = dict(itertools.pairwise(argv))
     assert flags["--max-batch-prefill-tokens"] == "14000"
     assert flags["--max-batch-total-tokens"] == "36000"
@@ -120,9 +121,9 @@ def test_the_end_token_is_covered_in_the_container_and_nowhere_else(
     (model / "special_tokens_map.json").write_text("{}")
     launch = scenario(image, model="/data/llama", volumes={str(tmp_path): "/data"}).launch
     assert launch is not None
-    covers = endless(launch, tmp_path)
-    assert list(covers.values()) == ["/data/llama/tokenizer_config.json"]
-    with Path(os.devnull).open("w") as null, launched(launch, SERVER, tmp_path, Console(file=null), covers) as running:
+    mounts = patched_tokenizer(launch, tmp_path)
+    assert list(mounts.values()) == ["/data/llama/tokenizer_config.json"]
+    with Path(os.devnull).open("w") as null, launched(launch, SERVER, tmp_path, Console(file=null), mounts) as running:
         (name,) = ours(client, image)
         program = "print(open('/data/llama/tokenizer_config.json').read())"
         python = str(Path(sys.executable).resolve())
@@ -130,7 +131,9 @@ def test_the_end_token_is_covered_in_the_container_and_nowhere_else(
         assert json.loads(said) == {"eos_token": "<unk>", "unk_token": "<unk>", "x": 1}
         assert running.described["covered"] == ["/data/llama/tokenizer_config.json"]
     assert "</s>" in (model / "tokenizer_config.json").read_text()
-    assert endless(Launch(model="meta-llama/Llama-2-70b-hf", volumes={str(tmp_path): "/data"}), tmp_path) == {}
+    assert (
+        patched_tokenizer(Launch(model="meta-llama/Llama-2-70b-hf", volumes={str(tmp_path): "/data"}), tmp_path) == {}
+    )
 
 
 def test_a_server_that_will_not_start_shows_its_last_lines_and_is_removed(
@@ -173,11 +176,11 @@ def test_kill_9_leaves_no_container(client: docker.DockerClient, image: str, tmp
 
 def test_the_doctor_finds_engine_image_and_port(client: docker.DockerClient, image: str) -> None:
     found = {f.what: f for f in diagnose(scenario(image, env=["NOT_SET_ANYWHERE"]))}
-    assert [found[what].well for what in ("docker", "image", "disk", "port")] == [True] * 4
-    assert (found["NOT_SET_ANYWHERE"].well, found["NOT_SET_ANYWHERE"].mend) == (False, "export NOT_SET_ANYWHERE=...")
+    assert [found[what].ok for what in ("docker", "image", "disk", "port")] == [True] * 4
+    assert (found["NOT_SET_ANYWHERE"].ok, found["NOT_SET_ANYWHERE"].fix) == (False, "export NOT_SET_ANYWHERE=...")
     missing = {f.what: f for f in diagnose(scenario("nobody/has-this:1", gpus="all"))}
-    assert (missing["image"].well, missing["image"].mend) == (False, "docker pull nobody/has-this:1")
-    assert missing["GPUs"].well is False or "wanted" in missing["GPUs"].found
+    assert (missing["image"].ok, missing["image"].fix) == (False, "docker pull nobody/has-this:1")
+    assert missing["GPUs"].ok is False or "wanted" in missing["GPUs"].found
 
 
 def test_a_container_that_goes_while_leftovers_are_looked_for_is_none(
@@ -212,4 +215,4 @@ def test_what_a_crash_left_over_is_found(client: docker.DockerClient, image: str
 def test_no_engine_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     with pytest.raises(CannotStart, match=r"no docker engine answers at unix:.* doctor"):
-        engine()
+        connect()

@@ -27,11 +27,11 @@ def test_without_docker_a_launch_cannot_be_and_a_url_does_not_care(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     launched = by_name(diagnose(scenario(launch=Launch(model="m"))))
-    assert launched["docker"].well is False
+    assert launched["docker"].ok is False
     assert "no docker engine answers" in launched["docker"].found
-    assert launched["docker"].mend
-    assert by_name(diagnose(scenario()))["docker"].well is None
-    assert launched["locust"].well is True
+    assert launched["docker"].fix
+    assert by_name(diagnose(scenario()))["docker"].ok is None
+    assert launched["locust"].ok is True
 
 
 def test_a_server_is_held_against_the_scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,16 +41,16 @@ def test_a_server_is_held_against_the_scenario(tmp_path: Path, monkeypatch: pyte
         bad = by_name(diagnose(scenario(prompt=1500), process.url))
     gone = by_name(diagnose(scenario(), process.url))
     assert good["server"].found == "TGI 0.9.4, servecast/stand-in"
-    assert good["profile"].well is True
+    assert good["workload"].ok is True
     assert "200 users, the server takes 128" in good["flags"].found
-    assert bad["profile"].well is False
-    assert "--max-input-length 1500" in bad["profile"].found
-    assert gone["server"].well is False
+    assert bad["workload"].ok is False
+    assert "--max-input-length 1500" in bad["workload"].found
+    assert gone["server"].ok is False
 
 
 def test_more_users_want_more_open_files() -> None:
     found = by_name(diagnose(scenario(load=Load(users=[10**7]))))["open files"]
-    assert (found.well, found.mend) == (False, "ulimit -n 20000100")
+    assert (found.ok, found.fix) == (False, "ulimit -n 20000100")
 
 
 def test_a_port_in_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,5 +58,5 @@ def test_a_port_in_use_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert _port(port, needed=True).well is False
-    assert _port(port, needed=True).well is True
+        assert _port(port, needed=True).ok is False
+    assert _port(port, needed=True).ok is True

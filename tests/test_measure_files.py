@@ -48,7 +48,7 @@ def test_a_torn_last_line_is_cut_off_on_opening(tmp_path: Path) -> None:
 def test_a_run_is_a_run_before_its_first_request(tmp_path: Path) -> None:
     journal = Journal.begin(tmp_path / "run", SCENARIO, seed=3)
     Lines(tmp_path / "run" / "requests.jsonl").close()
-    journal.note(Report(worker=0, t=1.0, lags=[0.001], cpu=0.1))
+    journal.add(Report(worker=0, t=1.0, lags=[0.001], cpu=0.1))
     journal.close()
     run = read_run(tmp_path / "run")
     assert (run.kind, run.rungs, len(run.requests)) == ("measured", [], 0)

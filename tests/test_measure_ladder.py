@@ -52,7 +52,7 @@ def test_a_ladder_is_a_run_that_agrees_with_the_server(
         assert {"canary_p99_ms", "client_cpu", "client_limited", "errors"} <= set(rung.extra)
     requests = run.requests
     assert run.info is not None and run.info["max_batch_total_tokens"] == 20000
-    assert run.stopped == "the ladder is climbed"
+    assert run.stopped == "every rung was measured"
     assert {"ok"} <= set(requests["status"]) <= {"ok", "aborted"}
     assert set(requests["user"]) == {0, 1, 2}
     assert requests["id"].is_unique

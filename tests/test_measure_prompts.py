@@ -11,20 +11,21 @@ import pytest
 from servers import Scripted, quick_calibration, say, standin
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from measure.ladder.probe import Refused, learn
+from measure.ladder.probe import Refused, find_recipe
 from measure.loadgen.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
+from measure.server.detection import Server, detect
 from measure.server.endpoint import Endpoint, Unreachable
 from measure.server.exposition import parse
-from measure.server.health import Server, Unfit, check, look
-from sim.engines.catalog import of_info
-from sim.engines.tgi_0_9_4 import Flags
+from measure.server.limits import Unfit, check_limits
 from sim.model.errors import BadInput, CannotFit
+from sim.model.identity import of_info
 from sim.model.scenario import Load, Scenario
+from sim.model.server import ServerConfig
 from sim.model.workload import Exponential, Lengths, Lognormal, RequestLengths, Workload
 
 
 def scenario(prompt: Any = 50, **more: Any) -> Scenario:
-    return Scenario(server=Flags(), name="p", workload=Workload(prompt_tokens=prompt, output_tokens=5), **more)
+    return Scenario(name="p", workload=Workload(prompt_tokens=prompt, output_tokens=5), **more)
 
 
 def save_tokenizer(path: Path, words: list[str]) -> Path:
@@ -66,7 +67,7 @@ def test_a_tokenizer_makes_the_length_exact(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(BadInput, match="not a tokenizer file"):
+    with pytest.raises(BadInput, match="expected a tokenizer file"):
         by_tokenizer(tmp_path / "tokenizer.json")
 
 
@@ -83,9 +84,9 @@ def test_a_tokenizers_prompt_is_verified_without_truncation(tmp_path: Path) -> N
     file = save_tokenizer(tmp_path / "model", WORDS[:150])
     with standin("--calibration", str(quick_calibration(tmp_path))) as process:
         endpoint = Endpoint(process.url)
-        server = look(endpoint)
-        assert learn(endpoint, server, scenario(), None, str(file), 0)[1] == []
-        assert learn(endpoint, server, scenario(), None, None, 0)[1] == []  # by truncation
+        server = detect(endpoint)
+        assert find_recipe(endpoint, server, scenario(), None, str(file), 0)[1] == []
+        assert find_recipe(endpoint, server, scenario(), None, None, 0)[1] == []  # by truncation
         before = parse(endpoint.get("/metrics")[1].decode())
         assert before["tgi_request_input_length_sum"] == 100
         # another tokenizer than the server's is found out
@@ -93,9 +94,9 @@ def test_a_tokenizers_prompt_is_verified_without_truncation(tmp_path: Path) -> N
         raw = json.loads(other.read_text())
         raw["post_processor"] = None
         other.write_text(json.dumps(raw))
-        warnings = learn(endpoint, server, scenario(), None, str(other), 0)[1]
-    assert any("has 51 in its decoder_input_details" in d for d in warnings)
-    assert any("has 51 in the server's tgi_request_input_length" in d for d in warnings)
+        doubts = find_recipe(endpoint, server, scenario(), None, str(other), 0)[1]
+    assert any("has 51 in its decoder_input_details" in d for d in doubts)
+    assert any("has 51 in the server's tgi_request_input_length" in d for d in doubts)
 
 
 def answer(body: Any, status: int = 200) -> bytes:
@@ -110,20 +111,20 @@ def chat_server(counts: list[int]) -> Scripted:
 def test_a_chat_template_is_measured_and_a_wrong_length_is_a_warning() -> None:
     chat = Server(api="chat")
     server = chat_server([64 + 9, 192 + 9, 50])
-    recipe, warnings = learn(Endpoint(server.url), chat, scenario(), None, None, 0)
+    recipe, doubts = find_recipe(Endpoint(server.url), chat, scenario(), None, None, 0)
     server.close()
     assert (recipe.overhead, warnings) == (9, [])
     words = json.loads(server.bodies[2])["messages"][0]["content"].split()
     assert len(words) == 50 - 9
     server = chat_server([64, 192, 47])
-    assert "meant to have 50 tokens has 47" in learn(Endpoint(server.url), chat, scenario(), None, None, 0)[1][0]
+    assert "of 50 tokens has 47" in find_recipe(Endpoint(server.url), chat, scenario(), None, None, 0)[1][0]
     server.close()
 
 
 def test_a_server_that_refuses_the_probe_is_said_to() -> None:
     server = Scripted(say(answer({"error": {"message": "context too small", "code": 400}}, 400)))
     with pytest.raises(Refused, match="HTTP 400: context too small"):
-        learn(Endpoint(server.url), Server(api="completions"), scenario(), None, None, 0)
+        find_recipe(Endpoint(server.url), Server(api="completions"), scenario(), None, None, 0)
     server.close()
 
 
@@ -137,18 +138,18 @@ def test_what_answers_is_found_out_by_asking() -> None:
         ((nothing, models, nothing, good), "chat"),
     ):
         server = Scripted(*scripts)
-        found = look(Endpoint(server.url))
+        found = detect(Endpoint(server.url))
         assert (found.api, found.model) == (api, "llama")
         assert json.loads(server.bodies[-1])["model"] == "llama"
         server.close()
     for scripts, message in (
-        ((nothing,), "neither TGI"),
+        ((nothing,), "no TGI"),
         ((nothing, say(answer(b"", 401))), "HTTP 401: set SERVECAST_API_KEY"),
         ((say(answer({"model_id": "m"})), say(answer(b"", 503))), "unhealthy: /health answers HTTP 503"),
     ):
         server = Scripted(*scripts)
         with pytest.raises(Unreachable, match=message):
-            look(Endpoint(server.url))
+            detect(Endpoint(server.url))
         server.close()
 
 
@@ -168,40 +169,39 @@ def test_a_base_url_may_come_in_several_forms() -> None:
 def test_a_scenario_is_held_against_info() -> None:
     info = {"version": "0.9.4", "max_input_length": 1024, "max_total_tokens": 2048, "max_concurrent_requests": 128}
     tgi = Server(api="tgi", info=info, engine=of_info(info | {"model_id": "m"}))
-    assert check(tgi, scenario()) == []
-    assert check(tgi, scenario(1024)) == []  # as much as it takes
-    wider = Scenario(name="x", server=Flags(max_total_tokens=5000), workload=scenario().workload)
-    assert "the server's max_total_tokens is 2048, the scenario says 5000; the server's holds" in check(tgi, wider)
-    assert check(Server(api="completions"), scenario(5000)) == []  # nothing is known of its limits
+    assert check_limits(tgi, scenario()) == []
+    assert check_limits(tgi, scenario(1024)) == []  # as much as it takes
+    wider = Scenario(name="x", server=ServerConfig(max_total_tokens=5000), workload=scenario().workload)
+    assert "the server's max_total_tokens is 2048, the scenario's 5000; the server's value is used" in check_limits(
+        tgi, wider
+    )
+    assert check_limits(Server(api="completions"), scenario(5000)) == []  # nothing is known of its limits
     for prompt, flag in ((1025, "--max-input-length 1025"), (Lengths(uniform=(2000, 2001)), "--max-input-length 2000")):
         with pytest.raises(Unfit, match=flag):
-            check(tgi, scenario(prompt))
+            check_limits(tgi, scenario(prompt))
     with pytest.raises(Unfit, match="--max-total-tokens 2100"):
-        check(
-            tgi,
-            Scenario(
-                server=Flags(), name="x", workload=Workload(prompt_tokens=1000, output_tokens=10, max_new_tokens=1100)
-            ),
+        check_limits(
+            tgi, Scenario(name="x", workload=Workload(prompt_tokens=1000, output_tokens=10, max_new_tokens=1100))
         )
     # what the server would take and never schedule is not sent to it
     small = Server(api="tgi", info=info | {"max_batch_total_tokens": 512})
-    assert check(small, scenario(496)) == []  # 496 + 16
+    assert check_limits(small, scenario(496)) == []  # 496 + 16
     for prompt in (497, Lengths(uniform=(10, 2000))):
         with pytest.raises(CannotFit, match=r"max_batch_total_tokens 512: TGI 0\.9\.4 would wait for ever"):
-            check(small, scenario(prompt))
-    narrow = scenario(900, server=Flags(max_batch_prefill_tokens=800))
+            check_limits(small, scenario(prompt))
+    narrow = scenario(900, server=ServerConfig(max_batch_prefill_tokens=800))
     with pytest.raises(CannotFit, match="max_batch_prefill_tokens 800"):
-        check(Server(api="tgi", info=info | {"max_batch_total_tokens": 16000}), narrow)
+        check_limits(Server(api="tgi", info=info | {"max_batch_total_tokens": 16000}), narrow)
     for prompt in (Lengths(uniform=(10, 2000)), Lengths(lognormal=Lognormal(mean=100, cv=1))):
-        assert any("prompts may exceed" in d for d in check(tgi, scenario(prompt)))
-    assert check(tgi, scenario(Lengths(exponential=Exponential(mean=50, high=900)))) == []
+        assert any("prompts may exceed" in d for d in check_limits(tgi, scenario(prompt)))
+    assert check_limits(tgi, scenario(Lengths(exponential=Exponential(mean=50, high=900)))) == []
     lengths = RequestLengths(np.array([10, 2000]), np.array([5, 5]), np.array([5, 5]))
-    assert any("may exceed" in d for d in check(tgi, scenario(), lengths))
-    assert any("200 users" in d for d in check(tgi, scenario(load=Load(users=[200]))))
+    assert any("may exceed" in d for d in check_limits(tgi, scenario(), lengths))
+    assert any("200 users" in d for d in check_limits(tgi, scenario(load=Load(users=[200]))))
     told = info | {"max_waiting_tokens": 10, "max_batch_total_tokens": 90, "model_id": "m"}
-    asked = scenario(server=Flags(max_batch_total_tokens=100))
+    asked = scenario(server=ServerConfig(max_batch_total_tokens=100))
     newer = told | {"version": "2.0.4"}  # whose flags are not the scenario's to judge
-    assert check(Server(api="tgi", info=newer, engine=of_info(newer)), asked) == []
-    said = check(Server(api="tgi", info=told, engine=of_info(told)), asked)
-    assert [d for d in said if "max_waiting_tokens is 10, the scenario says 20" in d]
+    assert check_limits(Server(api="tgi", info=newer, engine=of_info(newer)), asked) == []
+    said = check_limits(Server(api="tgi", info=told, engine=of_info(told)), asked)
+    assert [d for d in said if "max_waiting_tokens is 10, the scenario's 20" in d]
     assert [d for d in said if "max_batch_total_tokens is 90, the scenario says 100" in d]

@@ -12,24 +12,26 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from measure.ladder.precision import CYCLES, FEWEST, half_width
-from measure.ladder.progress import Screen
-from measure.ladder.rung import Climb, client_limited, default_users, reason_to_stop, seen, warnings
-from measure.ladder.totals import Watch, Window
-from measure.loadgen.messages import Ended, Report
+from measure.ladder.progress import Progress
+from measure.ladder.rung import Rung, client_limited, client_view, default_users, reason_to_stop, window_warnings
+from measure.ladder.totals import Totals, Window
+from measure.loadgen.messages import FinishedRequest, Report
 from sim.model.scenario import Load
 
 
-def ended(user: int, sent: float, took: float = 1.0, tokens: int = 10, status: str = "ok", **more: Any) -> Ended:
+def ended(
+    user: int, sent: float, took: float = 1.0, tokens: int = 10, status: str = "ok", **more: Any
+) -> FinishedRequest:
     first = sent + took / tokens if tokens else None
     last = sent + took if tokens else None
-    told = {"asked": tokens, "prompt": 5, "counted_prompt": None} | more
-    return Ended(user, 0, sent, sent, sent + took, first, last, tokens, status, None, **told)
+    told = {"max_new_tokens": tokens, "prompt_tokens": 5, "counted_prompt": None} | more
+    return FinishedRequest(user, 0, sent, sent, sent + took, first, last, tokens, status, None, **told)
 
 
-def watch(*reports: Report) -> Watch:
-    found = Watch()
+def watch(*reports: Report) -> Totals:
+    found = Totals()
     for report in reports:
-        found.hear(report)
+        found.add(report)
     return found
 
 
@@ -59,14 +61,14 @@ def test_a_window_counts_events_by_their_own_time() -> None:
             worker=0,
             t=4.0,
             tokens=40,
-            ended=[
+            finished=[
                 ended(0, 0.0, took=1.5),  # first token before the window, last inside
                 ended(1, 1.2, took=0.5),
                 ended(2, 1.8, took=1.0),  # first token inside, last after it
                 ended(3, 1.1, took=0.4, tokens=0, status="overloaded"),
                 ended(4, 1.1, took=0.4, status="aborted"),
             ],
-            alive=[(0, 1.5)],
+            in_flight=[(0, 1.5)],
             lags=[0.001] * 99 + [0.05],
         )
     ).window(1.0, 2.0)
@@ -83,11 +85,11 @@ def test_a_window_counts_events_by_their_own_time() -> None:
 
 
 def test_settling_waits_for_every_user_to_finish_a_request_begun_since() -> None:
-    w = watch(Report(worker=0, t=5.0, ended=[ended(0, 0.5, took=2.0), ended(0, 2.5), ended(1, 1.5, took=2.5)]))
+    w = watch(Report(worker=0, t=5.0, finished=[ended(0, 0.5, took=2.0), ended(0, 2.5), ended(1, 1.5, took=2.5)]))
     assert w.settled(2, since=1.0) == 4.0  # user 0 at 3.5, user 1 at 4.0
     assert w.settled(2, since=2.0) is None
-    assert w.finished(since=2.0) == 1
-    w.hear(Report(worker=0, t=9.0, ended=[ended(1, 4.0), ended(0, 3.5), ended(1, 5.0)]))
+    assert w.users_finished(since=2.0) == 1
+    w.add(Report(worker=0, t=9.0, finished=[ended(1, 4.0), ended(0, 3.5), ended(1, 5.0)]))
     assert w.settled(2, since=2.0) == 5.0  # the first of each, not the last
 
 
@@ -118,13 +120,13 @@ def test_lock_step_is_not_mistaken_for_noise_nor_noise_for_precision() -> None:
 
 
 def test_a_rung_of_a_fixed_length_has_exactly_that_length() -> None:
-    climb = Climb(Load(users=[2], seconds=10.0), 1.0, 2, None)
+    climb = Rung(Load(users=[2], seconds=10.0), 1.0, 2, None)
     w = watch(Report(worker=0, t=1.5))
     assert climb.phase == "ramp"
     climb.step(w, 1.5, None)
     climb.ramped = 2.0
     assert "2 of 2 users" in climb.step(w, 2.5, None)
-    w.hear(Report(worker=0, t=5.0, ended=[ended(0, 2.1), ended(1, 2.2, took=2.0)]))
+    w.add(Report(worker=0, t=5.0, finished=[ended(0, 2.1), ended(1, 2.2, took=2.0)]))
     climb.step(w, 5.0, None)
     assert (climb.phase, climb.settled) == ("measure", 4.2)
     climb.step(w, 14.1, window())
@@ -136,12 +138,12 @@ def test_a_rung_of_a_fixed_length_has_exactly_that_length() -> None:
 
 
 def test_a_rung_without_a_length_is_measured_until_it_is_known_well_enough() -> None:
-    climb = Climb(Load(users=[10], max_seconds=300.0), 0.0, 10, None)
+    climb = Rung(Load(users=[10], max_seconds=300.0), 0.0, 10, None)
     climb.ramped = climb.settled = 0.0
-    assert "39 of 40 requests" in climb.step(Watch(), 50.0, window(completions=39))
-    assert "to 3.0%, not yet 2%" in climb.step(Watch(), 51.0, window(half_width=0.03))
-    assert "too short yet" in climb.step(Watch(), 52.0, window(half_width=float("inf")))
-    climb.step(Watch(), 53.0, window(half_width=0.02, end=52.5))
+    assert "39 of 40 requests" in climb.step(Totals(), 50.0, window(completions=39))
+    assert "to ±3.0%, not yet ±2%" in climb.step(Totals(), 51.0, window(half_width=0.03))
+    assert "too short yet" in climb.step(Totals(), 52.0, window(half_width=float("inf")))
+    climb.step(Totals(), 53.0, window(half_width=0.02, end=52.5))
     assert (climb.end, climb.status) == (52.5, "complete")  # of the window that was looked at
 
 
@@ -154,8 +156,8 @@ def test_a_rung_without_a_length_is_measured_until_it_is_known_well_enough() -> 
     ],
 )
 def test_a_window_ends_at_its_limit_however_late_that_is_reported(load: Load, span: float | None, end: float) -> None:
-    climb = Climb(load, 0.0, 1 if load.users else None, None, span)
-    w = watch(Report(worker=0, t=9.0, ended=[ended(0, 5.0), ended(0, 6.0), ended(0, 7.0)]))
+    climb = Rung(load, 0.0, 1 if load.users else None, None, span)
+    w = watch(Report(worker=0, t=9.0, finished=[ended(0, 5.0), ended(0, 6.0), ended(0, 7.0)]))
     assert climb.window(w, 9.0) is None
     climb.settled = 5.0
     for now, expected in [(5.75, 5.75), (9.0, end)]:
@@ -164,20 +166,20 @@ def test_a_window_ends_at_its_limit_however_late_that_is_reported(load: Load, sp
 
 
 def test_a_rung_that_runs_into_its_limit_says_so() -> None:
-    climb = Climb(Load(users=[1], max_seconds=60.0), 0.0, 1, None)
+    climb = Rung(Load(users=[1], max_seconds=60.0), 0.0, 1, None)
     climb.ramped = climb.settled = 5.0
-    climb.step(Watch(), 65.1, window(completions=10, half_width=0.04))
+    climb.step(Totals(), 65.1, window(completions=10, half_width=0.04))
     assert (climb.end, climb.status) == (65.0, "limited")
-    assert "60 s were not enough: 10 of 30 requests" in climb.warnings[0]
-    stuck = Climb(Load(users=[1], max_seconds=60.0), 0.0, 1, None)
+    assert "reached its limit of 60 s with 10 of 30 requests" in climb.warnings[0]
+    stuck = Rung(Load(users=[1], max_seconds=60.0), 0.0, 1, None)
     stuck.ramped = 1.0
-    stuck.step(Watch(), 61.5, None)
+    stuck.step(Totals(), 61.5, None)
     assert (stuck.settled, stuck.status) == (61.5, "limited")
     assert "not steady" in stuck.warnings[0]
 
 
 def test_a_budget_cuts_a_window_short_and_leaves_no_window_where_none_had_begun() -> None:
-    climb = Climb(Load(users=[1]), 0.0, 1, None)
+    climb = Rung(Load(users=[1]), 0.0, 1, None)
     climb.cut(3.0)
     assert climb.end is None
     climb.ramped = climb.settled = 5.0
@@ -187,19 +189,19 @@ def test_a_budget_cuts_a_window_short_and_leaves_no_window_where_none_had_begun(
 
 
 def test_open_loop_settles_by_the_clock_and_a_trace_lasts_as_long_as_it_is() -> None:
-    climb = Climb(Load(rate=[1.0], settle=30.0, seconds=60.0), 10.0, None, 1.0)
-    climb.step(Watch(), 39.0, None)
+    climb = Rung(Load(rate=[1.0], settle=30.0, seconds=60.0), 10.0, None, 1.0)
+    climb.step(Totals(), 39.0, None)
     assert climb.phase == "settle"
-    climb.step(Watch(), 41.0, None)
-    climb.step(Watch(), 101.0, window())
+    climb.step(Totals(), 41.0, None)
+    climb.step(Totals(), 101.0, window())
     assert (climb.settled, climb.end) == (40.0, 100.0)
-    trace = Climb(Load(trace=True, settle=30.0), 0.0, None, 5.0, span=20.0)
-    trace.step(Watch(), 15.0, None)
-    trace.step(Watch(), 20.5, window())
+    trace = Rung(Load(trace=True, settle=30.0), 0.0, None, 5.0, span=20.0)
+    trace.step(Totals(), 15.0, None)
+    trace.step(Totals(), 20.5, window())
     assert (trace.settled, trace.end) == (10.0, 20.0)
-    long = Climb(Load(trace=True, settle=30.0, seconds=90.0), 0.0, None, 5.0, span=100.0)
+    long = Rung(Load(trace=True, settle=30.0, seconds=90.0), 0.0, None, 5.0, span=100.0)
     for now in (30.0, 100.0):
-        long.step(Watch(), now, window())
+        long.step(Totals(), now, window())
     assert (long.settled, long.end) == (30.0, 100.0)  # nobody comes after the last
 
 
@@ -213,29 +215,29 @@ def test_the_default_ladder() -> None:
 def test_a_late_client_is_told_by_its_canary(lag: float, itl: float) -> None:
     w = window(canary_p99=lag, itl=itl)
     assert client_limited(w) == (lag > 0.020)
-    assert seen(w)["client_limited"] == client_limited(w)
-    assert any("client-limited" in d for d in warnings(w, 1)) == client_limited(w)
-    assert any("suspect" in d for d in warnings(w, 1)) == (lag > 0.005 and not client_limited(w))
+    assert client_view(w)["client_limited"] == client_limited(w)
+    assert any("client-limited" in d for d in window_warnings(w, 1)) == client_limited(w)
+    assert any("suspect" in d for d in window_warnings(w, 1)) == (lag > 0.005 and not client_limited(w))
 
 
-def test_what_gives_reason_to_warning() -> None:
-    assert warnings(window(), 1) == []
+def test_what_gives_reason_to_doubt() -> None:
+    assert window_warnings(window(), 1) == []
     for changed, sentence in (
         ({"errors": {"reset": 3}}, "2.9% of the requests failed (3 reset)"),
         ({"in_flight": 0.97}, "0.97 requests were in flight on average, not 1"),
         ({"end": 2.0}, "the window is only 2.0 times as long as a request"),
         ({"completions": 0}, "no request was completed"),
-        ({"attained": 0.9}, "answers were 90% of the length asked"),
-        ({"attained": 0.9, "short": {"eos_token": 3}}, "of the length asked: the model ended 3 by itself"),
-        ({"attained": 0.9, "short": {"length": 3, "": 1}}, "the server cut 3 off at a limit of its own"),
+        ({"attained": 0.9}, "answers have 90% of the tokens requested"),
+        ({"attained": 0.9, "short": {"eos_token": 3}}, "of the tokens requested: the model itself ended 3"),
+        ({"attained": 0.9, "short": {"length": 3, "": 1}}, "the server cut off 3 at a limit of its own"),
         ({"per_event": 3.9}, "an event carries 3.9 tokens on average"),
-        ({"spread": 2}, "of 2 answers the server says only how many tokens they have"),
-        ({"mismade": 1}, "1 prompts do not have the length meant"),
+        ({"spread": 2}, "for 2 answers the server only counts the tokens in total"),
+        ({"wrong_prompts": 1}, "1 prompts do not have the intended length"),
     ):
-        assert any(sentence in d for d in warnings(window(**changed), 1)), sentence
-    assert any("2 requests/s were sent and 1 answered" in d for d in warnings(window(), None, rate=2.0))
-    assert warnings(window(), None, rate=1.1) == []  # within what a Poisson stream varies in 100 s
-    assert warnings(window(in_flight=5.0), None) == []  # open loop has no number to be held to
+        assert any(sentence in d for d in window_warnings(window(**changed), 1)), sentence
+    assert any("2 requests/s were sent and 1 answered" in d for d in window_warnings(window(), None, rate=2.0))
+    assert window_warnings(window(), None, rate=1.1) == []  # within what a Poisson stream varies in 100 s
+    assert window_warnings(window(in_flight=5.0), None) == []  # open loop has no number to be held to
 
 
 def test_when_to_stop() -> None:
@@ -256,10 +258,10 @@ def test_when_to_stop() -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_person_sees_the_rungs(terminal: bool) -> None:
     console = Console(force_terminal=terminal, record=True, width=120, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file, Screen(console) as screen:
-        screen.now("1 user", "settling", None)
-        screen.now("1 user", "measuring", window())
-        screen.done("1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", ["a warning"])
+    with console.file, Progress(console) as screen:
+        screen.update("1 user", "settling", None)
+        screen.update("1 user", "measuring", window())
+        screen.finish("1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", ["a doubt"])
     said = console.export_text()
     assert "1 user" in said and "0.100" in said
     assert ("1 user: complete; RPS 1" in said and ", 1 warning" in said) == (not terminal)

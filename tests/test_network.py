@@ -136,9 +136,9 @@ def test_a_server_that_comes_to_no_end_is_given_up_by_doctor_and_measure(
 
 CAUSES = {
     401: ("HTTP 401: set SERVECAST_API_KEY (no key)", {"error": {"message": "no key"}}, {}),
-    403: ("HTTP 403: forbidden; SERVECAST_API_KEY lacks the right, or is not set", b"", {}),
+    403: ("HTTP 403: forbidden; SERVECAST_API_KEY lacks the permission, or is not set", b"", {}),
     404: (
-        "HTTP 404: there is nothing at this path; check the URL and --model (Not Found)",
+        "HTTP 404: not found; check the URL and --model (Not Found)",
         {"detail": "Not Found"},
         {},
     ),
@@ -184,7 +184,7 @@ def test_a_gzipped_answer_is_read_and_another_encoding_named(run: Run) -> None:
     with serving(answer(packed, 400, content_encoding="gzip")) as server:
         assert "HTTP 400: wrapped up" in run("doctor", "--url", server.url)[1]
     with serving(answer(packed, 400, content_encoding="br")) as server:
-        assert "HTTP 400: an answer encoded as br, which was not asked for" in run("doctor", "--url", server.url)[1]
+        assert "HTTP 400: an answer encoded as br, which was not requested" in run("doctor", "--url", server.url)[1]
 
 
 def test_a_key_that_the_server_repeats_is_not_shown_and_a_wrong_one_is_called_so(
@@ -203,7 +203,7 @@ def test_a_key_that_the_server_repeats_is_not_shown_and_a_wrong_one_is_called_so
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("http://no-such-host.invalid:80", "the name 'no-such-host.invalid' is not known"),
+        ("http://no-such-host.invalid:80", "the host name 'no-such-host.invalid' cannot be resolved"),
         ("http://127.0.0.1:9", "connection refused: nothing listens at 127.0.0.1:9"),
         ("http://[::1]:9", "[::1]:9"),
         ("http://::1:8080", "expected an IPv6 address in brackets"),
@@ -230,7 +230,7 @@ def test_a_url_that_leads_nowhere_is_explained_and_secrets_in_it_are_not_repeate
 def test_a_proxy_of_the_environment_is_named_without_its_password(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://u:{KEY}@127.0.0.1:9")
     _, out, said = run("doctor", "--url", "http://127.0.0.1:9")
-    assert "HTTP_PROXY is set, and servecast uses no proxy" in out and KEY not in out + said
+    assert "HTTP_PROXY is set, but servecast uses no proxy" in out and KEY not in out + said
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/models", "/generate_stream"])
@@ -272,11 +272,11 @@ def test_http_and_https_are_told_apart(tmp_path: Path, run: Run) -> None:
 
     with listening(shake) as port:
         host = f"127.0.0.1:{port}"
-        assert f"it speaks TLS: give --url https://{host}" in run("doctor", "--url", f"http://{host}")[1]
-        assert "TLS: its certificate is not trusted" in run("doctor", "--url", f"https://{host}")[1]
+        assert f"the server uses TLS: give --url https://{host}" in run("doctor", "--url", f"http://{host}")[1]
+        assert "TLS: the certificate is not trusted" in run("doctor", "--url", f"https://{host}")[1]
     with listening(say(b"HTTP/1.1 400 Bad Request\r\n\r\n", 0.1)) as port:
         host = f"127.0.0.1:{port}"
-        assert f"it does not speak TLS: give --url http://{host}" in run("doctor", "--url", f"https://{host}")[1]
+        assert f"the server does not use TLS: give --url http://{host}" in run("doctor", "--url", f"https://{host}")[1]
     with listening(say(1.0)) as port:  # a server that waits for a whole line first
         _, out, _ = run("doctor", "--url", f"https://127.0.0.1:{port}", "--timeout", 0.5)
         assert "it does not answer in TLS" in out
@@ -306,19 +306,19 @@ def test_a_profile_that_would_be_cut_silently_is_refused_before_the_first_reques
         found, out, said = run("measure", file, "--url", server.url, "-o", tmp_path / "run")
         told, findings, _ = run("doctor", file, "--url", server.url)
         assert not any(b'"stream"' in body for body in server.bodies)
-    expected = f"the server's {name} is 99, the scenario's prompts and answers together take up to 100"
+    expected = f"the server's {name} is 99, the scenario's prompts plus answers have up to 100 tokens"
     assert (found, told, out) == (2, 1, "")
     assert expected in said and "--max-model-len 100" in said and expected in findings
     assert not (tmp_path / "run").exists()
     with serving(openai(**{name: 100})) as server:
         _, findings, _ = run("doctor", file, "--url", server.url)
-        assert "the server can take it" in findings
+        assert "the server can serve it" in findings
         lengths = "workload.prompt_tokens={lognormal: {mean: 60, cv: 1}}"
         _, findings, _ = run("doctor", file, "--url", server.url, "--set", lengths)
         assert f"may exceed the server's {name} 100; such answers are cut short" in findings
         uniform = "workload.prompt_tokens={uniform: [10, 70]}"
         told, findings, _ = run("doctor", file, "--url", server.url, "--set", uniform)
-        assert told == 1 and "take up to 110" in findings
+        assert told == 1 and "have up to 110 tokens" in findings
 
 
 def test_llama_cpp_says_its_context_elsewhere(run: Run, file: str) -> None:
@@ -330,12 +330,12 @@ def test_llama_cpp_says_its_context_elsewhere(run: Run, file: str) -> None:
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"max_input_length": 59}, "max_input_length is 59, the scenario's prompts take 60"),
+        ({"max_input_length": 59}, "max_input_length is 59, the scenario's prompts have 60 tokens"),
         ({"max_input_tokens": 59, "max_input_length": None}, "max_input_length is 59"),
         ({"max_total_tokens": 99}, "max_total_tokens is 99"),
         ({"max_batch_total_tokens": 99, "version": "2.0.1"}, "max_batch_total_tokens is 99"),
         ({"max_batch_prefill_tokens": 59, "version": "2.0.1"}, "max_batch_prefill_tokens is 59"),
-        ({"max_concurrent_requests": 0.5}, "the server can take it"),
+        ({"max_concurrent_requests": 0.5}, "the server can serve it"),
     ],
 )
 def test_a_profile_is_held_against_every_limit_that_tgi_tells(
@@ -348,7 +348,7 @@ def test_a_profile_is_held_against_every_limit_that_tgi_tells(
 def test_users_beyond_the_servers_permits_are_said(run: Run, file: str) -> None:
     with serving({b"/info": answer(INFO | {"max_concurrent_requests": 3}), b"/health": answer()}) as server:
         _, out, _ = run("doctor", file, "--url", server.url, "--set", "load.users=[1, 4]")
-        assert "the ladder goes to 4 users, the server takes 3 at a time" in out
+        assert "the ladder goes to 4 users, but the server accepts 3 at a time" in out
 
 
 NONSENSE = {
@@ -371,17 +371,23 @@ STREAMS = {
     "never answers": (say(1.0), "no token for 0.3 s"),
     "a byte now and then": (drip(HEAD, chunk(b"d")), "no token for 0.3 s"),
     "a status line, a byte now and then": (drip(b"HTTP/1.1 ", b"2"), "no token for 0.3 s"),
-    "a line without end": (flood(HEAD, chunk(b"x" * 65536), 8 << 20), "more than 1 MiB came without an event"),
-    "an event without end": (flood(HEAD, chunk(b"data:x\n" * 4096), 8 << 20), "more than 1 MiB came"),
-    "comments without end": (flood(HEAD, chunk((b":" + b"x" * 4000 + b"\n\n") * 16), 8 << 20), "more than 1 MiB came"),
-    "headers without end": (flood(b"HTTP/1.1 200 OK\r\n", b"x-a: b\r\n" * 8192, 8 << 20), "more than 1 MiB came"),
+    "a line without end": (flood(HEAD, chunk(b"x" * 65536), 8 << 20), "more than 1 MiB arrived without an event"),
+    "an event without end": (flood(HEAD, chunk(b"data:x\n" * 4096), 8 << 20), "more than 1 MiB arrived"),
+    "comments without end": (
+        flood(HEAD, chunk((b":" + b"x" * 4000 + b"\n\n") * 16), 8 << 20),
+        "more than 1 MiB arrived",
+    ),
+    "headers without end": (flood(b"HTTP/1.1 200 OK\r\n", b"x-a: b\r\n" * 8192, 8 << 20), "more than 1 MiB arrived"),
     "an error without end": (flood(b"HTTP/1.1 500 X\r\n\r\n", b"x" * 65536, 8 << 20), "HTTP 500: xxx"),
     "an answer without end": (
         flood(HEAD, chunk(b'data: {"choices":[{"text":"x"}]}\n\n') * 64, 8 << 20),
         "the answer has no end",
     ),
-    "depth": (say(HEAD + chunk(b'data: {"error":' + b"[" * 5000 + b"]" * 5000 + b"}\n\n") + END), "not this API's"),
-    "not UTF-8": (say(HEAD + chunk(b'data: {"choices":[{"text":"\xff"}]}\n\n') + END), "not this API's"),
+    "depth": (
+        say(HEAD + chunk(b'data: {"error":' + b"[" * 5000 + b"]" * 5000 + b"}\n\n") + END),
+        "does not belong to this API",
+    ),
+    "not UTF-8": (say(HEAD + chunk(b'data: {"choices":[{"text":"\xff"}]}\n\n') + END), "does not belong to this API"),
     "a redirect": (
         answer(b"", 307, location=f"https://u:{KEY}@elsewhere/v1/completions"),
         "HTTP 307: redirects to https://elsewhere/v1/completions; if that is the server, give --url https://elsewhere",
@@ -410,7 +416,7 @@ def test_a_warm_up_that_fails_says_why(run: Run, file: str, tmp_path: Path) -> N
     with serving(openai(stream=answer({"detail": "Not Found"}, 404))) as server:
         found, out, said = run("measure", file, "--url", server.url, "-o", tmp_path / "run")
     assert (found, out) == (2, "")
-    assert "a warm-up request failed: validation: HTTP 404: there is nothing at this path" in said
+    assert "a warm-up request failed: validation: HTTP 404: not found" in said
     assert "HTTP 404" in json.loads((tmp_path / "run" / "run.json").read_text())["stopped"]
 
 
@@ -418,7 +424,7 @@ def test_a_warm_up_that_takes_too_long_is_given_up(run: Run, file: str, tmp_path
     with serving(openai(stream=say(4.0))) as server:
         found, _, said = run("measure", file, "--url", server.url, "-o", tmp_path / "run", "--timeout", 0.7)
     assert found == 2
-    assert f"waited 0.7 s for 2 warm-up requests at {server.url}, in vain" in said
+    assert f"timed out after 0.7 s waiting for 2 warm-up requests at {server.url}" in said
 
 
 def test_the_budget_counts_from_the_start(run: Run, file: str, tmp_path: Path) -> None:
@@ -441,7 +447,7 @@ def test_every_phase_says_once_what_is_waited_for_and_how_long(
     assert found == 0
     for what in (
         f"{url} to say what it is (at most 100 s)",
-        f"{url} to say how many tokens a prompt has (at most ",
+        f"{url} to count the tokens of a prompt (at most ",
         "the load generator to start (at most 30 s)",
         f"2 warm-up requests at {url} (at most ",
         f"1 user to be measured at {url} (at most ",
@@ -469,7 +475,7 @@ def test_metrics_without_end_are_a_gap_that_is_said(run: Run, file: str, tmp_pat
     with serving(paths) as server:
         found, _, said = run("measure", file, "--url", server.url, "-o", tmp_path / "run")
     assert found == 0
-    assert "times the server did not say what it measures of itself: " in said and "more than 32 MiB" in said
+    assert "scrapes of the server's metrics failed: " in said and "more than 32 MiB" in said
     assert any(
         "more than 32 MiB" in warning for warning in json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
     )
@@ -501,11 +507,11 @@ def test_a_started_server_that_is_never_well_is_given_up_with_its_last_answer() 
     said = io.StringIO()
     with serving(answer({"error": "Loading"}, 503)) as server, pytest.raises(CannotStart) as given_up:
         _wait(Container(), Endpoint(server.url), Console(file=said, width=200), 0.4)
-    assert f"waiting for the started server to be well at {server.url} (at most 0.4 s)" in said.getvalue()
-    assert "not well within 0.4 s (HTTP 503: overloaded, or not ready yet (Loading)): Downloading shards" in str(
+    assert f"waiting for the started server to be healthy at {server.url} (at most 0.4 s)" in said.getvalue()
+    assert "not healthy within 0.4 s (HTTP 503: overloaded, or not ready yet (Loading)): Downloading shards" in str(
         given_up.value
     )
-    with serving(say(3.0)) as server, pytest.raises(CannotStart, match="not a byte of an answer has come"):
+    with serving(say(3.0)) as server, pytest.raises(CannotStart, match="but no byte of an answer has arrived"):
         _wait(Container(), Endpoint(server.url), Console(file=said, width=200), 0.4)
 
 
@@ -519,5 +525,5 @@ def test_a_server_that_streams_whatever_is_asked_is_known_by_its_stream(run: Run
     with serving({b"/v1/models": answer({"data": [{"id": "m"}]}), b"/v1/completions": streamed}) as server:
         code, out, err = run("measure", file, "--url", server.url, "-o", tmp_path / "run")
     assert code == 0, out + err
-    assert "neither TGI nor" not in err and "does not say how many tokens a prompt has" not in err
+    assert "no TGI nor" not in err and "does not say how many tokens a prompt has" not in err
     assert json.loads((tmp_path / "run" / "requests.jsonl").read_text().splitlines()[0])["output_tokens"] == 40

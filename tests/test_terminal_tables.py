@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from measure.ladder.progress import Screen
+from measure.ladder.progress import Progress
 from scenarios.cli.main import status
 from sim.terminal.columns import Column, fitting, show_columns
 from sim.terminal.console import Console as OurConsole
@@ -97,8 +97,8 @@ def test_the_ladder_fits(width: int, capsys: pytest.CaptureFixture[str]):
     from tests.test_measure_rung import window
 
     console = Console(force_terminal=True, record=True, width=width, file=open("/dev/null", "w"))  # noqa: SIM115
-    with console.file, Screen(console) as screen:
-        screen.done("128 users", window(errors={"reset": 2000}, half_width=0.1234), "complete", [])
+    with console.file, Progress(console) as screen:
+        screen.finish("128 users", window(errors={"reset": 2000}, half_width=0.1234), "complete", [])
     lines = console.export_text().splitlines()
     assert max(map(cell_len, lines)) <= width
     assert sum("128 users" in line for line in lines) == 1

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from measure.ladder.generator import Generator
 from measure.ladder.session import measure
-from measure.loadgen.messages import Order, Setup, boot_id
+from measure.loadgen.messages import Command, Setup, boot_id
 from measure.loadgen.prompts import WORDS, Recipe
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Load, Scenario
@@ -121,11 +121,11 @@ def capacity(rate: float, seconds: float, folder: Path) -> None:
     )
     generator = Generator(setup)
     generator.ready()
-    generator.order(Order(do="rung", start=(perf_counter_ns() - setup.zero) / 1e9, users=STREAMS, spawn_rate=100))
+    generator.send(Command(do="rung", start=(perf_counter_ns() - setup.zero) / 1e9, users=STREAMS, spawn_rate=100))
     end = time.monotonic() + 1.0 + seconds
     reports = []
     while time.monotonic() < end:
-        reports += [r for r in generator.reports(0.2) if r.worker == 0 and time.monotonic() > end - seconds]
+        reports += [r for r in generator.receive(0.2) if r.worker == 0 and time.monotonic() > end - seconds]
     generator.stop()
     generator.close()
     os.kill(server, 9)

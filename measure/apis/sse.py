@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes, however these are cut (WHATWG HTML, 9.2.6), and bodies that are something else."""
+"""Parser of server-sent events (WHATWG HTML, 9.2.6) from blocks of bytes, cut anywhere; detects other bodies."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Event(NamedTuple):
 
 
 class UnknownEncoding(ValueError):
-    """A body is encoded in a way that cannot be undone."""
+    """The Content-Encoding of a body is not supported."""
 
 
 class EventParser:
-    """Events as their bytes come. Lines end with LF, CR or CRLF, `data` may stand without a space, and the last event
-    without a blank line after it.
+    """An incremental parser. Lines end with LF, CR or CRLF; the space after `data:` and the blank line after the last
+    event are optional.
 
-    `body` holds what came instead where the answer is no event stream: it begins with a bracket, as JSON does, or like
-    a page; None until that is known, and for streams.
+    `body` collects an answer that is not an event stream: one that begins with a bracket (JSON) or `<` (HTML). It is
+    None for streams, and until the first byte that is not white space.
     """
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class EventParser:
         self._data: list[bytes] = []
 
     def feed(self, block: bytes) -> Iterable[Event]:
-        """The events that `block` completes."""
-        # nearly every block is one event of one line, and this is most of what a token costs
+        """The events completed by `block`."""
+        # fast path: nearly every block is one event of one line
         if block[:5] == b"data:" and block[-2:] == b"\n\n" and block.find(b"\n") == len(block) - 2:
             pending = self._rest or self._data or self._type or self._after_cr or self.body is not None
             if self._begun and not pending and b"\r" not in block:
@@ -52,7 +52,7 @@ class EventParser:
         if not self._begun:
             block = (self._rest + block).removeprefix(BOM)
             start = block.lstrip()
-            if not start or BOM.startswith(block):  # not a byte of it that says anything
+            if not start or BOM.startswith(block):  # nothing but white space, or part of a BOM, so far
                 self._rest = block
                 return
             self._begun, self._rest = True, b""
@@ -74,7 +74,7 @@ class EventParser:
                 yield self._event()
 
     def end(self) -> Iterator[Event]:
-        """The event that the end of the stream completes, if there is one."""
+        """The event completed by the end of the stream, if any."""
         if self.body is None and self._rest.strip():
             self._field(self._rest)
         if self._data:
@@ -94,14 +94,14 @@ class EventParser:
 
 
 def unpacker(encoding: str) -> Callable[[bytes], bytes]:
-    """What undoes a Content-Encoding, block by block; `UnknownEncoding` for one that was never asked for."""
+    """A function that decodes a Content-Encoding block by block; raises `UnknownEncoding` if it is not supported."""
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
         return bytes
     if encoding not in PACKED:
-        raise UnknownEncoding(f"the answer is encoded as {encoding[:40]!r}, which was not asked for")
-    packed = zlib.decompressobj(wbits=47)  # either header
-    bare = zlib.decompressobj(wbits=-15)  # some send deflate without one
+        raise UnknownEncoding(f"the answer is encoded as {encoding[:40]!r}, which was not requested")
+    packed = zlib.decompressobj(wbits=47)  # gzip or zlib header
+    bare = zlib.decompressobj(wbits=-15)  # some servers send raw deflate
     begun: list[zlib._Decompress] = []
 
     def unpack(block: bytes) -> bytes:

@@ -1,9 +1,9 @@
-"""Which events of a streamed answer carry tokens, and how many: by the server's count wherever it gives one.
+"""How many tokens each event of a streamed answer carries, by the server's counts wherever it sends them.
 
-A server may count as it goes (`usage` in every event), or only in the end. With counts in every event, an event's
-tokens are their difference. The total alone decides which events with empty text are tokens; where events are still too
-few or too many, it is spread over them evenly (speculative decoding) and the record says so. Without any count, an
-event with output is a token, as it was in the answers that did have one.
+Some servers send a running count (`usage` in every event), others only a total at the end. With running counts, an
+event's tokens are their difference. With a total only, it decides which events with empty text are tokens; if there are
+still too few or too many events, the total is spread evenly over them (speculative decoding) and the record says so.
+Without any count, an event with output is taken for one token, unless earlier answers with counts show otherwise.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple
 
 from sim.results.events import alike, spread
 
-# What an event is: with output, with empty output, with empty output and the reason for the end (often the model's end
-# token), with nothing but a role (a token only where something like it came before).
+# Kinds of events: nothing, output, empty output, empty output with a finish reason (often the model's end token), and a
+# role only (a token only if output or empty output came before).
 NONE, OUTPUT, EMPTY, CLOSING, OPENING = range(5)
 
 
-class Habit:
-    """What the answers that were counted show of a server: whether its events with empty text are tokens, and how many
-    tokens an event carries. It tells the tokens of an answer that broke off before its count came."""
+class EventProfile:
+    """What answers with counts have shown about a server: `empty`, whether its events with empty text are tokens, and
+    `each`, how many tokens an event carries. It is used for answers that broke off before their count."""
 
     def __init__(self) -> None:
         self.empty, self.each = False, 1.0
         self._total, self._kinds = 0, [0] * (OPENING + 1)
 
     def learn(self, kinds: Sequence[int], total: int) -> None:
-        """Take in a whole answer of `total` tokens."""
+        """Take a complete answer of `total` tokens into account."""
         self._total += total
         for kind in kinds:
             self._kinds[kind] += 1
@@ -37,81 +37,84 @@ class Habit:
         self.each = 1.0 if alike(each, 1.0) or (each > 1.0 and not self.empty) else each
 
 
-class Counted(NamedTuple):
-    """An answer's tokens: when each came, how many came with each event that has some, and whether that is a guess."""
+class TokenCounts(NamedTuple):
+    """The tokens of an answer: the time of each, how many came with each event that carried any, and whether they were
+    spread evenly over the events."""
 
     times: list[float]
     carried: list[int]
     spread: bool
 
 
-class Counter:
-    """The tokens of one answer. `times` is what can be said while it comes; `settle` says what is known in the end."""
+class TokenCounter:
+    """Counts the tokens of one answer. `times` is provisional while the answer arrives; `finish` gives the result."""
 
-    def __init__(self, habit: Habit):
+    def __init__(self, profile: EventProfile):
         self.times: list[float] = []
-        self.told: int | None = None  # the server's last count
-        self._habit = habit
+        self.last_count: int | None = None  # of the server
+        self._profile = profile
         self._at: list[float] = []
         self._kinds: list[int] = []
         self._counts: list[int | None] = []
-        self._ahead = 0.5  # tokens of the events so far that no whole token stands for: rounds to the nearest
+        self._ahead = 0.5  # fractional tokens of the events so far; starts at 0.5 to round to the nearest
 
     @property
     def begun(self) -> bool:
-        """Whether an event has come that may be a token."""
+        """Whether an event that may be a token has arrived."""
         return any(self._kinds)
 
-    def hear(self, at: float, kind: int, count: int | None) -> None:
-        """An event at `at` s, with the server's running count where it gave one."""
+    def add(self, at: float, kind: int, count: int | None) -> None:
+        """Add an event that arrived at `at` s, with the server's running count if it sent one."""
         if kind == OPENING and any(self._kinds):
             kind = EMPTY
         self._at.append(at)
         self._kinds.append(kind)
         self._counts.append(count)
-        habit = self._habit
+        profile = self._profile
         if count is not None:
-            self.told = count
+            self.last_count = count
             if kind in (OUTPUT, EMPTY):
                 self.times += [at] * (count - len(self.times))
-        elif kind == OUTPUT and habit.each == 1.0:
+        elif kind == OUTPUT and profile.each == 1.0:
             self.times.append(at)
-        elif kind == OUTPUT or (kind == EMPTY and habit.empty):
-            self._ahead += habit.each
+        elif kind == OUTPUT or (kind == EMPTY and profile.empty):
+            self._ahead += profile.each
             whole = int(self._ahead)
             self._ahead -= whole
             self.times += [at] * whole
 
-    def settle(self, complete: bool, asked: int | None = None) -> Counted:
-        """The tokens as they were. Of a `complete` answer without a count, `asked` is how many it must have had."""
+    def finish(self, complete: bool, expected: int | None = None) -> TokenCounts:
+        """The tokens of the answer. `expected` is the length that a `complete` answer without a count must have."""
         kinds, counts = self._kinds, self._counts
-        shares = running(kinds, counts, self._habit, complete)
+        shares = by_running_counts(kinds, counts, self._profile, complete)
         guessed = False
         if shares is None:
-            total = (asked if self._stale() else self.told) if complete else None
-            if total == 0 and OUTPUT in kinds:  # a count that does not count
-                total = asked
+            total = (expected if self._stale() else self.last_count) if complete else None
+            if total == 0 and OUTPUT in kinds:  # a count that is never filled in
+                total = expected
             if total is None:
-                shares, guessed = by_habit(kinds, self._habit)
+                shares, guessed = by_profile(kinds, self._profile)
             else:
-                shares, guessed = share_out(kinds, total)
-                if self.told == total:
-                    self._habit.learn(kinds, total)
+                shares, guessed = by_total(kinds, total)
+                if self.last_count == total:
+                    self._profile.learn(kinds, total)
         carried = [n for n in shares if n]
         times = [at for at, n in zip(self._at, shares, strict=True) for _ in range(n)]
-        return Counted(times, carried, guessed)
+        return TokenCounts(times, carried, guessed)
 
     def _stale(self) -> bool:
-        """Whether output came after the last count, which is then no total; or there was none."""
+        """Whether the last count is not the total: output came after it, or there was no count."""
         last = max((i for i, count in enumerate(self._counts) if count is not None), default=-1)
         return OUTPUT in self._kinds[last + 1 :]
 
 
-def running(kinds: Sequence[int], counts: Sequence[int | None], habit: Habit, complete: bool) -> list[int] | None:
-    """The tokens of every event by the server's running counts; None where it does not count as it goes.
+def by_running_counts(
+    kinds: Sequence[int], counts: Sequence[int | None], profile: EventProfile, complete: bool
+) -> list[int] | None:
+    """Tokens of each event from the server's running counts; None if the counts are not running counts.
 
-    It does not where counts fall, where the first output is not counted yet when it comes, where most output comes
-    without a token of its own, and where a complete answer has output after the last count.
+    They are not if a count decreases, if the first output is not counted with its event, if most events with output do
+    not increase the count, or if a complete answer has output after the last count.
     """
     shares = [0] * len(kinds)
     waiting: list[int] = []
@@ -125,7 +128,7 @@ def running(kinds: Sequence[int], counts: Sequence[int | None], habit: Habit, co
         if count < counted:
             return None
         if waiting:
-            found, _ = share_out([kinds[j] for j in waiting], count - counted)
+            found, _ = by_total([kinds[j] for j in waiting], count - counted)
             for j, n in zip(waiting, found, strict=True):
                 shares[j] = n
             last, waiting = waiting[-1], []
@@ -142,14 +145,14 @@ def running(kinds: Sequence[int], counts: Sequence[int | None], habit: Habit, co
     if any(kinds[i] == OUTPUT for i in waiting):
         if complete:
             return None
-        found, _ = by_habit([kinds[i] for i in waiting], habit)
+        found, _ = by_profile([kinds[i] for i in waiting], profile)
         for j, n in zip(waiting, found, strict=True):
             shares[j] = n
     return shares
 
 
-def share_out(kinds: Sequence[int], total: int) -> tuple[list[int], bool]:
-    """So many tokens of each event, where `total` is all that is known, and whether they were spread evenly."""
+def by_total(kinds: Sequence[int], total: int) -> tuple[list[int], bool]:
+    """Tokens of each event when only the `total` is known, and whether they were spread evenly."""
     shares = [0] * len(kinds)
     output = [i for i, kind in enumerate(kinds) if kind == OUTPUT]
     likely = [*output, *_nearest(kinds, EMPTY, output), *_nearest(kinds, CLOSING, output)]
@@ -163,21 +166,20 @@ def share_out(kinds: Sequence[int], total: int) -> tuple[list[int], bool]:
     return shares, len(carriers) > 1
 
 
-def by_habit(kinds: Sequence[int], habit: Habit) -> tuple[list[int], bool]:
-    """The tokens of each event of an answer that nobody counted, and whether they were spread evenly."""
-    carriers = sum(kind == OUTPUT or (kind == EMPTY and habit.empty) for kind in kinds)
-    found, _ = share_out([NONE if kind == EMPTY and not habit.empty else kind for kind in kinds], carriers)
-    if habit.each == 1.0 or not carriers:
+def by_profile(kinds: Sequence[int], profile: EventProfile) -> tuple[list[int], bool]:
+    """Tokens of each event of an answer without counts, and whether they were spread evenly."""
+    carriers = sum(kind == OUTPUT or (kind == EMPTY and profile.empty) for kind in kinds)
+    found, _ = by_total([NONE if kind == EMPTY and not profile.empty else kind for kind in kinds], carriers)
+    if profile.each == 1.0 or not carriers:
         return found, False
     places = [i for i, n in enumerate(found) if n]
-    for i, n in zip(places, spread(max(1, round(habit.each * carriers)), carriers), strict=True):
+    for i, n in zip(places, spread(max(1, round(profile.each * carriers)), carriers), strict=True):
         found[i] = n
     return found, True
 
 
 def _nearest(kinds: Sequence[int], kind: int, output: Sequence[int]) -> list[int]:
-    """The events of a kind, those between events with output first: what comes long before or after is least likely one
-    of the tokens."""
+    """The events of a kind, nearest to the output first: events long before or after it are least likely tokens."""
     places = [i for i, each in enumerate(kinds) if each == kind]
     if not output:
         return places

@@ -1,4 +1,4 @@
-"""The load generator seen from the ladder: its processes, the orders they get, the reports they give."""
+"""The load generator's processes: started, sent commands, read for reports, ended."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from typing import IO
 import msgspec
 
 from measure.deadline import Deadline
-from measure.loadgen.messages import Order, Report, Setup
+from measure.loadgen.messages import Command, Report, Setup
 from sim.model.errors import UserError
 
-READY_SECONDS, BYE_SECONDS, END_SECONDS = 30.0, 5.0, 2.0
-STOP_SECONDS = BYE_SECONDS + END_SECONDS
+READY_SECONDS, STOPPED_SECONDS, EXIT_SECONDS = 30.0, 5.0, 2.0
+STOP_SECONDS = STOPPED_SECONDS + EXIT_SECONDS
 
 
 class CannotWrite(UserError):
-    """The answers can no longer be written down: a full disk, as a rule. Those on record are kept."""
+    """Records can no longer be written, usually because the disk is full. Those already written are kept."""
 
 
 class GeneratorDied(RuntimeError):
-    """The load generator ended by itself, or never began: a bug of ours."""
+    """The load generator exited, or did not start: a bug of ours."""
 
 
 class GeneratorKilled(UserError):
-    """The load generator was killed, ran out of memory or does not run any more; those answers on record are kept."""
+    """The load generator was killed, ran out of memory or hangs. Records already written are kept."""
 
 
-LESS = "try fewer users or fewer --processes"
+REDUCE_LOAD = "try fewer users or fewer --processes"
 
 
 def free_port() -> int:
@@ -48,10 +48,10 @@ def free_port() -> int:
 
 
 class Generator:
-    """The driver and its workers; each ends by itself when the pipe to its stdin is closed, so when we die.
+    """The driver and its workers. Each exits when its stdin is closed, and so when this process dies.
 
-    With one worker the driver does the work itself; with more it is locust's master, and `processes` of the
-    `setup.workers` are started here.
+    With one worker the driver is the worker; with more it is locust's master, and `processes` of the `setup.workers`
+    are started here.
     """
 
     def __init__(self, setup: Setup, processes: int = 1):
@@ -68,7 +68,7 @@ class Generator:
         self._listener.start()
 
     def _start(self, arguments: list[str], stdout: int | IO[bytes]) -> subprocess.Popen[bytes]:
-        # a session of its own: the terminal's Ctrl-C is for the ladder, which stops the users in good order
+        # a session of its own: Ctrl-C in the terminal must reach only the ladder, which then stops the users
         process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, "-m", "measure.loadgen.locustfile", *arguments],
             stdin=subprocess.PIPE,
@@ -99,38 +99,38 @@ class Generator:
 
     def _died(self) -> GeneratorDied | GeneratorKilled:
         with suppress(subprocess.TimeoutExpired):
-            self._processes[0].wait(END_SECONDS)  # its pipes close a moment before it has an exit status
+            self._processes[0].wait(EXIT_SECONDS)  # pipes are closed shortly before the exit status is known
         self._log.flush()
         tail = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-3:]
         if (killed := self._killed()) is not None:
             return killed
         if tail and tail[-1].startswith("MemoryError"):
-            return GeneratorKilled(f"the load generator ran out of memory; {LESS}")
-        return GeneratorDied("the load generator died: " + (" | ".join(tail) or "it said nothing"))
+            return GeneratorKilled(f"the load generator ran out of memory; {REDUCE_LOAD}")
+        return GeneratorDied("the load generator died: " + (" | ".join(tail) or "no output"))
 
     def _killed(self) -> GeneratorKilled | None:
-        """Whether a signal ended one of the processes: the kernel's, as a rule, where memory is short."""
+        """The error if a signal ended one of the processes, usually the kernel's when memory is short."""
         for process in self._processes:
             code = process.poll()
             if code is None or code >= 0:
                 continue
             if code == -signal.SIGKILL:
                 return GeneratorKilled(
-                    f"the load generator was killed (SIGKILL), as it is when the machine runs out of memory; {LESS}"
+                    f"the load generator was killed (SIGKILL), probably because memory ran out; {REDUCE_LOAD}"
                 )
             return GeneratorKilled(f"the load generator was ended by signal {-code} ({signal.strsignal(-code)})")
         return None
 
-    def order(self, order: Order) -> None:
-        """Tell all workers."""
-        self._send(msgspec.json.encode(order))
+    def send(self, command: Command) -> None:
+        """Send a command to all workers."""
+        self._send(msgspec.json.encode(command))
 
-    def reports(self, seconds: float) -> list[Report]:
-        """What has been reported, waiting up to `seconds` for the first of it.
+    def receive(self, seconds: float) -> list[Report]:
+        """The reports that have arrived; waits up to `seconds` for the first.
 
-        Raises `GeneratorKilled`, also when one of several workers was, `GeneratorDied` and `CannotWrite`.
+        Raises `GeneratorKilled` (also if only one of several workers was killed), `GeneratorDied` or `CannotWrite`.
         """
-        if (killed := self._killed()) is not None:  # a driver does not end with its workers
+        if (killed := self._killed()) is not None:  # the driver does not exit with its workers
             raise killed
         found: list[Report] = []
         try:
@@ -138,45 +138,45 @@ class Generator:
                 report = self._reports.get(timeout=max(0.0, seconds)) if not found else self._reports.get_nowait()
                 if report is None:
                     raise self._died()
-                if report.said == "unwritable":
+                if report.event == "unwritable":
                     raise CannotWrite(report.text)
-                if report.said == "error" and report.text.startswith("MemoryError"):
-                    raise GeneratorKilled(f"the load generator ran out of memory; {LESS}")
-                if report.said == "error":
+                if report.event == "error" and report.text.startswith("MemoryError"):
+                    raise GeneratorKilled(f"the load generator ran out of memory; {REDUCE_LOAD}")
+                if report.event == "error":
                     raise GeneratorDied(report.text)
                 found.append(report)
         except queue.Empty:
             return found
 
     def ready(self, deadline: Deadline | None = None) -> None:
-        """Wait until every worker is there, those of other machines included; `OutOfTime` if they do not come."""
+        """Wait until every worker has joined, including those on other machines; `OutOfTime` if they do not."""
         deadline = deadline or Deadline(READY_SECONDS, "the load generator to start")
         missing = self.workers
         while missing and deadline.left():
-            missing -= sum(report.said == "ready" for report in self.reports(min(1.0, deadline.left())))
+            missing -= sum(report.event == "ready" for report in self.receive(min(1.0, deadline.left())))
         if missing:
-            raise deadline.passed(f"{missing} of {self.workers} workers did not come")
+            raise deadline.passed(f"{missing} of {self.workers} workers did not join")
 
     def stop(self) -> list[Report]:
-        """Stop all users, so that what they were at is on record; returns the last reports."""
+        """Stop all users, so that requests in flight are recorded; returns the last reports."""
         found: list[Report] = []
-        self.order(Order(do="stop"))
-        missing, deadline = self.workers, time.monotonic() + BYE_SECONDS
+        self.send(Command(do="stop"))
+        missing, deadline = self.workers, time.monotonic() + STOPPED_SECONDS
         while missing and time.monotonic() < deadline:
-            got = self.reports(0.2)
-            missing -= sum(report.said == "bye" for report in got)
-            found += got
+            reports = self.receive(0.2)
+            missing -= sum(report.event == "stopped" for report in reports)
+            found += reports
         return found
 
     def close(self) -> None:
-        """Let every process end, and see that it has."""
+        """End every process."""
         for process in self._processes:
             if process.stdin is not None:
                 with suppress(BrokenPipeError):
                     process.stdin.close()
         for process in self._processes:
             try:
-                process.wait(END_SECONDS)
+                process.wait(EXIT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

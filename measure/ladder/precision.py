@@ -1,4 +1,4 @@
-"""How well a steady window knows its throughput: batch means (Law, *Simulation Modeling and Analysis*, ch. 9)."""
+"""The precision of a window's throughput by batch means (Law, *Simulation Modeling and Analysis*, ch. 9)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-CYCLES = 3  # users in lock-step repeat themselves every E2E; a batch shorter than several of these makes the answer lie
+CYCLES = 3  # of E2E per batch at least: users in lock-step have a period of one E2E, which shorter batches would alias
 FEWEST, MOST = 6, 30  # batches
 
 
 def half_width(
     counted: Callable[[NDArray[np.float64]], NDArray[np.float64]], start: float, end: float, cycle: float
 ) -> float:
-    """The 95 % half-width of a throughput over [start, end), relative to it; infinite while there is too little.
+    """The relative 95 % half-width of the throughput over [start, end); infinite with fewer than `FEWEST` batches.
 
-    `counted(times)` is how much has come by each time; `cycle` is the mean time of a request from end to end, s.
+    `counted(times)` is the cumulative count at each time; `cycle` is the mean E2E latency, s.
     """
     if not cycle > 0.0 or end <= start:
         return float("inf")

@@ -1,4 +1,4 @@
-"""How prompts of an exact length are made for this server, found out and verified once, before the first request."""
+"""Finds how to make prompts of an exact length for a server, and verifies it, before the first request."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import Any
 
 import numpy as np
 
-from measure.apis.dialect import Prompt
+from measure.apis.api import Prompt
 from measure.deadline import Deadline
 from measure.loadgen.prompts import WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
+from measure.server.detection import PROBE_SECONDS, Server
 from measure.server.endpoint import Endpoint, Unreachable, decoded, rows, table
 from measure.server.exposition import parse
-from measure.server.health import PROBE_SECONDS, Server
 from sim.model.errors import UserError
 from sim.model.scenario import Scenario
 from sim.model.workload import RequestLengths, Sampler
 
-FEW, MANY = 64, 192  # words of the two probes that tell a template's tokens from a word's
-PROBE, SAMPLE = 2**41, 2**41 + 1  # request numbers that no run reaches
+FEW, MANY = 64, 192  # words of the two probes; their difference gives the tokens of a word, the rest is the template's
+PROBE, SAMPLE = 2**41, 2**41 + 1  # request numbers outside any run
 INPUT_LENGTH = "tgi_request_input_length"
 
 
 class Refused(UserError):
-    """The server refuses the very request that the ladder would send."""
+    """The server refuses a request like those that the ladder would send."""
 
 
-def learn(
+def find_recipe(
     endpoint: Endpoint,
     server: Server,
     scenario: Scenario,
@@ -34,8 +34,8 @@ def learn(
     seed: int,
     deadline: Deadline | None = None,
 ) -> tuple[Recipe, list[str]]:
-    """The recipe for this server, and what is unsure about it."""
-    deadline = deadline or Deadline(PROBE_SECONDS, f"{endpoint.url} to say how many tokens a prompt has")
+    """The recipe for this server, and warnings about it."""
+    deadline = deadline or Deadline(PROBE_SECONDS, f"{endpoint.url} to count the tokens of a prompt")
     tokens = _length(scenario, lengths, seed)
     tokenizer = tokenizer_file(model)
     recipe = Recipe(words=WORDS) if tokenizer is None else by_tokenizer(tokenizer)
@@ -49,21 +49,21 @@ def learn(
         known = {n: count for n, count in counts.items() if count is not None}
         recipe = by_counts(known) if len(known) == len(counts) else words
     else:
-        # the tokenizer knows the words, only the server knows its template
+        # the tokenizer gives the tokens of words, only a probe those of the template
         found = _counted(endpoint, server, _prompt(recipe, FEW, seed), deadline)
         if found is not None:
             recipe = Recipe(words=recipe.words, overhead=recipe.overhead + found - FEW)
     found = _counted(endpoint, server, _prompt(recipe, tokens, seed), deadline)
     if found is None:
-        taken = "token ids" if recipe.ids else "words"
-        return recipe, [f"the server does not say how many tokens a prompt has (usage): its {taken} stand in for them"]
+        unit = "token ids" if recipe.ids else "words"
+        return recipe, [f"the server does not count prompt tokens (usage): {unit} are counted as tokens instead"]
     if found == tokens:
         return recipe, []
-    return recipe, [f"a prompt meant to have {tokens} tokens has {found} by the server's count"]
+    return recipe, [f"a prompt of {tokens} tokens has {found} by the server's count"]
 
 
-def sample(recipe: Recipe, scenario: Scenario, lengths: RequestLengths | None, seed: int) -> tuple[Prompt, int]:
-    """A prompt of the scenario's size, and how many tokens it is meant to have."""
+def sample_prompt(recipe: Recipe, scenario: Scenario, lengths: RequestLengths | None, seed: int) -> tuple[Prompt, int]:
+    """A prompt of the scenario's size, and its intended length in tokens."""
     tokens = _length(scenario, lengths, seed)
     return recipe.prompt(tokens, generator(seed, SAMPLE)), tokens
 
@@ -77,17 +77,17 @@ def _prompt(recipe: Recipe, tokens: int, seed: int) -> Prompt:
 
 
 def _counted(endpoint: Endpoint, server: Server, prompt: Prompt, deadline: Deadline) -> int | None:
-    """How many tokens a prompt has by the server's count; None where it gives none."""
-    ask: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
+    """The tokens of a prompt by the server's count; None if it does not count."""
+    body: dict[str, Any] = {"max_tokens": 1, "temperature": 0}
     if server.model is not None:
-        ask["model"] = server.model
+        body["model"] = server.model
     if server.api == "completions":
         path = "/v1/completions"
-        ask["prompt"] = prompt
+        body["prompt"] = prompt
     else:
         path = "/v1/chat/completions"
-        ask["messages"] = [{"role": "user", "content": prompt}]
-    answer = endpoint.post(path, ask, deadline)
+        body["messages"] = [{"role": "user", "content": prompt}]
+    answer = endpoint.post(path, body, deadline)
     if answer.status != 200:
         raise Refused(f"the server refuses a request of the scenario's size: {endpoint.explain(path, answer)}")
     count = table(decoded(answer.body).get("usage")).get("prompt_tokens")
@@ -110,13 +110,13 @@ def _verify_tgi(
     total, count = (b - a for a, b in zip(before, after, strict=True))
     warnings = []
     if not prefill and count != 1:
-        warnings.append(f"nothing confirms that prompts have {tokens} tokens")
+        warnings.append(f"the server does not confirm that prompts have {tokens} tokens")
     if prefill and len(prefill) != tokens:
-        warnings.append(f"a prompt meant to have {tokens} tokens has {len(prefill)} in its decoder_input_details")
+        warnings.append(f"a prompt of {tokens} tokens has {len(prefill)} in its decoder_input_details")
     if count == 1 and total != tokens:
-        warnings.append(f"a prompt meant to have {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
+        warnings.append(f"a prompt of {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
     if count > 1:
-        warnings.append("somebody else is using the server: it has answered requests that are not ours")
+        warnings.append("the server answered requests of other clients during the probe: its load is not ours alone")
     return warnings
 
 
@@ -125,5 +125,5 @@ def _input_lengths(endpoint: Endpoint, deadline: Deadline) -> tuple[float, float
         answer = endpoint.get("/metrics", deadline)
     except Unreachable:
         return 0.0, 0.0
-    said = parse(answer.body.decode("utf-8", "replace")) if answer.status == 200 else {}
-    return said.get(f"{INPUT_LENGTH}_sum", 0.0), said.get(f"{INPUT_LENGTH}_count", 0.0)
+    samples = parse(answer.body.decode("utf-8", "replace")) if answer.status == 200 else {}
+    return samples.get(f"{INPUT_LENGTH}_sum", 0.0), samples.get(f"{INPUT_LENGTH}_count", 0.0)

@@ -1,4 +1,4 @@
-"""What a person sees while the ladder is climbed: a table that grows on a terminal, a line per rung elsewhere."""
+"""Progress of a measurement on stderr: a growing table on a terminal, one line per rung elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.model.text import printable
 from sim.terminal.columns import Column, table
 from sim.terminal.console import Console
 
-# title, and how soon the column is left out where there is little room
+# title, and rank: in a narrow terminal columns of the highest rank are left out first
 COLUMNS = {
     "load": 0,
     "RPS": 1,
@@ -29,14 +29,14 @@ COLUMNS = {
 
 
 def cells(load: str, w: Window) -> list[str]:
-    """One rung as text: seconds, requests/s, and the half-width of tokens/s in percent."""
+    """The cells of one rung: seconds, requests/s, and the half-width of tokens/s in percent."""
     failed = sum(w.errors.values())
     half = f"{w.half_width:.1%}" if w.half_width < 10 else "?"
     times = [f"{x:.3f}" if x == x else "-" for x in (w.ttft_p50, w.ttft_p95, w.e2e_p50, w.e2e_p95)]
     return [load, f"{w.rps:.3g}", *times, f"{w.tokens_per_s:.4g}", half, f"{failed}" if failed else ""]
 
 
-class Screen:
+class Progress:
     """Shows rungs on a console (stderr)."""
 
     def __init__(self, console: Console):
@@ -44,7 +44,7 @@ class Screen:
         self._rows: list[list[str]] = []
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Progress:
         if self._live is not None:
             self._live.start()
         return self
@@ -54,24 +54,24 @@ class Screen:
             self._live.stop()
             self.console.print(self._table(self._rows))
 
-    def now(self, load: str, doing: str, window: Window | None) -> None:
-        """The rung being climbed, and why it is not done yet."""
+    def update(self, load: str, doing: str, window: Window | None) -> None:
+        """Show the current rung, and what it still waits for."""
         if self._live is not None:
             rows = [*self._rows, cells(load, window)] if window is not None else self._rows
             self._live.update(Group(self._table(rows), Text(f"{load}: {doing}", style="dim")))
 
-    def done(self, load: str, window: Window, status: str, warnings: Iterable[str]) -> None:
-        """A rung is finished."""
+    def finish(self, load: str, window: Window, status: str, warnings: Iterable[str]) -> None:
+        """Show a finished rung."""
         row = cells(load, window)
         self._rows.append(row)
         if self._live is None:
-            said = [f"{name} {value}" for name, value in list(zip(COLUMNS, row, strict=True))[1:] if value]
-            if found := len(list(warnings)):  # which, is said when the ladder has ended: then it is known what matters
-                said.append(f"{found} warning{'s' if found > 1 else ''}")
-            self.say(f"{load}: {status}; {', '.join(said)}")
+            parts = [f"{name} {value}" for name, value in list(zip(COLUMNS, row, strict=True))[1:] if value]
+            if found := len(list(warnings)):  # their texts are printed at the end of the ladder
+                parts.append(f"{found} warning{'s' if found > 1 else ''}")
+            self.say(f"{load}: {status}; {', '.join(parts)}")
 
     def say(self, sentence: str) -> None:
-        """A sentence."""
+        """Print a line."""
         self.console.print(printable(sentence), highlight=False, soft_wrap=True)
 
     def _table(self, rows: list[list[str]]) -> Table:

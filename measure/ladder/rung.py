@@ -1,8 +1,8 @@
-"""One rung: RAMP, SETTLE, MEASURE. What ends each phase, decided from what has been reported, without waiting.
+"""One rung of the ladder, in three phases: ramp, settle, measure. Decides what ends each phase; no I/O, no waiting.
 
-RAMP ends when all users are there; SETTLE when each has finished a request begun since (open loop: after `settle`
-seconds); MEASURE after exactly `seconds`, or as soon as the throughput is known to 2 % and enough requests are done.
-Each has a limit; a rung that runs into one is `limited` and says so.
+Ramp ends when all users run; settle when each has finished a request sent since then (open loop: after `settle`
+seconds); measure after exactly `seconds`, or once the throughput is known to ±2 % and enough requests are complete.
+Each phase has a limit; a rung that reaches one has the status `limited` and a warning.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import math
 from itertools import pairwise
 from typing import Any
 
-from measure.apis.refusal import clean
+from measure.apis.http_error import clean
 from measure.ladder.precision import CYCLES
-from measure.ladder.totals import Watch, Window
+from measure.ladder.totals import Totals, Window
 from sim.model.scenario import Load, least_completions
 
 PRECISE = 0.02  # relative half-width of tokens/s, 95 %
 ERRORS_LIMIT = 0.01
 ATTAINED = 0.99
-ENDED = ("eos_token", "stop_sequence", "tool_calls", "function_call")  # finish reasons that are the model's own end
-KEPT_UP = 0.95  # answers of arrivals, beyond two standard errors of a Poisson stream
-CANARY_SUSPECT, CANARY_LIMITED = 0.005, 0.020  # s late at p99; tools/check_client.py shows what lag does to step times
-SLACK_SECONDS = 10.0  # beyond users / spawn_rate before a ramp counts as stuck
+MODEL_ENDED = (
+    "eos_token",
+    "stop_sequence",
+    "tool_calls",
+    "function_call",
+)  # finish reasons
+KEPT_UP = 0.95  # answers per arrival in open loop, less two standard errors of a Poisson stream
+CANARY_SUSPECT, CANARY_LIMITED = 0.005, 0.020  # s, at p99; tools/check_client.py shows how lag shifts step times
+SLACK_SECONDS = 10.0  # beyond users / spawn_rate, after which a ramp has failed
 
 
 def default_users(limit: int) -> list[int]:
@@ -34,8 +39,8 @@ def default_users(limit: int) -> list[int]:
     return [n for n in users if n <= limit]
 
 
-class Climb:
-    """The state of one rung. `users` is None in open loop; `times` are due times of a trace, s from `start`."""
+class Rung:
+    """The state of one rung. `users` is None in open loop; `span` is the length of a trace, s."""
 
     def __init__(self, load: Load, start: float, users: int | None, rate: float | None, span: float | None = None):
         self._load, self.start, self.users, self.rate, self._span = load, start, users, rate, span
@@ -52,14 +57,14 @@ class Climb:
 
     @property
     def phase(self) -> str:
-        """Where it stands."""
+        """The current phase."""
         if self.ramped is None:
             return "ramp"
         return "settle" if self.settled is None else "measure" if self.end is None else "done"
 
     @property
     def fixed(self) -> float | None:
-        """How long its window is, s, where that is not left to what is seen in it."""
+        """The length of the window, s; None if it depends on the precision reached."""
         assert self.settled is not None
         if self._span is None:
             return self._load.seconds
@@ -68,39 +73,39 @@ class Climb:
 
     @property
     def latest(self) -> float:
-        """When its window ends at the latest, s of the run."""
+        """The latest end of the window, s since the run began."""
         assert self.settled is not None
         return self.settled + (self._load.max_seconds if self.fixed is None else self.fixed)
 
-    def window(self, watch: Watch, now: float) -> Window | None:
-        """Its window as far as it has got: reports come late, and none of what came after it belongs to it."""
-        return None if self.settled is None else watch.window(self.settled, min(now, self.latest))
+    def window(self, totals: Totals, now: float) -> Window | None:
+        """The window so far; it never extends beyond its latest end, however late the reports are."""
+        return None if self.settled is None else totals.window(self.settled, min(now, self.latest))
 
-    def step(self, watch: Watch, now: float, window: Window | None) -> str:
-        """Take what has been reported into account; returns why the rung is not done yet."""
+    def step(self, totals: Totals, now: float, window: Window | None) -> str:
+        """Update the phase from what has been reported; returns what the rung waits for."""
         if self.ramped is None:
             assert self.users is not None
             if now - self.start > self.users / self._load.spawn_rate + SLACK_SECONDS:
                 self._limit("not all users could be started")
                 self.ramped = now
-            return "users are being started"
+            return "starting users"
         if self.settled is None:
-            return self._settle(watch, now)
+            return self._settle(totals, now)
         return self._measure(now, window)
 
-    def _settle(self, watch: Watch, now: float) -> str:
+    def _settle(self, totals: Totals, now: float) -> str:
         assert self.ramped is not None
         if self.users is None:
             due = self.start + (self._load.settle if self._span is None else min(self._load.settle, self._span / 2))
             if now >= due:
                 self.settled = due
             return f"settling for {max(0.0, due - now):.0f} s more"
-        self.settled = watch.settled(self.users, self.ramped)
+        self.settled = totals.settled(self.users, self.ramped)
         if self.settled is None and now - self.ramped >= self._load.max_seconds:
             self._limit(f"not steady: not every user finished a request within {self._load.max_seconds:g} s")
             self.settled = now
-        missing = self.users - watch.finished(self.ramped)
-        return f"settling: {missing} of {self.users} users have not finished a request at this load"
+        missing = self.users - totals.users_finished(self.ramped)
+        return f"settling: {missing} of {self.users} users have yet to finish a request at this load"
 
     def _measure(self, now: float, window: Window | None) -> str:
         assert self.settled is not None
@@ -111,21 +116,21 @@ class Climb:
         least = least_completions(self.users or 0)
         done = window.completions if window is not None else 0
         half = window.half_width if window is not None else float("inf")
-        wanting = []
+        pending = []
         if done < least:
-            wanting.append(f"{done} of {least} requests")
+            pending.append(f"{done} of {least} requests")
         if not half <= PRECISE:
-            known = f"to {half:.1%}, not yet {PRECISE:.0%}" if half < 10 else "without a spread: too short yet"
-            wanting.append(f"tokens/s known {known}")
-        if window is not None and not wanting:
-            self.end = window.end  # what was looked at, which may be a little ago
+            known = f"to ±{half:.1%}, not yet ±{PRECISE:.0%}" if half < 10 else "to no precision: too short yet"
+            pending.append(f"tokens/s known {known}")
+        if window is not None and not pending:
+            self.end = window.end  # the window that was tested, which may be up to a second old
         elif now >= self.latest:
             self.end = self.latest
-            self._limit(f"{self._load.max_seconds:g} s were not enough: {' and '.join(wanting)}")
-        return "measuring: " + " and ".join(wanting)
+            self._limit(f"the window reached its limit of {self._load.max_seconds:g} s with {' and '.join(pending)}")
+        return "measuring: " + " and ".join(pending)
 
     def cut(self, now: float) -> None:
-        """The ladder's time is up: the window ends here, if it has begun."""
+        """End the window now, if it has begun: the budget is spent."""
         if self.settled is not None:
             self.end = now
             self._limit("cut short: the budget was spent")
@@ -142,13 +147,13 @@ class Climb:
             **load,
             **{name: None if t is None else round(t, 6) for name, t in times.items()},
             "status": self.status if window is not None else "aborted",
-            "warnings": self.warnings,
+            "doubts": self.warnings,
         }
-        return head if window is None else head | seen(window)
+        return head if window is None else head | client_view(window)
 
 
-def seen(w: Window) -> dict[str, Any]:
-    """What the client saw, and of itself: kept beside the rung, never used where the records can be."""
+def client_view(w: Window) -> dict[str, Any]:
+    """What the client observed, and how the client itself performed; results are computed from the records instead."""
     return {
         "completions": w.completions,
         "errors": w.errors,
@@ -166,18 +171,18 @@ def _rounded(x: float) -> float | None:
 
 
 def client_limited(w: Window) -> bool:
-    """Whether the client was too late to time anything: its figures are its own, not the server's."""
+    """Whether the client was delayed so much that its times do not describe the server."""
     return w.canary_p99 > CANARY_LIMITED
 
 
-def warnings(w: Window, users: int | None, rate: float | None = None) -> list[str]:
-    """What a window gives reason to distrust; `users` or `rate` is its load."""
+def window_warnings(w: Window, users: int | None, rate: float | None = None) -> list[str]:
+    """Warnings about a window; `users` or `rate` is its load."""
     found = []
-    lag = f"the client woke up {1000 * w.canary_p99:.1f} ms late at p99"
+    lag = f"the load generator was delayed by {1000 * w.canary_p99:.1f} ms at p99"
     if client_limited(w):
         found.append(
-            f"client-limited: {lag} (gaps between tokens are {1000 * w.itl:.1f} ms); calibrations leave it out where "
-            "calmer loads are enough"
+            f"client-limited: {lag} (gaps between tokens are {1000 * w.itl:.1f} ms); calibration excludes this load if "
+            "others are left; give the load generator more cores (--processes, or another machine)"
         )
     elif w.canary_p99 > CANARY_SUSPECT:
         found.append(f"suspect: {lag}")
@@ -185,52 +190,51 @@ def warnings(w: Window, users: int | None, rate: float | None = None) -> list[st
         kinds = ", ".join(f"{n} {status}" for status, n in sorted(w.errors.items()))
         found.append(f"unhealthy: {w.error_rate:.1%} of the requests failed ({kinds})")
     if w.attained < ATTAINED:
-        found.append(f"answers were {w.attained:.0%} of the length asked: {_why_short(w.short)}")
+        found.append(f"answers have {w.attained:.0%} of the tokens requested: {_why_short(w.short)}")
     if w.longer:
         found.append(
-            f"{w.longer} of {w.completions} answers are longer than asked: the server does not heed max_tokens, and a "
-            "forecast of this scenario has shorter ones"
+            f"{w.longer} of {w.completions} answers are longer than requested: the server does not apply max_tokens; a "
+            "forecast of this scenario assumes the requested length"
         )
     if w.per_event != 1.0:
         found.append(f"an event carries {w.per_event:.3g} tokens on average: ITL is the time between events")
     if w.spread:
         found.append(
-            f"of {w.spread} answers the server says only how many tokens they have: these are spread evenly over the "
-            "events"
+            f"for {w.spread} answers the server only counts the tokens in total: they are spread evenly over the events"
         )
-    if w.mismade:
-        found.append(f"{w.mismade} prompts do not have the length meant by the server's own count")
+    if w.wrong_prompts:
+        found.append(f"{w.wrong_prompts} prompts do not have the intended length by the server's own count")
     if not w.completions:
         found.append("no request was completed in the window")
     elif w.end - w.start < CYCLES * w.e2e_mean:
         found.append(f"the window is only {(w.end - w.start) / w.e2e_mean:.1f} times as long as a request")
     if rate is not None and w.rps < KEPT_UP * rate - 2 * math.sqrt(rate / (w.end - w.start)):
-        found.append(f"{rate:g} requests/s were sent and {w.rps:.3g} answered: nothing is steady about it")
+        found.append(f"not steady: {rate:g} requests/s were sent and {w.rps:.3g} answered")
     if users is not None and w.completions and abs(w.in_flight / users - 1) > 0.02:
         found.append(f"{w.in_flight:.2f} requests were in flight on average, not {users}")
     return found
 
 
 def _why_short(short: dict[str, int]) -> str:
-    """Who ended the answers that are shorter than asked, by how many give which reason."""
-    cut, unsaid = short.get("length", 0), short.get("", 0)
-    ended = sum(short.get(reason, 0) for reason in ENDED)
+    """Why answers are shorter than requested, with the number of answers for each reason."""
+    cut, unknown = short.get("length", 0), short.get("", 0)
+    ended = sum(short.get(reason, 0) for reason in MODEL_ENDED)
     parts = []
     if ended:
-        parts.append(f"the model ended {ended} by itself")
-    for reason in sorted(short.keys() - {"length", "", *ENDED}):
+        parts.append(f"the model itself ended {ended}")
+    for reason in sorted(short.keys() - {"length", "", *MODEL_ENDED}):
         parts.append(f"{short[reason]} ended with finish_reason: {clean(reason)}")
     if cut:
-        parts.append(f"the server cut {cut} off at a limit of its own (finish_reason: length)")
-    if unsaid:
-        parts.append(f"{unsaid} do not say why they ended")
+        parts.append(f"the server cut off {cut} at a limit of its own (finish_reason: length)")
+    if unknown:
+        parts.append(f"{unknown} have no finish_reason")
     return ", ".join(parts) or "some ended before the window"
 
 
 def reason_to_stop(windows: list[Window], users: list[int], permits: int | None, listed: bool) -> str | None:
-    """Why not to climb further, in words; None to go on. `users` were climbed so far, `windows` are theirs.
+    """Why the ladder should stop, or None to continue. `windows` belong to the `users` measured so far.
 
-    A ladder that was listed in the scenario is climbed to its end, unless requests fail.
+    A ladder listed in the scenario is run to its end, unless requests fail.
     """
     if windows and windows[-1].error_rate > ERRORS_LIMIT:
         return f"{windows[-1].error_rate:.1%} of the requests failed"
@@ -245,6 +249,6 @@ def reason_to_stop(windows: list[Window], users: list[int], permits: int | None,
 
 
 def _largest_gain(before: Window, after: Window) -> float:
-    """The upper bound of what the later window completed more per second, relative."""
+    """The upper bound of the relative gain in requests/s from one window to the next."""
     low = before.rps * (1 - min(before.half_width, 1.0))
     return after.rps * (1 + after.half_width) / low - 1 if low > 0 else float("inf")

@@ -1,7 +1,7 @@
-"""The way up: rung after rung, until there is a reason to stop, and whatever ends it, a run that is closed.
+"""Runs the ladder: rung after rung until there is a reason to stop; the run is closed however it ends.
 
-The load generator is a process of its own; here its reports are heard, each rung decides by them what to do (`rung`),
-and what came of it goes to the files (`journal`, `scrape`) and to a person (`screen`).
+The load generator is a separate process. Its reports are added up (`totals`), each rung decides by them (`rung`), and
+results go to the files (`journal`, `scrape`) and to the terminal (`progress`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from measure.deadline import Deadline, in_words, wait_for
 from measure.journal import Journal
 from measure.ladder import rung
-from measure.ladder.generator import LESS, READY_SECONDS, STOP_SECONDS, CannotWrite, Generator, GeneratorKilled
-from measure.ladder.progress import Screen
-from measure.ladder.rung import Climb
-from measure.ladder.totals import Watch, Window
-from measure.loadgen.client import Stopwatch
-from measure.loadgen.messages import REPORT_SECONDS, Order, Setup
-from measure.server import health
+from measure.ladder.generator import READY_SECONDS, REDUCE_LOAD, STOP_SECONDS, CannotWrite, Generator, GeneratorKilled
+from measure.ladder.progress import Progress
+from measure.ladder.rung import Rung
+from measure.ladder.totals import Totals, Window
+from measure.loadgen.client import RunClock
+from measure.loadgen.messages import REPORT_SECONDS, Command, Setup
 from measure.server.cross_check import disagreements
+from measure.server.detection import Server, is_alive
 from measure.server.endpoint import Endpoint
 from measure.server.scrape import Scraper
 from sim.model.errors import UserError
@@ -26,22 +26,22 @@ from sim.model.warning import folded
 from sim.model.workload import RequestLengths
 from sim.run import read_run
 
-LEAD_SECONDS = 0.1  # orders reach the workers before they take effect
-WARM_REQUESTS = 2
-WARM_SECONDS = 600.0  # for both of them: 70B on a machine without GPUs takes minutes for one
-HOPELESS = 10  # failures in a row after which the server is asked whether it lives; more with more users
+LEAD_SECONDS = 0.1  # commands reach the workers before they take effect
+WARM_UP_REQUESTS = 2
+WARM_UP_SECONDS = 600.0  # for both: a 70B model on a machine without GPUs takes minutes for one request
+MAX_FAILURES = 10  # in a row (more with more users), after which /health is requested
 DRAIN_SECONDS = 60.0
-WINDOW_SECONDS = 1.0  # between two looks at a window: they cost more the longer it is
-SILENT_SECONDS = 30.0  # of the load generator, which reports four times a second
-NO_PERMITS_KNOWN = 128  # where a default ladder ends on a server that does not say
+WINDOW_SECONDS = 1.0  # between updates of a window, whose cost grows with its length
+SILENT_SECONDS = 30.0  # without a report of the load generator, which sends four a second
+DEFAULT_MAX_USERS = 128  # of a default ladder, if the server does not tell its permits
 
 
 class ServerGone(UserError):
-    """The server stopped answering in the middle of the run; what was measured is kept."""
+    """The server stopped answering during the run; what was measured is kept."""
 
 
-class Ascent:
-    """A measurement under way."""
+class LadderRun:
+    """A measurement in progress."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class Ascent:
         setup: Setup,
         journal: Journal,
         endpoint: Endpoint,
-        server: health.Server,
+        server: Server,
         lengths: RequestLengths | None,
-        screen: Screen,
+        progress: Progress,
         budget: Deadline | None,
         timeout: float | None = None,
     ):
-        self.load, self.setup, self.journal, self.screen = scenario.load, setup, journal, screen
+        self.load, self.setup, self.journal, self.progress = scenario.load, setup, journal, progress
         self.endpoint, self.server, self.lengths, self.budget = endpoint, server, lengths, budget
-        self.timeout = WARM_SECONDS if timeout is None else timeout
-        self.watch, self.time = Watch(), Stopwatch(setup.zero)
-        self.window: Window | None = None  # of the rung being climbed, as of a second ago at most
+        self.timeout = WARM_UP_SECONDS if timeout is None else timeout
+        self.totals, self.clock = Totals(), RunClock(setup.zero)
+        self.window: Window | None = None  # of the current rung, at most a second old
         self.generator: Generator
         self.scraper: Scraper | None = None
         permits = (server.info or {}).get("max_concurrent_requests")
@@ -67,16 +67,16 @@ class Ascent:
         self.listed = self.load.users is not None or setup.open_loop
 
     def loads(self) -> list[float]:
-        """Users, or requests/s, of every rung; a trace is one."""
+        """Users, or requests/s, of every rung; a trace is one rung."""
         if self.load.trace:
             times = arrivals(self.setup.workload, self.lengths)
             return [len(times) / float(times[-1])]
         if self.load.rate is not None:
             return list(self.load.rate)
-        return [float(n) for n in self.load.users or rung.default_users(self.permits or NO_PERMITS_KNOWN)]
+        return [float(n) for n in self.load.users or rung.default_users(self.permits or DEFAULT_MAX_USERS)]
 
-    def longest(self, loads: list[float], settling: float | None = None) -> float:
-        """The longest the ladder can take, s, if each rung's users settle within `settling` (their limit if absent)."""
+    def max_duration(self, loads: list[float], settling: float | None = None) -> float:
+        """The longest that the ladder can take, s, if each rung settles within `settling` s (default: its limit)."""
         load, total, present = self.load, 0.0, 0.0
         for n in loads:
             window = load.seconds if load.seconds is not None else load.max_seconds
@@ -91,27 +91,27 @@ class Ascent:
         return total if self.budget is None else min(total, self.budget.left())
 
     def run(self, processes: int) -> None:
-        """Climb what is left to climb; closes the run whatever happens."""
+        """Run the remaining rungs; the run is closed whatever happens."""
         left = self._left()
         if not left:
-            self.screen.say("every rung of this run is finished already")
+            self.progress.say("every rung of this run is already finished")
             return
         names = ", ".join(f"{n:g}" for n in left)
-        most = in_words(self.longest(left))
+        most = in_words(self.max_duration(left))
         if self.setup.open_loop:
-            self.screen.say(f"requests/s {names}: at most {most}")
+            self.progress.say(f"requests/s {names}: at most {most}")
         else:
-            self.screen.say(
-                f"users {names}: at most {most}, {in_words(self.longest(left, 0.0))} if they settle at once"
+            self.progress.say(
+                f"users {names}: at most {most}, {in_words(self.max_duration(left, 0.0))} if they settle at once"
             )
         self.generator = Generator(self.setup, processes)
-        stopped = "a bug or a full disk ended it"
+        stopped = "an internal error"
         try:
             if self.server.metrics:
-                self.scraper = Scraper(self.endpoint, self.journal.path / "server.jsonl", self.time.now)
-            self._warm()
-            with self.screen:
-                stopped = self._climb(left)
+                self.scraper = Scraper(self.endpoint, self.journal.path / "server.jsonl", self.clock.now)
+            self._warm_up()
+            with self.progress:
+                stopped = self._run_rungs(left)
         except KeyboardInterrupt:
             stopped = "interrupted"
             raise
@@ -128,19 +128,19 @@ class Ascent:
             self._close(stopped)
 
     def _left(self) -> list[float]:
-        """The loads that no rung has finished yet."""
+        """The loads that have no finished rung yet."""
         return self.loads()[sum(r["status"] != "aborted" for r in self.journal.rungs) :]
 
     def _close(self, stopped: str) -> None:
         unfinished = any(r["status"] == "aborted" for r in self.journal.rungs)
         try:
-            self.screen.say(f"waiting for the load generator to stop (at most {in_words(STOP_SECONDS)})")
+            self.progress.say(f"waiting for the load generator to stop (at most {in_words(STOP_SECONDS)})")
             self.generator.stop()
         except (GeneratorKilled, RuntimeError) as e:
             unfinished = True
             if str(e) != stopped:
                 stopped = f"{stopped}; {e}"
-        except CannotWrite:  # has been said already, or is of no matter any more
+        except CannotWrite:  # reported before, or the run is over
             unfinished = True
         finally:
             self.generator.close()
@@ -148,28 +148,28 @@ class Ascent:
                 self.scraper.close()
                 for warning in self.scraper.warnings():
                     self.journal.warn(warning)
-                    self.screen.say(f"warning: {warning}")
+                    self.progress.say(f"warning: {warning}")
             self.journal.head["stopped"] = stopped
             unfinished |= not self._saved()
         if self.server.api == "tgi" and self.server.metrics:
-            self._hear_witness()
+            self._cross_check()
         for line in folded(self._warnings(), f"{self.journal.path}/run.json has all"):
-            self.screen.say(line)
-        self.screen.say(f"stopped: {stopped}")
+            self.progress.say(line)
+        self.progress.say(f"stopped: {stopped}")
         if self._left() and (unfinished or stopped in ("interrupted", "terminated")):
-            self.screen.say(f"all that was measured is in {self.journal.path}; --resume goes on from there")
+            self.progress.say(f"everything measured is in {self.journal.path}; --resume continues the run")
 
     def _saved(self) -> bool:
-        """Whether the head of the run could be written: on a full disk it stays as it was at the last rung's edge."""
+        """Write `run.json`; False if that fails (full disk), and the file then keeps its last content."""
         try:
             self.journal.save()
         except OSError as e:
-            self.screen.say(f"{e.filename}: {e.strerror}")
+            self.progress.say(f"{e.filename}: {e.strerror}")
             return False
         return True
 
     def _warnings(self) -> list[str]:
-        """What the rungs give reason to distrust, each sentence with all the loads at which it holds."""
+        """The warnings of all rungs, each with the loads that it concerns."""
         loads: dict[str, list[str]] = {}
         for record in self.journal.rungs:
             load = f"{record['rate']:g} requests/s" if "rate" in record else f"{record['users']} users"
@@ -177,75 +177,75 @@ class Ascent:
                 loads.setdefault(text, []).append(load)
         return [f"at {', '.join(at)}: {text}" for text, at in loads.items()]
 
-    def _hear_witness(self) -> None:
+    def _cross_check(self) -> None:
         try:
             found = disagreements(read_run(self.journal.path))
-        except UserError:  # nothing was recorded: what ended the run has more to say than its files
+        except UserError:  # nothing was recorded; the reason is reported elsewhere
             return
         for number, warnings in found.items():
-            fresh = [warning for warning in warnings if warning not in self.journal.rungs[number]["warnings"]]
-            self.journal.rungs[number]["warnings"] += fresh
+            known = self.journal.rungs[number]["doubts"]
+            known += [warning for warning in warnings if warning not in known]
         self._saved()
 
-    def _warm(self) -> None:
+    def _warm_up(self) -> None:
         workers = "the load generator" if self.setup.workers == 1 else f"{self.setup.workers} load generators"
-        starting = wait_for(self.screen.say, READY_SECONDS, f"{workers} to start", self.budget)
+        starting = wait_for(self.progress.say, READY_SECONDS, f"{workers} to start", self.budget)
         self.generator.ready(starting)
-        what = f"{WARM_REQUESTS} warm-up requests at {self.endpoint.url}"
-        deadline = wait_for(self.screen.say, self.timeout, what, self.budget)
-        self.generator.order(Order(do="warm", requests=WARM_REQUESTS))
+        what = f"{WARM_UP_REQUESTS} warm-up requests at {self.endpoint.url}"
+        deadline = wait_for(self.progress.say, self.timeout, what, self.budget)
+        self.generator.send(Command(do="warm", requests=WARM_UP_REQUESTS))
         while deadline.left():
-            for report in self.generator.reports(min(1.0, deadline.left())):
-                if report.said == "warmed":
+            for report in self.generator.receive(min(1.0, deadline.left())):
+                if report.event == "warmed":
                     if report.text:
                         raise UserError(f"a warm-up request failed: {report.text}")
                     return
         raise deadline.passed()
 
-    def _climb(self, left: list[float]) -> str:
-        climbed: list[int] = []
+    def _run_rungs(self, left: list[float]) -> str:
+        measured: list[int] = []
         windows = []
-        end = float("inf") if self.budget is None else self.time.now() + self.budget.left()
+        end = float("inf") if self.budget is None else self.clock.now() + self.budget.left()
         for n in left:
-            climb = self._rung(n, end)
-            if climb.settled is None or climb.end is None:
-                self.journal.rungs[-1] = climb.record()
-                return self._spent()
-            window = self.watch.window(climb.settled, climb.end)
-            climb.warnings += rung.warnings(window, climb.users, climb.rate)
-            self.journal.rungs[-1] = climb.record(window)
+            current = self._run_rung(n, end)
+            if current.settled is None or current.end is None:
+                self.journal.rungs[-1] = current.record()
+                return self._budget_spent()
+            window = self.totals.window(current.settled, current.end)
+            current.warnings += rung.window_warnings(window, current.users, current.rate)
+            self.journal.rungs[-1] = current.record(window)
             self.journal.save()
-            self.screen.done(climb.label, window, climb.status, climb.warnings)
+            self.progress.finish(current.label, window, current.status, current.warnings)
             windows.append(window)
-            if climb.users is not None:
-                climbed.append(climb.users)
-            if self.time.now() >= end:
-                return self._spent()
-            if reason := rung.reason_to_stop(windows, climbed, self.permits, self.listed):
+            if current.users is not None:
+                measured.append(current.users)
+            if self.clock.now() >= end:
+                return self._budget_spent()
+            if reason := rung.reason_to_stop(windows, measured, self.permits, self.listed):
                 return reason
         if self.load.trace:
             self._drain()
-        return "the ladder is climbed"
+        return "every rung was measured"
 
-    def _spent(self) -> str:
+    def _budget_spent(self) -> str:
         assert self.budget is not None
         return f"the budget of {self.budget.seconds:g} s is spent"
 
-    def _rung(self, n: float, end: float) -> Climb:
-        """Climb one rung; without an end it did not get to its window before `end`."""
-        index, start = len(self.journal.rungs), round(self.time.now() + LEAD_SECONDS, 6)
+    def _run_rung(self, n: float, end: float) -> Rung:
+        """Run one rung; its `end` is None if its window did not begin before `end`."""
+        index, start = len(self.journal.rungs), round(self.clock.now() + LEAD_SECONDS, 6)
         users = None if self.setup.open_loop else int(n)
         times = None
         if self.load.trace and self.lengths is not None and self.lengths.times is not None:
             times = self.lengths.times.tolist()
-        climb = Climb(self.load, start, users, None if users else n, None if times is None else times[-1])
-        most = in_words(min(self.longest([n]), max(0.0, end - self.time.now())))
-        self.screen.say(f"waiting for {climb.label} to be measured at {self.endpoint.url} (at most {most})")
-        self.watch.forget(start)
-        self.journal.rungs.append(climb.record())
+        current = Rung(self.load, start, users, None if users else n, None if times is None else times[-1])
+        most = in_words(min(self.max_duration([n]), max(0.0, end - self.clock.now())))
+        self.progress.say(f"waiting for {current.label} to be measured at {self.endpoint.url} (at most {most})")
+        self.totals.forget(start)
+        self.journal.rungs.append(current.record())
         self.journal.save()
-        self.generator.order(
-            Order(
+        self.generator.send(
+            Command(
                 do="rung",
                 rung=index,
                 start=start,
@@ -257,50 +257,50 @@ class Ascent:
             )
         )
         try:
-            while climb.phase != "done" and self.time.now() < end:
-                self._listen(climb)
-            if climb.phase != "done":
-                climb.cut(self.watch.t)
+            while current.phase != "done" and self.clock.now() < end:
+                self._receive(current)
+            if current.phase != "done":
+                current.cut(self.totals.t)
         except BaseException as e:
             if isinstance(e, ServerGone):
-                climb.warnings.append("the server stopped answering")
-            self.journal.rungs[-1] = climb.record()  # as far as it got
+                current.warnings.append("the server stopped answering")
+            self.journal.rungs[-1] = current.record()  # as far as it got
             raise
-        return climb
+        return current
 
-    def _listen(self, climb: Climb) -> None:
-        """Wait for the next reports, and let the rung decide what they mean."""
-        before = climb.phase
-        if self.time.now() - self.watch.t > SILENT_SECONDS and self.watch.t > 0.0:
+    def _receive(self, current: Rung) -> None:
+        """Wait for reports and advance the rung."""
+        before = current.phase
+        if self.clock.now() - self.totals.t > SILENT_SECONDS and self.totals.t > 0.0:
             raise GeneratorKilled(
-                f"the load generator has not been heard of for {SILENT_SECONDS:g} s, as when the machine is out of "
-                f"memory or was stopped; {LESS}"
+                f"the load generator has not reported for {SILENT_SECONDS:g} s: it was stopped, or memory ran "
+                f"out; {REDUCE_LOAD}"
             )
-        for report in self.generator.reports(REPORT_SECONDS):
-            self.watch.hear(report)
-            self.journal.note(report)
-            if report.said == "ramped" and climb.ramped is None and report.t >= climb.start:
-                climb.ramped = report.t
-        # what has not been reported yet has not been seen: the rung's clock is the reports'
-        now = self.watch.t
-        if climb.settled is None or self.window is None or now - self.window.end >= WINDOW_SECONDS:
-            self.window = climb.window(self.watch, now)
-        doing = climb.step(self.watch, now, self.window)
-        if climb.phase != before and climb.phase in ("measure", "done") and self.scraper is not None:
+        for report in self.generator.receive(REPORT_SECONDS):
+            self.totals.add(report)
+            self.journal.add(report)
+            if report.event == "ramped" and current.ramped is None and report.t >= current.start:
+                current.ramped = report.t
+        # the rung's clock is that of the reports: what is not reported yet is not counted
+        now = self.totals.t
+        if current.settled is None or self.window is None or now - self.window.end >= WINDOW_SECONDS:
+            self.window = current.window(self.totals, now)
+        doing = current.step(self.totals, now, self.window)
+        if current.phase != before and current.phase in ("measure", "done") and self.scraper is not None:
             self.scraper.scrape()
-        if climb.phase != "done":
-            self.screen.now(climb.label, doing, self.window)
-        if self.watch.failures >= max(HOPELESS, 2 * (climb.users or 0)) and not health.alive(self.endpoint):
+        if current.phase != "done":
+            self.progress.update(current.label, doing, self.window)
+        if self.totals.failures >= max(MAX_FAILURES, 2 * (current.users or 0)) and not is_alive(self.endpoint):
             raise ServerGone(f"the server stopped answering at {now:.1f} s of the run ({self._last_error()})")
 
     def _last_error(self) -> str:
-        return "; ".join(f"{status}: {text}" for status, text in self.watch.errors.items())
+        return "; ".join(f"{status}: {text}" for status, text in self.totals.errors.items())
 
     def _drain(self) -> None:
-        """A trace is over when its last answer is."""
-        if not self.watch.alive():
+        """Wait for the last answers of a trace."""
+        if not self.totals.in_flight():
             return
-        deadline = wait_for(self.screen.say, DRAIN_SECONDS, "the trace's last answers", self.budget)
-        while self.watch.alive() and deadline.left():
-            for report in self.generator.reports(REPORT_SECONDS):
-                self.watch.hear(report)
+        deadline = wait_for(self.progress.say, DRAIN_SECONDS, "the trace's last answers", self.budget)
+        while self.totals.in_flight() and deadline.left():
+            for report in self.generator.receive(REPORT_SECONDS):
+                self.totals.add(report)

@@ -1,7 +1,7 @@
-"""One request over HTTP: when each token came, and what became of it.
+"""The HTTP client: sends one request and records when each token arrived and how the request ended.
 
-The body is read as it arrives; reading blocks of a fixed size would hold tokens back until a block is full. What an
-event says is the `dialect`'s, how many tokens it carries `tokens`'.
+The body is read as it arrives; reading blocks of a fixed size would delay tokens until a block is full. Events are
+parsed by the API (`apis.api`), and their tokens counted by `apis.tokens`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ import msgspec
 from geventhttpclient import HTTPClient
 from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTPSocketPoolResponse
 
-from measure.apis.dialect import INCOMPLETE, TOKEN, Dialect, Heard, Prompt, refusal
-from measure.apis.refusal import clean, explain
+from measure.apis import failure
+from measure.apis.api import TOKEN, Api, ParsedEvent, Prompt
+from measure.apis.failure import INCOMPLETE
+from measure.apis.http_error import clean, explain
 from measure.apis.sse import EventParser, UnknownEncoding, unpacker
-from measure.apis.tokens import OUTPUT, Counter, Habit
+from measure.apis.tokens import OUTPUT, EventProfile, TokenCounter
 
 ABORTED, OK, TIMEOUT, CONNECT, RESET = "aborted", "ok", "timeout", "connect", "reset"
 CONNECT_SECONDS = 10.0
-LINGER_SECONDS = (
-    0.02  # from `[DONE]` to the end of the message: more than a packet needs, less than a user would notice
-)
-LINGERS = 3  # answers in a row after which nobody waits for that any more
-MOST_BYTES = 1 << 20  # between two events: the last one repeats the whole answer, half a megabyte for 100,000 tokens
-ENDLESS_FACTOR, ENDLESS_EVENTS = 2, 1000  # events of an answer without end, beside the tokens that were asked
-REFUSAL_BYTES = 1 << 16  # of an answer that is an error
-CLOSING_SECONDS = 2.0  # from the last token to what follows it: the usage, `[DONE]`
-COUNTED_SECONDS = 0.25  # the same where the usage has come, so that nothing is lost with the rest
+DRAIN_SECONDS = 0.02  # from `[DONE]` to the end of the message: longer than a packet takes, too short to delay a user
+MAX_SLOW_DRAINS = 3  # in a row, after which the end of the message is no longer awaited
+MAX_BYTES = 1 << 20  # between two events: the last one repeats the whole answer, half a megabyte for 100,000 tokens
+MAX_EVENTS_PER_TOKEN, MAX_EXTRA_EVENTS = 2, 1000  # of an answer, per requested token and in addition
+ERROR_BYTES = 1 << 16  # read of an error's body
+USAGE_SECONDS = 2.0  # from the last token to the usage and `[DONE]`
+DONE_SECONDS = 0.25  # from the usage to `[DONE]`
 
 
 class Record(msgspec.Struct):
-    """A line of `requests.jsonl` (`docs/files.md`). `generated_tokens` and `counted_prompt` are the server's counts;
-    `event_tokens` is there where an event carried several, and `spread` where only their sum is known.
+    """A line of `requests.jsonl`. `generated_tokens` and `counted_prompt` are the server's counts. `event_tokens` is
+    set if an event carried several tokens, `spread` if only the total is known and was spread over the events.
     """
 
     id: int
@@ -54,7 +54,7 @@ class Record(msgspec.Struct):
     output_tokens: int = 0
     token_times: list[float] = []
     finish_reason: str | None = None
-    status: str = ABORTED  # whoever is stopped midway stays that
+    status: str = ABORTED  # stays so if the user is stopped midway
     error: str | None = None
     generated_tokens: int | None = None
     counted_prompt: int | None = None
@@ -62,8 +62,8 @@ class Record(msgspec.Struct):
     spread: bool | msgspec.UnsetType = msgspec.UNSET
 
 
-class Stopwatch:
-    """Seconds since a run began, to the microsecond; `zero` is `perf_counter_ns` at that instant, on this machine."""
+class RunClock:
+    """Seconds since the run began, in whole microseconds; `zero` is `perf_counter_ns` at that instant."""
 
     def __init__(self, zero: int):
         self.zero = zero
@@ -73,8 +73,8 @@ class Stopwatch:
         return (perf_counter_ns() - self.zero) // 1000 / 1e6
 
 
-class Bounded(HTTPSocketPoolResponse):
-    """An answer that gives up on headers, lines and comments without end; `unread`: bytes since the last event."""
+class BoundedResponse(HTTPSocketPoolResponse):
+    """A response that limits the bytes between two events (`unread`), so that no header or comment is endless."""
 
     unread = 0
 
@@ -84,19 +84,20 @@ class Bounded(HTTPSocketPoolResponse):
         super().feed(data)
 
     def count(self, more: int) -> None:
-        """Give up if there are too many bytes, `more` of them new."""
+        """Count bytes; raise `HTTPParseError` beyond the limit."""
         self.unread += more
-        if self.unread > MOST_BYTES:
-            raise HTTPParseError(f"more than {MOST_BYTES >> 20} MiB came without an event")
+        if self.unread > MAX_BYTES:
+            raise HTTPParseError(f"more than {MAX_BYTES >> 20} MiB arrived without an event")
 
 
-setattr(geventhttpclient.client, "HTTPSocketPoolResponse", Bounded)  # noqa: B010 - it cannot be told which to make
+setattr(geventhttpclient.client, "HTTPSocketPoolResponse", BoundedResponse)  # noqa: B010 - the class is not configurable
 
 
 class Patience:
-    """Throws `TimeoutError` into the greenlet that began it, `seconds` after the last `progress` and not before.
+    """Raises `TimeoutError` in the greenlet that created it, `seconds` after the last `progress`.
 
-    One timer, set anew only when it goes off: tokens cost nothing. A socket's timeout would begin anew with every byte.
+    The one timer is rearmed only when it fires, so recording progress costs nothing. A socket timeout would restart
+    with every byte, and comments are bytes.
     """
 
     def __init__(self, seconds: float, now: Callable[[], float]):
@@ -106,27 +107,27 @@ class Patience:
         self.progress = now()
         self._timer = self._begin(seconds)
 
-    def limit(self, seconds: float) -> None:
-        """Wait no longer than this from now on."""
+    def restart(self, seconds: float) -> None:
+        """Start again from now with another limit."""
         self.seconds, self.progress = seconds, self._now()
         self.close()
         self._timer = self._begin(seconds)
 
-    def passed(self) -> bool:
-        """Whether it is over: where bytes never stop coming, nobody else gets to run and say so."""
+    def expired(self) -> bool:
+        """Whether the limit has passed; while bytes keep arriving, the timer gets no chance to fire."""
         return self._now() - self.progress > self.seconds
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop the timer."""
         self._timer.stop()
         self._timer.close()
 
     def _begin(self, seconds: float) -> Any:
         timer = self._hub.loop.timer(seconds)
-        timer.start(self._look)
+        timer.start(self._check)
         return timer
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         left = self.progress + self.seconds - self._now()
         if left <= 0.001:
             self._greenlet.throw(TimeoutError)
@@ -136,25 +137,24 @@ class Patience:
 
 
 class Client:
-    """A user's connection: kept alive between requests, one request at a time.
+    """One user's connection: kept alive between requests, one request at a time.
 
-    Some servers close, without saying so, what they promised to keep (llama.cpp after every stream). A request that
-    meets such a connection, closed before a byte of an answer, goes out again on a new one, and from then on every
-    request has its own. Apart from that nothing is ever sent twice. Others keep open what they have ended: an answer
-    ends at its `[DONE]`, and its connection is then given up. `habit` is what is known of how the server counts, shared
-    by all its clients. `patience` is how long it waits for the next token,
-    s; comment lines show that a server lives, not that it works.
+    Some servers close connections that they announced to keep (llama.cpp after every stream). If a reused connection is
+    closed before the first byte of the answer, the request is sent again on a new one, and later requests are sent with
+    `Connection: close`. Nothing else is ever sent twice. Other servers do not end the message after `[DONE]`: the
+    connection is then closed by the client. `profile` is shared by all clients of a server. `patience` is the longest
+    wait for the next token, s; comment lines do not count as tokens.
     """
 
     def __init__(
         self,
         url: str,
-        dialect: Dialect,
+        api: Api,
         now: Callable[[], float],
         *,
         patience: float,
         token: str | None = None,
-        habit: Habit | None = None,
+        profile: EventProfile | None = None,
     ):
         headers = {
             "Content-Type": "application/json",
@@ -166,178 +166,178 @@ class Client:
         self._http = HTTPClient.from_url(
             url, headers=headers, concurrency=1, network_timeout=patience, connection_timeout=CONNECT_SECONDS
         )
-        self._dialect, self._now, self._patience = dialect, now, patience
-        self._habit = habit or Habit()
-        self._lingered = 0  # answers in a row whose message did not end
-        self._kept, self._keep = False, True  # whether the connection has been used before; whether it may be again
-        self._path = urlsplit(url).path.rstrip("/") + dialect.path
-        self._url = url + dialect.path
+        self._api, self._now, self._patience = api, now, patience
+        self._profile = profile or EventProfile()
+        self._slow_drains = 0  # in a row
+        self._reused, self._keep_alive = False, True
+        self._path = urlsplit(url).path.rstrip("/") + api.path
+        self._url = url + api.path
 
     def close(self) -> None:
         """Close the connection."""
         self._http.close()
 
-    def ask(self, record: Record, prompt: Prompt) -> None:
-        """Send the request and fill the record, `sent` and `status` included; never raises for what a server does.
+    def send(self, record: Record, prompt: Prompt) -> None:
+        """Send a request and fill in its record; never raises for anything that the server does.
 
-        Only being stopped (`GreenletExit`) passes through, and leaves the record `aborted` with the tokens so far.
+        Only `GreenletExit` (the user is stopped) is passed on; the record is then `aborted`, with the tokens so far.
         """
-        body = self._dialect.body(prompt, record.prompt_tokens, record.max_new_tokens)
+        body = self._api.request_body(prompt, record.prompt_tokens, record.max_new_tokens)
         record.sent = self._now()
         response = None
-        waiting = Patience(self._patience, self._now)
+        patience = Patience(self._patience, self._now)
         try:
             try:
                 response = self._post(record.id, body)
             except (HTTPConnectionClosed, ConnectionError):
-                if not self._kept:
+                if not self._reused:
                     raise
-                self._keep = self._kept = False
+                self._keep_alive = self._reused = False
                 response = self._post(record.id, body)
             if response.status_code != 200:
-                said = response.read(REFUSAL_BYTES)
-                heard = refusal(response.status_code, said, headers_of(response), self._url)
-                record.status, record.error = heard.status or INCOMPLETE, heard.error
+                said = response.read(ERROR_BYTES)
+                failed = failure.from_response(response.status_code, said, headers_of(response), self._url)
+                record.status, record.error = failed.status or INCOMPLETE, failed.error
                 return
-            self._listen(record, response, waiting)
+            self._receive(record, response, patience)
         except TimeoutError:
             self._fail(record, TIMEOUT, f"no token for {self._patience:g} s")
         except (ConnectionRefusedError, socket.gaierror) as e:
             self._fail(record, CONNECT, str(e))
         except (HTTPParseError, OSError) as e:
-            # errors of connecting, like "no route to host", come before there is a response, and are not resets
+            # errors of connecting, like "no route to host", are no resets
             connected = isinstance(e, HTTPParseError | ConnectionError)
             self._fail(record, RESET if connected else CONNECT, clean(str(e)) or type(e).__name__)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            self._fail(record, INCOMPLETE, f"an event that is not this API's: {clean(str(e))}")
+            self._fail(record, INCOMPLETE, f"an event that does not belong to this API: {clean(str(e))}")
         except (UnknownEncoding, zlib.error) as e:
-            self._fail(record, INCOMPLETE, f"the answer cannot be unpacked: {clean(str(e))}")
+            self._fail(record, INCOMPLETE, f"the answer cannot be decompressed: {clean(str(e))}")
         finally:
-            waiting.close()
+            patience.close()
             if response is not None:
-                self._kept = self._keep and record.status == OK and not response.should_close()
+                self._reused = self._keep_alive and record.status == OK and not response.should_close()
                 response.release()
             else:
-                self._kept = False
+                self._reused = False
 
     def _post(self, number: int, body: bytes) -> HTTPSocketPoolResponse:
         headers = {"X-Request-Id": str(number)}
-        if not self._keep:
+        if not self._keep_alive:
             headers["Connection"] = "close"
         return self._http.request("POST", self._path, body, headers)
 
-    def _listen(self, record: Record, response: HTTPSocketPoolResponse, waiting: Patience) -> None:
-        """Read an answer to its end, whatever it turns out to be."""
-        counter, parser = Counter(self._habit), EventParser()
+    def _receive(self, record: Record, response: HTTPSocketPoolResponse, patience: Patience) -> None:
+        """Read an answer to its end, streamed or not."""
+        counter, parser = TokenCounter(self._profile), EventParser()
         record.token_times = counter.times
         try:
-            self._read(record, response, parser, counter, waiting)
+            self._read(record, response, parser, counter, patience)
         finally:
             if parser.body is None:
                 limited = record.finish_reason == "length"
-                found = counter.settle(record.status == OK, record.max_new_tokens if limited else None)
+                found = counter.finish(record.status == OK, record.max_new_tokens if limited else None)
                 record.token_times, record.output_tokens = found.times, len(found.times)
                 if any(n != 1 for n in found.carried):
                     record.event_tokens = found.carried
                 if found.spread:
                     record.spread = True
         if parser.body is not None:
-            self._take_whole(record, bytes(parser.body), headers_of(response))
+            self._apply_answer(record, bytes(parser.body), headers_of(response))
 
     def _read(
         self,
         record: Record,
         response: HTTPSocketPoolResponse,
         parser: EventParser,
-        counter: Counter,
-        waiting: Patience,
+        counter: TokenCounter,
+        patience: Patience,
     ) -> None:
-        now, hear = self._now, self._dialect.hear
-        assert isinstance(response, Bounded)
-        most = ENDLESS_FACTOR * record.max_new_tokens + ENDLESS_EVENTS
+        now, parse = self._now, self._api.parse_event
+        assert isinstance(response, BoundedResponse)
+        events_left = MAX_EVENTS_PER_TOKEN * record.max_new_tokens + MAX_EXTRA_EVENTS
         unpack = unpacker(str(response.get("content-encoding") or ""))
-        while block := arrived(response):
+        while block := read_available(response):
             unpacked = unpack(block)
             response.count(len(unpacked) - len(block))
             for event in parser.feed(unpacked):
-                at = waiting.progress = now()
+                at = patience.progress = now()
                 response.unread = 0
-                most -= 1
-                if most < 0:
-                    record.status, record.error = INCOMPLETE, "far more came than was asked: the answer has no end"
+                events_left -= 1
+                if events_left < 0:
+                    record.status, record.error = INCOMPLETE, "the answer has far more events than requested tokens"
                     return
-                if self._take(record, counter, at, hear(event)):
-                    self._finish(response, waiting)
+                if self._apply(record, counter, at, parse(event)):
+                    self._drain(response, patience)
                     return
                 if record.status == OK:
-                    waiting.limit(CLOSING_SECONDS if record.generated_tokens is None else COUNTED_SECONDS)
-            if waiting.passed():  # meanwhile came comments, or fields we have no use for
+                    patience.restart(USAGE_SECONDS if record.generated_tokens is None else DONE_SECONDS)
+            if patience.expired():  # only comments or unused fields arrived
                 raise TimeoutError
         for event in parser.end():
-            if self._take(record, counter, now(), hear(event)):
+            if self._apply(record, counter, now(), parse(event)):
                 return
         if parser.body is None and record.status != OK:
             record.status, record.error = INCOMPLETE, "the stream ended without a last token"
 
-    def _take(self, record: Record, counter: Counter, at: float, heard: Heard) -> bool:
-        """Write down what an event says; whether the answer ends with it."""
-        if heard is TOKEN:
-            counter.hear(at, OUTPUT, None)
+    def _apply(self, record: Record, counter: TokenCounter, at: float, event: ParsedEvent) -> bool:
+        """Record an event; returns whether the answer ends with it."""
+        if event is TOKEN:
+            counter.add(at, OUTPUT, None)
             return False
-        if heard.status is not None:
-            record.status, record.error = heard.status, heard.error
+        if event.status is not None:
+            record.status, record.error = event.status, event.error
             return True
-        if heard.kind or heard.tokens is not None:
-            counter.hear(at, heard.kind, heard.tokens)
-        if heard.finish_reason is not None:
-            record.finish_reason, record.status = heard.finish_reason, OK
-        if heard.tokens is not None:
-            record.generated_tokens = heard.tokens
-        if heard.prompt_tokens is not None:
-            record.counted_prompt = heard.prompt_tokens
-        if heard.done and counter.begun:
+        if event.kind or event.tokens is not None:
+            counter.add(at, event.kind, event.tokens)
+        if event.finish_reason is not None:
+            record.finish_reason, record.status = event.finish_reason, OK
+        if event.tokens is not None:
+            record.generated_tokens = event.tokens
+        if event.prompt_tokens is not None:
+            record.counted_prompt = event.prompt_tokens
+        if event.done and counter.begun:
             record.status = OK
         if record.status == OK:
             record.ended = at
-        return heard.done
+        return event.done
 
-    def _take_whole(self, record: Record, body: bytes, headers: dict[str, str]) -> None:
-        """An answer that was not streamed, or no answer at all."""
+    def _apply_answer(self, record: Record, body: bytes, headers: dict[str, str]) -> None:
+        """Record a body that is not an event stream."""
         if body.startswith(b"<"):
             self._fail(record, INCOMPLETE, explain(200, headers | {"content-encoding": ""}, body))
             return
-        heard = self._dialect.whole(body)
-        record.finish_reason, record.error = heard.finish_reason, heard.error
-        record.status = heard.status or OK
-        record.generated_tokens, record.counted_prompt = heard.tokens, heard.prompt_tokens
-        if heard.tokens is not None:
-            record.output_tokens = heard.tokens
-        elif heard.finish_reason == "length":
+        answer = self._api.parse_answer(body)
+        record.finish_reason, record.error = answer.finish_reason, answer.error
+        record.status = answer.status or OK
+        record.generated_tokens, record.counted_prompt = answer.tokens, answer.prompt_tokens
+        if answer.tokens is not None:
+            record.output_tokens = answer.tokens
+        elif answer.finish_reason == "length":
             record.output_tokens = record.max_new_tokens
 
-    def _finish(self, response: HTTPSocketPoolResponse, waiting: Patience) -> None:
-        """See the message to its end after the answer's, so that its connection can be used again; but hardly wait."""
-        if self._lingered >= LINGERS:
+    def _drain(self, response: HTTPSocketPoolResponse, patience: Patience) -> None:
+        """Read to the end of the message after the end of the answer, so that the connection can be reused."""
+        if self._slow_drains >= MAX_SLOW_DRAINS:
             return
-        waiting.limit(LINGER_SECONDS)
+        patience.restart(DRAIN_SECONDS)
         try:
-            while arrived(response):
+            while read_available(response):
                 pass
         except TimeoutError:
-            self._lingered += 1
+            self._slow_drains += 1
         except (HTTPParseError, OSError):
             pass
         else:
-            self._lingered = 0
+            self._slow_drains = 0
 
     @staticmethod
     def _fail(record: Record, status: str, error: str) -> None:
-        if record.status != OK:  # after the last token it no longer matters how the connection ended
+        if record.status != OK:  # after the last token the connection no longer matters
             record.status, record.error = status, error
 
 
-def arrived(response: HTTPSocketPoolResponse) -> bytes:
-    """What has come of a body since the last time, waiting for a first byte; nothing at its end."""
+def read_available(response: HTTPSocketPoolResponse) -> bytes:
+    """The bytes of a body that have arrived, at least one; empty at its end."""
     buffer = response._body_buffer
     while not buffer and not response.message_complete:
         if response._sock is None:
@@ -353,7 +353,7 @@ def headers_of(response: HTTPSocketPoolResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.items()}
 
 
-def settle_memory() -> None:
-    """Keep the collector away from everything that lives as long as the process: its pauses would show as latency."""
+def freeze_heap() -> None:
+    """Exclude all current objects from garbage collection, whose pauses would show as latency."""
     gc.collect()
     gc.freeze()

@@ -1,13 +1,13 @@
 """The load generator: a process of its own, because importing locust patches the standard library.
 
-Locust keeps the users: it spawns them at the spawn rate, spreads them over workers and stops them. What they do and
-what is written down is ours (`client`), and none of locust's statistics is used. Run by `generator`:
+Locust manages the users: it spawns them at the spawn rate, distributes them over workers and stops them. Requests and
+records are ours (`worker`, `client`); locust's statistics are not used. Started by `ladder.generator`:
 
-    python -m measure.loadgen.locustfile                   the driver: locust's local or master runner; talks on stdin
+    python -m measure.loadgen.locustfile                   the driver: locust's local or master runner
     python -m measure.loadgen.locustfile worker HOST:PORT  a worker, here or on another machine
 
-A driver ends within a second of its stdin's end, however the ladder's process died; so does a worker started with
-`--tied`. Workers of other machines end with their master.
+The driver is controlled through stdin and ends within a second after it is closed, however the ladder's process died;
+so does a worker started with `--tied`. Workers on other machines end with their master.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ import msgspec
 from locust.env import Environment
 from locust.runners import MasterRunner
 
-from measure.loadgen.client import Stopwatch, settle_memory
-from measure.loadgen.messages import Order, Report, Setup, boot_id
+from measure.loadgen.client import RunClock, freeze_heap
+from measure.loadgen.messages import Command, Report, Setup, boot_id
 from measure.loadgen.worker import Worker
 from sim.model.files.json_lines import Lines
 
 
-class Caller(locust.User):
-    """What locust spawns: a closed-loop user, or the one crowd in which a worker keeps its open loop."""
+class LoadUser(locust.User):
+    """What locust spawns: a closed-loop user, or the one greenlet that runs a worker's open loop."""
 
     wait_time = locust.constant(0)
     worker: Worker
@@ -46,16 +46,16 @@ class Caller(locust.User):
     def call(self) -> None:
         """Send requests until stopped."""
         if self.worker.setup.open_loop:
-            self.worker.dispatch()
+            self.worker.run_open_loop()
         else:
-            self.worker.converse()
+            self.worker.run_user()
 
 
 def start_worker(runner: Any, setup: Setup, index: int, offset: int = 0) -> Worker:
-    """Begin work in this process: users know their worker, the canary and the reports run."""
+    """Create this process's worker and start its canary and its reports."""
     worker = Worker(runner, setup, index, offset)
-    Caller.worker = worker
-    settle_memory()
+    LoadUser.worker = worker
+    freeze_heap()
     user_error: Any = runner.environment.events.user_error  # locust's events are not typed
     user_error.add_listener(
         lambda user_instance, exception, tb, **_: worker.report("error", f"{type(exception).__name__}: {exception}")
@@ -67,12 +67,12 @@ def start_worker(runner: Any, setup: Setup, index: int, offset: int = 0) -> Work
 
 
 def drive() -> None:
-    """The driver: passes the ladder's orders on, and the workers' reports back."""
-    wire = os.dup(1)  # stdout is for reports only; whatever a library prints goes to the log
+    """The driver: forwards the ladder's commands to the workers, and their reports to the ladder."""
+    reports = os.dup(1)  # stdout carries reports only; what a library prints goes to the log
     os.dup2(2, 1)
     lines = gevent.fileobject.FileObjectPosix(os.dup(0), "rb")
     setup = msgspec.json.decode(lines.readline(), type=Setup)
-    environment = Environment(user_classes=[Caller])
+    environment = Environment(user_classes=[LoadUser])
     alone = setup.port == 0
     runner: Any = (
         environment.create_local_runner() if alone else environment.create_master_runner(setup.bind, setup.port)
@@ -80,8 +80,8 @@ def drive() -> None:
     joined: list[str] = []
     remote: list[Lines] = []
 
-    def say(text: str) -> None:
-        os.write(wire, text.encode() + b"\n")
+    def send(text: str) -> None:
+        os.write(reports, text.encode() + b"\n")
 
     def hello(msg: Any, **_: Any) -> None:
         joined.append(msg.node_id)
@@ -96,34 +96,34 @@ def drive() -> None:
             remote.append(Lines(Path(setup.out) / "requests-remote.jsonl"))
         remote[0].write(msg.data.encode())
 
-    runner.register_message("report", lambda msg, **_: say(msg.data))
+    runner.register_message("report", lambda msg, **_: send(msg.data))
     runner.register_message("record", record)
     runner.register_message("hello", hello)
     runner.register_message("clock", clock)
     if alone:
         worker = start_worker(runner, setup, 0)
-        runner.register_message("order", lambda msg, **_: worker.obey(msgspec.json.decode(msg.data, type=Order)))
-    watch = Stopwatch(setup.zero)
+        runner.register_message("command", lambda msg, **_: worker.execute(msgspec.json.decode(msg.data, type=Command)))
+    run_clock = RunClock(setup.zero)
     spawning_complete: Any = environment.events.spawning_complete
     spawning_complete.add_listener(
-        lambda user_count, **_: say(msgspec.json.encode(Report(worker=-1, t=watch.now(), said="ramped")).decode())
+        lambda user_count, **_: send(msgspec.json.encode(Report(worker=-1, t=run_clock.now(), event="ramped")).decode())
     )
     for line in lines:
-        order = msgspec.json.decode(line, type=Order)
-        runner.send_message("order", line.decode())
-        if order.do == "rung":
-            users, rate = (setup.workers, 100.0) if setup.open_loop else (order.users, order.spawn_rate)
-            gevent.spawn_later(max(0.0, order.start - watch.now()), runner.start, users, rate)
+        command = msgspec.json.decode(line, type=Command)
+        runner.send_message("command", line.decode())
+        if command.do == "rung":
+            users, rate = (setup.workers, 100.0) if setup.open_loop else (command.users, command.spawn_rate)
+            gevent.spawn_later(max(0.0, command.start - run_clock.now()), runner.start, users, rate)
     leave(runner)
 
 
 def work(address: str, tied: bool) -> None:
-    """A worker: joins the master at `address`, learns the setup and its clock, and obeys."""
+    """A worker: joins the master at `address`, receives the setup, measures its clock offset and executes commands."""
     host, _, port = address.rpartition(":")
-    environment = Environment(user_classes=[Caller])
+    environment = Environment(user_classes=[LoadUser])
     runner: Any = environment.create_worker_runner(host, int(port))
     offsets: list[tuple[int, int]] = []  # (round trip, master's clock - ours), ns
-    heard = gevent.event.AsyncResult()
+    received = gevent.event.AsyncResult()
 
     def clock(msg: Any, **_: Any) -> None:
         sent, master = msg.data
@@ -131,18 +131,18 @@ def work(address: str, tied: bool) -> None:
         offsets.append((now - sent, master - (sent + now) // 2))
 
     def begin(msg: Any, **_: Any) -> None:
-        heard.set(msg.data)
+        received.set(msg.data)
 
     runner.register_message("clock", clock)
     runner.register_message("setup", begin)
     workers: list[Worker] = []
 
-    def order(msg: Any, **_: Any) -> None:
-        workers[0].obey(msgspec.json.decode(msg.data, type=Order))
+    def execute(msg: Any, **_: Any) -> None:
+        workers[0].execute(msgspec.json.decode(msg.data, type=Command))
 
-    runner.register_message("order", order, concurrent=True)
+    runner.register_message("command", execute, concurrent=True)
     runner.send_message("hello", boot_id())
-    answer = heard.get()
+    answer = received.get()
     setup = msgspec.json.decode(answer["setup"], type=Setup)
     offset = 0
     if setup.boot != boot_id():
@@ -159,10 +159,10 @@ def work(address: str, tied: bool) -> None:
 
 
 def leave(runner: Any) -> None:
-    """End, now: the users are stopped so that their requests are on record, then nothing is waited for."""
+    """Exit: stop the users, so that their requests are recorded, and wait for nothing else."""
     with gevent.Timeout(0.7, False):
         if isinstance(runner, MasterRunner):
-            runner.send_message("quit")  # for workers of other machines, which no pipe ties to us
+            runner.send_message("quit")  # for workers on other machines, which have no pipe to us
             gevent.sleep(0.1)
         else:
             runner.stop()

@@ -1,7 +1,7 @@
-"""What the ladder and the load generator say to each other: JSON lines through a pipe, and locust's own messages.
+"""Messages between the ladder and the load generator: JSON lines through a pipe, and locust's own messages.
 
-The ladder sends `Setup`, then `Order`s; each worker of the generator answers with `Report`s a few times a second. Times
-are seconds since the run began, on one clock: workers of another machine measure their offset first.
+The ladder sends `Setup`, then `Command`s; each worker sends a `Report` a few times a second. Times are seconds since
+the run began on the ladder's clock; workers on other machines measure their offset first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from measure.apis.dialect import EXTRAS
+from measure.apis.openai import EXTRAS
 from measure.loadgen.prompts import Recipe
 from sim.model.workload import Gamma, Workload
 
@@ -19,12 +19,12 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """What tells whether two processes share a clock and a disk: the same boot of the same machine."""
+    """Identifies a boot of a machine: processes with the same one share a clock and a disk. Empty where unknown."""
     return BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a worker needs to know before the first request; `zero` is `perf_counter_ns` when the run began."""
+    """What a worker needs before the first request; `zero` is `perf_counter_ns` when the run began."""
 
     url: str
     api: str
@@ -35,8 +35,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     recipe: Recipe
     workload: Workload
     model: str | None = None
-    extras: tuple[str, ...] = EXTRAS  # keys that the server takes (`dialect`)
-    lengths: list[list[int]] | None = None  # prompt, output, max_new of a workload's file
+    extras: tuple[str, ...] = EXTRAS  # optional keys that the server accepts
+    lengths: list[list[int]] | None = None  # prompt, output and max_new_tokens columns of the workload's file
     open_loop: bool = False
     patience: float = 300.0
     think: float = 0.0
@@ -44,12 +44,12 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     first_id: int = 0
     segment: int = 0
     workers: int = 1
-    port: int = 0  # where locust's master listens, when there are workers
+    port: int = 0  # of locust's master; 0 without workers
     bind: str = "127.0.0.1"
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """`warm` (a few unrecorded requests), `rung` (from `start` on, this load), `stop`."""
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """`warm` (send unrecorded requests), `rung` (apply this load from `start` on) or `stop`."""
 
     do: str
     requests: int = 0
@@ -62,8 +62,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     times: list[float] | None = None  # of a trace, from `start`
 
 
-class Ended(msgspec.Struct, frozen=True, array_like=True):
-    """A request that has ended, in short."""
+class FinishedRequest(msgspec.Struct, frozen=True, array_like=True):
+    """Summary of a request that has ended."""
 
     user: int
     rung: int
@@ -75,24 +75,24 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     tokens: int
     status: str
     error: str | None
-    asked: int  # max_new_tokens
-    prompt: int
+    max_new_tokens: int
+    prompt_tokens: int
     counted_prompt: int | None  # by the server
-    events: int = 0  # that carried tokens
-    spread: bool = False  # it is not known which event carried how many
+    events: int = 0  # events with tokens
+    spread: bool = False  # tokens were spread evenly over the events
     finish_reason: str | None = None
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker has seen since its last report, until `t`; or that it has done as told (`said`)."""
+    """What one worker did from its last report, `since`, to `t`; `event` is set when it reached a state."""
 
     worker: int
     t: float
-    said: str = ""  # ready, warmed, ramped, bye
+    event: str = ""  # ready, warmed, ramped, stopped; error, unwritable
     text: str = ""
     since: float = 0.0
     tokens: int = 0
-    ended: list[Ended] = []
-    alive: list[tuple[int, float]] = []  # user, sent
+    finished: list[FinishedRequest] = []
+    in_flight: list[tuple[int, float]] = []  # user, sent
     lags: list[float] = []  # of the canary, s
-    cpu: float = 0.0  # of one core
+    cpu: float = 0.0  # share of one core

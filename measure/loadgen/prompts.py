@@ -1,13 +1,13 @@
-"""Prompts of an exact number of tokens, no two of which begin alike.
+"""Prompts with an exact number of tokens, no two of which begin alike.
 
-Every prompt is drawn word by word from a generator seeded with the run's seed and the request's number, so its leading
-tokens are its own (a prefix cache finds nothing) and the same run sends the same prompts. How many words make how many
-tokens is the `Recipe`'s, which is found out before the first request:
+Every prompt is drawn from a generator seeded with the run's seed and the request's number: its first tokens are unique,
+so that a prefix cache has no hits, and the same run sends the same prompts. A `Recipe`, found before the first request,
+says how many words make how many tokens:
 
-- TGI cuts a text to `truncate` tokens by itself: at least as many words as tokens are sent;
-- with a tokenizer only words are used that are one token each, and its special tokens are left room for;
-- `/v1/completions` takes token ids, so nothing has to be guessed;
-- a chat template adds tokens of its own: two probes tell how many, and how many tokens a word is.
+- TGI truncates a text to `truncate` tokens: at least as many words as tokens are sent;
+- with a tokenizer, only words of exactly one token are used, and its special tokens are subtracted;
+- `/v1/completions` accepts token ids, so the length is exact;
+- a chat template adds tokens: two probes measure how many, and how many tokens a word has.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from measure.apis.dialect import Prompt
+from measure.apis.api import Prompt
 from sim.model.errors import BadInput
 
-WORDS = (Path(__file__).parent / "words.txt").read_text().split()  # common, so one token each for most tokenizers
-IDS = (300, 2000)  # token ids that every vocabulary has, beyond bytes and control tokens
+WORDS = (Path(__file__).parent / "words.txt").read_text().split()  # common words, one token each in most tokenizers
+IDS = (300, 2000)  # token ids in every vocabulary, above bytes and control tokens
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """How to make a prompt: `words` of `tokens_per_word`, `overhead` tokens added by the server; or token `ids`."""
+    """How to make a prompt: from `words` of `tokens_per_word` tokens plus `overhead` tokens, or from token `ids`."""
 
     words: list[str] = []
     tokens_per_word: float = 1.0
@@ -44,7 +44,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def generator(seed: int, request: int) -> np.random.Generator:
-    """The random numbers of one request's prompt."""
+    """The random generator of one request's prompt."""
     return np.random.default_rng([seed, request])
 
 
@@ -60,13 +60,13 @@ def tokenizer_file(model: str | None) -> Path | None:
 
 
 def by_tokenizer(file: Path) -> Recipe:
-    """The words that are one token of this tokenizer each, whatever stands beside them."""
+    """The recipe for a tokenizer: words that are one token each beside any other word."""
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as e:  # the library raises a bare Exception for whatever is wrong with the file
-        raise BadInput(f"not a tokenizer file ({e})", path=file) from e
+        raise BadInput(f"expected a tokenizer file ({e})", path=file) from e
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text).ids)
@@ -80,7 +80,7 @@ def by_tokenizer(file: Path) -> Recipe:
 
 
 def by_counts(counts: dict[int, int]) -> Recipe:
-    """The recipe from what the server counted: {words sent: prompt tokens}, for two numbers of words."""
+    """The recipe from two probes: {words sent: prompt tokens counted by the server}."""
     (few, least), (many, most) = sorted(counts.items())
     slope = max((most - least) / (many - few), 1e-3)
     return Recipe(

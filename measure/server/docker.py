@@ -1,7 +1,7 @@
-"""TGI in docker, started for one measurement and removed after it, however that ends.
+"""A server in docker, started for one measurement and removed after it, however that ends.
 
-The container uses the host's network: no address translation lies between client and server, and no network has to be
-made. It listens on the loopback only.
+The container uses the host's network, so that there is no address translation between client and server. It listens on
+the loopback only.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from measure.deadline import OutOfTime, wait_for
 from measure.server.endpoint import Endpoint, Unreachable
 from sim.model.errors import UserError
 from sim.model.scenario import Launch
-from sim.model.server import EngineFlags
+from sim.model.server import ServerConfig
 from sim.terminal.console import Console
 
 LABEL = "servecast"
-START_SECONDS = 3600.0  # downloading and loading 70B takes its time
-TAIL = 15
-REMOVED = b"removed"  # what the guard is told when there is nothing left for it to do
+START_SECONDS = 3600.0  # a 70B model may take this long to download and load
+LOG_LINES = 15  # shown when the server does not start
+REMOVED = b"removed"  # sent to the guard when the container has been removed
 FLAGS = (
     "max_batch_prefill_tokens",
     "max_input_length",
@@ -44,34 +44,33 @@ FLAGS = (
 
 
 class CannotStart(UserError):
-    """Docker, the image or the server in it would not start, and what it said."""
+    """Docker, the image or the server in it did not start."""
 
 
 class Running(NamedTuple):
-    """A started server: where it listens, and what `run.json` says about it (of variables only names)."""
+    """A started server: its URL, and the container's description for `run.json` (of variables only the names)."""
 
     url: str
     described: dict[str, Any]
 
 
-def arguments(launch: Launch, server: EngineFlags) -> list[str]:
-    """The launcher's command line: what is simulated is what is run."""
+def arguments(launch: Launch, server: ServerConfig) -> list[str]:
+    """The launcher's command line, with the flags that are simulated."""
     argv = ["--model-id", launch.model, "--hostname", "127.0.0.1", "--port", str(launch.port)]
     if launch.num_shard is not None:
         argv += ["--num-shard", str(launch.num_shard)]
     for name in FLAGS:
         argv += [f"--{name.replace('_', '-')}", str(getattr(server, name))]
-    capacity = getattr(server, server.declared.capacity)
-    if isinstance(capacity, int):
-        argv += [f"--{server.declared.capacity.replace('_', '-')}", str(capacity)]
+    if isinstance(server.max_batch_total_tokens, int):
+        argv += ["--max-batch-total-tokens", str(server.max_batch_total_tokens)]
     for name, value in launch.args.items():
         flag = f"--{name.replace('_', '-')}"
         argv += [flag] if value is True else [] if value is False else [flag, str(value)]
     return argv
 
 
-def engine() -> docker.DockerClient:
-    """The docker engine of the environment (`DOCKER_HOST`); raises `CannotStart` when none answers."""
+def connect() -> docker.DockerClient:
+    """Connect to the docker engine of the environment (`DOCKER_HOST`); raises `CannotStart` if none answers."""
     host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     try:
         if host.startswith("unix://"):  # docker's library leaks the socket of a connection that fails
@@ -87,20 +86,20 @@ def engine() -> docker.DockerClient:
 @contextmanager
 def launched(
     launch: Launch,
-    server: EngineFlags,
+    server: ServerConfig,
     out: Path,
     console: Console,
-    covers: Mapping[Path, str] | None = None,
+    mounts: Mapping[Path, str] | None = None,
     seconds: float = START_SECONDS,
 ) -> Iterator[Running]:
-    """Start the server, wait until it is well, and remove it in the end. Its log is kept as `out/server.log`.
+    """Start the server, wait until it is healthy, and remove it at the end. Its log is kept as `out/server.log`.
 
-    `covers` are files of ours that lie over files of the container (`overlay`).
+    `mounts` maps files on this machine to the files of the container that they replace (`tokenizer_patch`).
     """
     missing = [name for name in launch.env if name not in os.environ]
     if missing:
         raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
-    client = engine()
+    client = connect()
     name = f"servecast-{uuid.uuid4().hex[:12]}"
     argv = arguments(launch, server)
     guard = subprocess.Popen(
@@ -111,7 +110,7 @@ def launched(
         start_new_session=True,
     )
     try:
-        container = _run(client, launch, name, argv, covers or {})
+        container = _run(client, launch, name, argv, mounts or {})
         try:
             url = f"http://127.0.0.1:{launch.port}"
             _wait(container, Endpoint(url), console, seconds)
@@ -122,7 +121,7 @@ def launched(
                 "argv": argv,
                 "env": launch.env,
                 "volumes": launch.volumes,
-                "covered": sorted((covers or {}).values()),
+                "covered": sorted((mounts or {}).values()),
                 "shm_size": launch.shm_size,
                 "gpus": launch.gpus,
             }
@@ -136,7 +135,7 @@ def launched(
         guard.communicate(REMOVED)
 
 
-def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str], covers: Mapping[Path, str]) -> Any:
+def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str], mounts: Mapping[Path, str]) -> Any:
     gpus = []
     if launch.gpus is not None:
         wanted = launch.gpus.removeprefix("device=")
@@ -150,7 +149,7 @@ def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]
         ]
     hosts = {str(Path(host).expanduser().resolve()): inside for host, inside in launch.volumes.items()}
     try:
-        # not `run`, which would first pull gigabytes in silence
+        # not `run`, which would silently pull gigabytes first
         container = client.containers.create(
             launch.image,
             argv,
@@ -159,26 +158,26 @@ def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]
             network_mode="host",
             shm_size=launch.shm_size,
             volumes={host: {"bind": inside, "mode": "rw"} for host, inside in hosts.items()}
-            | {str(file): {"bind": inside, "mode": "ro"} for file, inside in covers.items()},
+            | {str(file): {"bind": inside, "mode": "ro"} for file, inside in mounts.items()},
             device_requests=gpus,
             environment={variable: os.environ[variable] for variable in launch.env},
         )
         container.start()
         return container
     except docker.errors.ImageNotFound as e:
-        raise CannotStart(f"no image {launch.image}; get it with: docker pull {launch.image}") from e
+        raise CannotStart(f"no image {launch.image}; pull it with: docker pull {launch.image}") from e
     except docker.errors.APIError as e:
-        raise CannotStart(f"docker would not start {launch.image}: {e.explanation or e}") from e
+        raise CannotStart(f"docker did not start {launch.image}: {e.explanation or e}") from e
 
 
 def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) -> None:
-    what = f"the started server to be well at {endpoint.url}"
+    what = f"the started server to be healthy at {endpoint.url}"
     deadline = wait_for(lambda line: console.print(line, highlight=False, markup=False), seconds, what)
     why = ""
     while deadline.left():
         container.reload()
         if container.status in ("exited", "dead"):
-            raise CannotStart(f"the server ended before it was well: {_tail(container, console)}")
+            raise CannotStart(f"the server exited before it was healthy: {_tail(container, console)}")
         try:
             answer = endpoint.get("/health", deadline)
             if answer.status == 200:
@@ -187,14 +186,14 @@ def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) 
         except (Unreachable, OutOfTime) as e:
             why = str(e)
         time.sleep(min(0.25, deadline.left()))
-    raise CannotStart(f"the server was not well within {seconds:.3g} s ({why}): {_tail(container, console)}")
+    raise CannotStart(f"the server was not healthy within {seconds:.3g} s ({why}): {_tail(container, console)}")
 
 
 def _tail(container: Any, console: Console) -> str:
-    """Show the log's last lines; returns the very last."""
-    text: str = container.logs(tail=TAIL).decode("utf-8", "replace").rstrip()
+    """Print the last lines of the log; returns the last one."""
+    text: str = container.logs(tail=LOG_LINES).decode("utf-8", "replace").rstrip()
     console.print(text, highlight=False, soft_wrap=True)
-    return text.rpartition("\n")[2] or "it said nothing"
+    return text.rpartition("\n")[2] or "no output"
 
 
 def image_present(client: docker.DockerClient, image: str) -> bool:
@@ -212,15 +211,15 @@ def runtimes(client: docker.DockerClient) -> list[str]:
 
 
 def remove(client: docker.DockerClient, name: str) -> None:
-    """Remove a container, running or not; nothing happens if there is none."""
+    """Remove a container, running or not, if it exists."""
     with suppress(docker.errors.NotFound):
         client.containers.get(name).remove(force=True, v=True)
 
 
 def leftovers() -> list[str]:
-    """Names of containers that a crash left behind: those whose starter is no longer alive."""
+    """Names of containers left by crashed measurements: the process that started them is gone."""
     found = []
-    with closing(engine()) as client:
+    with closing(connect()) as client:
         for container in client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL}):
             pid = container.labels.get(LABEL, "")
             if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
@@ -229,11 +228,11 @@ def leftovers() -> list[str]:
 
 
 def guard(name: str) -> None:
-    """Wait for the end of stdin, which comes when the measurement ends, however it ends; remove what it did not."""
+    """Wait until stdin is closed, by the end of the measurement, then remove the container if it still exists."""
     if sys.stdin.buffer.read() == REMOVED:
         return
-    client = engine()
-    for _ in range(20):  # a kill may have come while docker was still creating it
+    client = connect()
+    for _ in range(20):  # a kill may come while docker is still creating it
         remove(client, name)
         time.sleep(0.1)
 

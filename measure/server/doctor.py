@@ -1,4 +1,4 @@
-"""What is missing here for a measurement, in words, and the command that mends it."""
+"""Checks this machine and a server for what a measurement needs, with the command that fixes what is missing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from measure.apis.refusal import shown_url
+from measure.apis.http_error import shown_url
 from measure.deadline import Say, run_within, wait_for
-from measure.server import health
-from measure.server.docker import CannotStart, engine, image_present, leftovers, runtimes
+from measure.server.detection import PROBE_SECONDS, Server, detect
+from measure.server.docker import CannotStart, connect, image_present, leftovers, runtimes
 from measure.server.endpoint import ANSWER_SECONDS, Endpoint
+from measure.server.limits import check_limits
 from measure.server.provenance import flags_of
 from sim.model.errors import UserError
 from sim.model.files.lengths import read_lengths
@@ -31,23 +32,23 @@ FILES_PER_USER, SPARE_FILES = 2, 100
 
 
 class Finding(NamedTuple):
-    """One thing looked at: whether it is well (None: it does not matter here), what was found, what mends it."""
+    """One check: whether it is `ok` (None: not needed here), what was found, and the command that fixes it."""
 
     what: str
-    well: bool | None
+    ok: bool | None
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def diagnose(
     scenario: Scenario | None = None,
     url: str | None = None,
     say: Say = lambda line: None,
-    timeout: float = health.PROBE_SECONDS,
+    timeout: float = PROBE_SECONDS,
 ) -> list[Finding]:
-    """Look at this machine, and at a server and its flags against a scenario where they are given.
+    """Check this machine and, if given, a server against a scenario.
 
-    `say` is told what is waited for; docker and the server get `timeout` s each.
+    `say` is told what is awaited; docker and the server get `timeout` s each.
     """
     launch = None if scenario is None else scenario.launch
     needed = url is None and launch is not None
@@ -74,19 +75,19 @@ def _library(name: str) -> Finding:
 
 def _cores() -> Finding:
     cores = len(os.sched_getaffinity(0))
-    return Finding("cores", cores > 1, f"{cores}; the load generator wants one to itself")
+    return Finding("cores", cores > 1, f"{cores}; the load generator needs one of its own")
 
 
 def _files(scenario: Scenario | None) -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     users = max((scenario.load.users if scenario is not None else None) or [128])
     wanted = FILES_PER_USER * users + SPARE_FILES
-    return Finding("open files", soft >= wanted, f"{soft} allowed, {wanted} wanted", f"ulimit -n {wanted}")
+    return Finding("open files", soft >= wanted, f"{soft} allowed, {wanted} needed", f"ulimit -n {wanted}")
 
 
 def _docker(launch: Launch, needed: bool) -> Iterator[Finding]:
     try:
-        client = engine()
+        client = connect()
     except CannotStart as e:
         yield Finding("docker", False if needed else None, str(e).partition(";")[0], _start_docker())
         return
@@ -97,7 +98,7 @@ def _docker(launch: Launch, needed: bool) -> Iterator[Finding]:
         yield Finding(
             "image",
             present or (None if not needed else False),
-            f"{launch.image} is {'here' if present else 'not here'}",
+            f"{launch.image} is {'present' if present else 'missing'}",
             f"docker pull {launch.image}",
         )
         yield _disk(Path(about.get("DockerRootDir") or "/"), 0.0 if present else IMAGE_GB, needed)
@@ -110,7 +111,7 @@ def _docker(launch: Launch, needed: bool) -> Iterator[Finding]:
     yield Finding(
         "leftovers",
         not names,
-        ", ".join(names) if names else "no containers of a crashed measurement",
+        ", ".join(names) if names else "no containers of crashed measurements",
         f"docker rm --force {' '.join(names)}",
     )
 
@@ -128,8 +129,8 @@ def _disk(root: Path, wanted: float, needed: bool) -> Finding:
     while not root.exists():
         root = root.parent
     free = shutil.disk_usage(root).free / 1e9
-    well = free >= wanted or (None if not needed else False)
-    return Finding("disk", well, f"{free:.0f} GB free at {root}, {wanted:.0f} GB wanted", "docker system prune")
+    ok = free >= wanted or (None if not needed else False)
+    return Finding("disk", ok, f"{free:.0f} GB free at {root}, {wanted:.0f} GB needed", "docker system prune")
 
 
 def _gpus(launch: Launch, needed: bool, runtime: bool) -> Iterator[Finding]:
@@ -143,7 +144,7 @@ def _gpus(launch: Launch, needed: bool, runtime: bool) -> Iterator[Finding]:
     boards = [line.strip() for line in said.splitlines() if line.strip()]
     wanted = launch.num_shard or 1
     enough = len(boards) >= wanted or missing
-    yield Finding("GPUs", enough, f"{len(boards)} ({boards[0] if boards else 'none'}), {wanted} wanted")
+    yield Finding("GPUs", enough, f"{len(boards)} ({boards[0] if boards else 'none'}), {wanted} needed")
     yield Finding(
         "container toolkit",
         runtime or missing,
@@ -165,7 +166,7 @@ def _port(port: int, needed: bool) -> Finding:
 def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> Iterator[Finding]:
     try:
         endpoint = Endpoint(url, min(timeout, ANSWER_SECONDS))
-        server = health.look(endpoint, deadline=wait_for(say, timeout, f"{endpoint.url} to say what it is"))
+        server = detect(endpoint, deadline=wait_for(say, timeout, f"{endpoint.url} to say what it is"))
     except UserError as e:
         yield Finding("server", False, str(e), "start it, or correct --url")
         return
@@ -178,27 +179,27 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
         return
     yield _engine(server, scenario)
     try:
-        warnings = health.check(server, scenario, read_lengths(scenario.workload))
+        warnings = check_limits(server, scenario, read_lengths(scenario.workload))
     except UserError as e:
-        yield Finding("profile", False, str(e))
+        yield Finding("workload", False, str(e))
         return
-    yield Finding("profile", True, "the server can take it")
+    yield Finding("workload", True, "the server can serve it")
     for warning in warnings:
         yield Finding("flags", None, warning)
     if is_engine(server.engine, scenario.server.declared):
         yield from _flags(server, scenario)
 
 
-def _engine(server: health.Server, scenario: Scenario) -> Finding:
-    """Whether the server can be forecast as what the scenario says it is."""
+def _engine(server: Server, scenario: Scenario) -> Finding:
+    """Whether the server is of the scenario's engine."""
     asked = scenario.server.engine
     if is_engine(server.engine, scenario.server.declared):
         return Finding("engine", True, f"{named(server.engine)}, as the scenario says")
     return Finding("engine", None, f"{named(server.engine)}: a forecast as {asked} of a run of it needs --as {asked}")
 
 
-def _flags(server: health.Server, scenario: Scenario) -> Iterator[Finding]:
-    """Every flag with its value, and where that is from."""
+def _flags(server: Server, scenario: Scenario) -> Iterator[Finding]:
+    """Every flag with its value and its source."""
     found = flags_of(server, scenario)
     warned = {text.partition(" ")[0]: text for text in untold(found, scenario.server.declared)}
     for name, flag in found.items():

@@ -1,4 +1,4 @@
-"""The server's address, for everything but the load: its limits, its health, its metrics, a probe."""
+"""HTTP to the server for everything but the load: detection, health, metrics, probes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from measure.apis.refusal import PATHS, clean, explain, inflated, shown_url
+from measure.apis.http_error import PATHS, clean, explain, inflated, shown_url
 from measure.apis.sse import EventParser
 from measure.deadline import Deadline, run_within
 from measure.server.key import VARIABLE, api_key
 from sim.model.errors import UserError
 
-ANSWER_SECONDS = 10.0  # for the whole of an answer that needs no forward pass
-STREAM = (b"data:", b":", b"event:")  # how a stream of events begins
-MOST_BYTES = 1 << 25  # of an answer: decoder_input_details of a 128k prompt take 12 MB, /metrics well under one
-TLS_ALERT = "\x15\x03"  # how a TLS server begins what it has to say to a client that speaks plain HTTP
+ANSWER_SECONDS = 10.0  # for a whole answer that needs no forward pass
+STREAM = (b"data:", b":", b"event:")  # beginnings of an event stream
+MAX_BYTES = 1 << 25  # of an answer: decoder_input_details of a 128k prompt take 12 MB, /metrics well under one
+TLS_ALERT = "\x15\x03"  # the first bytes of a TLS server's answer to plain HTTP
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class Unreachable(UserError):
-    """Nobody answers at the URL, or not what was expected."""
+    """No server answers at the URL, or not as expected."""
 
 
 class Answer(NamedTuple):
@@ -40,10 +40,10 @@ class Answer(NamedTuple):
 
 
 class Endpoint:
-    """A base URL and the key for it, which comes from the environment and reaches no file.
+    """A server's base URL. The API key comes from the environment and is written to no file.
 
     `timeout` limits a whole exchange, from the look-up of the name to the last byte of the answer. Redirects are not
-    followed: the load would not follow them either.
+    followed, as the load does not follow them either.
     """
 
     def __init__(self, url: str, timeout: float = ANSWER_SECONDS):
@@ -53,18 +53,18 @@ class Endpoint:
         port = "" if self.port is None or (self.scheme, self.port) in usual else f":{self.port}"
         self.url = f"{self.scheme}://{host}{port}{path}"
         self.timeout, self._path = timeout, path
-        api_key()  # one that cannot be sent is refused before anything is
+        api_key()  # refuses an invalid key before anything is sent
 
     def get(self, path: str, deadline: Deadline | None = None) -> Answer:
-        """The answer; `Unreachable` when there is none, `OutOfTime` when the phase's `deadline` has passed."""
+        """GET a path: the answer; `Unreachable` if there is none, `OutOfTime` if the phase's `deadline` has passed."""
         return self._exchange("GET", path, None, self.timeout, deadline)
 
     def post(self, path: str, body: dict[str, Any], deadline: Deadline) -> Answer:
-        """The answer to a JSON request, which may take as long as the deadline of its phase allows."""
+        """POST a JSON request, which may take until the deadline of its phase."""
         return self._exchange("POST", path, msgspec.json.encode(body), deadline.left(), deadline)
 
     def explain(self, path: str, answer: Answer) -> str:
-        """Why an answer is not what was asked for; see `refusal`."""
+        """Explain an unexpected answer; see `http_error`."""
         return explain(answer.status, answer.headers, answer.body, self.url + path)
 
     def _exchange(
@@ -81,40 +81,39 @@ class Endpoint:
                 raise deadline.passed(why) from None
             raise Unreachable(f"{shown_url(self.url)}: no server answers within {seconds:.3g} s ({why})") from None
         except (OSError, ValueError, http.client.HTTPException) as e:
-            said = self._reason(e, seconds)
-            raise Unreachable(f"{shown_url(self.url)}: no server answers ({said}){_proxy_hint(self.scheme)}") from e
+            reason = self._reason(e, seconds)
+            raise Unreachable(f"{shown_url(self.url)}: no server answers ({reason}){_proxy_hint(self.scheme)}") from e
 
     def _reason(self, error: Exception, seconds: float) -> str:
         where = f"{self.host}:{self.port or (443 if self.scheme == 'https' else 80)}"
         if isinstance(error, socket.gaierror | UnicodeError):
-            return (
-                f"the name {clean(self.host)!r} is not known: {clean(str(getattr(error, 'strerror', None) or error))}"
-            )
+            reason = clean(str(getattr(error, "strerror", None) or error))
+            return f"the host name {clean(self.host)!r} cannot be resolved: {reason}"
         if isinstance(error, ConnectionRefusedError):
             return f"connection refused: nothing listens at {where}"
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"TLS: its certificate is not trusted: {clean(error.verify_message)}"
+            return f"TLS: the certificate is not trusted: {clean(error.verify_message)}"
         if isinstance(error, ssl.SSLError):
             if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST"):
-                return f"it does not speak TLS: give --url {shown_url(self.url).replace('https', 'http', 1)}"
+                return f"the server does not use TLS: give --url {shown_url(self.url).replace('https', 'http', 1)}"
             return f"TLS: {clean(error.reason or str(error))}"
         if self.scheme == "http" and _speaks_tls(error, self.host, self.port or 80, min(2.0, seconds)):
-            return f"it speaks TLS: give --url {shown_url(self.url).replace('http', 'https', 1)}"
+            return f"the server uses TLS: give --url {shown_url(self.url).replace('http', 'https', 1)}"
         if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
-            return f"it does not speak HTTP: {clean(str(error))}"
+            return f"the answer is not HTTP: {clean(str(error))}"
         if isinstance(error, http.client.IncompleteRead):
-            return f"it closed the connection in the middle of an answer, after {len(error.partial)} bytes"
+            return f"the server closed the connection during an answer, after {len(error.partial)} bytes"
         return clean(str(error)) or type(error).__name__
 
 
 class _Exchange:
-    """One request and its answer; `stage` is what it waits for."""
+    """One request and its answer; `stage` says what it waits for."""
 
     def __init__(self, endpoint: Endpoint, method: str, target: str, body: bytes | None, seconds: float):
-        self.stage = f"looking up the name {clean(endpoint.host)!r}"
+        self.stage = f"looking up the host name {clean(endpoint.host)!r}"
         self._endpoint, self._method, self._target, self._body = endpoint, method, target, body
         made = http.client.HTTPSConnection if endpoint.scheme == "https" else http.client.HTTPConnection
-        # no proxy from the environment: the load goes straight to the server, so do the questions about it
+        # proxies of the environment are not used, as the load does not use them either
         self._connection = made(endpoint.host, endpoint.port, timeout=max(seconds, 1e-3))
 
     def run(self) -> Answer:
@@ -126,39 +125,39 @@ class _Exchange:
             headers["Authorization"] = f"Bearer {key}"
         try:
             socket.getaddrinfo(connection.host, connection.port)
-            self.stage = "it does not take the connection"
+            self.stage = "the connection is not accepted"
             plain = connection.sock = socket.create_connection((connection.host, connection.port), connection.timeout)
             if self._endpoint.scheme == "https":
-                self.stage = "it does not answer in TLS; if it speaks plain HTTP, give --url http://..."
+                self.stage = "no TLS handshake; if the server uses plain HTTP, give --url http://..."
                 connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=connection.host)
-            self.stage = "connected, and not a byte of an answer has come"
+            self.stage = "connected, but no byte of an answer has arrived"
             connection.request(self._method, self._target, self._body, headers)
             body = bytearray()
             with connection.getresponse() as response:
                 fields = {name.lower(): value for name, value in response.getheaders()}
                 while block := response.read1(1 << 16):
                     body += block
-                    self.stage = f"its answer, HTTP {response.status}, has not ended after {len(body)} bytes"
-                    if len(body) > MOST_BYTES:
-                        raise http.client.HTTPException(f"its answer has more than {MOST_BYTES >> 20} MiB")
-                if response.length:  # what was promised, and did not come
+                    self.stage = f"the answer, HTTP {response.status}, has not ended after {len(body)} bytes"
+                    if len(body) > MAX_BYTES:
+                        raise http.client.HTTPException(f"the answer has more than {MAX_BYTES >> 20} MiB")
+                if response.length:  # fewer bytes than announced
                     raise http.client.IncompleteRead(bytes(body), response.length)
         finally:
             connection.close()
-        unpacked = inflated(fields.get("content-encoding", "").strip().lower(), bytes(body), MOST_BYTES)
+        unpacked = inflated(fields.get("content-encoding", "").strip().lower(), bytes(body), MAX_BYTES)
         if unpacked is not None:
             del fields["content-encoding"]
         return Answer(response.status, bytes(body) if unpacked is None else unpacked, fields)
 
     def give_up(self) -> None:
-        """Wake the thread that waits for it."""
+        """Wake the waiting thread."""
         if (waiting := self._connection.sock) is not None:
             with suppress(OSError):
                 waiting.shutdown(socket.SHUT_RDWR)
 
 
 def _parts(url: str) -> tuple[str, str, int | None, str]:
-    """Scheme, host, port and path of a base URL; nothing that is refused is shown if it may be secret."""
+    """Scheme, host, port and path of a base URL; errors show no part that may be secret."""
     text = url.strip()
     scheme = SCHEME.match(text)
     try:
@@ -184,7 +183,7 @@ def _parts(url: str) -> tuple[str, str, int | None, str]:
 
 
 def _speaks_tls(error: Exception, host: str, port: int, seconds: float) -> bool:
-    """Whether a port that had nothing to say to plain HTTP takes a TLS handshake."""
+    """Whether a server that failed on plain HTTP accepts a TLS handshake."""
     if isinstance(error, http.client.BadStatusLine) and str(error).lstrip("'\"").startswith((TLS_ALERT, "\\x15\\x03")):
         return True
     if not isinstance(error, ConnectionError):
@@ -205,34 +204,34 @@ def _speaks_tls(error: Exception, host: str, port: int, seconds: float) -> bool:
 def _proxy_hint(scheme: str) -> str:
     names = [f"{scheme}_proxy".upper(), f"{scheme}_proxy", "ALL_PROXY", "all_proxy"]
     found = next((name for name in names if os.environ.get(name)), None)
-    return f"; {found} is set, and servecast uses no proxy: give a URL that is reached without one" if found else ""
+    return f"; {found} is set, but servecast uses no proxy: give a URL that is reachable without one" if found else ""
 
 
 def decoded(body: bytes) -> dict[str, Any]:
-    """A JSON object, or an empty one for anything else. Of an answer that was streamed although nobody asked for it,
-    every key has the last value that says something."""
+    """A JSON object; empty for anything else. If the answer is a stream although none was requested, each key has its
+    last non-empty value."""
     if body.lstrip().startswith(STREAM):
         parser = EventParser()
-        said: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
         for event in (*parser.feed(body), *parser.end()):
-            said |= {key: value for key, value in _object(event.data).items() if value or key not in said}
-        return said
+            merged |= {key: value for key, value in _object(event.data).items() if value or key not in merged}
+        return merged
     return _object(body)
 
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        said = msgspec.json.decode(body)
+        found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def table(found: Any) -> dict[str, Any]:
-    """What should be an object of a server's JSON, empty if it is anything else."""
+    """A value that should be a JSON object; empty if it is not."""
     return found if isinstance(found, dict) else {}
 
 
 def rows(found: Any) -> list[Any]:
-    """What should be a list of a server's JSON, empty if it is anything else."""
+    """A value that should be a JSON list; empty if it is not."""
     return found if isinstance(found, list) else []

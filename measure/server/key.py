@@ -1,4 +1,4 @@
-"""The server's API key: from the environment, into a header, and nowhere else."""
+"""The server's API key: read from the environment, sent in a header, written nowhere."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ VARIABLE = "SERVECAST_API_KEY"
 
 
 def api_key() -> str | None:
-    """The key of the environment, without the blanks and newlines that files and shells leave around it."""
+    """The key from the environment, stripped of white space; None if it is not set."""
     key = os.environ.get(VARIABLE, "").strip()
     if not key:
         return None
     if not (key.isascii() and key.isprintable()):
-        raise BadInput("expected a key in visible ASCII characters", path=VARIABLE)  # which is not shown
+        raise BadInput("expected a key in visible ASCII characters", path=VARIABLE)  # the key itself is not shown
     return key
 
 
 def without_key(text: str) -> str:
-    """A text of a server, which may repeat the key it was sent."""
+    """A server's text with the key masked, in case the server repeats it."""
     key = os.environ.get(VARIABLE, "").strip()
     return text.replace(key, "***") if key else text

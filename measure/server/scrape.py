@@ -1,4 +1,4 @@
-"""The server's own metrics, once a second and at every window's edge: the second witness."""
+"""Scrapes the server's `/metrics` once a second and at the beginning and end of every window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from measure.server.exposition import parse
 from sim.model.files.json_lines import Lines
 
 EVERY_SECONDS = 1.0
-ANSWER_SECONDS = 5.0  # for one scrape: the ladder waits for those at a window's edges
+ANSWER_SECONDS = 5.0  # for one scrape; the ladder waits for those at the edges of windows
 
 
 class Scraper:
@@ -25,13 +25,13 @@ class Scraper:
         self._lines = Lines(path)
         self.scrapes = self.gaps = 0
         self._cause = ""
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._keep_on, daemon=True)
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._scrape_periodically, daemon=True)
         self._thread.start()
 
     def scrape(self) -> None:
-        """Scrape now; a server that does not answer leaves a gap, which is counted."""
-        asked = self._now()
+        """Scrape now; a failed scrape is counted as a gap."""
+        started = self._now()
         deadline = Deadline(ANSWER_SECONDS, f"{self._endpoint.url}/metrics")
         self.scrapes += 1
         try:
@@ -42,16 +42,16 @@ class Scraper:
         if answer.status != 200:
             self._failed(f"/metrics: {self._endpoint.explain('/metrics', answer)}")
             return
-        line = {"t": round((asked + self._now()) / 2, 6), "metrics": parse(answer.body.decode("utf-8", "replace"))}
+        line = {"t": round((started + self._now()) / 2, 6), "metrics": parse(answer.body.decode("utf-8", "replace"))}
         with self._lock:
-            if not self._over.is_set():
+            if not self._closed.is_set():
                 self._lines.write(msgspec.json.encode(line))
 
     def warnings(self) -> list[str]:
-        """What is missing of the server's own account, and the first cause of it."""
+        """A warning if scrapes failed, with the first cause."""
         if not self.gaps:
             return []
-        return [f"{self.gaps} of {self.scrapes} times the server did not say what it measures of itself: {self._cause}"]
+        return [f"{self.gaps} of {self.scrapes} scrapes of the server's metrics failed: {self._cause}"]
 
     def _failed(self, cause: str) -> None:
         self.gaps += 1
@@ -59,14 +59,14 @@ class Scraper:
 
     def close(self) -> None:
         """Stop scraping."""
-        self._over.set()
+        self._closed.set()
         self._thread.join(ANSWER_SECONDS + 1.0)
         with self._lock:
             self._lines.close()
 
-    def _keep_on(self) -> None:
-        while not self._over.wait(EVERY_SECONDS):
+    def _scrape_periodically(self) -> None:
+        while not self._closed.wait(EVERY_SECONDS):
             try:
                 self.scrape()
-            except OSError:  # a full disk: the answers themselves matter more, and will tell
+            except OSError:  # a full disk, which writing the records will report
                 return

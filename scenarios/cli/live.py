@@ -324,12 +324,12 @@ def _as_measured(scenario: Scenario, run: Run, calibration: Path) -> Scenario:
 @timeout_option
 @set_option
 def doctor(scenario: str | None, url: str | None, timeout: float | None, sets: tuple[str, ...]) -> int:
-    """Say what is missing here, and what mends it.
+    """Say what is missing here, and how to fix it.
 
     Exit status 1 when something is missing that the scenario (or the URL) needs.
     """
+    from measure.server.detection import PROBE_SECONDS
     from measure.server.doctor import diagnose
-    from measure.server.health import PROBE_SECONDS
     from scenarios.answer.tables import console
     from scenarios.load.scenario import load
     from sim.terminal.columns import show_listed
@@ -340,11 +340,11 @@ def doctor(scenario: str | None, url: str | None, timeout: float | None, sets: t
         lambda line: click.echo(line, err=True),
         PROBE_SECONDS if timeout is None else timeout,
     )
-    words = {True: "well", False: "MISSING", None: "-"}
+    words = {True: "ok", False: "missing", None: "-"}
     rows = []
     for finding in findings:
-        rows.append((f"{finding.what:<16} {words[finding.well]:<7}", finding.found))
-        if finding.mend and finding.well is not True:
-            rows.append((f"{'':<16} mend it:", finding.mend))
+        rows.append((f"{finding.what:<16} {words[finding.ok]:<7}", finding.found))
+        if finding.fix and finding.ok is not True:
+            rows.append((f"{'':<16} fix:", finding.fix))
     show_listed(rows, console())
-    return FAILED if any(finding.well is False for finding in findings) else 0
+    return FAILED if any(finding.ok is False for finding in findings) else 0

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from measure.apis.dialect import status_of
+from measure.apis.failure import status_of
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, NOTHING, Answer, Floats, Stretch, assemble, has, understood
 from sim.model.errors import BadInput

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from measure.apis.dialect import GENERATION, OVERLOADED, VALIDATION
+from measure.apis.failure import GENERATION, OVERLOADED, VALIDATION
 from sim.model.request import ABORTED
 
 # The first that occurs in the text decides; aiohttp's and httpx's names of exceptions, and HTTP's reasons.

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from measure.apis.dialect import status_of
+from measure.apis.failure import status_of
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, moment, named, software
 from sim.engines.catalog import DEFAULT, flags_of

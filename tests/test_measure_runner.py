@@ -137,8 +137,8 @@ def test_what_goes_wrong_is_classified_counted_and_shown(calibration: Path, tmp_
     assert len(run.rungs) == 1
     assert "of the requests failed" in run.stopped  # unhealthy: the next rung would tell nothing
     rung = run.rungs[0]
-    assert any("unhealthy" in warning for warning in rung.warnings)
-    assert any("of the length asked" in warning for warning in rung.warnings)
+    assert any("unhealthy" in doubt for doubt in rung.doubts)
+    assert any("of the tokens requested" in doubt for doubt in rung.doubts)
     assert set(rung.extra["errors"]) <= seen
     ended_early = run.requests[run.requests["finish_reason"] == "eos_token"]
     assert len(ended_early) and (ended_early["output_tokens"] < 20).all()

@@ -13,20 +13,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from measure.apis.dialect import Chat
-from measure.ladder.probe import learn
+from measure.apis.openai import Chat
+from measure.ladder.probe import find_recipe
 from measure.ladder.session import measure
-from measure.loadgen.client import Client, Record, Stopwatch
+from measure.loadgen.client import Client, Record, RunClock
 from measure.loadgen.prompts import generator
+from measure.server.detection import Server, detect
 from measure.server.endpoint import Endpoint
-from measure.server.health import Server, look
-from sim.engines.tgi_0_9_4 import Flags
+from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 from sim.run import read_run
 
 SCENARIO = Scenario(
-    server=Flags(),
     name="tiny",
     workload=Workload(prompt_tokens=200, output_tokens=40),
     load=Load(users=[1, 2, 4], spawn_rate=20.0, seconds=1.5),
@@ -70,16 +69,16 @@ def test_the_ladder_climbs_a_real_engine(llama: str, tmp_path: Path) -> None:
 
 def test_chat_prompts_are_fitted_to_what_the_server_counts(llama: str) -> None:
     endpoint = Endpoint(llama)
-    found = look(endpoint)
+    found = detect(endpoint)
     assert found.api == "completions"
     chat = Server(api="chat", model=found.model)
-    recipe, warnings = learn(endpoint, chat, SCENARIO, None, None, 0)
+    recipe, doubts = find_recipe(endpoint, chat, SCENARIO, None, None, 0)
     assert recipe.tokens_per_word > 1  # this vocabulary spells English words letter by letter
     assert not recipe.exact
     record = Record(0, 0, 0, 0.0, 0.0, 200, 12)
-    client = Client(llama, Chat(found.model), Stopwatch(time.perf_counter_ns()).now, patience=20.0)
-    client.ask(record, recipe.prompt(200, generator(0, 0)))
+    client = Client(llama, Chat(found.model), RunClock(time.perf_counter_ns()).now, patience=20.0)
+    client.send(record, recipe.prompt(200, generator(0, 0)))
     client.close()
     assert (record.status, record.output_tokens, record.generated_tokens) == ("ok", 12, 12)
     assert record.counted_prompt == pytest.approx(200, rel=0.15)
-    assert all("prompt meant to have 200 tokens" in warning for warning in warnings)
+    assert all("prompt of 200 tokens" in doubt for doubt in doubts)

@@ -1,0 +1,118 @@
+"""Checks the lengths and flags of a scenario against the limits that a server tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from measure.server.detection import Server, is_length
+from sim.model.errors import UserError
+from sim.model.flags import TOLD
+from sim.model.identity import is_engine
+from sim.model.scenario import Scenario
+from sim.model.server import ServerConfig
+from sim.model.workload import Lengths, RequestLengths
+
+FITTING = ("max_batch_total_tokens", "max_input_length", "max_total_tokens")
+LIMITS = {  # of TGI's `/info`, by their names in 0.9.4: the names in later versions
+    "max_input_length": ("max_input_length", "max_input_tokens"),
+    "max_total_tokens": ("max_total_tokens",),
+    "max_batch_prefill_tokens": ("max_batch_prefill_tokens",),
+    "max_batch_total_tokens": ("max_batch_total_tokens",),
+}
+
+
+class Unfit(UserError):
+    """The server cannot serve the scenario's workload."""
+
+
+def bounds(lengths: int | Lengths | None, column: Any = None) -> tuple[int, int | None]:
+    """The least and the greatest number of tokens; None if the distribution is unbounded."""
+    if column is not None:
+        return int(column.min()), int(column.max())
+    if isinstance(lengths, int):
+        return lengths, lengths
+    if lengths is not None and lengths.uniform is not None:
+        return lengths.uniform
+    drawn = None if lengths is None else lengths.lognormal or lengths.exponential
+    return (1, None) if drawn is None else (drawn.low, drawn.high)
+
+
+def _check_fits(info: dict[str, Any], flags: ServerConfig, prompt: int | None, new: int | None) -> None:
+    """Raise `CannotFit` if a request would block the server's queue for ever (fixed in TGI 2.0).
+
+    `/info` does not tell the prefill budget: it is taken from the scenario.
+    """
+    known = {name: info[name] for name in FITTING if isinstance(info.get(name), int)}
+    flags = msgspec.structs.replace(flags, **known)
+    if not isinstance(flags.max_batch_total_tokens, int) or new is None:
+        return
+    longest = min(prompt or flags.max_input_length, flags.max_input_length)
+    flags.check_fits(longest, min(new, flags.max_total_tokens - longest))
+
+
+def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[int, int | None]) -> Iterable[str]:
+    """Compare (least, greatest) lengths with the limits that the server tells; returns warnings."""
+    warnings = []
+    limits = dict(server.limits)
+    for name, called in LIMITS.items():
+        for found in ((server.info or {}).get(key) for key in called):
+            if found is not None and is_length(found):
+                limits[name] = found
+    for name, limit in limits.items():
+        alone = name in ("max_input_length", "max_batch_prefill_tokens")
+        (least, most), what = (prompt, "prompts") if alone else (total, "prompts plus answers")
+        if server.api == "tgi":
+            if least > limit:
+                flag = f"--{name.replace('_', '-')}"
+                raise Unfit(
+                    f"the server's {name} is {limit}, the scenario's {what} have {least} tokens: start it with "
+                    f"{flag} {least}"
+                )
+            if "batch" in name and most is not None and most > limit:
+                warnings.append(f"{what} may exceed the server's {name} {limit}; such requests may never be scheduled")
+            elif "batch" not in name and (most is None or most > limit):
+                warnings.append(
+                    f"{what} may exceed the server's {name} {limit}; such requests end with status validation"
+                )
+        elif max(least, most or 0) > limit:
+            raise Unfit(
+                f"the server's {name} is {limit}, the scenario's {what} have up to {most or least} tokens: answers "
+                f"would be cut short or refused; raise it (vLLM: --max-model-len {most or least}), or ask for less"
+            )
+        elif most is None:
+            warnings.append(f"{what} may exceed the server's {name} {limit}; such answers are cut short or refused")
+    return warnings
+
+
+def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | None = None) -> list[str]:
+    """Warnings about measuring this scenario on this server; raises `Unfit` if no request can succeed, and `CannotFit`
+    if one could never be scheduled."""
+    info, warnings = server.info or {}, [*server.warnings, *(lengths.doubts if lengths is not None else ())]
+    work = scenario.workload
+    new = work.max_new_tokens if work.max_new_tokens is not None else work.output_tokens
+    prompt = bounds(work.prompt_tokens, None if lengths is None else lengths.prompt_tokens)
+    answer = bounds(new, None if lengths is None else lengths.max_new_tokens)
+    total = (prompt[0] + answer[0], None if prompt[1] is None or answer[1] is None else prompt[1] + answer[1])
+    if lengths is not None:
+        total = bounds(None, lengths.prompt_tokens + lengths.max_new_tokens)
+    warnings += _check_lengths(server, prompt, total)
+    if str(info.get("version", "")).startswith(("0.9.", "1.")):
+        _check_fits(info, scenario.server, prompt[1], answer[1])
+    ours = is_engine(server.engine, scenario.server.engine)
+    for name in TOLD if ours else ():
+        told, wanted = info.get(name), getattr(scenario.server, name)
+        if (
+            isinstance(told, int | float)
+            and isinstance(wanted, int | float)
+            and abs(told - wanted) > 1e-6 * abs(wanted)
+        ):
+            warnings.append(f"the server's {name} is {told:g}, the scenario's {wanted:g}; the server's value is used")
+    permits = info.get("max_concurrent_requests")
+    if isinstance(permits, int) and max(scenario.load.users or [0]) > permits:
+        warnings.append(
+            f"the ladder goes to {max(scenario.load.users or [0])} users, but the server accepts {permits} at a time"
+        )
+    return warnings
