@@ -125,8 +125,8 @@ class Journal:
 
     def warn(self, sentence: str) -> None:
         """Add a warning about the whole run, once."""
-        if sentence not in self.head["doubts"]:
-            self.head["doubts"].append(sentence)
+        if sentence not in self.head["warnings"]:
+            self.head["warnings"].append(sentence)
 
     def add(self, report: Report) -> None:
         """Write the canary's lags and the CPU use of a report to `client.jsonl`."""

@@ -23,7 +23,6 @@ from measure.ladder.session import measure
 from measure.server.docker import LABEL, CannotStart, arguments, connect, launched, leftovers
 from measure.server.doctor import diagnose
 from measure.server.tokenizer_patch import patched_tokenizer
-from sim.model.run import read_run
 from sim.model.scenario import Launch, Load, Scenario
 from sim.model.server import ServerConfig
 from sim.model.workload import Workload

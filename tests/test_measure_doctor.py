@@ -42,7 +42,7 @@ def test_a_server_is_held_against_the_scenario(tmp_path: Path, monkeypatch: pyte
     gone = by_name(diagnose(scenario(), process.url))
     assert good["server"].found == "TGI 0.9.4, servecast/stand-in"
     assert good["workload"].ok is True
-    assert "200 users, the server takes 128" in good["flags"].found
+    assert "200 users, but the server accepts 128" in good["flags"].found
     assert bad["workload"].ok is False
     assert "--max-input-length 1500" in bad["workload"].found
     assert gone["server"].ok is False

@@ -205,7 +205,7 @@ def test_a_ladder_that_is_not_listed_goes_as_far_as_the_servers_permits(calibrat
             assert rung.seconds <= 1.5
         else:
             assert rung.status == "limited" and rung.seconds == pytest.approx(1.5)
-            assert any("1.5 s were not enough" in warning for warning in rung.warnings)
+            assert any("reached its limit of 1.5 s" in warning for warning in rung.warnings)
 
 
 def test_a_budget_bounds_the_ladder_in_the_middle_of_a_rung(server: tuple[Standin, Path], tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from measure.loadgen.client import Client, Record, RunClock
 from measure.loadgen.prompts import generator
 from measure.server.detection import Server, detect
 from measure.server.endpoint import Endpoint
-from sim.model.run import read_run
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 from sim.run import read_run
@@ -72,7 +71,7 @@ def test_chat_prompts_are_fitted_to_what_the_server_counts(llama: str) -> None:
     found = detect(endpoint)
     assert found.api == "completions"
     chat = Server(api="chat", model=found.model)
-    recipe, doubts = find_recipe(endpoint, chat, SCENARIO, None, None, 0)
+    recipe, warnings = find_recipe(endpoint, chat, SCENARIO, None, None, 0)
     assert recipe.tokens_per_word > 1  # this vocabulary spells English words letter by letter
     assert not recipe.exact
     record = Record(0, 0, 0, 0.0, 0.0, 200, 12)
@@ -81,4 +80,4 @@ def test_chat_prompts_are_fitted_to_what_the_server_counts(llama: str) -> None:
     client.close()
     assert (record.status, record.output_tokens, record.generated_tokens) == ("ok", 12, 12)
     assert record.counted_prompt == pytest.approx(200, rel=0.15)
-    assert all("prompt of 200 tokens" in doubt for doubt in doubts)
+    assert all("prompt of 200 tokens" in warning for warning in warnings)

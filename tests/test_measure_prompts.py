@@ -94,9 +94,9 @@ def test_a_tokenizers_prompt_is_verified_without_truncation(tmp_path: Path) -> N
         raw = json.loads(other.read_text())
         raw["post_processor"] = None
         other.write_text(json.dumps(raw))
-        doubts = find_recipe(endpoint, server, scenario(), None, str(other), 0)[1]
-    assert any("has 51 in its decoder_input_details" in d for d in doubts)
-    assert any("has 51 in the server's tgi_request_input_length" in d for d in doubts)
+        warnings = find_recipe(endpoint, server, scenario(), None, str(other), 0)[1]
+    assert any("has 51 in its decoder_input_details" in d for d in warnings)
+    assert any("has 51 in the server's tgi_request_input_length" in d for d in warnings)
 
 
 def answer(body: Any, status: int = 200) -> bytes:
@@ -111,7 +111,7 @@ def chat_server(counts: list[int]) -> Scripted:
 def test_a_chat_template_is_measured_and_a_wrong_length_is_a_warning() -> None:
     chat = Server(api="chat")
     server = chat_server([64 + 9, 192 + 9, 50])
-    recipe, doubts = find_recipe(Endpoint(server.url), chat, scenario(), None, None, 0)
+    recipe, warnings = find_recipe(Endpoint(server.url), chat, scenario(), None, None, 0)
     server.close()
     assert (recipe.overhead, warnings) == (9, [])
     words = json.loads(server.bodies[2])["messages"][0]["content"].split()
@@ -204,4 +204,4 @@ def test_a_scenario_is_held_against_info() -> None:
     assert check_limits(Server(api="tgi", info=newer, engine=of_info(newer)), asked) == []
     said = check_limits(Server(api="tgi", info=told, engine=of_info(told)), asked)
     assert [d for d in said if "max_waiting_tokens is 10, the scenario's 20" in d]
-    assert [d for d in said if "max_batch_total_tokens is 90, the scenario says 100" in d]
+    assert [d for d in said if "max_batch_total_tokens is 90, the scenario's 100" in d]

@@ -261,7 +261,7 @@ def test_a_person_sees_the_rungs(terminal: bool) -> None:
     with console.file, Progress(console) as screen:
         screen.update("1 user", "settling", None)
         screen.update("1 user", "measuring", window())
-        screen.finish("1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", ["a doubt"])
+        screen.finish("1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", ["a warning"])
     said = console.export_text()
     assert "1 user" in said and "0.100" in said
     assert ("1 user: complete; RPS 1" in said and ", 1 warning" in said) == (not terminal)

@@ -147,7 +147,7 @@ class Rung:
             **load,
             **{name: None if t is None else round(t, 6) for name, t in times.items()},
             "status": self.status if window is not None else "aborted",
-            "doubts": self.warnings,
+            "warnings": self.warnings,
         }
         return head if window is None else head | client_view(window)
 

@@ -183,7 +183,7 @@ class LadderRun:
         except UserError:  # nothing was recorded; the reason is reported elsewhere
             return
         for number, warnings in found.items():
-            known = self.journal.rungs[number]["doubts"]
+            known = self.journal.rungs[number]["warnings"]
             known += [warning for warning in warnings if warning not in known]
         self._saved()
 

@@ -90,7 +90,7 @@ def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[
 def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | None = None) -> list[str]:
     """Warnings about measuring this scenario on this server; raises `Unfit` if no request can succeed, and `CannotFit`
     if one could never be scheduled."""
-    info, warnings = server.info or {}, [*server.warnings, *(lengths.doubts if lengths is not None else ())]
+    info, warnings = server.info or {}, [*server.warnings, *(lengths.warnings if lengths is not None else ())]
     work = scenario.workload
     new = work.max_new_tokens if work.max_new_tokens is not None else work.output_tokens
     prompt = bounds(work.prompt_tokens, None if lengths is None else lengths.prompt_tokens)
