@@ -177,8 +177,7 @@ def test_a_dead_load_generator_is_told_apart_from_a_dead_server(server: tuple[St
     run = read_run(out)
     assert [r.status for r in run.rungs] == ["complete", "aborted"]
     assert run.stopped == (
-        "the load generator was killed (SIGKILL), probably because memory ran out; "
-        "try fewer users or fewer --processes"
+        "the load generator was killed (SIGKILL), probably because memory ran out; try fewer users or fewer --processes"
     )
 
 

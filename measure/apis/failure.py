@@ -65,7 +65,7 @@ def from_response(code: int, body: bytes, headers: Mapping[str, str] = {}, url: 
 
 
 def status_of(code: int) -> str:
-    """The status of a request for an HTTP status other than 200 (`tgi-0.9.4.md` §1.4)."""
+    """The status of a request for an HTTP status other than 200 (TGI: router/src/server.rs:797-825)."""
     if code in (429, 503):
         return OVERLOADED
     return GENERATION if code == 424 or code >= 500 else VALIDATION

@@ -33,7 +33,7 @@ class _Event(msgspec.Struct):
 
 
 class Tgi:
-    """One event is one token, whatever its text; errors come in HTTP 200 (`tgi-0.9.4.md` §1)."""
+    """One event is one token, whatever its text; errors come in HTTP 200 (router/src/server.rs)."""
 
     path = "/generate_stream"
 

@@ -39,8 +39,10 @@ DONE_SECONDS = 0.25  # from the usage to `[DONE]`
 
 
 class Record(msgspec.Struct):
-    """A line of `requests.jsonl`. `generated_tokens` and `counted_prompt` are the server's counts. `event_tokens` is
-    set if an event carried several tokens, `spread` if only the total is known and was spread over the events.
+    """A line of `requests.jsonl` (`docs/files.md`).
+
+    `generated_tokens` and `counted_prompt` are the server's counts. `event_tokens` is set if an event carried several
+    tokens, `spread` if only the total is known and was spread over the events.
     """
 
     id: int
