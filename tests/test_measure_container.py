@@ -23,18 +23,19 @@ from measure.ladder.session import measure
 from measure.server.docker import LABEL, CannotStart, arguments, connect, launched, leftovers
 from measure.server.doctor import diagnose
 from measure.server.tokenizer_patch import patched_tokenizer
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Launch, Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Workload
 from sim.run import read_run
 
-SERVER = ServerConfig(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
+SERVER = Flags(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
 CHILD = """
 import sys
 from pathlib import Path
 import msgspec
 from measure.ladder.session import measure
 from measure.server.tokenizer_patch import patched_tokenizer
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Scenario
 measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
 """
@@ -81,7 +82,7 @@ def test_the_flags_are_the_scenarios_own() -> None:
     launch = Launch(
         model="llama", num_shard=4, port=8080, args={"quantize": "gptq", "trust_remote_code": True, "x": False}
     )
-    argv = arguments(launch, ServerConfig(max_batch_prefill_tokens=14000, max_batch_total_tokens=36000))
+    argv = arguments(launch, Flags(max_batch_prefill_tokens=14000, max_batch_total_tokens=36000))
     flags = dict(itertools.pairwise(argv))
     assert flags["--max-batch-prefill-tokens"] == "14000"
     assert flags["--max-batch-total-tokens"] == "36000"

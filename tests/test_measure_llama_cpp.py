@@ -20,11 +20,13 @@ from measure.loadgen.client import Client, Record, RunClock
 from measure.loadgen.prompts import generator
 from measure.server.detection import Server, detect
 from measure.server.endpoint import Endpoint
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 from sim.run import read_run
 
 SCENARIO = Scenario(
+    server=Flags(),
     name="tiny",
     workload=Workload(prompt_tokens=200, output_tokens=40),
     load=Load(users=[1, 2, 4], spawn_rate=20.0, seconds=1.5),

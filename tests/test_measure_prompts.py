@@ -17,15 +17,15 @@ from measure.server.detection import Server, detect
 from measure.server.endpoint import Endpoint, Unreachable
 from measure.server.exposition import parse
 from measure.server.limits import Unfit, check_limits
+from sim.engines.catalog import of_info
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput, CannotFit
-from sim.model.identity import of_info
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Exponential, Lengths, Lognormal, RequestLengths, Workload
 
 
 def scenario(prompt: Any = 50, **more: Any) -> Scenario:
-    return Scenario(name="p", workload=Workload(prompt_tokens=prompt, output_tokens=5), **more)
+    return Scenario(server=Flags(), name="p", workload=Workload(prompt_tokens=prompt, output_tokens=5), **more)
 
 
 def save_tokenizer(path: Path, words: list[str]) -> Path:
@@ -171,7 +171,7 @@ def test_a_scenario_is_held_against_info() -> None:
     tgi = Server(api="tgi", info=info, engine=of_info(info | {"model_id": "m"}))
     assert check_limits(tgi, scenario()) == []
     assert check_limits(tgi, scenario(1024)) == []  # as much as it takes
-    wider = Scenario(name="x", server=ServerConfig(max_total_tokens=5000), workload=scenario().workload)
+    wider = Scenario(name="x", server=Flags(max_total_tokens=5000), workload=scenario().workload)
     assert "the server's max_total_tokens is 2048, the scenario's 5000; the server's value is used" in check_limits(
         tgi, wider
     )
@@ -181,7 +181,10 @@ def test_a_scenario_is_held_against_info() -> None:
             check_limits(tgi, scenario(prompt))
     with pytest.raises(Unfit, match="--max-total-tokens 2100"):
         check_limits(
-            tgi, Scenario(name="x", workload=Workload(prompt_tokens=1000, output_tokens=10, max_new_tokens=1100))
+            tgi,
+            Scenario(
+                server=Flags(), name="x", workload=Workload(prompt_tokens=1000, output_tokens=10, max_new_tokens=1100)
+            ),
         )
     # what the server would take and never schedule is not sent to it
     small = Server(api="tgi", info=info | {"max_batch_total_tokens": 512})
@@ -189,7 +192,7 @@ def test_a_scenario_is_held_against_info() -> None:
     for prompt in (497, Lengths(uniform=(10, 2000))):
         with pytest.raises(CannotFit, match=r"max_batch_total_tokens 512: TGI 0\.9\.4 would wait for ever"):
             check_limits(small, scenario(prompt))
-    narrow = scenario(900, server=ServerConfig(max_batch_prefill_tokens=800))
+    narrow = scenario(900, server=Flags(max_batch_prefill_tokens=800))
     with pytest.raises(CannotFit, match="max_batch_prefill_tokens 800"):
         check_limits(Server(api="tgi", info=info | {"max_batch_total_tokens": 16000}), narrow)
     for prompt in (Lengths(uniform=(10, 2000)), Lengths(lognormal=Lognormal(mean=100, cv=1))):
@@ -199,7 +202,7 @@ def test_a_scenario_is_held_against_info() -> None:
     assert any("may exceed" in d for d in check_limits(tgi, scenario(), lengths))
     assert any("200 users" in d for d in check_limits(tgi, scenario(load=Load(users=[200]))))
     told = info | {"max_waiting_tokens": 10, "max_batch_total_tokens": 90, "model_id": "m"}
-    asked = scenario(server=ServerConfig(max_batch_total_tokens=100))
+    asked = scenario(server=Flags(max_batch_total_tokens=100))
     newer = told | {"version": "2.0.4"}  # whose flags are not the scenario's to judge
     assert check_limits(Server(api="tgi", info=newer, engine=of_info(newer)), asked) == []
     said = check_limits(Server(api="tgi", info=told, engine=of_info(told)), asked)

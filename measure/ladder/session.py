@@ -161,10 +161,10 @@ def _record_server(
     head |= {"info": server.info, "api": server.api, "engine": None if engine is None else msgspec.to_builtins(engine)}
     head["software"]["server"] = None if engine is None else engine.version
     asked = scenario.server.engine
-    if is_engine(engine, asked):
+    if is_engine(engine, scenario.server.declared):
         flags = flags_of(server, scenario, head.get("container"))
         head["flags"] = msgspec.to_builtins(flags)
-        lines += untold(flags)
+        lines += untold(flags, scenario.server.declared)
     else:
         head["scenario"].pop("server", None)
         lines.append(f"the server is {named(engine)}: it is measured, and a forecast as {asked} needs --as {asked}")

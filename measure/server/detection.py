@@ -11,7 +11,8 @@ from measure.apis.openai import EXTRAS
 from measure.deadline import Deadline, OutOfTime
 from measure.loadgen.prompts import tokenizer_file
 from measure.server.endpoint import Answer, Endpoint, Unreachable, decoded, rows, table
-from sim.model.identity import OWNERS, Identity, identity, of_info
+from sim.engines.catalog import identity, of_info, of_owner
+from sim.model.identity import Identity
 
 PROBE_SECONDS = 120.0
 # HTTP statuses that explain best why no API was detected, the best first; all others come after these
@@ -121,7 +122,7 @@ def _undetected(endpoint: Endpoint, answers: dict[str, Answer]) -> Unreachable:
 def _engine(endpoint: Endpoint, models: list[dict[str, Any]], deadline: Deadline) -> Identity | None:
     """The engine of an OpenAI-style server, from `owned_by` of its models; None if unknown."""
     owners = [str(m.get("owned_by")) for m in models]
-    name = next((OWNERS[owner] for owner in owners if owner in OWNERS), None)
+    name = next((engine for owner in owners if (engine := of_owner(owner)) is not None), None)
     if name is None:
         return None
     version = decoded(endpoint.get("/version", deadline).body).get("version") if name == "vllm" else None

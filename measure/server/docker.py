@@ -26,7 +26,7 @@ from measure.deadline import OutOfTime, wait_for
 from measure.server.endpoint import Endpoint, Unreachable
 from sim.model.errors import UserError
 from sim.model.scenario import Launch
-from sim.model.server import ServerConfig
+from sim.model.server import EngineFlags
 from sim.terminal.console import Console
 
 LABEL = "servecast"
@@ -54,15 +54,16 @@ class Running(NamedTuple):
     described: dict[str, Any]
 
 
-def arguments(launch: Launch, server: ServerConfig) -> list[str]:
+def arguments(launch: Launch, server: EngineFlags) -> list[str]:
     """The launcher's command line, with the flags that are simulated."""
     argv = ["--model-id", launch.model, "--hostname", "127.0.0.1", "--port", str(launch.port)]
     if launch.num_shard is not None:
         argv += ["--num-shard", str(launch.num_shard)]
     for name in FLAGS:
         argv += [f"--{name.replace('_', '-')}", str(getattr(server, name))]
-    if isinstance(server.max_batch_total_tokens, int):
-        argv += ["--max-batch-total-tokens", str(server.max_batch_total_tokens)]
+    capacity = getattr(server, server.declared.capacity)
+    if isinstance(capacity, int):
+        argv += [f"--{server.declared.capacity.replace('_', '-')}", str(capacity)]
     for name, value in launch.args.items():
         flag = f"--{name.replace('_', '-')}"
         argv += [flag] if value is True else [] if value is False else [flag, str(value)]
@@ -86,7 +87,7 @@ def connect() -> docker.DockerClient:
 @contextmanager
 def launched(
     launch: Launch,
-    server: ServerConfig,
+    server: EngineFlags,
     out: Path,
     console: Console,
     mounts: Mapping[Path, str] | None = None,

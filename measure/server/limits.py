@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 
 from measure.server.detection import Server, is_length
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import UserError
-from sim.model.flags import TOLD
 from sim.model.identity import is_engine
 from sim.model.scenario import Scenario
-from sim.model.server import ServerConfig
+from sim.model.server import EngineFlags
 from sim.model.workload import Lengths, RequestLengths
 
 FITTING = ("max_batch_total_tokens", "max_input_length", "max_total_tokens")
@@ -40,13 +40,13 @@ def bounds(lengths: int | Lengths | None, column: Any = None) -> tuple[int, int 
     return (1, None) if drawn is None else (drawn.low, drawn.high)
 
 
-def _check_fits(info: dict[str, Any], flags: ServerConfig, prompt: int | None, new: int | None) -> None:
+def _check_fits(info: dict[str, Any], server: EngineFlags, prompt: int | None, new: int | None) -> None:
     """Raise `CannotFit` if a request would block the server's queue for ever (fixed in TGI 2.0).
 
     `/info` does not tell the prefill budget: it is taken from the scenario.
     """
     known = {name: info[name] for name in FITTING if isinstance(info.get(name), int)}
-    flags = msgspec.structs.replace(flags, **known)
+    flags = msgspec.structs.replace(server if isinstance(server, Flags) else Flags(), **known)
     if not isinstance(flags.max_batch_total_tokens, int) or new is None:
         return
     longest = min(prompt or flags.max_input_length, flags.max_input_length)
@@ -101,8 +101,8 @@ def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | N
     warnings += _check_lengths(server, prompt, total)
     if str(info.get("version", "")).startswith(("0.9.", "1.")):
         _check_fits(info, scenario.server, prompt[1], answer[1])
-    ours = is_engine(server.engine, scenario.server.engine)
-    for name in TOLD if ours else ():
+    ours = is_engine(server.engine, scenario.server.declared)
+    for name in scenario.server.declared.told if ours else ():
         told, wanted = info.get(name), getattr(scenario.server, name)
         if (
             isinstance(told, int | float)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from measure.server.detection import Server
+from sim.engines.catalog import of_image
 from sim.model.flags import LAUNCH, SERVER, Flag, launched_by, told_by
-from sim.model.identity import Identity, of_image
+from sim.model.identity import Identity
 from sim.model.scenario import Scenario
 
 
@@ -19,6 +20,7 @@ def engine_of(server: Server, container: dict[str, Any] | None = None) -> Identi
 
 def flags_of(server: Server, scenario: Scenario, container: dict[str, Any] | None = None) -> dict[str, Flag]:
     """The flags of a server of the scenario's engine; `container` describes it if it was started by docker."""
-    launched = launched_by((container or {}).get("argv") or [])
+    kind = type(scenario.server)
+    launched = launched_by(kind, (container or {}).get("argv") or [])
     found = scenario.flags | {name: Flag(value=value, source=LAUNCH) for name, value in launched.items()}
-    return found | {name: Flag(value=value, source=SERVER) for name, value in told_by(server.info).items()}
+    return found | {name: Flag(value=value, source=SERVER) for name, value in told_by(kind, server.info).items()}
