@@ -25,7 +25,8 @@ from sim.model.workload import Exponential, Lengths, Lognormal, RequestLengths, 
 
 
 def scenario(prompt: Any = 50, **more: Any) -> Scenario:
-    return Scenario(server=Flags(), name="p", workload=Workload(prompt_tokens=prompt, output_tokens=5), **more)
+    workload = Workload(prompt_tokens=prompt, output_tokens=5)
+    return Scenario(**({"server": Flags(), "name": "p", "workload": workload} | more))
 
 
 def save_tokenizer(path: Path, words: list[str]) -> Path:
