@@ -49,7 +49,11 @@ def wait(service: float, service_sq: float, rate: float) -> float:
 
 def one_at_a_time(asynchronous: bool) -> Flags:
     return Flags(
-        max_num_seqs=1, enable_chunked_prefill=False, max_num_batched_tokens=4096, async_scheduling=asynchronous
+        max_num_seqs=1,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=4096,
+        num_gpu_blocks=2000,
+        async_scheduling=asynchronous,
     )
 
 

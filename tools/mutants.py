@@ -123,9 +123,9 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ),
         ("the victim goes to the end", "self.waiting.appendleft(held)", "self.waiting.append(held)"),
         (
-            "the victim keeps what it computed",
-            "held.state, held.start, held.computed = WAITING, NEVER, 0",
-            "held.state, held.start = WAITING, NEVER",
+            "the victim keeps its blocks",
+            "        self._give_back(held, computed, findable)\n        held.preemptions",
+            "        held.preemptions",
         ),
         ("only the first chunk must fit", "if self._reserves else need\n", "if False else need\n"),
         ("all seats and one more", "and len(self.running) < self._seats:", "and len(self.running) <= self._seats:"),
