@@ -170,7 +170,7 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
             "            given[held] = tokens\n            budget -= tokens\n",
             "            given[held] = tokens\n",
         ),
-        ("a victim's share of the budget is lost", "            budget += tokens_back\n", ""),
+        ("a victim's share of the budget is lost", "budget += tokens_back", "pass"),
         (
             "one block is kept from running requests",
             "while new > blocks.free and not forced:",
