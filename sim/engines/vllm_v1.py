@@ -734,7 +734,7 @@ class Engine:
             else:  # its last token is under way, or it was preempted for one before it
                 continue
             new = -(-(before + tokens) // size) - -(-before // size)
-            while new > blocks.free and not forced:
+            while new and new > blocks.free and not forced:
                 victim = next(reversed(self.running)) if self._fcfs else max(self.running, key=_urgency_of_victim)
                 tokens_back = given.pop(victim, 0)
                 budget += tokens_back
@@ -894,9 +894,12 @@ class Engine:
                     self._enter(held, self._findable(held))
 
     def _foreseen(self) -> Decision:
-        """What the rules decide for the next step."""
-        known = {id(r): r for r in (*self._held, *(request for request, _, _ in self._inbox))}
-        copy = deepcopy(self, {id(self.decide): None, id(self.observer): None, id(self.flags): self.flags, **known})
+        """What the rules decide for the next step, found without changing anything."""
+        most = self._decoders.count + self._budget // self._size + len(self._prefilling)  # blocks that a step takes
+        if not self.waiting and most <= self.blocks.free:
+            return Decision()
+        same = (self.flags, self.rules, *self._held, *(request for request, _, _ in self._inbox))
+        copy = deepcopy(self, {id(self.decide): None, id(self.observer): None, **{id(one): one for one in same}})
         step = copy._schedule()
         return Decision(step.admitted, step.preempted)
 
