@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).parent.parent / "data" / "vllm-v1-schedules.jsonl.gz"
 
 def engine_of(*lengths: tuple[int, int], **flags: Any) -> Engine:
     """An engine to which requests of these prompts and answers have come, with ids from 0."""
-    engine = Engine(Flags(**{"async_scheduling": False, "max_num_batched_tokens": 64, **flags}))
+    engine = Engine(Flags(**{"async_scheduling": False, "max_num_batched_tokens": 64, "num_gpu_blocks": 2000, **flags}))
     for uid, (prompt, output) in enumerate(lengths):
         engine.submit(Request(uid, prompt, output, output))
     return engine
@@ -53,7 +53,7 @@ def test_asynchronous_decode_steps_are_one_plan() -> None:
 
 
 def test_asynchronous_a_stop_token_costs_one_step_more() -> None:
-    engine = Engine(Flags(async_scheduling=True))
+    engine = Engine(Flags(async_scheduling=True, num_gpu_blocks=2000))
     engine.submit(Request(0, 20, 5, 50))
     assert shapes(engine) == [(20, 0, 1), (0, 1, 4), (0, 1, 1)]
 
@@ -91,7 +91,7 @@ def test_an_arrival_is_scheduled_at_the_next_boundary_or_asynchronously_at_the_o
 def test_a_client_that_leaves_counts_from_the_end_of_the_step_under_way() -> None:
     for ahead in (False, True):
         first, second = Request(0, 4, 100, 100), Request(1, 4, 100, 100)
-        engine = Engine(Flags(async_scheduling=ahead))
+        engine = Engine(Flags(async_scheduling=ahead, num_gpu_blocks=2000))
         engine.submit(first)
         engine.submit(second)
         found = plans(engine)

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from unittest import mock
 
-from bench_sim import BENCHES, CLOCKS, NOISE, SERVER, STEP_TIME, Loaded
+from bench_sim import BENCHES, CLOCKS, NOISE, STEP_TIME, Loaded
 from msgspec.structs import replace
 
 from sim.cluster import ladder, testbed
@@ -77,10 +77,10 @@ def run(name: str, requests: int, noise: bool, caching: bool) -> dict[str, float
     load = LOADS[name]
     scenario = load.load.scenario(requests)
     flags = replace(load.flags, enable_prefix_caching=caching)
-    model = Model(STEP_TIME, replace(SERVER, max_concurrent_requests=10_000), NOISE if noise else Noise(), CLOCKS)
+    model = Model(STEP_TIME, flags, NOISE if noise else Noise(), CLOCKS)
     engine = ChatEngine(flags) if name == "chats" else Engine(flags)
     began = time.process_time()
-    with mock.patch.object(testbed, "Engine", return_value=engine):  # scenarios cannot name this engine yet
+    with mock.patch.object(testbed, "scheduler", return_value=engine):  # one that makes chats, and that is asked below
         simulated = ladder.climb(scenario, model, (1, 0))
     metrics.table(simulated)
     took = time.process_time() - began

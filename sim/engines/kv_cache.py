@@ -97,14 +97,11 @@ class Blocks:
             self._list[run] = None
         return run
 
-    def claim(self, run: Run, blocks: int) -> None:
-        """Its request takes so many of a parked run's blocks, from the first on; nobody asks for the others again."""
-        self.free -= blocks
-        if blocks < run.blocks:
-            run.blocks -= blocks
-            run.dead = True
-        elif blocks:
+    def claim(self, run: Run) -> None:
+        """Its request takes what is left of a parked run."""
+        if run.blocks:
             del self._list[run]
+            self.free -= run.blocks
 
     def find(self, name: Hashable, first: int, end: int) -> list[Run]:
         """The blocks with an entry for the text `name`, from the number `first` on without a gap, before `end`."""

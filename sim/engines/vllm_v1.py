@@ -324,7 +324,8 @@ class Engine:
         self.flags, self.rules = flags, Rules(flags.version)
         self.decide: Callable[[Decision], Decision] | None = None
         self.observer: Callable[[Scheduled], None] | None = None
-        self.blocks = Blocks(flags.blocks - 1, self.rules.blank_first)  # one block is never used
+        self._usable = flags.blocks - 1  # one block is never used
+        self.blocks = Blocks(self._usable, self.rules.blank_first)
         self.waiting: deque[Held] | list[Held] = deque() if flags.scheduling_policy == "fcfs" else []
         self.running: dict[Held, None] = {}  # in the order of admission
         self.preemptions = self.queried_tokens = self.hit_tokens = 0
@@ -446,7 +447,7 @@ class Engine:
         size, free = self._size, self.blocks.free
         if done:
             free -= self._decoders.blocks(self._scheduled + 1, done) + self._blocks_of_chunks(done)
-        used = self.flags.blocks - 1 - free
+        used = self._usable - free
         return ServerState(len(self.waiting), self._queued_tokens, len(self.running), used * size, free * size)
 
     def counters(self, done: int = 0) -> Mapping[str, float]:
@@ -838,7 +839,7 @@ class Engine:
         hits: list[Run] = []
         number = idle = 0
         if held.parked is not None:
-            number = idle = min(held.parked.blocks, (known - 1) // size)
+            number = idle = held.parked.blocks
         elif held.text and self._caching:
             hits = self._hits(held, (known - 1) // size)
             number, idle = len(hits), blocks.idle(hits)
@@ -864,7 +865,7 @@ class Engine:
         self.running[held] = None
         held.state, held.number, held.computed = PREFILLING, self._admissions, cached
         if held.parked is not None:
-            blocks.claim(held.parked, number)
+            blocks.claim(held.parked)
             held.parked = None
         elif hits:
             blocks.use(hits)
