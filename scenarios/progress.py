@@ -20,7 +20,7 @@ KNOWN = 5.0  # s after which the speed so far says something
 EVERY = 3.0  # s between lines where there is no terminal
 
 
-class Commentary:
+class ProgressDisplay:
     """Tells how far things are: call it with what is being done, how much of it is done, and of how much."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Commentary:
         self._began: dict[str, float] = {}
         self._said = time.monotonic()
 
-    def __enter__(self) -> Commentary:
+    def __enter__(self) -> ProgressDisplay:
         if self._console.is_terminal:
             self._bars.start()
         return self
@@ -53,9 +53,9 @@ class Commentary:
                 self._tasks[what] = self._bars.add_task(printable(what), total=total)
             self._bars.update(self._tasks[what], completed=done)  # type: ignore[arg-type]
         elif time.monotonic() - self._said >= EVERY:
-            self.say(f"{what}: {_counted(done)} of {total}{_left(time.monotonic() - began, done / total)}")
+            self.message(f"{what}: {_counted(done)} of {total}{_left(time.monotonic() - began, done / total)}")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """A line of commentary."""
         self._said = time.monotonic()
         if self._console.is_terminal:
@@ -67,14 +67,14 @@ class Commentary:
 LARGE = 50_000_000  # bytes of requests whose reading takes seconds
 
 
-def read_aloud(path: Path) -> Run:
+def read_run_with_progress(path: Path) -> Run:
     """Read a run directory; of a large one, say how far that is."""
     from sim.run import read_run
 
     if sum(file.stat().st_size for file in path.glob("requests*.jsonl*")) < LARGE:
         return read_run(path)
-    with Commentary() as commentary:
-        return read_run(path, lambda done, total: commentary(f"reading {path}, MB", done // 10**6, total // 10**6))
+    with ProgressDisplay() as display:
+        return read_run(path, lambda done, total: display(f"reading {path}, MB", done // 10**6, total // 10**6))
 
 
 def _counted(done: float) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import servecast
-from scenarios.cli.main import servecast as commands
+from scenarios.cli.commands import servecast as commands
 from scenarios.cli.main import status
 
 README = Path("README.md").read_text()

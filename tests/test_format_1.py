@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from scenarios.cli.main import status
+from scenarios.compare.saved import read_saved
 from scenarios.forecast.forecast import Forecast
 from scenarios.load.scenario import load
-from scenarios.report.page import read_item
 from sim.cluster.ladder import climb
 from sim.model.calibration import read_calibration
 from sim.model.errors import BadInput
@@ -30,7 +30,7 @@ def test_every_kind_of_file_is_read():
     scenario, calibration = load(OLD / "small.yaml"), read_calibration(OLD / "calibration.json")
     assert len(scenario.warnings) == len(calibration.warnings) == 1
     assert scenario.format == calibration.format == FORMAT and calibration.source.kind == "assumed"
-    forecast, comparison, run = (read_item(OLD / name) for name in ("forecast.json", "comparison.json", "run"))
+    forecast, comparison, run = (read_saved(OLD / name) for name in ("forecast.json", "comparison.json", "run"))
     assert isinstance(forecast, Forecast) and forecast.scenario.format == FORMAT
     assert forecast.warnings == [*scenario.warnings, *calibration.warnings]
     assert forecast.latency_onset.rps.value and forecast.bottleneck[0].binds == "decode compute"
@@ -52,7 +52,7 @@ def test_an_unknown_format_is_refused(tmp_path: Path):
         text = (OLD / name).read_text(encoding="utf-8")
         future = tmp_path / name
         future.write_text(text.replace('"format": 1', '"format": 3', 1).replace("format: 1", "format: 3"))
-        read = {"calibration.json": read_calibration, "small.yaml": load}.get(name, read_item)
+        read = {"calibration.json": read_calibration, "small.yaml": load}.get(name, read_saved)
         with pytest.raises(BadInput, match="format: expected 1 or 2, found 3"):
             read(future)
 

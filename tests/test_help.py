@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from scenarios.cli.main import servecast, status
+from scenarios.cli.commands import servecast
+from scenarios.cli.main import status
 
 status(["--version"])  # which adds the commands
 COMMANDS = sorted(servecast.commands)

@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from scenarios.cli import ask, main
-from scenarios.cli.main import servecast, status
+from scenarios.cli import main
+from scenarios.cli.commands import servecast
+from scenarios.cli.main import status
 from sim.model.errors import UserError
 from sim.run import read_run
 
@@ -101,8 +103,8 @@ def test_the_commands_are_those_promised():
         (["compare", "a", "--tolerance", "e2e=1"], "servecast: --tolerance e2e=1: unknown metric; did you mean"),
         (["compare", "a", "--tolerance", "rps=x"], "servecast: --tolerance rps=x: expected METRIC=SHARE"),
         (["report", "nowhere.json"], "servecast: nowhere.json: missing; expected a run directory, a forecast"),
-        (["plan", "standin", "--set", "slo="], "servecast: standin: slo: missing; a plan needs something to keep"),
-        (["measure", "standin", "-o", "run"], "servecast: expected a server: give --url URL, or a launch: block"),
+        (["plan", "standin", "--set", "slo="], "servecast: standin: slo: missing; a plan needs an SLO to meet"),
+        (["measure", "standin", "-o", "run"], "servecast: expected a server: give --url URL, or add a launch: block"),
         (["standin", "--fault", "reset=2"], "servecast: --fault: reset: expected a share of requests from 0 to 1"),
         (["new", "../no/such/folder/../x/y", "z"], "servecast: Got unexpected extra argument (z)"),
     ],
@@ -127,7 +129,7 @@ def test_a_bug_keeps_its_traceback_and_status_70(monkeypatch: pytest.MonkeyPatch
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(ask, "shipped", broken)
+    monkeypatch.setattr(import_module("scenarios.cli.scenarios"), "shipped", broken)
     assert status(["scenarios"]) == main.BUG
     err = capfd.readouterr().err
     assert "Traceback" in err and "ZeroDivisionError: ours" in err and "bug of ours" in err

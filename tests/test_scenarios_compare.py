@@ -11,11 +11,11 @@ import pytest
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.comparison import Comparison, verdict
 from scenarios.compare.diagnostics import evidence
-from scenarios.compare.modes import humps
 from scenarios.compare.repeatability import read_repeats
 from scenarios.compare.run_with_model import compare, forecast_run
 from scenarios.compare.training_rungs import fitted_rungs
 from scenarios.compare.two import compare_runs
+from scenarios.forecast.modes import modes
 from scenarios.forecast.warnings import beyond, misfits
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
@@ -130,9 +130,9 @@ def test_runs_without_a_common_load_cannot_be_compared():
 def test_two_humps_are_seen_and_one_is_not():
     rng = np.random.default_rng(0)
     one = rng.normal(1.0, 0.02, 80)
-    assert humps(one) is None
-    assert humps(np.concatenate([one, rng.normal(2.0, 0.02, 30)])) == pytest.approx([1.0, 2.0], abs=0.02)
-    assert humps(np.concatenate([one, [2.0]])) is None  # a stray replicate is no pattern
+    assert modes(one) is None
+    assert modes(np.concatenate([one, rng.normal(2.0, 0.02, 30)])) == pytest.approx([1.0, 2.0], abs=0.02)
+    assert modes(np.concatenate([one, [2.0]])) is None  # a stray replicate is no pattern
 
 
 def test_the_verdict_needs_every_tolerance():

@@ -20,6 +20,7 @@ from scenarios.answer.numbers import parts
 from scenarios.compare.comparison import write_comparison
 from scenarios.compare.diagnostics import SHARES, Distribution, Error, Evidence
 from scenarios.compare.run_with_model import compare
+from scenarios.compare.saved import read_saved
 from scenarios.compare.two import compare_runs
 from scenarios.forecast.forecast import Forecast, write_forecast
 from scenarios.forecast.simulate import central_run, simulate
@@ -27,7 +28,7 @@ from scenarios.load.parameters import calibration_of
 from scenarios.load.scenario import load
 from scenarios.report import overlays, plots
 from scenarios.report.figure import panels, row
-from scenarios.report.page import page, read_item
+from scenarios.report.page import page
 from sim.model.errors import BadInput
 from sim.results import metrics
 from sim.run import Run, write_run
@@ -139,20 +140,20 @@ def test_folders_and_files_are_recognised(forecast: Forecast, run: Run, tmp_path
     write_run(run, tmp_path / "run")
     comparison = compare_runs(run, run)
     (tmp_path / "comparison.json").write_bytes(msgspec.json.encode(comparison))
-    assert read_item(tmp_path) == forecast == read_item(tmp_path / "forecast.json")
-    found = read_item(tmp_path / "run")
+    assert read_saved(tmp_path) == forecast == read_saved(tmp_path / "forecast.json")
+    found = read_saved(tmp_path / "run")
     assert isinstance(found, Run) and len(found.requests) == len(run.requests)
-    assert read_item(tmp_path / "comparison.json") == comparison
-    (tmp_path / "other.json").write_text('{"format": 2}')
+    assert read_saved(tmp_path / "comparison.json") == comparison
+    (tmp_path / "other.json").write_text('{"format": 1}')
     with pytest.raises(BadInput, match=r"other\.json:1: expected a run directory, a forecast or a comparison"):
-        read_item(tmp_path / "other.json")
+        read_saved(tmp_path / "other.json")
 
 
 def test_a_comparison_without_a_forecast_is_read_back_and_shown(run: Run, tmp_path: Path):
     hollow = metrics.table(run).assign(ttft_p50=float("nan"))
     found = compare(run, [hollow] * 19, tolerances={"ttft_p50": 0.1})
     write_comparison(tmp_path / "comparison.json", found)
-    assert read_item(tmp_path / "comparison.json") == found
+    assert read_saved(tmp_path / "comparison.json") == found
     text = page([found], {})
     assert "nan" not in text and "measured but not forecast" in text
     console = Console(width=80, record=True, file=io.StringIO())

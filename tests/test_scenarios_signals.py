@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scenarios.cli import main
+from scenarios.cli import main, signals
 
 SERVECAST = [sys.executable, "-m", "scenarios"]
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
@@ -123,22 +123,22 @@ def test_a_second_interrupt_does_not_stop_the_tidying_up():
 def test_a_signal_whose_exception_was_lost_still_decides_the_status(monkeypatch: pytest.MonkeyPatch):
     def lost(arguments: object) -> int:
         with contextlib.suppress(SystemExit):  # as in a destructor, where Python prints it and goes on
-            main._terminate(signal.SIGTERM, None)
+            signals._raise(signal.SIGTERM, None)
         return 0
 
     ended: list[object] = []
     monkeypatch.setattr(main, "status", lost)
-    monkeypatch.setattr(main, "_stopped", 0)
-    monkeypatch.setattr(main, "GRACE", 0.05)
-    monkeypatch.setattr(main.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(main.os, "_exit", ended.append)
+    monkeypatch.setattr(signals, "_status", 0)
+    monkeypatch.setattr(signals, "GRACE", 0.05)
+    monkeypatch.setattr(signals.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
     with pytest.raises(SystemExit) as exit:
         main.main([])
-    assert exit.value.code == main.TERMINATED
+    assert exit.value.code == signals.TERMINATED
     deadline = time.monotonic() + 10
     while not ended and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert ended == [main.TERMINATED]  # and had the tidying up never ended, this would have
+    assert ended == [signals.TERMINATED]  # and had the tidying up never ended, this would have
 
 
 def test_killed_it_leaves_no_process():

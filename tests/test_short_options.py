@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from scenarios.cli.main import servecast, status
+from scenarios.cli.commands import servecast
+from scenarios.cli.main import status
 
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
 SHORT = {"--users", "--rate", "--prompt-tokens", "--output-tokens", "--slo"}

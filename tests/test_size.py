@@ -149,5 +149,5 @@ def test_a_large_run_is_read_in_little_memory_and_with_progress(
     assert peak / many < 600 + 8 * tokens
     monkeypatch.setattr(progress, "EVERY", 0.0)
     monkeypatch.setattr(progress, "LARGE", 0)
-    progress.read_aloud(tmp_path)
+    progress.read_run_with_progress(tmp_path)
     assert re.search(r"reading .*, MB: \d+ of \d+", capfd.readouterr().err)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from scenarios.forecast import slo
 from scenarios.forecast.forecast import Estimate, Forecast, Row, named
+from scenarios.forecast.plan import crossing_row
+from scenarios.forecast.slo import NOWHERE
 
 if TYPE_CHECKING:
     from scenarios.compare.comparison import Comparison
@@ -55,8 +56,8 @@ def plan_as_csv(forecasts: Iterable[Forecast]) -> str:
     for f in forecasts:
         costs = {row.at: row.per_1000_requests for row in f.cost}
         machine = [f.cost[0].usd_per_hour, f.cost[0].usd_per_month, f.cost[0].usd_per_year] if f.cost else [None] * 3
-        found = slo.plain(f)
-        at = found["crossing"] or slo.NOWHERE
+        found = crossing_row(f)
+        at = found["crossing"] or NOWHERE
         borne = [found["kept_at"], found["broken_at"], at.value, at.low, at.high, found["breaks"]]
         for p in f.slo:
             price = costs.get(named(p.load, f.unit), Estimate(value=None, low=None, high=None))

@@ -15,7 +15,7 @@ from scenarios.answer.numbers import parts, percent, significant
 from scenarios.compare.comparison import Comparison
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, Row, named
-from scenarios.forecast.slo import KEPT, said
+from scenarios.forecast.slo import KEPT
 from sim.results import metrics
 from sim.run import Run, Rung
 
@@ -49,7 +49,7 @@ def of_forecast(f: Forecast) -> Answer:
 def _borne(f: Forecast, loads: Sequence[float]) -> tuple[float, str]:
     """The load that the other sentences are about, and what is said of it."""
     if f.crossing is not None:
-        kept = said(f)
+        kept = slo_sentence(f)
         if len(f.scenario.slo) == 1:
             limit = _limit(*next(iter(f.scenario.slo.items())))
             kept = kept.replace("no load keeps every SLO", f"no load keeps {limit}").replace("every SLO", limit)
@@ -218,3 +218,24 @@ def _value(row: Row) -> str:
 
 def _in(band: str) -> str:
     return f" ({band})" if band else ""
+
+
+def slo_sentence(forecast: Forecast) -> str:
+    """Up to which load the SLOs are kept, in a sentence without its full stop."""
+    found, unit = forecast.crossing, forecast.unit
+    if found is None:
+        return "there is no SLO to keep"
+    top = forecast.curves[-1].load
+    value, band = parts(found.load)
+    about = "" if found.load.value is None else f", crossing at about {value}" + (f" ({band})" if band else "")
+    which = f", {found.breaks} first" if found.breaks and len(forecast.scenario.slo) > 1 else ""
+    sure = f"with a probability of {found.probability:.0%}"
+    if found.kept_at is None:
+        broken = "" if found.broken_at is None else f"; broken at {named(found.broken_at, unit)}{about}{which}"
+        return f"no load keeps every SLO {sure}{broken}"
+    if found.kept_at == top:
+        return f"every SLO is kept up to {named(top, unit)}, the top of this ladder, {sure}"
+    kept = f"every SLO is kept at {named(found.kept_at, unit)} {sure}"
+    if found.broken_at is None:
+        return f"{kept}; at {named(top, unit)}, the top of this ladder, it is not certain"
+    return f"{kept}, broken at {named(found.broken_at, unit)}{about}{which}"

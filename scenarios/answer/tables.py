@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from scenarios.answer.numbers import banded, percent, significant, simulated, unit_of
-from scenarios.answer.sentences import of_forecast
+from scenarios.answer.sentences import of_forecast, slo_sentence
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, named
 from sim.model.calibration import Calibration, Checked
@@ -21,7 +21,9 @@ from sim.terminal.columns import Column, show_columns, show_listed
 from sim.terminal.console import Console
 
 if TYPE_CHECKING:
+    from measure.server.doctor import Finding
     from scenarios.compare.comparison import Comparison
+    from scenarios.load.variants import Variant
 
 WIDTH = 80
 # title, metric, and how soon the column is left out where there is little room
@@ -85,6 +87,62 @@ def show_curves(forecast: Forecast, out: Console) -> None:
         show_cost(forecast, out)
     out.print()
     out.print(flags(forecast))
+
+
+def show_forecasts(forecasts: Sequence[Forecast], asked: Sequence[Variant], out: Console) -> None:
+    """Print forecasts one below the other, or the variants of each scenario side by side."""
+    from scenarios.answer.variants import show_variants
+
+    several = math.prod(len(v.values) for v in asked[0].varied)
+    for i in range(0, len(forecasts), several):
+        out.print() if i else None
+        if asked[i].varied:
+            show_variants(forecasts[i : i + several], asked[i : i + several], out)
+        else:
+            show(forecasts[i], out)
+
+
+def show_plan(forecasts: Sequence[Forecast], out: Console) -> None:
+    """Print, for every scenario, how probably each load meets its SLOs and what it costs."""
+    for i, forecast in enumerate(forecasts):
+        out.print() if i else None
+        out.print(Text(forecast.name, style="bold"))
+        warned(forecast.assumptions, out)
+        show_promises(forecast, out)
+        if forecast.cost:
+            out.print()
+            show_cost(forecast, out)
+        out.print(Text(slo_sentence(forecast)))
+        out.print(flags(forecast))
+
+
+def show_evaluation(forecast: Forecast, comparison: Comparison, calibration: Calibration, out: Console) -> None:
+    """Print what the evaluation of a run shows, before the answer: forecast, comparison and the check of the fit."""
+    warned(forecast.assumptions, out)
+    show_curves(forecast, out)
+    out.print()
+    show_comparison(comparison, out)
+    show_check(calibration, out)
+
+
+def show_calibration(calibration: Calibration, assumptions: Sequence[str], out: Console) -> None:
+    """Print parameters, what they were fitted to, and the check of the fit."""
+    warned(assumptions, out)
+    show_parameters(calibration, out)
+    if calibration.source.note:
+        out.print(calibration.source.note)
+    show_check(calibration, out)
+
+
+def show_findings(findings: Iterable[Finding], out: Console) -> None:
+    """Print what `servecast doctor` found, and how to fix what is missing."""
+    words = {True: "ok", False: "missing", None: "-"}
+    rows = []
+    for finding in findings:
+        rows.append((f"{finding.what:<16} {words[finding.ok]:<7}", finding.found))
+        if finding.fix and finding.ok is not True:
+            rows.append((f"{'':<16} fix:", finding.fix))
+    show_listed(rows, out)
 
 
 def warned(assumptions: Sequence[str], out: Console) -> None:

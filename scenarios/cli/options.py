@@ -1,36 +1,30 @@
-"""What the commands share: options that mean the same everywhere, the pool they work on, the way they speak."""
+"""Options that mean the same in every command; a block of them reaches its command as one value."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import click
 
 from scenarios.load.changes import OPTIONS, changes
 from sim.engines.catalog import NAMES
 from sim.model.errors import BadInput
-from sim.model.text import LINE, escaped, printable
-from sim.model.warning import SHOWN, folded
-
-if TYPE_CHECKING:
-    from scenarios.progress import Commentary
-    from sim.executors import Executor
-    from sim.model.scenario import Scenario
-    from sim.run import Run
 
 F = TypeVar("F", bound=Callable[..., Any])
+ALL_WARNINGS = "servecast.all_warnings"  # in click's `Context.meta`
 
 
 class Seconds(click.FloatRange):
-    """A duration; click's own range lets NaN through, which is neither too little nor too much."""
+    """A positive duration; click's own range accepts NaN and infinity."""
 
     name = "seconds"
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """See `click.ParamType`."""
@@ -40,84 +34,94 @@ class Seconds(click.FloatRange):
         return found
 
 
+class Simulation(NamedTuple):
+    """How to simulate: the changes of the scenario, the engine it is taken for, and with how many replicates."""
+
+    sets: tuple[str, ...]
+    taken_as: str | None
+    seed: int
+    replicates: int
+    jobs: int | None
+
+
+class Measurement(NamedTuple):
+    """How to measure: the server (None: docker starts one), and how long it may take."""
+
+    url: str | None
+    resume: bool
+    processes: int
+    model: str | None
+    timeout: float | None
+    patience: float
+    budget: float | None
+
+
+def block(kind: type, name: str, *options: Callable[[F], F]) -> Callable[[F], F]:
+    """Options whose values a command gets together, as the argument `name` of this `kind`."""
+
+    def add(function: F) -> F:
+        @wraps(function)
+        def with_block(*args: Any, **given: Any) -> Any:
+            values = {field: given.pop(field) for field in kind._fields}  # type: ignore[attr-defined]
+            return function(*args, **{name: kind(**values)}, **given)
+
+        made = cast("F", with_block)
+        for option in reversed(options):
+            made = option(made)
+        return made
+
+    return add
+
+
+here = click.Path(path_type=Path)
 file_here = click.Path(path_type=Path, dir_okay=False)
 SHORT = {
-    "users": ("N,...", "Users at once, a rung each: load.users."),
+    "users": ("N,...", "Concurrent users, a rung each: load.users."),
     "rate": ("R,...", "Requests/s, a rung each: load.rate."),
-    "prompt_tokens": ("N", "workload.prompt_tokens."),
-    "output_tokens": ("N", "workload.output_tokens."),
-    "slo": ("METRIC=LIMIT", "slo.METRIC, such as e2e_p95=20; repeatable."),
+    "prompt_tokens": ("N", "Prompt lengths: workload.prompt_tokens."),
+    "output_tokens": ("N", "Answer lengths: workload.output_tokens."),
+    "slo": ("METRIC=LIMIT", "An SLO, such as e2e_p95=20; repeatable."),
 }
-ALL_WARNINGS = "servecast.all_warnings"  # in click's `Context.meta`
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 force_option = click.option(
-    "--force", is_flag=True, help="Replace files in -o that servecast did not write; never a run, nor an input."
+    "--force", is_flag=True, help="Replace files in -o that servecast did not write; never a run or an input."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-csv_option = click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 replicates_option = click.option(
     "--replicates",
     type=click.IntRange(min=19),
     default=99,
     show_default=True,
-    help="Simulations per scenario; 99 make the bands whole.",
+    help="Simulations per scenario. The 5 % and 95 % quantiles need 19; 99 make them stable.",
 )
 jobs_option = click.option(
     "--jobs",
     type=click.IntRange(min=1),
     envvar="SERVECAST_JOBS",
-    help="Processes; SERVECAST_JOBS or all cores if absent.",
+    help="Processes. Default: SERVECAST_JOBS, else all.",
 )
-
-as_option = click.option(
+as_engine_option = click.option(
     "--as",
     "taken_as",
     metavar="ENGINE",
-    callback=lambda _, __, name: engine_named(name),
-    help="Take a server of another engine, or of none that is known, for this one (tgi-0.9.4).",
+    callback=lambda _, __, name: _simulated(name),
+    help="Treat a server of another or an unknown engine as this one (tgi-0.9.4).",
 )
+as_server_option = click.option(
+    "--as",
+    "taken_as",
+    metavar="ENGINE|SCENARIO",
+    help="Treat the server as this engine with default flags (tgi-0.9.4), or as that of a scenario with its flags, "
+    "whatever the run says. Every number then carries a warning.",
+)
+run_output_option = click.option("-o", "--output", type=here, required=True, help="The run directory to write.")
+resume_option = click.option("--resume", is_flag=True, help="Continue the run in -o at its first unfinished rung.")
 
 
-def engine_named(name: str | None) -> str | None:
-    """The engine that `--as` names; complains about one that is not simulated."""
+def _simulated(name: str | None) -> str | None:
     if name is not None and name not in NAMES:
         raise BadInput(f"expected an engine that is simulated ({', '.join(NAMES)})", path=f"--as {name}")
     return name
-
-
-AS_HELP = (
-    "Take the server for this engine (tgi-0.9.4, with default flags), or for that of a scenario with its flags, "
-    "whatever the run says; warned about at every number."
-)
-
-
-class Assumed(NamedTuple):
-    """What `--as` says: an engine, and a scenario that has its flags, if one was named."""
-
-    engine: str
-    like: Scenario | None = None
-
-
-def assumed_engine(text: str | None) -> Assumed | None:
-    """What `--as ENGINE|SCENARIO` says."""
-    if text is None or text in NAMES:
-        return None if text is None else Assumed(text)
-    from scenarios.load.scenario import load
-
-    try:
-        like = load(text)
-    except BadInput as e:
-        if e.path is not None and str(e.path) != text:
-            raise
-        raise BadInput(f"expected {' or '.join(NAMES)}, or a scenario ({e.message})", path=f"--as {text}") from e
-    return Assumed(like.server.engine, like)
-
-
-def taken_for(run: Run, taken: Assumed | None) -> Run:
-    """The run with its server taken for what `--as` says."""
-    from sim.run import taken_as
-
-    return run if taken is None else taken_as(run, taken.engine, taken.like)
 
 
 def set_option(function: F) -> F:
@@ -138,52 +142,46 @@ def set_option(function: F) -> F:
     return cast("F", click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help=text)(made))
 
 
+def format_option(function: F) -> F:
+    """`--json` and `--csv`; the command gets `output_format`, which is `json`, `csv` or None for tables."""
+
+    @wraps(function)
+    def with_format(*args: Any, as_json: bool, as_csv: bool, **options: Any) -> Any:
+        if as_json and as_csv:
+            raise BadInput("expected one of --json and --csv")
+        return function(*args, output_format="json" if as_json else "csv" if as_csv else None, **options)
+
+    return cast("F", json_option(click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(with_format)))
+
+
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[ALL_WARNINGS] = value
 
 
 warnings_option = click.option(
-    "--warnings", is_flag=True, expose_value=False, callback=_remember, help="Show all warnings, not three."
+    "--warnings", is_flag=True, expose_value=False, callback=_remember, help="Show all warnings, not only three."
 )
-
-
-def simulation_options(function: F) -> F:
-    """The options of commands that simulate."""
-    for option in (jobs_option, replicates_option, seed_option, as_option, set_option):
-        function = option(function)
-    return function
-
-
-def one_of(as_json: bool, as_csv: bool) -> None:
-    """Complain about two ways of printing at once."""
-    if as_json and as_csv:
-        raise BadInput("expected one of --json and --csv")
-
-
-def say(text: str) -> None:
-    """A line of the result, or several."""
-    # escapes are JSON's: of JSON, which escapes control characters but not all that look like nothing, it stays valid
-    sys.stdout.write(escaped(text) + ("" if text.endswith("\n") else "\n"))
-
-
-def remark(text: str) -> None:
-    """A line of commentary."""
-    click.echo(printable(text), err=True)
-
-
-@contextmanager
-def working(jobs: int | None) -> Iterator[tuple[Executor, Commentary]]:
-    """A pool of processes, and somebody who tells how far they are."""
-    from scenarios.progress import Commentary
-    from sim.executors import processes
-
-    with Commentary() as commentary, processes(jobs) as executor:
-        yield executor, commentary
-
-
-def warn(texts: Iterable[str]) -> None:
-    """Warnings go to stderr, each once: the three that move the asked number most, or all of them if asked for."""
-    ctx = click.get_current_context(silent=True)
-    most = None if ctx is not None and ctx.meta.get(ALL_WARNINGS) else SHOWN
-    for line in folded(texts, "--warnings shows all", most):
-        click.echo(printable(line, limit=10 * LINE), err=True)
+simulation_options = block(Simulation, "how", set_option, as_engine_option, seed_option, replicates_option, jobs_option)
+measurement_options = block(
+    Measurement,
+    "client",
+    click.option("--url", help="The server's URL. Default: docker starts one as the scenario's `launch:` says."),
+    resume_option,
+    click.option(
+        "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that generate load."
+    ),
+    click.option("--model", help="The model's name where the server has several, or a folder with its tokenizer.json."),
+    click.option(
+        "--timeout",
+        type=Seconds(),
+        help="Longest wait, s, for the server to describe itself, then to count a prompt, then to warm up.",
+    ),
+    click.option(
+        "--patience",
+        type=Seconds(),
+        default=300.0,
+        show_default=True,
+        help="Longest time, s, that a request may go without a token.",
+    ),
+    click.option("--budget", type=Seconds(), help="Longest time, s, that the whole measurement may take."),
+)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from scenarios.compare.diagnostics import Evidence
-from scenarios.compare.modes import two_patterns
 from scenarios.forecast.forecast import named
+from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
 from sim.model.files.format import FORMAT
+from sim.model.files.shape import Key, known
+from sim.results.metrics import COMPARED
+
+# the metrics whose modes are reported: rates, and far quantiles of few requests, often look bimodal by chance
+LATENCIES = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
+NAMED = 3  # as many metrics with two modes are named at one load
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +104,26 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
         return row.at if self.unit == "load" else f"{row.load:g}"
 
 
+def parse_tolerances(texts: Iterable[str]) -> dict[str, float]:
+    """What `--tolerance METRIC=SHARE` options say; `BadInput` for an unknown metric, or a share that is none."""
+    found = {}
+    for text in texts:
+        metric, _, share = text.partition("=")
+        where = f"--tolerance {text}"
+        known(metric, COMPARED, "metric", (metric,), partial(_wrong_metric, where))
+        try:
+            found[metric] = float(share)
+        except ValueError:
+            found[metric] = -1.0
+        if not 0 < found[metric] < float("inf"):
+            raise BadInput("expected METRIC=SHARE, such as e2e_mean=0.05", path=where)
+    return found
+
+
+def _wrong_metric(where: str, key: Key, message: str) -> BadInput:
+    return BadInput(message, path=where)
+
+
 def verdict(
     rows: list[Row], measured: str, simulated: str, tolerances: Mapping[str, float], warnings: Iterable[str]
 ) -> Comparison:
@@ -114,7 +141,7 @@ def verdict(
             rungs=len(mine),
             effective=_effective(finite),
         )
-    said = [*warnings, *_unforecast(rows), *two_patterns(rows)]
+    said = [*warnings, *_unforecast(rows), *_bimodal(rows)]
     held = True
     for metric, limit in tolerances.items() if scored else ():
         why = _no_verdict(metric, [row for row in scored if row.metric == metric])
@@ -160,6 +187,20 @@ def _unforecast(rows: Iterable[Row]) -> list[str]:
         if row.simulated is None:
             found.setdefault(row.at, []).append(row.metric)
     return [f"measured but not forecast at {at}: {', '.join(absent)}" for at, absent in found.items()]
+
+
+def _bimodal(rows: Iterable[Row]) -> list[str]:
+    """A warning for every load at which the forecast has two modes."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.humps is not None and row.metric in LATENCIES:
+            one, other = row.humps
+            found.setdefault(row.at, []).append(f"{row.metric} about {one:.3g} or {other:.3g}")
+    return [
+        f"at {at} two patterns are stable: {', '.join(two[:NAMED])}"
+        + (f", and {len(two) - NAMED} metrics more" if len(two) > NAMED else "")
+        for at, two in found.items()
+    ]
 
 
 def write_comparison(path: Path, comparison: Comparison) -> None:

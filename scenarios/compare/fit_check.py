@@ -238,7 +238,7 @@ def _allowed(rungs: int, first: int) -> int:
     return int(np.searchsorted(np.cumsum(chances), 1 - CHANCE))
 
 
-def said(check: FitCheck) -> list[str]:
+def failures(check: FitCheck) -> list[str]:
     """Why a check failed, one line for each figure that was missed; nothing if it passed."""
     if check.passed:
         return []

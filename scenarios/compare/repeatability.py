@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from scenarios.progress import read_aloud
+from scenarios.progress import read_run_with_progress
 from sim.results import metrics
 from sim.run import Run
 
@@ -21,7 +21,7 @@ def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:
         sibling = own.with_name(f"{own.name}-again")
         if (sibling / "run.json").exists() and sibling not in {path.resolve() for path in paths}:
             paths.append(sibling)
-    return [read_aloud(path) for path in paths]
+    return [read_run_with_progress(path) for path in paths]
 
 
 def repeat_errors(

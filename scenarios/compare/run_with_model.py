@@ -11,20 +11,26 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pandas as pd
 
+from calibrate.sources.streamed import calibrate_runs
+from scenarios.compare import diagnostics
 from scenarios.compare.comparison import Comparison, Row, verdict
 from scenarios.compare.diagnostics import Evidence
-from scenarios.compare.modes import humps
 from scenarios.compare.repeatability import relative, repeat_errors
+from scenarios.compare.training_rungs import fitted_rungs
+from scenarios.forecast.modes import modes
 from scenarios.forecast.replicate import described
+from scenarios.forecast.warnings import misfits
+from scenarios.progress import ProgressDisplay
 from sim.cluster.replay import with_users
 from sim.executors import IN_PROCESS, Executor, Progress, Tell, silent
-from sim.model.calibration import Calibration, check_suits
-from sim.model.errors import NotEnoughData
+from sim.model.calibration import Calibration, check_suits, read_calibration
+from sim.model.errors import BadInput, NotEnoughData
 from sim.replicate import Task, tasks_for
 from sim.results import metrics
 from sim.results.curve import band
@@ -143,9 +149,107 @@ def compare(
                     inside=False if nothing else inside if several else None,
                     held_out=int(rung) not in fitted,
                     repeat_error=again.get((int(rung), metric)),
-                    humps=humps(drawn),
+                    humps=modes(drawn),
                 )
             )
     said = list(dict.fromkeys([*assumed, *with_users(run).warnings, *unlike, *warnings, *others]))
     found = verdict(rows, run.name, simulated, tolerances or {}, said)
     return msgspec.structs.replace(found, evidence=evidence, taken_as=taken_as)
+
+
+def compare_with_calibration(
+    run: Run,
+    file: Path,
+    tolerances: Mapping[str, float],
+    replicates: int,
+    seed: int,
+    executor: Executor,
+    display: ProgressDisplay,
+    repeats: Sequence[Run] = (),
+    taken_as: str | None = None,
+) -> Comparison:
+    """A run against its forecast with the calibration in a file; the rungs it was fitted to are not scored.
+
+    `taken_as` is the engine for which the user takes the run's server, if any.
+    """
+    calibration = read_calibration(file)
+    assumed = [] if run.assumptions else check_suits(calibration, run.server.declared, taken_as, file)
+    fitted, said = fitted_rungs(run, calibration)
+    return _against_forecast(
+        run,
+        calibration,
+        tolerances,
+        replicates,
+        seed,
+        executor,
+        display,
+        repeats=repeats,
+        fitted=fitted,
+        simulated=file.name,
+        said=said,
+        taken_as=taken_as,
+        assumed=assumed,
+    )
+
+
+def compare_held_out(
+    run: Run,
+    held_out: Collection[int],
+    tolerances: Mapping[str, float],
+    replicates: int,
+    seed: int,
+    executor: Executor,
+    display: ProgressDisplay,
+    repeats: Sequence[Run] = (),
+) -> Comparison:
+    """A run against the forecast of a model that was fitted to the rungs not `held_out`."""
+    fitted = set(range(len(run.rungs))) - set(held_out)
+    if not fitted or not held_out:
+        raise BadInput("expected at least two rungs: some to fit and some to score", path=run.path or run.name)
+    display.message(f"fitting {len(fitted)} of {len(run.rungs)} rungs of {run.name}")
+    calibration = calibrate_runs([run], seed, [fitted], executor)
+    return _against_forecast(
+        run, calibration, tolerances, replicates, seed, executor, display, repeats=repeats, fitted=fitted
+    )
+
+
+def _against_forecast(
+    run: Run,
+    calibration: Calibration,
+    tolerances: Mapping[str, float],
+    replicates: int,
+    seed: int,
+    executor: Executor,
+    display: ProgressDisplay,
+    *,
+    repeats: Sequence[Run],
+    fitted: Collection[int],
+    simulated: str = "forecast",
+    said: Sequence[str] = (),
+    taken_as: str | None = None,
+    assumed: Sequence[str] = (),
+) -> Comparison:
+    display.message(f"replaying {run.name} {replicates} times")
+    tables = forecast_run(run, calibration, executor, replicates=replicates, seed=seed, taken_as=taken_as)
+    return compare(
+        run,
+        tables,
+        fitted=fitted,
+        tolerances=tolerances or run.scenario.tolerances,
+        repeats=repeats,
+        simulated=simulated,
+        warnings=[*said, *misfits(run, calibration, tables)],
+        evidence=diagnostics.evidence(run, calibration, executor, seed),
+        taken_as=run.server.engine if run.assumptions or assumed else None,
+        assumed=[*run.assumptions, *assumed],
+    )
+
+
+def parse_rungs(text: str | None, rungs: int) -> set[int]:
+    """The rungs that `--held-out` names, of so many; every second without it."""
+    if text is None:
+        return set(range(1, rungs, 2))
+    parts = text.split(",")
+    if not all(part.strip() in map(str, range(rungs)) for part in parts) or len(set(parts)) == rungs:
+        raise BadInput(f"expected some of the rungs 0 to {rungs - 1}, such as 1,3", path=f"--held-out {text}")
+    return {int(part) for part in parts}

@@ -1,4 +1,4 @@
-"""Two things that are there already, load by load: two runs, two forecasts, a run and a forecast."""
+"""Compare two results load by load: two runs, two forecasts, or a run and a forecast."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scenarios.compare.repeatability import relative
 from scenarios.compare.run_with_model import compare, shared_metrics
 from scenarios.forecast.forecast import Forecast
 from scenarios.forecast.forecast import Row as ForecastRow
+from scenarios.load.assumed import AssumedServer
 from sim.cluster.replay import with_users
 from sim.model.errors import BadInput, NotEnoughData
 from sim.model.identity import check_engine, named
@@ -21,6 +22,22 @@ from sim.model.scenario import Scenario
 from sim.results import metrics, rates
 from sim.results.events import alike, tokens_per_event
 from sim.run import Run
+
+
+def compare_two(
+    first: Forecast | Run | Comparison,
+    second: Forecast | Run | Comparison,
+    tolerances: Mapping[str, float],
+    assumed: AssumedServer,
+) -> Comparison:
+    """Two runs, two forecasts, or a run and a forecast; `BadInput` for any other two."""
+    if isinstance(first, Run) and isinstance(second, Run):
+        return compare_runs(first, second, tolerances or first.scenario.tolerances)
+    if isinstance(first, Forecast) and isinstance(second, Forecast):
+        return compare_forecasts(first, second, tolerances)
+    if isinstance(first, Run) and isinstance(second, Forecast):
+        return compare_with_forecast(assumed.of(first), second, tolerances)
+    raise BadInput("expected a run and a forecast, two runs, or two forecasts")
 
 
 def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None = None) -> Comparison:

@@ -7,6 +7,7 @@ is the 90 % band over replicates. What does not exist (a latency without steady 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,19 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         columns = ["load", "value", "low", "high", "extrapolated", "unstable"]
         table = pd.DataFrame([[getattr(row, name) for name in columns] for row in self.rows(metric)], columns=columns)
         return table.rename(columns={"load": self.unit})
+
+
+def common_warnings(forecasts: Sequence[Forecast]) -> list[str]:
+    """The warnings that all these forecasts have."""
+    return [text for text in forecasts[0].warnings if all(text in forecast.warnings for forecast in forecasts)]
+
+
+def shared_warnings(forecasts: Sequence[Forecast]) -> list[str]:
+    """The warnings of several forecasts: first what all of them have, then what single ones have, with their names."""
+    if len(forecasts) == 1:
+        return forecasts[0].warnings
+    common = common_warnings(forecasts)
+    return common + [f"{f.name}: {text}" for f in forecasts for text in f.warnings if text not in common]
 
 
 def write_forecast(path: Path, forecast: Forecast) -> None:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scenarios.answer.numbers import parts
-from scenarios.forecast.forecast import Corner, Crossing, Estimate, Forecast, estimate, named
+from scenarios.forecast.forecast import Corner, Crossing, Estimate, estimate
 from sim.results import curve
 
 KEPT = 0.9  # the probability with which a plan must keep an SLO
@@ -60,33 +58,3 @@ def crossing(slo: Mapping[str, float], tables: Sequence[pd.DataFrame], growing: 
         breaks=breaks.most_common(1)[0][0] if breaks else None,
         probability=KEPT,
     )
-
-
-def plain(forecast: Forecast) -> dict[str, Any]:
-    """The same for a machine: the keys of a plan's JSON; `crossing` is null where it lies beyond the ladder."""
-    found = forecast.crossing
-    if found is None:
-        return {"kept_at": None, "broken_at": None, "crossing": None, "breaks": None}
-    load = None if found.load.value is None else found.load
-    return {"kept_at": found.kept_at, "broken_at": found.broken_at, "crossing": load, "breaks": found.breaks}
-
-
-def said(forecast: Forecast) -> str:
-    """Up to which load the SLOs are kept, in a sentence without its full stop."""
-    found, unit = forecast.crossing, forecast.unit
-    if found is None:
-        return "there is no SLO to keep"
-    top = forecast.curves[-1].load
-    value, band = parts(found.load)
-    about = "" if found.load.value is None else f", crossing at about {value}" + (f" ({band})" if band else "")
-    which = f", {found.breaks} first" if found.breaks and len(forecast.scenario.slo) > 1 else ""
-    sure = f"with a probability of {found.probability:.0%}"
-    if found.kept_at is None:
-        broken = "" if found.broken_at is None else f"; broken at {named(found.broken_at, unit)}{about}{which}"
-        return f"no load keeps every SLO {sure}{broken}"
-    if found.kept_at == top:
-        return f"every SLO is kept up to {named(top, unit)}, the top of this ladder, {sure}"
-    kept = f"every SLO is kept at {named(found.kept_at, unit)} {sure}"
-    if found.broken_at is None:
-        return f"{kept}; at {named(top, unit)}, the top of this ladder, it is not certain"
-    return f"{kept}, broken at {named(found.broken_at, unit)}{about}{which}"

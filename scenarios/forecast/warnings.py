@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from scenarios.compare.modes import humps
 from scenarios.forecast.forecast import Promise, named, unit_of
+from scenarios.forecast.modes import modes
 from sim.model.calibration import Calibration
 from sim.model.request import BROKEN
 from sim.model.scenario import Scenario
@@ -162,7 +162,7 @@ def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list
     found = []
     for _, rung in together.groupby("rung", sort=True):
         for metric, what in (("ttft_p50", "TTFT p50"), ("e2e_p50", "E2E p50")):
-            centres = humps(rung[metric].to_numpy(dtype=np.float64))
+            centres = modes(rung[metric].to_numpy(dtype=np.float64))
             if centres is not None:
                 at = named(float(rung["load"].iloc[0]), unit_of(scenario))
                 found.append(f"at {at} two patterns are stable: {what} about {centres[0]:.2g} or {centres[1]:.2g} s")

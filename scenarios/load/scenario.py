@@ -17,12 +17,14 @@ import msgspec
 from scenarios.load.changes import Change
 from scenarios.load.checks import check
 from scenarios.load.yaml import Values, parse_yaml
+from sim.engines import catalog
 from sim.engines.catalog import convert, shape_of
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
 from sim.model.files.format import EXPECTED, FORMAT, NOW, READ, upgraded
 from sim.model.files.shape import Key, check_shape, dotted, nearest
 from sim.model.scenario import Scenario
+from sim.model.text import shortened_name
 
 MOST = 1 << 20  # bytes of a scenario: YAML is read slowly
 SHIPPED = Path(__file__).parent.parent / "shipped"
@@ -119,6 +121,22 @@ def _resolved(source: str | Path, sets: Sequence[str]) -> Tree:
 def shipped() -> list[str]:
     """The names of the scenarios that come with servecast."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def template(name: str) -> str:
+    """A commented scenario of this name to start from; `BadInput` for a name that no file can have."""
+    if not name.strip() or shortened_name(name) != name:
+        raise BadInput("expected a name, such as chat", path=f"new {name!r}")
+    return (SHIPPED / "template.txt").read_text(encoding="utf-8").replace("NAME", name)
+
+
+def json_schema() -> str:
+    """The JSON schema of scenario files."""
+    schema = msgspec.json.schema(Scenario, schema_hook=catalog.json_schema)
+    properties = schema["$defs"]["Scenario"]["properties"]
+    del properties["written"]  # only servecast writes it
+    properties["extends"] = {"type": "string", "description": "the file whose keys this one overrides"}
+    return msgspec.json.format(msgspec.json.encode(schema)).decode()
 
 
 def find(source: str, beside: Path = Path()) -> Path:

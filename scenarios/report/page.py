@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -19,14 +18,11 @@ from scenarios.answer import sentences, tables
 from scenarios.answer.numbers import parts, unit_of
 from scenarios.compare.comparison import Comparison
 from scenarios.forecast.cost import of_the_machine
-from scenarios.forecast.forecast import Estimate, Forecast, Row, named, read_forecast
+from scenarios.forecast.forecast import Estimate, Forecast, Row, common_warnings, named
 from scenarios.forecast.forecast import unit_of as unit_of_loads
-from scenarios.progress import read_aloud
 from scenarios.report import plots
 from scenarios.report.sections import Section, grid, mark, of_comparison, of_flags, of_run, over_time, pictures
 from sim.cluster.replay import with_users
-from sim.model.errors import BadInput
-from sim.model.files.document import Document
 from sim.model.text import escaped
 from sim.model.warning import SHOWN, ranked
 from sim.results import rates
@@ -40,7 +36,7 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
     forecasts = [item for item in items if isinstance(item, Forecast)]
     of_a_kind = (forecasts[0].scenario.machine, forecasts[0].unit) if forecasts else None
     forecasts = [f for f in forecasts if (f.scenario.machine, f.unit) == of_a_kind]  # others have other axes
-    shared = [text for text in forecasts[0].warnings if all(text in f.warnings for f in forecasts)] if forecasts else []
+    shared = common_warnings(forecasts) if forecasts else []
     sections = [_together(forecasts, shared)] if len(forecasts) > 1 else []
     measured = [item for item in items if isinstance(item, Run) and item.kind == "measured"]
     for item in items:
@@ -100,27 +96,6 @@ def folded_warnings(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The warnings that are shown, those that move the asked number most, and those that are folded."""
     order = ranked(texts)
     return order[:SHOWN], order[SHOWN:]
-
-
-def read_item(path: Path) -> Forecast | Run | Comparison:
-    """A forecast, a run or a comparison; of a folder that `simulate -o` or `compare -o` wrote, what is in it."""
-    if path.is_dir():
-        for name in ("forecast.json", "comparison.json"):
-            if (path / name).exists() and not (path / "run.json").exists():
-                return read_item(path / name)
-        inside = sorted(each.parent.name for each in path.glob("*/forecast.json"))
-        if inside and not (path / "run.json").exists():
-            raise BadInput(f"holds the forecasts of several scenarios; name {path / inside[0]}", path=path)
-        return read_aloud(path)
-    document = Document(path, "a run directory, a forecast or a comparison")
-    if "curves" in document.values:
-        return read_forecast(path)
-    if "rows" not in document.values:
-        raise BadInput("expected a run directory, a forecast or a comparison", path=path, line=1)
-    try:
-        return msgspec.convert(document.values, Comparison)
-    except msgspec.ValidationError as e:
-        raise BadInput(f"not a comparison: {e}", path=path) from e
 
 
 _EMPTY: Section = {

@@ -8,13 +8,15 @@ a file that is not servecast's own output of the same kind; only that last is al
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
+from scenarios.load.scenario import files_of
+from scenarios.load.variants import Variant
 from sim.model.errors import BadInput
 from sim.model.files.atomic import is_stdout, is_stream, refuse_in_run, target_of, write_file
 
@@ -99,6 +101,18 @@ def check_measured(path: Path, resume: bool, *, inputs: Iterable[Path] = ()) -> 
     if not resume:
         refuse_existing(path)
         check_run(path, inputs=inputs)
+
+
+def check_forecasts(asked: Sequence[Variant], folder: Path, force: bool) -> None:
+    """Raise `BadInput` where the forecasts of these scenarios, and their runs, cannot be written into a folder."""
+    folders = [folder / variant.scenario.name for variant in asked]
+    if len(set(folders)) < len(folders):
+        raise BadInput("expected scenarios of different names, which are the folders' in -o")
+    inputs = [file for variant in asked for file in files_of(variant.source, *variant.sets)]
+    inputs += [Path(v.scenario.calibration) for v in asked if v.scenario.calibration is not None]
+    for each in folders:
+        check_run(each / "run", inputs=inputs)
+        check_output(each / "forecast.json", FORECAST, inputs=inputs, force=force)
 
 
 def check_new(path: Path) -> None:

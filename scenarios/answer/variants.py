@@ -1,4 +1,4 @@
-"""What-ifs side by side in one table: variants of a scenario, simulated with the same random numbers."""
+"""Tables of the variants of a scenario side by side, simulated with the same random numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.text import Text
 from scenarios.answer.numbers import banded, parts, unit_of
 from scenarios.answer.tables import LATENCY, RATES, STEPS, load_title, warned
 from scenarios.forecast.forecast import Estimate, Forecast, Row
+from scenarios.load.variants import Variant
 from sim.terminal.columns import Column, fitting, show_columns
 from sim.terminal.console import Console
 
@@ -17,13 +18,11 @@ REACHED = 0.95  # of the replicates
 BANDS = "bands: --csv, --json, or a wider terminal"
 
 
-def show_variants(
-    forecasts: Sequence[Forecast], keys: Sequence[str], values: Sequence[Sequence[str]], out: Console
-) -> None:
+def show_variants(forecasts: Sequence[Forecast], asked: Sequence[Variant], out: Console) -> None:
     """Print variants of a scenario side by side: the metrics of its SLOs at every load, then corners and cost."""
-    titles = [" · ".join(each) for each in values]
+    titles = [" · ".join(variant.values) for variant in asked]
     out.print(Text(forecasts[0].name.rpartition(",")[0] or forecasts[0].name, style="bold"))
-    out.print(Text(f"columns: {' · '.join(keys)}"))
+    out.print(Text(f"columns: {' · '.join(v.key for v in asked[0].varied)}"))
     if max(map(len, titles)) > LONGEST_TITLE:
         for number, title in enumerate(titles, 1):
             out.print(Text(f"  {number}: {title}"))

@@ -1,0 +1,34 @@
+"""`servecast import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from scenarios.cli.commands import command
+from scenarios.cli.options import here, run_output_option, warnings_option
+from scenarios.cli.output_files import check_run
+from scenarios.cli.terminal import print_result, print_warnings
+
+
+@command("servecast import guidellm.json -o run", name="import")
+@click.argument("file", type=here)
+@run_output_option
+@warnings_option
+def import_(file: Path, output: Path) -> None:
+    """Convert another tool's results to a run directory.
+
+    Reads guidellm (JSON), `vllm bench serve --save-result --save-detailed`, sglang's bench_serving --output-details,
+    aiperf (profile_export.jsonl, or the folder of a sweep), genai-perf (profile_export.json), inference-perf
+    (per_request_lifecycle_metrics.json), and locust (the history that --csv writes, or rows of locust-plugins'
+    JmeterListener). Warnings, here and in the run, say what the file does not record. The load is what the requests
+    show.
+    """
+    from scenarios.importers.detect import import_results
+    from sim.run import write_run
+
+    check_run(output, inputs=[file])
+    run = import_results(file)
+    print_result(str(write_run(run, output, read_back=True)))
+    print_warnings([*run.warnings, *(f"at {rung.named}: {text}" for rung in run.rungs for text in rung.warnings)])
