@@ -114,7 +114,7 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ("padded use: what remains forgotten", "return kept * longest + remaining", "return kept * longest"),
     ],
     "sim/engines/vllm_v1.py": [
-        ("the null block is used", "Blocks(flags.blocks - 1,", "Blocks(flags.blocks,"),
+        ("the null block is used", "self._usable = flags.blocks - 1", "self._usable = flags.blocks"),
         ("admits in a step that preempted", "elif self.waiting and not step.preempted:", "elif self.waiting:"),
         (
             "the victim is the first admitted",
@@ -173,8 +173,8 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ("a victim's share of the budget is lost", "budget += tokens_back", "pass"),
         (
             "one block is kept from running requests",
-            "while new > blocks.free and not forced:",
-            "while new >= blocks.free and not forced:",
+            "while new and new > blocks.free and not forced:",
+            "while new and new >= blocks.free and not forced:",
         ),
         (
             "who preempted itself does not end the turn",
