@@ -1,4 +1,4 @@
-"""Normal equations without moods against generalised least squares written out."""
+"""Normal equations with random effects eliminated, against generalised least squares written out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from calibrate.sources.streamed import calibrate_runs, candidate_forms
 from sim.model.calibration import Noise
 from sim.steptime.linear import step_time
 
-MOODS = RandomEffects(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)
+EFFECTS = RandomEffects(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)
 CALM = RandomEffects(drift=0.02, seconds=12.0, rung=0.01)
 BLOCKS, EACH = 12, 7  # three rungs of four blocks, of seven steps each
 SIZE = BLOCKS * EACH
@@ -56,9 +56,9 @@ def columns() -> tuple[Floats, Floats, Floats]:
 def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats, usual: Floats) -> tuple[Floats, Floats]:
     """Xᵀ V⁻¹ X and Xᵀ V⁻¹ y with V = noise + block + rung, of the rows that are kept."""
     x, weight, supposed = columns()
-    felt = supposed * np.where(rows.prefill, MOODS.prefill, 1.0)
+    felt = supposed * np.where(rows.prefill, EFFECTS.prefill, 1.0)
     same_block, same_rung = (np.equal.outer(key, key) for key in (rows.block, rows.rung))
-    of_block, of_rung = MOODS.block_sd(BLOCK_SECONDS), MOODS.rung_sd(4 * BLOCK_SECONDS, 4)
+    of_block, of_rung = EFFECTS.block_sd(BLOCK_SECONDS), EFFECTS.rung_sd(4 * BLOCK_SECONDS, 4)
     covariance = np.outer(felt, felt) * (of_block**2 * same_block + of_rung**2 * same_rung)
     covariance = (covariance + np.diag(weight**-2)) / usual[rows.rung]
     inverse = np.linalg.inv(covariance[np.ix_(kept, kept)])
@@ -67,11 +67,11 @@ def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats, usual: Flo
 
 @pytest.mark.parametrize("usual", [1.0, 0.25])
 @pytest.mark.parametrize("left_out", [[], [0], [4, 5, 6, 7], [1, 11]])
-def test_moods_are_taken_out_as_generalised_least_squares_does(rows: Rows, left_out: list[int], usual: float):
+def test_random_effects_are_eliminated_as_in_generalised_least_squares(rows: Rows, left_out: list[int], usual: float):
     x, weight, supposed = columns()
-    felt = supposed * np.where(rows.prefill, MOODS.prefill, 1.0)
+    felt = supposed * np.where(rows.prefill, EFFECTS.prefill, 1.0)
     one = np.array([1.0, usual, 1.0])
-    found = equations(rows, x, weight, felt, MOODS, one)
+    found = equations(rows, x, weight, felt, EFFECTS, one)
     counts = np.ones(BLOCKS)
     counts[left_out] = 0.0
     slower = np.random.default_rng(5).uniform(0.9, 1.1, (BLOCKS, 2))
@@ -92,11 +92,11 @@ def test_a_steady_machine_leaves_least_squares(rows: Rows):
 def test_the_mood_of_the_only_rung_is_the_machines_and_is_drawn_all_the_same(rows: Rows):
     x, weight, supposed = columns()
     alone = replace(rows, rung=np.zeros(SIZE, dtype=np.int64))
-    calm = MOODS._replace(rung=0.0)
-    found = [equations(alone, x, weight, supposed, moods, np.ones(1)) for moods in (MOODS, calm)]
+    calm = EFFECTS._replace(rung=0.0)
+    found = [equations(alone, x, weight, supposed, effects, np.ones(1)) for effects in (EFFECTS, calm)]
     moody, same = (of.reduced(np.ones(BLOCKS)) for of in found)
     assert moody[0] == pytest.approx(same[0]) and moody[1] == pytest.approx(same[1])
-    assert found[0].of_rung[0] - found[1].of_rung[0] == pytest.approx(MOODS.rung**2)
+    assert found[0].rung_variance[0] - found[1].rung_variance[0] == pytest.approx(EFFECTS.rung**2)
 
 
 def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_slow():
@@ -109,7 +109,7 @@ def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_s
     blurred, told = (
         dict(zip(fit.names, fit.coefficients, strict=True))
         for fit in (
-            regress(slow, form, admissions, moods) for moods in (NO_EFFECTS, RandomEffects(drift=0.02, rung=0.06))
+            regress(slow, form, admissions, effects) for effects in (NO_EFFECTS, RandomEffects(drift=0.02, rung=0.06))
         )
     )
     assert told["b2"] == pytest.approx(TRUTH["b2"], rel=0.15)
@@ -149,7 +149,7 @@ def test_steps_that_all_follow_their_prefill_at_once_tell_nothing_of_caches():
     assert form.decode(1, 200, 200)[0] == pytest.approx(true.decode(1, 200, 200)[0], rel=0.1)
 
 
-def test_a_calibration_is_fitted_with_the_moods_that_were_found():
+def test_a_calibration_is_fitted_with_the_estimated_random_effects():
     run = observe([1, 2, 4, 8], lengths((100, 1000), (20, 150)), noise=Noise(decode=[0.9, 1.1], drift=0.05)).run
     schedules = [rebuild(run)]
     rows, admissions = build_rows([run], schedules), admission_timings([run], schedules)
@@ -161,8 +161,8 @@ def test_a_calibration_is_fitted_with_the_moods_that_were_found():
     assert abs(found / float(first.coefficients[b0]) - 1) > 1e-4
 
 
-def test_draws_are_as_wide_as_the_moods_of_other_days_would_have_it():
-    """The same schedule, each time with another mood of every rung: how far fits are apart, and what one says of it."""
+def test_draws_are_as_wide_as_random_effects_of_other_days_make_them():
+    """The same schedule, each time with another effect of every rung: the spread of the fits, and what one fit says of it."""
     noise = Noise(prefill=[0.95, 1.05], decode=[0.9, 1.0, 1.1])
     run = observe([1, 2, 4, 8, 16], lengths((100, 1000), (20, 150)), noise=noise).run
     schedules = [rebuild(run)]
@@ -171,9 +171,9 @@ def test_draws_are_as_wide_as_the_moods_of_other_days_would_have_it():
         candidate_forms(padded=False)[0],
         admission_timings([run], schedules),
     )
-    moods, rng = RandomEffects(rung=0.05, prefill=0.6), np.random.default_rng(9)
-    days = [1 + moods.rung * rng.standard_normal(5)[rows.rung] * np.where(rows.prefill, 0.6, 1.0) for _ in range(40)]
-    fits = [regress(replace(rows, seconds=rows.seconds * day), form, admissions, moods) for day in days]
+    effects, rng = RandomEffects(rung=0.05, prefill=0.6), np.random.default_rng(9)
+    days = [1 + effects.rung * rng.standard_normal(5)[rows.rung] * np.where(rows.prefill, 0.6, 1.0) for _ in range(40)]
+    fits = [regress(replace(rows, seconds=rows.seconds * day), form, admissions, effects) for day in days]
     matrix = design(rows, form, fits[0].names)
     mean_steps = np.array([matrix[rows.prefill].mean(axis=0), matrix[~rows.prefill].mean(axis=0)])
     apart = np.std([mean_steps @ fit.coefficients for fit in fits], axis=0)

@@ -66,7 +66,7 @@ def test_the_promise_holds_where_no_straight_line_leads_to_the_answer():
     assert promise.low / 2 < after(seen, same, question) < 2 * promise.high
 
 
-def test_a_longer_window_is_advised_where_it_averages_moods_and_not_for_what_a_run_keeps(before, advice):
+def test_a_longer_window_is_advised_where_it_averages_drift_but_not_for_a_run_effect(before, advice):
     drifting = msgspec.structs.replace(before.noise, drift=0.2, drift_seconds=10.0, between=0.0)
     keeping = msgspec.structs.replace(before.noise, drift=0.0, between=0.1)
     advised = {}
@@ -87,7 +87,7 @@ def test_the_executor_changes_nothing(before, advice):
     assert advise(before, QUESTION, CANDIDATES[:1], executor=Backwards()) == advice[:1]
 
 
-def test_a_machine_with_greater_moods_promises_less(before, advice):
+def test_a_machine_with_more_drift_promises_less(before, advice):
     moody = msgspec.structs.replace(before, noise=msgspec.structs.replace(before.noise, between=0.1))
     (promise,) = advise(moody, QUESTION, CANDIDATES[:1])
     assert promise.after > 1.7 * advice[0].after  # each of the draws hears it with an error of its own

@@ -33,9 +33,9 @@ def days(noise: Noise, n: int, ladder: list[int] = LADDER) -> list[Run]:
 
 
 def fitted(
-    runs: list[Run], slower: dict[int, float] | None = None, moods: RandomEffects = NO_EFFECTS
+    runs: list[Run], slower: dict[int, float] | None = None, effects: RandomEffects = NO_EFFECTS
 ) -> tuple[Regression, Rows]:
-    """The simplest form fitted to runs of a machine of such moods; `slower` multiplies the times of whole rungs,
+    """The simplest form fitted to runs of a machine with these random effects; `slower` multiplies the times of whole rungs,
     numbered over all runs."""
     schedules = [rebuild(run) for run in runs]
     rows = build_rows(runs, schedules)
@@ -43,16 +43,16 @@ def fitted(
     for rung, by in (slower or {}).items():
         factor[rows.rung == rung] = by
     rows = replace(rows, seconds=rows.seconds * factor)
-    return regress(rows, candidate_forms(padded=False)[0], admission_timings(runs, schedules), moods), rows
+    return regress(rows, candidate_forms(padded=False)[0], admission_timings(runs, schedules), effects), rows
 
 
-def moods(runs: list[Run], slower: dict[int, float] | None = None) -> RandomEffects:
+def effects(runs: list[Run], slower: dict[int, float] | None = None) -> RandomEffects:
     regression, rows = fitted(runs, slower)
     return fit_random_effects(regression, rows, runs)
 
 
 def test_what_whole_runs_keep_is_told_from_the_drift_within_them():
-    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.01, drift_seconds=5.0, between=0.06), 8))
+    found = effects(days(Noise(decode=[0.95, 1.05], drift=0.01, drift_seconds=5.0, between=0.06), 8))
     assert found.run == pytest.approx(0.06, rel=0.5)
     assert found.rung < 0.01
     assert found.drift == pytest.approx(0.01, rel=0.4)
@@ -60,7 +60,7 @@ def test_what_whole_runs_keep_is_told_from_the_drift_within_them():
 
 
 def test_days_that_are_alike_are_not_made_unlike_by_their_drift():
-    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 8))
+    found = effects(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 8))
     assert found.drift == pytest.approx(0.02, rel=0.3)
     assert 2.5 < found.seconds < 8.0
     assert found.between < 0.005
@@ -69,7 +69,7 @@ def test_days_that_are_alike_are_not_made_unlike_by_their_drift():
 def test_what_whole_rungs_keep_is_neither_drift_nor_the_run():
     rng = np.random.default_rng(1)
     slower = {rung: float(np.exp(0.06 * rng.standard_normal())) for rung in range(24)}
-    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.01, drift_seconds=4.0), 8), slower)
+    found = effects(days(Noise(decode=[0.95, 1.05], drift=0.01, drift_seconds=4.0), 8), slower)
     assert found.rung == pytest.approx(0.06, rel=0.5)
     assert found.drift < 0.02
     assert found.run < 0.04
@@ -80,7 +80,7 @@ def test_how_much_prefills_feel_is_told_from_how_much_decode_steps_do(share: flo
     law = Noise(
         prefill=[0.98, 1.02], decode=[0.95, 1.05], drift=0.05, drift_seconds=8.0, between=0.03, prefill_share=share
     )
-    found = moods(days(law, 6))
+    found = effects(days(law, 6))
     assert found.prefill == pytest.approx(share, abs=0.15)
     assert found.drift == pytest.approx(0.05, rel=0.4)
 
@@ -98,7 +98,7 @@ def test_a_machine_that_is_slowed_now_and_then_is_told_from_one_that_swings(shap
 def test_draws_and_noise_give_prefills_their_share():
     runs = [run for width in (0.02, 0.1) for run in days(Noise(prefill=[0.9, 1.1], decode=[1 - width, 1 + width]), 2)]
     regression, rows = fitted(runs)
-    known, _ = fitted(runs, moods=RandomEffects(rung=0.1, prefill=0.2))
+    known, _ = fitted(runs, effects=RandomEffects(rung=0.1, prefill=0.2))
     drawn = draw_coefficients(known, rows, np.random.default_rng(0), 400)
     of = [regression.names.index(name) for name in regression.names if name[0] in "ab"]
     form = [dict(zip([regression.names[i] for i in of], row[of], strict=True)) for row in drawn]
@@ -125,7 +125,7 @@ def test_draws_are_half_the_opposites_of_the_others():
 
 
 def test_what_coefficients_explain_as_well_is_no_mood_of_loads():
-    """Three loads of a server whose step times are given: a tenth of a mood each was as likely as none."""
+    """Three loads of a server whose step times are given: a drift of a tenth was as likely as none."""
     run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
     schedule = rebuild(run, {0, 1, 2})
     rows = build_rows([run], [schedule])
@@ -136,13 +136,13 @@ def test_what_coefficients_explain_as_well_is_no_mood_of_loads():
 
 
 def test_one_run_sees_one_day_only():
-    found = moods(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 1))
+    found = effects(days(Noise(decode=[0.95, 1.05], drift=0.02, drift_seconds=4.0), 1))
     assert found.run == pytest.approx(LEAST_RATIO * found.drift)
     assert found.run > 0.005
 
 
-def test_a_machine_without_noise_has_no_moods():
-    found = moods([observe(LADDER, lengths((50, 200), (10, 30)), seconds=60.0).run])
+def test_a_machine_without_noise_has_no_random_effects():
+    found = effects([observe(LADDER, lengths((50, 200), (10, 30)), seconds=60.0).run])
     assert max(found.drift, found.rung, found.run) < 0.002
     assert (
         DRIFT_SECONDS[0] <= found.seconds <= DRIFT_SECONDS[1]
@@ -151,11 +151,11 @@ def test_a_machine_without_noise_has_no_moods():
 
 def test_too_few_seconds_say_nothing_and_are_not_taken_for_calm():
     run = observe([1], FIXED, seconds=5.0).run
-    assert moods([run]) == RandomEffects(run=DEFAULT_RUN_EFFECT)
+    assert effects([run]) == RandomEffects(run=DEFAULT_RUN_EFFECT)
 
 
 def test_a_short_run_is_seen_in_shorter_stretches():
-    found = moods([observe([2, 4], FIXED, noise=Noise(decode=[0.98, 1.02], drift=0.03), seconds=8.0).run])
+    found = effects([observe([2, 4], FIXED, noise=Noise(decode=[0.98, 1.02], drift=0.03), seconds=8.0).run])
     assert 0.01 < found.drift < 0.06
     assert found.run == found.rung == pytest.approx(LEAST_RATIO * found.drift)  # two loads may have been calm by chance
 
@@ -196,7 +196,7 @@ def test_noise_of_single_steps_is_no_mood_where_steps_are_few():
     slow = {name: 10 * value for name, value in TRUTH.items()}
     noise = Noise(decode=[0.8, 1.2], prefill=[0.8, 1.2])
     found = [
-        moods([observe([1, 2, 4, 8], lengths(200, 30), noise=noise, seconds=31.0, truth=slow, seed=seed).run])
+        effects([observe([1, 2, 4, 8], lengths(200, 30), noise=noise, seconds=31.0, truth=slow, seed=seed).run])
         for seed in range(4)
     ]
     assert np.median([max(each.drift, each.rung) for each in found]) < 0.025

@@ -99,7 +99,7 @@ def test_a_time_for_every_batch_size_is_not_taken_where_a_line_is_as_good():
     assert "affine 1.5%" in found.source.note and "affine_levels 1.4%" in found.source.note
 
 
-def test_a_time_for_every_batch_size_is_not_taken_for_the_moods_of_each():
+def test_random_effects_are_not_fitted_as_a_time_for_every_batch_size():
     """Two days on which errors at loads left out were a half with it, as long as the machine passed for steady."""
     assert [calibrate_runs(two_profiles(seed), seed).model for seed in (8, 10)] == ["affine", "affine"]
 
@@ -246,7 +246,7 @@ def test_flags_are_those_the_server_says_it_has():
     assert calibrate_runs([replace(run, info={"max_waiting_tokens": 7})]).server[0]["max_waiting_tokens"] == 7
 
 
-def test_a_run_too_short_to_show_its_moods_is_believed_to_have_some():
+def test_a_run_too_short_to_show_random_effects_has_a_default_one():
     run = observe([1], lengths(20, 30), noise=NOISE, seconds=1.5).run
     noise = calibrate_runs([run]).noise
     assert noise.between == pytest.approx(DEFAULT_RUN_EFFECT, rel=0.5) and len(noise.decode) > 1

@@ -3,7 +3,7 @@
     python tools/check_irreducible.py [--days N] [--seed N]
 
 A machine that is not itself from minute to minute cannot be forecast better than it repeats itself. Each family of
-recorded runs in data/ is calibrated, and its central machine, with its noise and moods, is measured again on many
+recorded runs in data/ is calibrated, and its central machine, with its noise and drift, is measured again on many
 simulated days: every ladder as it was recorded. A forecast that knows all of that machine but the day is then held
 against each day, and to the goals of `tools/validate.py`. Printed, for every run: the mean error, in brackets the share
 of days that miss the goal; then how many goals a whole set of such runs misses in a day, to be held against what

@@ -1,1 +1,1 @@
-"""Step times by regression: the design matrix, priors, random effects, the fit and its posterior."""
+"""Regression of step durations on the terms of `sim.steptime.basis`: random effects, priors, joint draws."""

@@ -1,8 +1,8 @@
-"""What a regression needs of rebuilt schedules: one row per step whose length is known, and its terms.
+"""The regression problem of rebuilt schedules: one row per step whose duration is known, and its terms.
 
-A term is a column that a coefficient multiplies. `seconds` of a row lies between two ends as clients saw them, so it
-holds the step itself, the filter that ran before it and the joining of batches; a prefill that found the server idle
-begins where its first request was sent, so it holds the way there and back (`u0`, `u1`).
+The duration of a row lies between two step ends as clients saw them. It includes the filter that ran before the step
+and the joining of batches. A prefill that found the server idle starts when its first request was sent, so it includes
+the network latency there and back (`u0`, and `u1` per prompt token).
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ from sim.steptime.linear import LEVEL
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-BLOCK_SECONDS = 5.0  # what is resampled as a whole, and has a mood: short enough for ten a rung
-COLD_CACHE = "w0"  # what a decode step takes longer the sooner it follows a prefill; a forecast has the average of it
-_WARM = 4.0  # decode steps: within so many the caches hold again what a prefill has driven out of them
-_CONTINUED = 2.0 * Flags().max_concurrent_requests  # sequences: more than routers let in
+BLOCK_SECONDS = 5.0  # resampled as a whole, with a random effect each: short enough for ten in a rung
+COLD_CACHE = "w0"  # extra time of a decode step soon after a prefill; forecasts have its mean over the steps fitted
+_WARM = 4.0  # decode steps in which the caches recover from a prefill (a factor e)
+_CONTINUED = 2.0 * Flags().max_concurrent_requests  # sequences: more than routers admit
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The steps of some runs whose lengths are known. `rung` and `block` number them over all runs; `run` is which.
+    """The usable steps of some runs, one element per row.
 
-    `way` bounds the way to the server (`latency_bounds`).
+    `table` has the columns of `Schedule.steps`, `idle` (the server was idle before) and `run`. `seconds` is the
+    duration, `prefill` marks prefills. `run`, `rung` and `block` number the runs, their rungs and blocks of
+    `BLOCK_SECONDS` over all runs. `latency` bounds the network latency to the server, s
+    (`network_latency.latency_bounds`).
     """
 
     table: pd.DataFrame
@@ -47,7 +50,7 @@ class Rows:
     rung: Ints
     block: Ints
     warnings: list[str]
-    way: tuple[float, float] | None = None
+    latency: tuple[float, float] | None = None
 
     @property
     def longest(self) -> Floats:
@@ -56,19 +59,19 @@ class Rows:
 
     @property
     def rung_of_block(self) -> Ints:
-        """The rung in which each block lies; ascending, as the runs of rungs are."""
+        """The rung of each block, (blocks,), ascending."""
         return self.rung[np.unique(self.block, return_index=True)[1]]
 
     @property
     def run_of_block(self) -> Ints:
-        """The run in which each block lies."""
+        """The run of each block, (blocks,)."""
         return self.run[np.unique(self.block, return_index=True)[1]]
 
 
 def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
-    """The usable steps of all runs.
+    """The usable steps of all runs, whose schedules are given in the same order.
 
-    `NotEnoughData` where no decode step is left.
+    Raises `NotEnoughData` where no decode step is left.
     """
     warnings: list[str] = []
     tables = []
@@ -92,18 +95,18 @@ def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
         rung=rung,
         block=block,
         warnings=warnings,
-        way=latency_bounds(runs, schedules),
+        latency=latency_bounds(runs, schedules),
     )
 
 
 def _numbered(*keys: Ints) -> Ints:
-    """0, 1, … for every distinct tuple of keys."""
+    """A number 0, 1, … for every distinct tuple of keys, (n,)."""
     index = np.unique(np.stack(keys), axis=1, return_inverse=True)[1]
     return np.asarray(index, dtype=np.int64).reshape(-1)
 
 
-# How the level of a decode step grows with its batch besides linearly: it flattens, as kernels use a processor better
-# the more rows they have, and from some size on all of it.
+# How the time of a decode step grows with its batch beyond a line: it flattens, because kernels use a processor better
+# the more rows they have, and from some size on fully.
 TREND: dict[str, Callable[[Floats], Floats]] = {
     "bs": lambda n: np.asarray(np.sqrt(n)),
     "bt": lambda n: np.asarray(-np.expm1((1.0 - n) / 4.0)),
@@ -111,12 +114,12 @@ TREND: dict[str, Callable[[Floats], Floats]] = {
 
 
 def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
-    """What each coefficient multiplies, (rows,): the terms of `sim.steptime.basis`, and those of a regression alone,
-    `TREND`, `u0` and `u1` (network latency of a prefill on an idle server) and `COLD_CACHE`, whose mean is 0."""
+    """What each coefficient multiplies in every row: the terms of `sim.steptime.basis`, and those that only a
+    regression has: `TREND`, `u0` and `u1`, and `COLD_CACHE`, whose mean is 0."""
     t, decode = rows.table, (~rows.prefill).astype(np.float64)
     n, idle = t["sequences"].to_numpy(np.float64), t["idle"].to_numpy(np.float64)
     fresh = np.exp(-t["since"].to_numpy(np.float64) / _WARM) * decode
-    if np.ptp(fresh[~rows.prefill]) > 0:  # or all steps follow their prefill at one distance, and nothing tells
+    if np.ptp(fresh[~rows.prefill]) > 0:  # else all steps are equally far from their prefill
         fresh -= decode * np.average(fresh, weights=decode)
     else:
         fresh[:] = 0.0
@@ -126,7 +129,8 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
 
 
 def level_terms(rows: Rows, knots: Sequence[int]) -> dict[str, Floats]:
-    """For every knot the share of a decode step's level that it holds: hats between knots, flat beyond them."""
+    """Hat functions of the batch size with a knot at each of `knots`, constant beyond them: how much of each level's
+    time a decode step has."""
     n = rows.table["sequences"].to_numpy(np.float64)
     decode = (~rows.prefill).astype(np.float64)
     hats = np.eye(len(knots))
@@ -134,8 +138,8 @@ def level_terms(rows: Rows, knots: Sequence[int]) -> dict[str, Floats]:
 
 
 def level_knots(rows: Rows) -> list[int]:
-    """Batch sizes with a level of their own: all small ones, then ever fewer to half as many again as were seen, and a
-    few beyond, since a trend that flattens is not continued by a line."""
+    """Batch sizes with a time of their own: every small one, ever fewer up to 1.5 times the largest seen, and a few
+    beyond, because no line continues a trend that flattens."""
     top = 1.5 * float(rows.table["sequences"].to_numpy()[~rows.prefill].max())
     knots, size = [1], 1
     while size < max(top, _CONTINUED):

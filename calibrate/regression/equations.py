@@ -1,11 +1,11 @@
-"""Normal equations of step times, block by block, with the machine's moods taken out of them.
+"""Normal equations of step durations per block of seconds, with the random effects eliminated.
 
-All steps of a block of seconds share a mood, and those of a rung another: random effects of known size, which multiply
-the steps they are felt by. They are eliminated from the inside out, a block's before blocks are summed to a rung, a
-rung's before rungs are summed (the mixed-model equations of Henderson 1953, absorbed): generalised least squares, in
-which what steps differ by within a few seconds counts in full, and what whole rungs differ by only as far as moods
-leave it open. Blocks can still be left out or reweighted, which costs a millisecond. What whole runs keep is left in:
-few runs say little of it, and as an effect of its own it would take the machine's speed from the one run there may be.
+All steps of a block share a random effect, and so do all of a rung. Each multiplies the durations it applies to. Both
+are absorbed into the normal equations, those of blocks before blocks are summed to a rung, those of rungs before rungs
+are summed (mixed-model equations: Henderson 1953). The result is generalised least squares: differences between steps
+within seconds count in full, differences between rungs as far as random effects leave them open. Blocks can be left out
+or reweighted within a millisecond. Run effects are not absorbed: few runs say little about them, and with one run its
+effect could not be told from the speed of the machine.
 """
 
 from __future__ import annotations
@@ -25,39 +25,47 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Equations:
-    """Of every block the Gram matrix, (blocks, p + 1, p + 1), and the right-hand sides of prefills and of decode steps,
-    (blocks, 2, p + 1); the last column is the mood's, that of the block itself eliminated. `rung` of each block is in
-    ascending order; `of_rung`, (rungs,), are the variances of their moods, relative.
+    """Normal equations of every block for p coefficients and, last, one random effect.
+
+    `grams` are (blocks, p + 1, p + 1) and `rights`, the right-hand sides of prefills and of decode steps, (blocks, 2, p
+    + 1); the effects of the blocks themselves are eliminated, the last row and column belong to their rung's. `rung`,
+    (blocks,), is ascending; `rung_variance`, (rungs,), is the relative variance of each rung's effect.
     """
 
     grams: Floats
     rights: Floats
     rung: Ints
-    of_rung: Floats
+    rung_variance: Floats
 
     def reduced(self, weight: Floats, slower: Floats | None = None) -> tuple[Floats, Floats]:
-        """The p normal equations, (p, p) and (p,), of blocks that count so often, (blocks,), and whose prefills and
-        decode steps are that much `slower`, (blocks, 2)."""
+        """The normal equations, (p, p) and (p,), with all random effects eliminated.
+
+        `weight`, (blocks,), is how often each block counts; `slower`, (blocks, 2), multiplies the durations of its
+        prefills and decode steps.
+        """
         each = weight[:, None] if slower is None else weight[:, None] * slower
         rights = np.einsum("bk,bkp->bp", np.broadcast_to(each, (len(weight), 2)), self.rights)
-        grams, rights = _by(self.rung, self.grams * weight[:, None, None]), _by(self.rung, rights)
-        if len(grams) > 1:  # the mood of an only rung cannot be told from the machine
-            grams, rights = _absorbed(grams, rights, self.of_rung)
+        grams, rights = _sums(self.rung, self.grams * weight[:, None, None]), _sums(self.rung, rights)
+        if len(grams) > 1:  # the effect of an only rung cannot be told from the machine's speed
+            grams, rights = _absorb(grams, rights, self.rung_variance)
         return grams.sum(axis=0)[:-1, :-1], rights.sum(axis=0)[:-1]
 
 
 def equations(
-    rows: Rows, columns: Floats, weight: Floats, felt: Floats, moods: RandomEffects, usual: Floats
+    rows: Rows, columns: Floats, weight: Floats, exposure: Floats, effects: RandomEffects, robust: Floats
 ) -> Equations:
-    """The equations of `columns`, (rows, p), each row with a `weight`, 1/s. `felt` is by how much a mood of 1 lengthens
-    each row, s; whole rungs count by how `usual` they are, (rungs,)."""
+    """The equations of `columns`, (rows, p), of rows with a `weight`, 1/s.
+
+    `exposure`, (rows,), is by how many seconds a random effect of 1 lengthens each row; `robust`, (rungs,), weights
+    whole rungs.
+    """
     rung = rows.rung_of_block
     blocks, terms = len(rung), columns.shape[1] + 1
     order = np.argsort(rows.block, kind="stable")
     cuts = np.searchsorted(rows.block[order], np.arange(blocks + 1))
     design = np.empty((len(order), terms))
     np.multiply(columns[order], weight[order, None], out=design[:, :-1])
-    np.multiply(felt[order], weight[order], out=design[:, -1])
+    np.multiply(exposure[order], weight[order], out=design[:, -1])
     seconds, prefill = (rows.seconds * weight)[order], rows.prefill[order]
     of_kind = np.column_stack([np.where(prefill, seconds, 0.0), np.where(prefill, 0.0, seconds)])
     grams, rights = np.empty((blocks, terms, terms)), np.empty((blocks, 2, terms))
@@ -65,16 +73,16 @@ def equations(
         x = design[start:stop]  # a view: copies took most of the time
         grams[b] = x.T @ x
         rights[b] = of_kind[start:stop].T @ x
-    grams, rights = _absorbed(grams, rights, np.full(blocks, moods.block_sd(BLOCK_SECONDS) ** 2))
+    grams, rights = _absorb(grams, rights, np.full(blocks, effects.block_sd(BLOCK_SECONDS) ** 2))
     blocks_of_rung = np.bincount(rung).tolist()
-    of_rung = np.square([moods.rung_sd(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / usual
-    scale = usual[rung][:, None, None]
-    return Equations(grams * scale, rights * scale, rung, of_rung)
+    rung_variance = np.square([effects.rung_sd(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / robust
+    scale = robust[rung][:, None, None]
+    return Equations(grams * scale, rights * scale, rung, rung_variance)
 
 
-def _absorbed(grams: Floats, rights: Floats, variance: Floats) -> tuple[Floats, Floats]:
-    """The equations once the last unknown of each, a random effect of such a variance, is eliminated. The column stays:
-    the mood of what the block or the rung lies in is felt by the same steps."""
+def _absorb(grams: Floats, rights: Floats, variance: Floats) -> tuple[Floats, Floats]:
+    """The equations with the last unknown of each eliminated, a random effect of this variance. The column stays: the
+    effect of the enclosing rung applies to the same rows."""
     column = grams[..., -1]
     share = (variance / (1 + variance * column[:, -1]))[:, None]
     effect = (rights[..., -1].reshape(len(rights), -1) * share).reshape(rights.shape[:-1])
@@ -84,6 +92,6 @@ def _absorbed(grams: Floats, rights: Floats, variance: Floats) -> tuple[Floats, 
     )
 
 
-def _by(group: Ints, values: Floats) -> Floats:
-    """The sums of values whose group is the same; groups are ascending, and none is missing."""
+def _sums(group: Ints, values: Floats) -> Floats:
+    """Sums of the values of each group; groups are ascending, and none is empty."""
     return np.add.reduceat(values, np.unique(group, return_index=True)[1], axis=0)

@@ -1,9 +1,10 @@
-"""Nonnegative least squares on step times, by normal equations per block of time (`equations`).
+"""Nonnegative least squares on step durations, by normal equations per block of time (`equations`).
 
-Errors are relative (noise grows with the step) and squared: means are wanted, and medians or robust losses of a skewed
-noise forecast too little. Weights come from the fit, not from the measured value, which would favour quick steps; rungs
-that are unlike the others as a whole count for less. The machine's moods are found from a fit that knows of none; with
-them the form is chosen anew, or a time for every batch size would follow the moods of each.
+Errors are relative, since noise grows with the duration, and squared, since forecasts need means: medians and robust
+losses of a skewed noise forecast too little. Weights come from fitted durations; those of measured ones would favour
+short steps. Rungs whose overall speed is an outlier count for less. Random effects are estimated from a first fit
+without them. With them the form is selected again, because a time for every batch size would otherwise follow the
+drift.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from calibrate.regression.random_effects import NO_EFFECTS, RandomEffects
 from calibrate.schedule.admission_timing import admission_rows
 from sim.steptime.linear import LEVEL
 
-_PASSES = 10  # six left batch sizes seen rarely two percent off
-_TAIL = 4.0  # degrees of freedom of a rung's mood: heavy tails, but with a variance
-_MOOD = 0.02  # a rung this far off is nothing unusual, however alike the others are
+_PASSES = 10  # of reweighting: after six, batch sizes that were seen rarely were still 2 % off
+_DEGREES = 4.0  # degrees of freedom of a rung's effect: heavy tails, finite variance
+_TYPICAL = 0.02  # relative: a rung this far off is no outlier, however alike the others are
 
 
 @dataclass(frozen=True)
 class Form:
-    """A candidate: the name of a `sim.steptime.linear` model and which of its terms are in it."""
+    """A candidate form: the name of a `sim.steptime.linear` model and the terms in it."""
 
     model: str
     terms: tuple[str, ...]
 
     @property
     def padded(self) -> bool:
-        """Whether work is in sequences × longest."""
+        """Whether every row is padded to the longest."""
         return not self.model.startswith("affine")
 
     @property
@@ -47,7 +48,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Regression:
-    """A fitted form; `predicted` is the time of every row, s, as a calibration would forecast it."""
+    """A fitted form; `predicted`, (rows,), is the duration that a calibration forecasts for each row, s."""
 
     form: Form
     names: tuple[str, ...]
@@ -55,57 +56,60 @@ class Regression:
     coefficients: Floats
     predicted: Floats
     equations: Equations
-    moods: RandomEffects
+    effects: RandomEffects
 
     def solve(self, weight: Floats, slower: Floats | None = None, noise: Floats | None = None) -> Floats:
-        """Coefficients from the prior and from blocks that count so often, and are that much slower
-        (`Equations.reduced`); `noise`, (k,), is what each of the prior's k targets is off by."""
+        """Coefficients from the prior and the blocks, weighted and slowed as in `Equations.reduced`; `noise`, (k,), is
+        added to the k targets of the prior."""
         return _solve(*self.equations.reduced(weight, slower), self.prior, noise)
 
 
-def regress(rows: Rows, form: Form, admissions: pd.DataFrame, moods: RandomEffects = NO_EFFECTS) -> Regression:
-    """Fit a form to all rows of a machine of such moods, and to who came back in time (`admission_timings`)."""
+def regress(rows: Rows, form: Form, admissions: pd.DataFrame, effects: RandomEffects = NO_EFFECTS) -> Regression:
+    """Fit a form to all rows and to the admission timings, given the random effects."""
     names = tuple(name for name in terms(rows, form.padded) if name in form.terms)
     if form.by_batch:
         names += tuple(f"{LEVEL}{size}" for size in level_knots(rows))
     matrix = design(rows, form, names)
-    believed = prior = prior_for(names, rows, form.padded)
+    known = prior = prior_for(names, rows, form.padded)
     y, block = rows.seconds, rows.block
     group = pd.DataFrame({"p": rows.prefill, "n": rows.table["sequences"], "r": rows.rung, "y": y})
     predicted = group.groupby(["p", "n", "r"])["y"].transform("mean").to_numpy(np.float64)
     everything = np.ones(int(block.max()) + 1)
-    feels = np.where(rows.prefill, moods.prefill, 1.0)
-    variance = moods.block_sd(BLOCK_SECONDS) ** 2 + moods.between**2
-    mood = np.zeros(len(everything))  # of each block
-    left = np.zeros(len(everything))  # the variance that this leaves
+    exposure = np.where(rows.prefill, effects.prefill, 1.0)
+    variance = effects.block_sd(BLOCK_SECONDS) ** 2 + effects.between**2
+    effect = np.zeros(len(everything))  # of each block
+    left = np.zeros(len(everything))  # the variance that this estimate leaves
     for _ in range(_PASSES):
-        weight, spread = _weight(y / predicted - 1 - feels * mood[block], feels**2 * left[block], rows)
-        usual = robust_weights(y, predicted, rows.rung)[0]
-        seen = equations(rows, matrix, weight / predicted, predicted * feels, moods, usual)
+        weight, spread = _weight(y / predicted - 1 - exposure * effect[block], exposure**2 * left[block], rows)
+        robust = robust_weights(y, predicted, rows.rung)[0]
+        seen = equations(rows, matrix, weight / predicted, predicted * exposure, effects, robust)
         coefficients = _solve(*seen.reduced(everything), prior)
         predicted = np.maximum(matrix @ coefficients, 1e-6)
-        prior = believed.extended(*admission_rows(admissions, names, coefficients, spread))
-        left[:] = variance / (1 + variance * np.bincount(block, weights=(weight * feels) ** 2))
-        mood[:] = left * np.bincount(block, weights=weight**2 * feels * (y / predicted - 1))
+        prior = known.extended(*admission_rows(admissions, names, coefficients, spread))
+        left[:] = variance / (1 + variance * np.bincount(block, weights=(weight * exposure) ** 2))
+        effect[:] = left * np.bincount(block, weights=weight**2 * exposure * (y / predicted - 1))
     forecast = np.maximum(matrix @ _forecast(names, coefficients), 1e-6)
-    return Regression(form, names, prior, coefficients, forecast, seen, moods)
+    return Regression(form, names, prior, coefficients, forecast, seen, effects)
 
 
 def _forecast(names: Sequence[str], coefficients: Floats) -> Floats:
-    """The coefficients that a calibration takes over: of what cold caches cost, the average over the steps fitted."""
+    """The coefficients of a calibration: the cold-cache term at its mean, 0."""
     return np.where(np.array(names) == COLD_CACHE, 0.0, coefficients)
 
 
-def _weight(alone: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float]:
-    """The weight of every row by how much rows of its kind vary, relative, and by how much they resemble others of
-    their block; and how much decode steps vary. `alone` is how far each is off without the mood of its block, as far as
-    that is known; `unsure` is the variance that this leaves."""
-    weight, spread = np.empty(len(alone)), {}
+def _weight(residual: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float]:
+    """The weight of every row, and the relative standard deviation of decode steps.
+
+    A row weighs less the more rows of its kind vary and the more they resemble others of their block. `residual`,
+    (rows,), is the relative error without the estimated effect of the block, `unsure`, (rows,), the variance of that
+    estimate.
+    """
+    weight, spread = np.empty(len(residual)), {}
     for kind in (True, False):
         of = rows.prefill == kind
         if not of.any():
             continue
-        error = alone[of]
+        error = residual[of]
         spread[kind] = max(float(np.sqrt((error**2 + unsure[of]).mean())), 1e-4)
         clusters = np.bincount(rows.block[of], weights=error)
         inflation = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
@@ -114,19 +118,19 @@ def _weight(alone: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float]:
 
 
 def robust_weights(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
-    """The weight of every rung by how usual its speed is, as a Student t distribution has it (about 1 for the usual),
-    and how far it is off, relative.
+    """The weight of each rung by how typical its speed is, that of a Student t distribution (about 1 if typical), and
+    its relative deviation; both (rungs,).
 
-    A machine shared with others is now and then out of the ordinary for a whole minute, and what its steps differ by is
-    then not what it is at other times: on the recorded CPU runs forecasts are worse where only the mood is uncertain.
+    A shared machine is now and then out of the ordinary for a minute, and its steps then differ in other ways than
+    robust: on the recorded CPU runs a rung effect residual gave worse forecasts.
     """
     off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
-    scale = max(_MOOD, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))
-    return (_TAIL + 1) / (_TAIL + (off / scale) ** 2), off
+    scale = max(_TYPICAL, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))
+    return (_DEGREES + 1) / (_DEGREES + (off / scale) ** 2), off
 
 
 def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:
-    """What the named coefficients multiply, (rows, names)."""
+    """The design matrix of the named coefficients, (rows, names)."""
     knots = [int(name.removeprefix(LEVEL)) for name in names if name.startswith(LEVEL)]
     columns = terms(rows, form.padded) | level_terms(rows, knots)
     return np.stack([columns[name] for name in names], axis=1)
@@ -149,9 +153,12 @@ def _solve(gram: Floats, right: Floats, prior: Prior, noise: Floats | None = Non
 
 
 def rung_errors(regression: Regression, rows: Rows) -> dict[int, float]:
-    """For every rung the error of the form fitted to the steps of all others: Σ over kinds and batch sizes of
-    |Σ(fit − y)| / Σy. What is believed stays the same, admission timings of that rung included: that bounds the
-    filter and the way there, and hardly a step."""
+    """The relative error at each rung of the form fitted to all others: Σ over kinds and batch sizes of |Σ (fit − y)|,
+    over Σ y.
+
+    The prior stays the same, and with it the admission timings of that rung, which bound the filter and the network
+    latency but hardly a step.
+    """
     matrix = design(rows, regression.form, regression.names)
     missed = {}
     for rung in np.unique(rows.rung).tolist():
@@ -164,18 +171,18 @@ def rung_errors(regression: Regression, rows: Rows) -> dict[int, float]:
 
 
 def choose(
-    rows: Rows, forms: list[Form], admissions: pd.DataFrame, moods: RandomEffects = NO_EFFECTS
+    rows: Rows, forms: list[Form], admissions: pd.DataFrame, effects: RandomEffects = NO_EFFECTS
 ) -> tuple[Regression, str]:
-    """The simplest form within one standard error of the best, rungs left out in turn; and what was seen, in words."""
-    fitted = [regress(rows, form, admissions, moods) for form in forms]
+    """The simplest form within one standard error of the best, leaving out one rung at a time; and a sentence on it."""
+    fitted = [regress(rows, form, admissions, effects) for form in forms]
     rungs = len(np.unique(rows.rung))
     if rungs < 3:
         return fitted[0], f"{forms[0].model}: too few loads to choose between forms"
     errors = np.array([list(rung_errors(r, rows).values()) for r in fitted])
     mean = errors.mean(axis=1)
     best = int(np.argmin(mean))
-    # as Breiman et al. have it, of the best one's error: that of the differences is smaller, since forms miss the same
-    # rungs for the same reason, and would have a time for every batch size follow the moods of each
+    # standard error of the best one's error (Breiman et al.): that of the differences is smaller, since forms err at
+    # the same rungs for the same reason, and would select a time for every batch size that follows the drift
     margin = errors[best].std(ddof=1) / np.sqrt(rungs)
     chosen = next(i for i in range(len(forms)) if mean[i] <= mean[best] + margin)
     said = "; ".join(f"{_name(r.form)} {m:.1%}" for r, m in zip(fitted, mean, strict=True))

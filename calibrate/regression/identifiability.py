@@ -1,4 +1,4 @@
-"""What a fit leaves open, each a warning: loads unlike the rest, machines that differ, costs that look alike."""
+"""Warnings about a fit: outlying rungs, runs of different machines, coefficients that the data hardly tell apart."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from calibrate.regression.design import Rows
 from calibrate.regression.fit import Regression, robust_weights
 from sim.run import Run
+from sim.steptime.basis import AFFINE, PREFILL
 
-PREFILL = {"a0", "a1", "a2", "a3"}
-MAX_CORRELATION = 0.95  # correlation of two of a prefill's costs, from which on that is said: of any mix of prompts 0.9
+PREFILL_TERMS = {name for name, term in AFFINE.items() if term.of == PREFILL}
+MAX_CORRELATION = 0.95  # |correlation| of a prefill's coefficients to warn about; 0.9 is usual for a mix of prompts
 
 
 def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
-    """Loads that count for less than a third because the machine was out of the ordinary, in words."""
+    """Rungs that count for less than a third because the machine was faster or slower than usual."""
     weight, off = robust_weights(rows.seconds, regression.predicted, rows.rung)
     warnings = []
     for rung in np.flatnonzero(weight < 1 / 3).tolist():
@@ -30,7 +31,7 @@ def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> l
 
 
 def different_machines(runs: Sequence[Run]) -> list[str]:
-    """A warning where the runs say that they were measured on different machines."""
+    """A warning where runs say that they were measured on different machines."""
     first = runs[0]
     others = [run.name for run in runs if run.scenario.machine != first.scenario.machine]
     if not others:
@@ -39,14 +40,14 @@ def different_machines(runs: Sequence[Run]) -> list[str]:
 
 
 def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
-    """What these runs cannot tell, in words."""
+    """What these runs cannot tell; `together` are the correlations of the draws."""
     warnings = []
     if not any(rung.users for run in runs for rung in run.rungs):
         warnings.append(
             "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and in "
             "forecasts of users milliseconds of that decide who shares a prefill"
         )
-    alike = [(one, other, r) for one, other, r in together if {one, other} <= PREFILL and abs(r) > MAX_CORRELATION]
+    alike = [pair for pair in together if set(pair[:2]) <= PREFILL_TERMS and abs(pair[2]) > MAX_CORRELATION]
     prompts = rows.longest[rows.prefill]
     if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
         warnings.append(

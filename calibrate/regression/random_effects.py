@@ -1,4 +1,4 @@
-"""How far a machine is from itself: from one stretch of seconds to the next, from load to load, from day to day."""
+"""Random effects: how a machine's speed varies between seconds, rungs and runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import numpy as np
 
 
 class RandomEffects(NamedTuple):
-    """Relative standard deviations of a machine's speed: `drift`, which forgets itself within `seconds`, and what a
-    whole rung or a whole run keeps. All are those of decode steps; a prefill feels the share `prefill` of them.
-    `skew` is the skewness of the drift."""
+    """Relative standard deviations of a machine's speed.
+
+    `drift` is a stationary process with correlation time `seconds`; `rung` and `run` are effects of a whole rung and a
+    whole run. All are those of decode steps; a prefill takes the share `prefill` of them. `skew` is the skewness of the
+    logarithm of the drift.
+    """
 
     drift: float = 0.0
     seconds: float = 20.0
@@ -21,19 +24,19 @@ class RandomEffects(NamedTuple):
 
     @property
     def between(self) -> float:
-        """Of what another run's window has as a whole, besides the drift."""
+        """Standard deviation of another run's window besides the drift."""
         return float(np.hypot(self.rung, self.run))
 
     def block_sd(self, seconds: float) -> float:
-        """Of the mean over so many seconds of the drift alone."""
+        """Standard deviation of the mean over so many seconds of the drift alone."""
         turns = self.seconds / seconds
         return float(self.drift * np.sqrt(2 * turns * (1 - turns * -np.expm1(-1 / turns))))
 
     def rung_sd(self, seconds: float, blocks: float) -> float:
-        """Of the mean over a rung of so many seconds, beyond what its blocks would leave of the drift, were they
-        independent."""
+        """Standard deviation of the mean over a rung of so many seconds, beyond what the drift would leave if its
+        `blocks` were independent."""
         beyond = self.block_sd(seconds) ** 2 - self.block_sd(seconds / blocks) ** 2 / blocks
         return float(np.sqrt(self.rung**2 + max(beyond, 0.0)))
 
 
-NO_EFFECTS = RandomEffects()  # a machine that is always itself
+NO_EFFECTS = RandomEffects()  # a machine of constant speed

@@ -1,6 +1,6 @@
-"""How far a run's own steps are from what a calibration says of them, one by one.
+"""Residuals of a run's own steps against a calibration.
 
-The residuals of the fit, where the run was fitted; where it was not, what the model has to be mended by.
+Of a fitted run they are those of the fit; of another run they show where the model errs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from sim.steptime.work import StepWork
 
 
 def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None = None) -> pd.DataFrame:
-    """One row per rebuilt step of known length (of `rungs`, if given), in order of time.
+    """One row per rebuilt step of known duration (of `rungs`, if given), in order of time.
 
     Columns: `kind` (prefill, decode), `rung`, `time` (its end, s since the run began), `sequences`, `seconds` (as
-    measured, with the filter before it and the joining of batches in it), `predicted` (the same, of the calibration's
-    central values) and `relative` (seconds / predicted − 1). `NotEnoughData` when the run shows no steps.
+    measured, with the filter before it and the joining of batches), `predicted` (the same by the calibration's central
+    values) and `relative` (seconds / predicted − 1). Raises `NotEnoughData` when the run shows no steps.
     """
     rows = build_rows([run], [rebuild(run, rungs)])
     form, clocks = step_time(calibration.model, calibration.values), calibration.clocks
-    way = clocks.uplink.mean + clocks.downlink.mean
+    latency = clocks.uplink.mean + clocks.downlink.mean
     # on an idle server a step begins when its request is sent, before the server has it
-    predicted = rows.table["idle"].to_numpy() * (way + clocks.uplink.per_token * rows.longest)
+    predicted = rows.table["idle"].to_numpy() * (latency + clocks.uplink.per_token * rows.longest)
     for work in works(rows.table):
         each = zip(*(column.astype(np.int64).tolist() for column in work.values()), strict=True)
         predicted += [form.line(StepWork(**dict(zip(work, values, strict=True)))).first for values in each]

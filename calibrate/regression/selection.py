@@ -1,8 +1,8 @@
-"""Nonnegative least squares in relative error, and which terms deserve a place: cross-validation, one standard error.
+"""Nonnegative least squares in relative error, and selection of terms by cross-validation.
 
-A *design* has one row per timing and one named column per coefficient: the time is their product. A measurement is as
-good a guide at 30 ms as at 3 s, so errors are relative; a coefficient below zero would make some batch take no time at
-all, so none is.
+A *design* has one row per timing and one named column per coefficient: the time is their product. A measurement says as
+much at 30 ms as at 3 s, so errors are relative. Coefficients are not negative, since a negative one would make some
+batch take no time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Score:
-    """How a set of terms predicts what it was not fitted to: mean |relative error| over the folds, and its standard
-    error."""
+    """Mean |relative error| of a set of terms over the folds that were left out, and its standard error."""
 
     terms: tuple[str, ...]
     error: float

@@ -1,7 +1,7 @@
-"""What the fitted form leaves over of single steps: how they vary, and how much each resembles the one before.
+"""Noise of single steps around the fitted form: its distribution, autocorrelation and scale.
 
-The noise of single steps averages out within a window, a machine's moods (`moods`) do not. What a cell of some seconds
-has in common is therefore taken off first.
+The noise of single steps averages out within a window; drift and run effects do not. So the mean of each cell of a few
+seconds is removed first.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from sim.model.calibration import Noise
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CELL_SECONDS = 3.0  # shorter than a drift, longer than steps resemble each other
-NOTHING = 1e-4  # of drift: no more than that is none
+CELL_SECONDS = 3.0  # shorter than a drift, longer than the autocorrelation of steps
+NO_DRIFT = 1e-4  # relative: a smaller drift is none
 TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
-_RETURNED = 0.2  # a smaller share that the next step gives back is none
-_PLAIN = 100  # decode steps without joining or dropping: fewer do not tell their noise from moods
-_ROWS, _RUNGS = 20, 4  # how many steps tell how rough a rung is, and how many rungs how much they differ
+_LEAST_SHARE = 0.2  # a smaller moving-average share is none
+_PLAIN = 100  # decode steps without joining or dropping: fewer do not tell step noise from drift
+_ROWS, _RUNGS = 20, 4  # steps that tell a rung's noise scale, and rungs that tell how much it varies
 
 
-def fit_noise(rows: Rows, predicted: Floats, moods: RandomEffects) -> Noise:
-    """The noise around `predicted`, s per row, of a machine of such moods."""
+def fit_noise(rows: Rows, predicted: Floats, effects: RandomEffects) -> Noise:
+    """The noise around `predicted`, (rows,) in s, given the random effects."""
     factor = rows.seconds / predicted
     plain = ~rows.prefill & (rows.table[["once_joined", "before_dropped"]] == 0).to_numpy().all(axis=1)
     whole = rows.prefill & ~rows.table["idle"].to_numpy()
@@ -35,31 +35,34 @@ def fit_noise(rows: Rows, predicted: Floats, moods: RandomEffects) -> Noise:
     fast, rung = factor[plain], rows.rung[plain]
     roughness, memory, steps, returned = 0.0, 0.0, 1.0, 0.0
     if plain.sum() >= _PLAIN:
-        if moods.drift > NOTHING:
-            fast, known = _without_slow(fast, rows.table["end"].to_numpy()[plain], rung)
+        if effects.drift > NO_DRIFT:
+            fast, known = _without_cell_means(fast, rows.table["end"].to_numpy()[plain], rung)
             fast, rung = fast[known], rung[known]
-        fast, roughness = _usual(fast, rung)
-        memory, steps, returned = _memory(fast, rung)
+        fast, roughness = _of_typical_scale(fast, rung)
+        memory, steps, returned = _autocorrelation(fast, rung)
+    slow, _ = _of_typical_scale(factor[whole], rows.rung[whole])
     return Noise(
-        prefill=_table(_shrunk(_usual(factor[whole], rows.rung[whole])[0], moods.drift * moods.prefill)),
-        decode=_table(fast),
+        prefill=_quantiles(_without_drift(slow, effects.drift * effects.prefill)),
+        decode=_quantiles(fast),
         memory=memory,
         memory_steps=steps,
         returned=returned,
         roughness=roughness,
-        # the median of what has this for its mean square, and the skewness of each of what has this together
-        drift=moods.drift * float(np.exp(-(roughness**2))),
-        drift_seconds=moods.seconds,
-        drift_skew=moods.skew * float(np.exp(-1.5 * roughness**2)),
-        between=moods.between,
-        prefill_share=moods.prefill,
+        # one run's drift has a random scale: the median scale, and the skewness given the scale
+        drift=effects.drift * float(np.exp(-(roughness**2))),
+        drift_seconds=effects.seconds,
+        drift_skew=effects.skew * float(np.exp(-1.5 * roughness**2)),
+        between=effects.between,
+        prefill_share=effects.prefill,
     )
 
 
-def _without_slow(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, NDArray[np.bool_]]:
-    """The factors without the mean of the cell of time in which each lies, and which of them that leaves something of:
-    a step that is alone in its cell is that mean. The mean took a share of every deviation with it, which is given
-    back."""
+def _without_cell_means(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+    """Factors divided by the mean of the cell of time in which each lies, and which of them are not alone in their
+    cell.
+
+    The mean of n rows takes 1/n of the variance with it, which is restored.
+    """
     keys = np.stack([rung, (time // CELL_SECONDS).astype(np.int64)])
     cell = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
     count = np.bincount(cell)
@@ -68,27 +71,32 @@ def _without_slow(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, NDA
     return 1 + (factor / mean[cell] - 1) * whole[cell], count[cell] > 1
 
 
-def _usual(factor: Floats, rung: Ints) -> tuple[Floats, float]:
-    """The factors as they were if every rung were as rough as the middle one, and by how much rungs differ in that.
+def _of_typical_scale(factor: Floats, rung: Ints) -> tuple[Floats, float]:
+    """Factors scaled as if every rung had the typical noise, and the standard deviation of the log of the noise scale
+    over rungs.
 
-    Otherwise the rung with the most steps would lend its roughness to all. Means are left where they are.
+    Otherwise the rung with the most steps would decide the noise of all. Means stay.
     """
     count = np.bincount(rung)
     mean = np.bincount(rung, weights=factor) / np.maximum(count, 1)
-    away = factor - mean[rung]
-    spread = np.sqrt(np.bincount(rung, weights=away**2) / np.maximum(count - 1, 1))
+    deviation = factor - mean[rung]
+    spread = np.sqrt(np.bincount(rung, weights=deviation**2) / np.maximum(count - 1, 1))
     known = (count >= _ROWS) & (spread > 0)
     if known.sum() < _RUNGS:
         return factor, 0.0
     logs = np.log(spread[known])
     scale = np.where(known, np.exp(logs.mean()) / np.where(known, spread, 1.0), 1.0)
-    by_chance = float((0.5 / (count[known] - 1)).mean())  # of the log of a spread that so few steps tell
-    return mean[rung] + away * scale[rung], float(np.sqrt(max(logs.var(ddof=1) - by_chance, 0.0)))
+    by_chance = float((0.5 / (count[known] - 1)).mean())  # sampling variance of the log of a standard deviation
+    return mean[rung] + deviation * scale[rung], float(np.sqrt(max(logs.var(ddof=1) - by_chance, 0.0)))
 
 
-def _memory(factor: Floats, rung: Ints) -> tuple[float, float, float]:
-    """The share of the variance of single steps that is remembered, for how many steps, and the share that the next
-    step gives back."""
+def _autocorrelation(factor: Floats, rung: Ints) -> tuple[float, float, float]:
+    """The autocorrelated share of the variance of single steps, its correlation length in steps, and the moving-average
+    share.
+
+    The latter is noise with a negative lag-1 autocorrelation: a token that the client saw late makes one step look long
+    and the next one short.
+    """
     spread = factor - 1
     variance = float((spread**2).mean())
     if variance <= 0:
@@ -97,28 +105,28 @@ def _memory(factor: Floats, rung: Ints) -> tuple[float, float, float]:
     lags = _LAGS[[len(products) >= _ROWS for products in pairs]]
     if len(lags) < 2:
         return 0.0, 1.0, 0.0
-    resemblance = np.array([float(pairs[k - 1].mean()) / variance for k in lags.tolist()])
-    share, steps = _forgetting(lags[1:], resemblance[1:])
-    returned = min(2 * (share * float(np.exp(-1 / steps)) - float(resemblance[0])), 1 - share)
-    if returned > _RETURNED:
+    correlation = np.array([float(pairs[k - 1].mean()) / variance for k in lags.tolist()])
+    share, steps = _exponential(lags[1:], correlation[1:])
+    returned = min(2 * (share * float(np.exp(-1 / steps)) - float(correlation[0])), 1 - share)
+    if returned > _LEAST_SHARE:
         return share, steps, returned
-    return *_forgetting(lags, resemblance), 0.0
+    return *_exponential(lags, correlation), 0.0
 
 
-def _forgetting(lags: Ints, resemblance: Floats) -> tuple[float, float]:
-    """The share and the steps of an exponential through how much steps some `lags` apart resemble each other."""
+def _exponential(lags: Ints, correlation: Floats) -> tuple[float, float]:
+    """Share and length, in steps, of the exponential that is nearest to autocorrelations at some lags."""
     best, share, steps = np.inf, 0.0, 1.0
     for candidate in np.geomspace(1.0, 60.0, 30).tolist():
         shape = np.exp(-lags / candidate)
-        level = float(np.clip(shape @ resemblance / (shape @ shape), 0.0, 0.98))
-        error = float(((resemblance - level * shape) ** 2).sum())
+        level = float(np.clip(shape @ correlation / (shape @ shape), 0.0, 0.98))
+        error = float(((correlation - level * shape) ** 2).sum())
         if error < best:
             best, share, steps = error, level, candidate
     return (share, steps) if share > 0.05 else (0.0, 1.0)
 
 
-def _shrunk(factor: Floats, drift: float) -> Floats:
-    """Residuals of long steps without the drift that is in them too."""
+def _without_drift(factor: Floats, drift: float) -> Floats:
+    """Factors of long steps without the variance of the drift, which they contain too."""
     variance = float(np.var(factor))
     if variance == 0:
         return factor
@@ -127,8 +135,8 @@ def _shrunk(factor: Floats, drift: float) -> Floats:
     return shrunk
 
 
-def _table(factor: Floats) -> list[float]:
-    """Quantiles of a factor of mean 1; empty when there is nothing to say."""
+def _quantiles(factor: Floats) -> list[float]:
+    """Quantiles of a factor, scaled to mean 1; empty for fewer than five values."""
     if len(factor) < 5:
         return []
     quantiles = np.maximum(np.quantile(factor, TABLE), 0.05)

@@ -1,12 +1,12 @@
-"""Who comes back in time: users whose answers have just ended race against the server's dropping of their requests.
+"""Admission timing: whether a request that follows an answer was queued before the router's next scheduling point.
 
-A user whose answer ends is back within milliseconds, while the server filters its batch; whether the new request is in
-the queue when the router next looks decides whom it shares a prefill with, and locks groups of users together for
-minutes. Neither the filter nor the way to the server shows in the streams as closely as this race does: a request sent
-`x` after the step's end was admitted at once if and only if `way + x < filter`, where the way grows with the tokens
-that the router's workers count, those of all who came with it and before it first. A probit of that, in the filter's
-and the way's coefficients, joins the regression of the step times as weighted rows (iteratively reweighted least
-squares).
+A user whose answer has just ended is back within milliseconds, while the server filters its batch. Whether the new
+request is queued in time decides whom it shares a prefill with, and can group users for minutes. Neither the time of
+the filter nor the network latency shows in the streams as closely as here: a request sent `x` after the end of the step
+was admitted at once if and only if `latency + x < filter`. The latency grows with the tokens that the router's
+tokenizer workers have to count, those of all who came with it and before it. A probit model of that, linear in the
+coefficients of filter and latency, joins the regression of step durations as weighted rows (iteratively reweighted
+least squares).
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ from sim.steptime.basis import DROP, PADDED, columns
 Floats = NDArray[np.float64]
 
 FILTER = ("dropped", "kept", "decode_longest")  # columns of `StepWork` that say what a filter does
-LAPSE_RATE = 0.03  # of the admissions are decided by something else: a budget, a client that was held up
-LATENCY_BETWEEN_RUNS = (
-    0.2  # how far the way of one run is from that of another, relative (tools/check_network_latency.py)
-)
-UPLINK_SPREAD = 0.1  # how much the way to the server varies, relative: little, or groups that came together would split
+LAPSE_RATE = 0.03  # share of the admissions that something else decides: a budget, a delayed client
+LATENCY_BETWEEN_RUNS = 0.2  # relative sd of the network latency between runs (tools/check_network_latency.py)
+UPLINK_SPREAD = 0.1  # relative sd of the network latency: small, or groups that came together would split
 
 
 def admission_timings(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.DataFrame:
-    """Columns `x` (s after the end of the step), `tokens` (that its worker counts until it is in the queue), `kept`,
-    `longest` (of the filter), `filtered` (whether there was one), `won`, `weight` (1 a group)."""
-    looks = [_look(r, s, look) for r, s in zip(runs, schedules, strict=True) for look in (1, 2)]
-    return pd.concat(looks, ignore_index=True)
+    """One row per request that was admitted, or not, at a scheduling point after its user's last answer.
+
+    Columns: `x` (when it was sent, s after the end of the step), `tokens` (that its worker counts before it is queued),
+    those of `FILTER` (what the filter before the scheduling point does; zeros without one), `won` (admitted), `weight`
+    (1 a group of requests that came together).
+    """
+    points = [_at_point(r, s, point) for r, s in zip(runs, schedules, strict=True) for point in (1, 2)]
+    return pd.concat(points, ignore_index=True)
 
 
-def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
-    """The admissions at the first scheduling point after the answers of a step have ended, or at the second, one decode
+def _at_point(run: Run, schedule: Schedule, point: int) -> pd.DataFrame:
+    """The rows of the first scheduling point after a step's answers ended, after the filter, or of the second, a decode
     step later."""
     steps = schedule.steps
     asked = run.requests[["sent", "prompt_tokens", "max_new_tokens"]]
     table = asked.assign(written=schedule.written, first=schedule.first, **{"from": schedule.after}).sort_values("sent")
-    table["counted"] = _counted(table["from"].tolist(), table["prompt_tokens"].tolist())
+    table["counted"] = _tokens_counted(table["from"].tolist(), table["prompt_tokens"].tolist())
     table["all"] = table.groupby("from")["counted"].transform("max")
-    table = table[(table["from"] >= 0) & (table["first"] >= table["from"] + look)]
+    table = table[(table["from"] >= 0) & (table["first"] >= table["from"] + point)]
     table = table[steps["used"].to_numpy()[table["from"].to_numpy()]]
     source = table["from"].to_numpy()
-    before, there = source + look - 1, source + look  # the look is between these steps
+    before, there = source + point - 1, source + point  # the scheduling point is between these steps
     decode, ended = (steps["kind"] == "decode").to_numpy(), steps["ended"].to_numpy()
     following = steps.iloc[there]
     table = table.assign(
@@ -63,16 +65,16 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
         **{name: following[BEFORE + name].to_numpy() for name in FILTER},
         forced=steps["since"].to_numpy()[before] >= server_of(run).max_waiting_tokens - 1,
         won=table["first"] == there,
-        # admitted one decode later, which ended nobody: the budgets were the same, so it was not there before
+        # admitted one decode step later, which ended no answer: budgets were the same, so it was not queued before
         lost=(table["first"] == there + 1) & decode[there] & (ended[there] == 0),
     )
-    if look == 1:
+    if point == 1:
         table = table[(table["dropped"] > 0) & (table["x"] > 0)]
     else:
-        late = ~decode[there] & (table["first"] > there) & _room(run, schedule, table, there)
+        late = ~decode[there] & (table["first"] > there) & _fits(run, schedule, table, there)
         table = table.assign(lost=table["lost"] | late)[decode[before] & (ended[before] == 0) & table["forced"]]
     table = table[table["won"] | table["lost"]]
-    # Unless the router admits anybody, a group comes in only when all it needs are there: its last one admissions.
+    # unless the router has to admit, it admits a group once enough are queued, so that only the last of them decides
     group = table.groupby("from")
     alike = group["won"].transform("all") | group["lost"].transform("all")
     table = table[table["forced"] | alike]
@@ -81,9 +83,9 @@ def _look(run: Run, schedule: Schedule, look: int) -> pd.DataFrame:
     return pd.DataFrame(table[["x", "tokens", *FILTER, "won", "weight"]])
 
 
-def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether these requests would have fitted into these prefills: into the budget of the prefill, and beside what ran
-    then, which was less than the server is known to hold. Nobody passes one of the same group who would not."""
+def _fits(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether these requests would have fitted into these prefills: into the prefill budget, and beside what ran then,
+    given the most that the server is known to hold. Nobody passes one of the same group who does not fit."""
     requests, steps, server = run.requests, schedule.steps, server_of(run)
     holds = (requests["prompt_tokens"] + requests["max_new_tokens"]).to_numpy()
     came, left = schedule.first >= 0, schedule.last >= 0
@@ -103,9 +105,8 @@ def _room(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np
     return table.assign(fits=fits).groupby("from")["fits"].cummin().to_numpy(np.bool_)
 
 
-def _counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
-    """For each prompt, in the order in which they came, what its worker has counted of its group when it is through,
-    tokens."""
+def _tokens_counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
+    """For each prompt, in order of arrival, the tokens that its worker has counted of its group when it is done."""
     workers: dict[int, list[float]] = defaultdict(lambda: [0.0] * Flags.declared.tokenizer_workers)
     through = []
     for of, tokens in zip(group, prompts, strict=True):
@@ -115,7 +116,7 @@ def _counted(group: Sequence[int], prompts: Sequence[float]) -> list[float]:
 
 
 def margin_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
-    """What `filter - way` is linear in: (admissions, names)."""
+    """What each coefficient multiplies in `filter − latency`, (admissions, names)."""
     terms = {name: term for name, term in PADDED.items() if term.of == DROP}
     latency = {"u0": -np.ones(len(table)), "u1": -table["tokens"].to_numpy(np.float64)}
     known = columns(terms, {name: table[name] for name in FILTER}) | latency
@@ -125,19 +126,19 @@ def margin_terms(table: pd.DataFrame, names: Sequence[str]) -> Floats:
 def admission_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats]:
     """The admissions as rows of least squares around the coefficients `x`, at most one each, and their targets.
 
-    `spread` is how much single steps vary, relative: what of a filter grows with the batch varies likewise, and the way
-    by `UPLINK_SPREAD`.
+    `spread` is the relative standard deviation of single steps, which the part of a filter that grows with the batch
+    shares; that of the latency is `UPLINK_SPREAD`.
     """
     if not len(table):
         return np.zeros((0, len(names))), np.zeros(0)
     design = margin_terms(table, names)
     delay, won = table["x"].to_numpy(np.float64), np.where(table["won"], 1.0, -1.0)
-    ahead, scale, _ = margins(table, names, x, spread)
-    z = np.clip(won * ahead / scale, -4.0, 4.0)
+    margin, scale, _ = margins(table, names, x, spread)
+    z = np.clip(won * margin / scale, -4.0, 4.0)
     chance = LAPSE_RATE + (1 - 2 * LAPSE_RATE) * ndtr(z)
     slope = (1 - 2 * LAPSE_RATE) * np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
     information = slope**2 / (chance * (1 - chance))
-    working = ahead + won * scale * (1 - chance) / slope  # what `ahead` should have been
+    working = margin + won * scale * (1 - chance) / slope  # what the margin should have been
     root = np.sqrt(table["weight"].to_numpy(np.float64) * information) / scale
     rows, target = design * root[:, None], (working + delay) * root
     used = np.flatnonzero(np.abs(rows).sum(axis=0) > 0)
@@ -148,11 +149,12 @@ def admission_rows(table: pd.DataFrame, names: Sequence[str], x: Floats, spread:
 
 
 def margins(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float) -> tuple[Floats, Floats, Floats]:
-    """By how much each request should have been ahead of the look, by how much that varies, and its way there, s."""
+    """Expected margin of each request before the scheduling point, its standard deviation, and its network latency,
+    s."""
 
     def seconds(only: Sequence[str]) -> Floats:
         return margin_terms(table, [name if name in only else "" for name in names]) @ x
 
-    way = -seconds(("u0", "u1"))
-    ahead = margin_terms(table, names) @ x - table["x"].to_numpy(np.float64)
-    return ahead, np.maximum(np.hypot(UPLINK_SPREAD * way, spread * seconds(("f1", "f2"))), 5e-5), way
+    latency = -seconds(("u0", "u1"))
+    margin = margin_terms(table, names) @ x - table["x"].to_numpy(np.float64)
+    return margin, np.maximum(np.hypot(UPLINK_SPREAD * latency, spread * seconds(("f1", "f2"))), 5e-5), latency

@@ -1,5 +1,4 @@
-"""What a run does not show of the server's work: others' requests, absent users, tokens that something on the way
-gathered. Each is a warning."""
+"""Warnings about work of the server that a run does not show: other requests, absent users, tokens sent together."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from sim.model.request import BROKEN
 from sim.run import Run
 
 Floats = NDArray[np.float64]
-_FEW = 0.01  # share of the requests up to which lost ones are not worth a word
+_FEW = 0.01  # share of broken streams that needs no warning
 
 
 def coalesced(times: list[Floats]) -> list[str]:
-    """A warning when streams arrive in lumps: then single steps were not seen, only their sums."""
+    """A warning where tokens arrive together: single steps were not seen then, only their sums."""
     gaps = [np.diff(t) for t in times if len(t) > 8]
     if not gaps:
         return []
@@ -26,13 +25,13 @@ def coalesced(times: list[Floats]) -> list[str]:
 
 
 def hidden(steps: pd.DataFrame) -> list[str]:
-    """A warning when decode steps look as if other people's prefills lay between them."""
+    """A warning where decode steps look as if prefills of other clients lay between them."""
     plain = steps[(steps["kind"] == "decode") & steps["seen"] & (steps["once_joined"] == 0)]
     prefills = int((steps["kind"] == "prefill").sum())
     if len(plain) < 50:
         return []
     typical = plain.groupby("sequences")["seconds"].transform("median")
-    # a long step with nothing after it is two or more that were seen at once
+    # a long step with nothing after it is several that were seen at once
     followed = steps["seconds"].shift(-1, fill_value=np.inf)[plain.index] > 0.1 * typical
     long = int(((plain["seconds"] > 3.0 * typical) & followed).sum())
     if long <= max(2, 0.01 * prefills):  # on the recorded runs, which hide nobody, it was one at the most
@@ -44,7 +43,7 @@ def hidden(steps: pd.DataFrame) -> list[str]:
 
 
 def unstreamed(run: Run) -> list[str]:
-    """A warning when some answers came in one piece: they lengthened the batches, and nobody saw when."""
+    """A warning where some answers were not streamed: they lengthened the batches at unknown times."""
     requests, times = run.requests, run.token_times or []
     answered = (requests["status"] == "ok").to_numpy() & (requests["output_tokens"] > 1).to_numpy()
     whole = int((answered & np.array([not len(t) for t in times], dtype=bool)).sum()) if times else 0
@@ -56,7 +55,7 @@ def unstreamed(run: Run) -> list[str]:
 
 
 def lost(run: Run) -> list[str]:
-    """A warning when streams broke off in the middle: a server may have gone on with them, and nobody saw."""
+    """A warning where streams broke off: the server may have continued them unseen."""
     requests = run.requests
     broken = int((requests["status"].isin(BROKEN) & (requests["output_tokens"] > 0)).sum())
     if broken <= _FEW * len(requests):
@@ -68,7 +67,7 @@ def lost(run: Run) -> list[str]:
 
 
 def absent(run: Run) -> list[str]:
-    """A warning when some of a load's users are not in the run: their requests lengthened the batches all the same."""
+    """A warning where some users of a load are not in the run: their requests lengthened the batches too."""
     requests, missing = run.requests, []
     for rung in run.rungs:
         if rung.users is None or rung.end <= rung.settled:

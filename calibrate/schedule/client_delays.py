@@ -1,10 +1,10 @@
-"""How the client's clock differs from the server's, from what a closed-loop run shows of it.
+"""Delays between the client's clock and the server's, from a closed-loop run.
 
-Milliseconds decide who shares a prefill, so delays are distributions. The downlink is seen against the earliest token
-of each step (what is the same for all of them cannot be seen, and does not matter). The turnaround is how soon a user
-comes back whose answer ended alone in its step; where several end in one step, how much later the last of them comes
-back than chance would have it is the time a client needs for each. The uplink is what a prefill on an idle server takes
-longer than one on a busy server; the regression has found its mean.
+Milliseconds decide who shares a prefill, so delays are distributions. The downlink is measured against the earliest
+token of each step (a delay common to all cannot be seen and does not matter). The turnaround is how soon a user whose
+answer ended alone in its step sends the next request. The spacing is the time a client needs for each answer: how much
+later than by chance the last user comes back where several answers end in one step. The uplink is how much longer a
+prefill takes on an idle server than on a busy one; its mean comes from the regression.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from sim.run import Run
 
 Floats = NDArray[np.float64]
 
-# what a client on the same network was seen to take, where nothing is seen
+# delays of a client on the same network, for runs that show none
 ASSUMED = Clocks(uplink=Delay(quantiles=[1.2e-3, 1.8e-3]), turnaround=Delay(quantiles=[2e-4, 6e-4]))
 TABLE = np.linspace(0.0, 1.0, 21)
-_ALONE = 30  # answers that ended alone in their step from which turnarounds are known well enough
+_ALONE = 30  # answers that ended alone in their step: with fewer, others are used too
 
 
-def fit_clocks(runs: Sequence[Run], schedules: Sequence[Schedule], way: float, per_token: float) -> Clocks:
-    """Clocks of all runs together. `way` (s, there and back) and `per_token` come from the regression."""
+def fit_clocks(runs: Sequence[Run], schedules: Sequence[Schedule], round_trip: float, per_token: float) -> Clocks:
+    """Delays of all runs together; `round_trip` (s, there and back) and `per_token` (s per prompt token) come from the
+    regression."""
     downlink = np.concatenate([_downlink(s) for s in schedules])
-    tables = [_returns(r, s).assign(run=i) for i, (r, s) in enumerate(zip(runs, schedules, strict=True))]
+    tables = [_follow_ups(r, s).assign(run=i) for i, (r, s) in enumerate(zip(runs, schedules, strict=True))]
     back = pd.concat(tables, ignore_index=True)
-    there = max(way - (float(downlink.mean()) if len(downlink) else 0.0), 1e-4)
+    there = max(round_trip - (float(downlink.mean()) if len(downlink) else 0.0), 1e-4)
     turnaround, per_prompt_token, reading = _turnaround(back)
     spacing, spacing_per_token = _spacing(back, turnaround, per_prompt_token, reading)
     back_again = Delay(quantiles=_quantiles(turnaround), per_token=per_prompt_token)
@@ -48,7 +49,8 @@ def fit_clocks(runs: Sequence[Run], schedules: Sequence[Schedule], way: float, p
 
 
 def _downlink(schedule: Schedule) -> Floats:
-    """How much later than the first of its step every token was seen, s, in steps that several shared."""
+    """How much later than the first token of its step each token was seen, s, where several requests shared the
+    step."""
     n = len(schedule.steps)
     first = np.full(n, np.inf)
     np.minimum.at(first, schedule.step, schedule.time)
@@ -57,10 +59,13 @@ def _downlink(schedule: Schedule) -> Floats:
     return late
 
 
-def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
-    """For every answer whose user asked again: how long after its last token (`back`, think time taken off), how many
-    answers ended in its step, its rank among them by when they came back, the next prompt's length, and how many
-    requests ran on (`live`)."""
+def _follow_ups(run: Run, schedule: Schedule) -> pd.DataFrame:
+    """One row per answer whose user sent another request.
+
+    Columns: `back` (s from its last token to the next request, think time subtracted), `group` (answers that ended in
+    its step), `rank` (among these, by when they came back), `after` (as `back`, from the first of these), `next_prompt`
+    (tokens), `live` (requests that continued), `run`, `rung`.
+    """
     requests = run.requests
     table = pd.DataFrame(
         {
@@ -89,19 +94,23 @@ def _returns(run: Run, schedule: Schedule) -> pd.DataFrame:
 
 
 def _turnaround(back: pd.DataFrame) -> tuple[Floats, float, float]:
-    """How soon a user comes back whose answer ended alone in its step, s, less what it takes per token of the next
-    prompt, which has to be written, and per request still running, whose tokens have to be read first; and both of
-    these. Where hardly any answer ends alone, the first of every step stands for it."""
+    """Turnarounds of answers that ended alone in their step, s, without what they take per token of the next prompt
+    (which is written first) and per continuing request (whose tokens are read first); and these two costs, s.
+
+    Where hardly any answer ends alone, the first of every step stands for it.
+    """
     first = back[back["group"] == 1]
     if len(first) < _ALONE:
         first = back[back["rank"] == 0]
-    # every load counts alike, however many short answers ended at it
+    # every rung counts alike, however many short answers ended in it
     first = first.groupby(["run", "rung"]).sample(_ALONE, replace=True, random_state=0)
     seen = first["back"].to_numpy(np.float64)
     by = first[["next_prompt", "live"]].to_numpy(np.float64)
     if len(first) == 0:
         return seen, 0.0, 0.0
-    by = np.where(np.ptp(by, axis=0) < 0.2 * by.mean(axis=0), 0.0, by)  # what hardly varies says nothing
+    by = np.where(
+        np.ptp(by, axis=0) < 0.2 * by.mean(axis=0), 0.0, by
+    )  # a cost per unit of what hardly varies is not identified
     size = np.maximum(by.mean(axis=0), 1e-9)
     (_, *shares), _ = nnls(np.column_stack([np.ones(len(seen)), by / size]), seen)
     costs = np.asarray(shares) / size
@@ -114,11 +123,11 @@ def _spacing(back: pd.DataFrame, turnaround: Floats, per_token: float, reading: 
     if len(together[["run", "step"]].drop_duplicates()) < 10 or len(turnaround) < 10:
         return 0.0, 0.0
     last = together[together["rank"] == together["group"] - 1]
-    # without a queue at the client the last of n comes back at the largest of n turnarounds
+    # without a queue in the client, the last of n comes back after the largest of n turnarounds
     chance = {n: _expected_largest(turnaround, n) for n in last["group"].unique().tolist()}
     alone = last["group"].map(chance) + per_token * last["next_prompt"] + reading * last["live"]
     extra = (last["after"] - alone) / (last["group"] - 1)
-    # the last waits for the turns of all but the first, each with a prompt of its own to write
+    # the last waits until all but the first have written their prompts
     waiting = together[together["rank"] > 0].groupby(["run", "step"])["next_prompt"].transform("mean")
     prompt = waiting[last.index].to_numpy(np.float64)
     weight = (last["group"] - 1).to_numpy(np.float64)
@@ -146,7 +155,7 @@ def _expected_largest(values: Floats, n: int) -> float:
 def _quantiles(values: Floats) -> list[float]:
     if len(values) < 2:
         return [float(values[0])] if len(values) else [0.0]
-    # the extremes of thousands of values are no part of the law: the ends are the 0.5 % and 99.5 % quantiles
+    # the ends are the 0.5 % and 99.5 % quantiles: extremes of thousands of values are not typical
     return [round(max(0.0, q), 6) for q in np.quantile(values, np.clip(TABLE, 0.005, 0.995)).tolist()]
 
 

@@ -1,4 +1,4 @@
-"""The server's own counters as a second witness: `/metrics` must agree with the rebuilt steps."""
+"""Cross-check of the rebuilt steps with the server's own counters at `/metrics`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from calibrate.schedule.rebuild import Schedule
 from sim.model.files.records import Look, read_scrapes
 from sim.run import Run
 
-AGREE = 0.05  # relative; edges cut a step or two off either side
-BESIDE = {"prefill": 0.006, "decode": 0.0}  # s: the way to an idle server, and what is dropped before a prefill
+TOLERANCE = 0.05  # relative; a step or two is cut off at either end
+EXTRA = {"prefill": 0.006, "decode": 0.0}  # s: network latency to an idle server, and the filter before a prefill
 _COUNT = 'tgi_batch_inference_duration_count{method="%s"}'
 _SUM = 'tgi_batch_inference_duration_sum{method="%s"}'
 
 
 class Counts(NamedTuple):
-    """What went on between the first look at the server's counters and the last: steps of either kind, what they took
-    together, s, and requests prefilled."""
+    """Steps of either kind between the first and the last scrape, their total time, s, and requests prefilled."""
 
     prefill: float = 0.0
     decode: float = 0.0
@@ -29,16 +28,17 @@ class Counts(NamedTuple):
     requests: float = 0.0
 
     def mean(self, kind: str) -> float:
-        """How long a step of this kind takes, s."""
+        """Mean duration of a step of this kind, s."""
         return float(getattr(self, f"{kind}_seconds")) / max(float(getattr(self, kind)), 1.0)
 
 
 def cross_check(run: Run, schedule: Schedule) -> list[str]:
-    """Warnings where the numbers of steps, how long they take or the number of requests differ from the server's."""
+    """Warnings where the number of steps, their duration or the number of requests differ from the server's
+    counters."""
     scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
     pairs = [
-        (_seen(schedule.steps, looks[0][0], looks[-1][0]), _counted(looks[0][1], looks[-1][1]))
-        for looks in _looks(run, scrapes)
+        (_seen(schedule.steps, scraped[0][0], scraped[-1][0]), _counted(scraped[0][1], scraped[-1][1]))
+        for scraped in _scrapes_by_stretch(run, scrapes)
     ]
     if not pairs:
         return []
@@ -46,14 +46,14 @@ def cross_check(run: Run, schedule: Schedule) -> list[str]:
     warnings = []
     for kind in ("prefill", "decode"):
         found, count = getattr(ours, kind), getattr(theirs, kind)
-        if abs(found - count) > max(AGREE * count, 3):
+        if abs(found - count) > max(TOLERANCE * count, 3):
             warnings.append(f"{run.name}: the streams show {found:.0f} {kind} steps, the server counted {count:.0f}")
         took, said = ours.mean(kind), theirs.mean(kind)
-        if said > 0 and not -AGREE * said <= took - said <= AGREE * said + BESIDE[kind]:
+        if said > 0 and not -TOLERANCE * said <= took - said <= TOLERANCE * said + EXTRA[kind]:
             warnings.append(
                 f"{run.name}: the streams show {kind} steps of {1e3 * took:.1f} ms, the server says {1e3 * said:.1f} ms"
             )
-    if theirs.requests > (1 + AGREE) * ours.requests + 3:
+    if theirs.requests > (1 + TOLERANCE) * ours.requests + 3:
         warnings.append(
             f"{run.name}: the server prefilled {theirs.requests:.0f} requests, this client's were "
             f"{ours.requests:.0f}: other traffic runs on it, and batch sizes are larger than they look"
@@ -61,14 +61,14 @@ def cross_check(run: Run, schedule: Schedule) -> list[str]:
     return warnings
 
 
-def _looks(run: Run, scrapes: Sequence[Look]) -> Iterator[list[Look]]:
-    """The looks of each stretch from its first rung on. Before it the server answered warm-ups, which are not recorded,
-    and between two stretches it may have been started anew."""
+def _scrapes_by_stretch(run: Run, scrapes: Sequence[Look]) -> Iterator[list[Look]]:
+    """The scrapes of each stretch of a run, from its first rung on. Before that the server answered warm-ups, which are
+    not recorded, and between two stretches it may have been restarted."""
     for start, end in run.stretches:
         begun = min((rung.start for rung in run.rungs if start <= rung.start < end), default=start)
-        looks = [look for look in scrapes if begun <= look[0] < end]
-        if len(looks) > 1:
-            yield looks
+        scraped = [look for look in scrapes if begun <= look[0] < end]
+        if len(scraped) > 1:
+            yield scraped
 
 
 def _seen(steps: pd.DataFrame, start: float, end: float) -> Counts:

@@ -1,13 +1,12 @@
 """The server's schedule, rebuilt from what clients saw.
 
 A running request gets exactly one token from every decode step, so the k-th token of one stream and the tokens that
-other streams received at about the same time are one step. A stream is therefore placed as a whole: its tokens 1, 2, …
-are consecutive decode steps, and the only unknown is where the first of them falls. That makes the placing deaf to
-jitter: one late token cannot move a stream. Token 0 comes from a prefill, which lies just before the stream's first
-decode step.
+other streams received at about the same time are one step. A stream is placed as a whole: its tokens 1, 2, … are
+consecutive decode steps, and only the first of them is unknown. That makes the placement insensitive to jitter, since
+one late token cannot move a stream. Token 0 comes from a prefill just before the stream's first decode step.
 
-Streams show the *ends* of steps. What lies between two ends also holds the dropping of finished requests and the
-joining of batches, and where the server was idle before a step its beginning is not seen at all; every row says which.
+Streams show the *ends* of steps. The time between two ends also includes the dropping of finished requests and the
+joining of batches; where the server was idle before a step, its start is not seen. Every row says so.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from sim.run import Run
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_PROBE = 24  # tokens compared when a stream is placed: more do not change the median
+_PROBE = 24  # tokens compared to place a stream: more do not change the median
 _APART = 0.45  # of a step: a token nearer than this to a step's end belongs to it
-_MERGED = 0.05  # share of tokens that come with others: each hides up to three steps, so a seventh would be lost
-_BURST = 0.005  # s: users whose answers ended together and who come back no further apart than this are one burst
+_MERGED = 0.05  # share of tokens that come with others: each hides up to three steps, so a seventh of all
+_BURST = 0.005  # s: users whose answers ended together and who come back no further apart are one burst
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,18 @@ def _merged_share(run: Run) -> float:
 
 
 def merged_events(run: Run) -> list[str]:
-    """A warning where some events carry several tokens: of the steps behind those, only the sum was seen."""
+    """A warning where some events carry several tokens: of the steps around those only the sum was seen."""
     if not (share := _merged_share(run)):
         return []
     return [f"{run.name}: {share:.2%} of the tokens came several to an event: the steps beside those are not timed"]
 
 
 def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
-    """The schedule behind a measured run's token times; `NotEnoughData` when it has none, or its events carry several.
+    """The schedule behind a measured run's token times.
 
-    All of it is rebuilt (who began at one rung runs on into the next), but only steps that end in one of `rungs` are
-    marked as `used`; all of them by default.
+    All of it is rebuilt, since a request of one rung may continue into the next, but only steps that end in one of
+    `rungs` (default: all) are marked as `used`. Raises `NotEnoughData` where the run has no token times, or events of
+    several tokens.
     """
     if run.token_times is None or not any(len(t) > 1 for t in run.token_times):
         raise NotEnoughData(f"{run.name}: no token times, or none beyond the first: such answers show no steps")
@@ -106,7 +106,7 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     time = np.concatenate(run.token_times)
     decode = np.where(token > 0, first[request] + token - 1, -1)
     ends = medians(time[token > 0], decode[token > 0])
-    jitter = _spread(time[token > 0], decode[token > 0], ends)
+    jitter = _jitter(time[token > 0], decode[token > 0], ends)
     prefill_of, prefill_before = _prefills(run.token_times, streams, first, ends, jitter)
 
     # Number the steps in order: the prefills that precede decode step d, then d itself.
@@ -129,25 +129,25 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
 
 
 def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:
-    """For every stream the number of the decode step that made its second token, and how many streams fit nowhere."""
+    """For every stream the number of the decode step of its second token, and how many streams fit nowhere."""
     clock = np.empty(sum(len(times[r]) for r in streams))  # when each decode step was first seen to end
     known, misfits = 0, 0
     first = np.zeros(len(times), dtype=np.int64)
     for r in streams:
         seen = times[r][1:]
         if not len(seen):
-            continue  # one token: it never met a decode step; `_prefills` places it by its time
-        step = _middle(np.diff(times[r][: _PROBE + 1]))
+            continue  # one token and no decode step: `_prefills` places it by its time
+        step = _upper_median(np.diff(times[r][: _PROBE + 1]))
         near = int(np.searchsorted(clock[:known], seen[0]))
         best, at = np.inf, known
         for d in range(max(0, near - 2), min(near + 2, known)):
             n = min(known - d, len(seen), _PROBE)
-            score = _middle(np.abs(seen[:n] - clock[d : d + n]))
+            score = _upper_median(np.abs(seen[:n] - clock[d : d + n]))
             if score < best:
                 best, at = score, d
         if best > _APART * step:
             if near < known - 1 and seen[0] < clock[known - 1] - _APART * step:
-                misfits += 1  # it ran beside others, but not in step with them
+                misfits += 1  # it ran at the same time as others, but not in their steps
             else:
                 at = known
         first[r] = at
@@ -157,13 +157,13 @@ def _place(times: list[Floats], streams: list[int]) -> tuple[Ints, int]:
     return first, misfits
 
 
-def _middle(values: Floats) -> float:
-    """The (upper) median of a few values; NumPy's own takes ten times as long, which was a fifth of a fit."""
+def _upper_median(values: Floats) -> float:
+    """The upper median of a few values; NumPy's takes ten times as long, a fifth of a fit."""
     return float(np.sort(values)[len(values) // 2])
 
 
-def _spread(time: Floats, decode: Ints, ends: Floats) -> float:
-    """How far tokens of one step are seen from its median: the 99.5 % quantile, s (0 when no two ran together)."""
+def _jitter(time: Floats, decode: Ints, ends: Floats) -> float:
+    """The 99.5 % quantile of |time − median of the step| over tokens, s; 0 where no two requests ran together."""
     together = np.bincount(decode)[decode] > 1
     if not together.any():
         return 0.0
@@ -173,8 +173,8 @@ def _spread(time: Floats, decode: Ints, ends: Floats) -> float:
 def _prefills(times: list[Floats], streams: list[int], first: Ints, ends: Floats, jitter: float) -> tuple[Ints, Ints]:
     """The prefill of every stream, numbered in order, and for every prefill the decode step that follows it.
 
-    Beside running requests there is exactly one prefill between two decode steps; on an idle server the first request
-    is often prefilled alone and what came meanwhile right after it (`tgi-0.9.4.md` §3.2).
+    While requests run there is exactly one prefill between two decode steps. On an idle server the first request is
+    often prefilled alone, and those that came meanwhile right after it (`docs/engines.md`).
     """
     r = np.array(streams)
     at = np.array([times[i][0] for i in streams])

@@ -1,5 +1,4 @@
-"""One row per step, summed up from the step of every token: how long it took, who was in it, who joined, who was
-dropped."""
+"""One row per rebuilt step: its duration, its work as columns of `StepWork`, and who joined and left."""
 
 from __future__ import annotations
 
@@ -16,14 +15,11 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 ONCE, BEFORE = "once_", "before_"  # prefixes of columns of `StepWork`: joining batches; the filter before the step
-UNCERTAIN_ARRIVAL = (
-    0.02  # s: a request sent less than this before a step's end may or may not have been in the queue by then
-)
+UNCERTAIN_ARRIVAL = 0.02  # s: a request sent less than this before a step's end may or may not have been queued
 
 
 class _ByStep:
-    """The tokens of every step, to be summed up: arrays go in with one value per token, and come out with one per step.
-    Every step has some."""
+    """Aggregates one value per token to one value per step; every step has tokens."""
 
     def __init__(self, step: Ints):
         self._step, self._order = step, np.argsort(step, kind="stable")
@@ -49,7 +45,11 @@ class _ByStep:
 def build_step_table(
     run: Run, request: Ints, token: Ints, step: Ints, time: Floats, written: Floats, is_decode: NDArray[np.bool_]
 ) -> pd.DataFrame:
-    """One row per step, from the step of every token."""
+    """The table that `Schedule.steps` describes, but for `used`.
+
+    `request`, `token`, `step` and `time` have one element per token; `written` one per request; `is_decode` one per
+    step.
+    """
     by_step = _ByStep(step)
     prompt = run.requests["prompt_tokens"].to_numpy()
     length = np.bincount(request, minlength=len(prompt))
@@ -107,12 +107,12 @@ def works(steps: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _before(values: Ints) -> Ints:
-    """What the step before had; nothing before the first."""
+    """The values of the step before, 0 for the first."""
     return np.concatenate([[0], values[:-1]])
 
 
 def _running(kept: Ints, is_decode: NDArray[np.bool_]) -> Ints:
-    """How many requests ran when each step began: all that the last decode step kept, and the prefills since."""
+    """How many requests ran when each step began: those that the last decode step kept, and the prefills since."""
     running, live = np.zeros(len(kept), dtype=np.int64), 0
     for s, (k, decode) in enumerate(zip(kept.tolist(), is_decode.tolist(), strict=True)):
         running[s] = live
@@ -121,7 +121,7 @@ def _running(kept: Ints, is_decode: NDArray[np.bool_]) -> Ints:
 
 
 def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: NDArray[np.bool_]) -> tuple[Ints, Ints]:
-    """How many ran before each step and how many joined them; of a prefill, how many are about to."""
+    """How many requests ran before each step and how many joined them; of a prefill, how many are about to."""
     new = np.where(is_decode, joined, sequences)
     old = np.where(is_decode, sequences - joined, running)
     # Two prefills in a row on an idle server: the second one's requests join the first one's.
@@ -134,7 +134,8 @@ def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: 
 
 
 def _starts(run: Run, ends: Floats, running: Ints, earliest: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """When each step began, as far as streams show it, and whether they do: the server was busy, or somebody waited."""
+    """When each step began, as far as streams show it, and whether they do: the server was busy, or a request was
+    waiting."""
     previous = np.concatenate([[-np.inf], ends[:-1]])
     seen = (running > 0) | (earliest + UNCERTAIN_ARRIVAL < previous)
     for begun, _ in run.stretches:
@@ -143,7 +144,7 @@ def _starts(run: Run, ends: Floats, running: Ints, earliest: Floats) -> tuple[Fl
 
 
 def medians(values: Floats, group: Ints) -> Floats:
-    """The (lower) median of the values of every group 0, 1, …; every group has some."""
+    """The lower median of the values of every group 0, 1, …; every group has some."""
     order = np.lexsort((values, group))
     counts = np.bincount(group)
     starts = np.cumsum(counts) - counts

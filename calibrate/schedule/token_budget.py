@@ -1,10 +1,10 @@
-"""The effective `max_batch_total_tokens`, read from what the router admitted and what it let wait.
+"""The effective `max_batch_total_tokens`, from what the router admitted and what it kept waiting.
 
-A flash server ignores the flag and takes what its warm-up found free (router/src/main.rs:209-239). Where `/info` was
-not asked, behaviour tells: every batch it admitted fits (a lower bound), and a head of the queue that waited although
-nothing else stood in its way did not (an upper bound). Nearly all upper bounds come from prefills that took some of the
-queue and left the rest: a router whose budget binds admits as soon as it may, and so hardly ever looks in vain. A
-budget that never bound is only bounded by what any such server has (`budget_bounds`).
+A server that does not pad ignores the flag and uses what its warm-up found free (`docs/engines.md`). Where `/info` was
+not asked, behaviour bounds it: every admitted batch fits (lower bound), and a first request in the queue that waited
+for no other reason does not (upper bound). Nearly all upper bounds come from prefills that took part of the queue,
+because a router that is bound by the budget admits as soon as it can. A budget that never bound has only the bounds of
+any such server (`budget_bounds`).
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ MEANING = "tokens all running requests may hold"
 
 @dataclass
 class AdmissionEvidence:
-    """What each look of the router says: `fitted` tokens were let in, `refused` tokens were not."""
+    """What scheduling points say: `fitted` tokens were admitted, `refused` tokens were not."""
 
     fitted: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
 
     def least_contradicted(self) -> tuple[int, int | None, int]:
-        """The lowest and the highest budget that the fewest looks speak against, and how many do; None: no highest.
-        Something must have fitted.
+        """The lowest and the highest budget (None: no highest) that the fewest scheduling points contradict, and how
+        many do.
 
-        One look misread (a request held up on its way) must not outvote hundreds that agree.
+        One misread scheduling point must not outvote hundreds that agree. Something must have been admitted.
         """
         fitted, refused = np.sort(self.fitted), np.sort(self.refused)
-        # the count changes only at a batch that fits from there on, and at one that would fit and did not
+        # the count changes only at a batch that fits from there on, and at one that should fit and did not
         budgets = np.unique(np.concatenate([fitted, refused]).astype(np.int64))
-        budgets = budgets[budgets >= fitted[0]]  # something was let in
+        budgets = budgets[budgets >= fitted[0]]  # something was admitted
         against = len(fitted) - np.searchsorted(fitted, budgets, side="right")
         against += np.searchsorted(refused, budgets, side="right")
         best = np.flatnonzero(against == against.min())
@@ -54,9 +54,11 @@ class AdmissionEvidence:
 def fit_budget(
     runs: Sequence[Run], schedules: Sequence[Schedule], rng: np.random.Generator, n: int
 ) -> tuple[Parameter, list[float], list[str]] | None:
-    """The parameter, its draws and warnings: what every run's `/info` (or scenario) says, any of it where they differ
-    (then it was set for each of them), else what shows in the behaviour of those that do not say; None when nothing
-    shows."""
+    """The parameter, its draws and warnings; None where nothing tells.
+
+    What every run's `/info` or scenario says, drawn among where they differ; else what the admissions of runs without
+    show.
+    """
     told = [known_budget(run) for run in runs]
     unknown = [(r, s) for r, s, budget in zip(runs, schedules, told, strict=True) if budget is None]
     if not unknown:
@@ -67,12 +69,12 @@ def fit_budget(
             differ = ", ".join(f"{x:.0f}" for x in said)
             warnings = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
         return parameter(float(said[len(said) // 2]), drawn, "tokens", MEANING), drawn.tolist(), warnings
-    looks = AdmissionEvidence()
+    evidence = AdmissionEvidence()
     for run, schedule in unknown:
-        _look(run, schedule, looks)
-    if not looks.fitted:
+        _add_evidence(run, schedule, evidence)
+    if not evidence.fitted:
         return None
-    low, high, against = looks.least_contradicted()
+    low, high, against = evidence.least_contradicted()
     if high is None:
         least, most = budget_bounds([server_of(run) for run, _ in unknown], low)
         drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
@@ -85,7 +87,7 @@ def fit_budget(
         drawn = rng.uniform(low, high, n)
         warnings = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
     if against:
-        count = len(looks.fitted) + len(looks.refused)
+        count = len(evidence.fitted) + len(evidence.refused)
         warnings.append(
             f"{against} of {count} admissions speak against that: the server's flags may be others than the scenario's "
             "(max_batch_prefill_tokens), or requests were long on their way"
@@ -95,10 +97,10 @@ def fit_budget(
 
 
 def budget_bounds(servers: Sequence[Flags], low: int) -> tuple[int, int]:
-    """The least and the most that a budget which nobody tells can be, if `low` tokens are known to fit.
+    """The least and the most that an untold budget can be, if `low` tokens are known to fit.
 
-    One that pads takes the router's default. A flash server's warm-up has found room for a whole prefill, and one that
-    works for a whole request; beyond what all permits can hold, more makes no difference (router/src/main.rs:209-239).
+    A server that pads uses the router's default. Otherwise the warm-up has found room for a whole prefill, and a
+    working server for a whole request; beyond what all permits can hold, more makes no difference.
     """
     if all(server.requires_padding for server in servers):
         usual = max(msgspec.structs.replace(s, max_batch_total_tokens=None).token_budget for s in servers)
@@ -115,13 +117,13 @@ def known_budget(run: Run) -> int | None:
     return told if isinstance(told, int) else None
 
 
-def _look(run: Run, schedule: Schedule, looks: AdmissionEvidence) -> None:
-    """Add what every look of the router within the rungs to be used says."""
+def _add_evidence(run: Run, schedule: Schedule, evidence: AdmissionEvidence) -> None:
+    """Add what each scheduling point within the rungs to be used says."""
     config = server_of(run)
     asked = (run.requests[c].tolist() for c in ("prompt_tokens", "output_tokens", "max_new_tokens", "sent"))
     numbered = enumerate(zip(*asked, strict=True))
     requests = [Entry(Request(i, p, max(o, 1), new, sent=s)) for i, (p, o, new, s) in numbered]
-    answered = np.unique(schedule.request)  # who never had a token may never have been in the queue
+    answered = np.unique(schedule.request)  # a request without a token may never have been queued
     waiting = sorted((requests[i] for i in answered.tolist()), key=lambda e: e.request.sent)
     batch = Batch(padded=config.requires_padding)
     since, front = 1, 0
@@ -137,13 +139,13 @@ def _look(run: Run, schedule: Schedule, looks: AdmissionEvidence) -> None:
             waiting[front] if front < len(waiting) and waiting[front].request.sent + UNCERTAIN_ARRIVAL < start else None
         )
         if used and new:
-            looks.fitted.append(batch.used + _charged(new, config))
-        # no look lies between a prefill and the decode step after it
-        looked = bool(new) or (since > 1 and since >= config.max_waiting_tokens)
-        if used and seen and looked and head is not None:
+            evidence.fitted.append(batch.used + _charged(new, config))
+        # a prefill and the decode step after it have no scheduling point between them
+        scheduled = bool(new) or (since > 1 and since >= config.max_waiting_tokens)
+        if used and seen and scheduled and head is not None:
             wanted = [*new, head]
             if _prompts(wanted, config) <= config.max_batch_prefill_tokens:
-                looks.refused.append(batch.used + _charged(wanted, config))
+                evidence.refused.append(batch.used + _charged(wanted, config))
         if new:
             batch.join(new)
             since = 1
@@ -161,5 +163,5 @@ def _prompts(new: Sequence[Entry], config: Flags) -> int:
 
 
 def _charged(new: Sequence[Entry], config: Flags) -> int:
-    """What the router charges a prefill: its prompts, and all that may follow them (queue.rs:197-230)."""
+    """What the router charges a prefill: its prompts and all that may follow them (queue.rs:197-230)."""
     return _prompts(new, config) + sum(r.max_new_tokens if config.requires_padding else r.new_blocks for r in new)
