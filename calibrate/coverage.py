@@ -1,8 +1,8 @@
-"""Whether the door of published figures finds machines it is told of: articles made up from the laws, and the truth.
+"""Coverage study of the published source: made-up articles whose truth is known.
 
-A machine is drawn from the laws, its four figures are simulated, rounded as the article rounds, and fitted. Then the
-plateau of a third profile, which no figure mentions, is forecast from the draws. In nine of ten trials the true plateau
-lies in the 90 % band, or the bands are not what they say.
+A machine is drawn from the priors; its four figures are simulated, rounded as an article rounds, and fitted. Then the
+plateau of a third profile, which no figure mentions, is forecast from the draws. The true plateau should lie in the 90
+% band in nine of ten trials.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORECASTS = 99
 
 @dataclass(frozen=True)
 class Trial:
-    """One made-up article: the third profile's true plateau, requests/s, and its forecast."""
+    """One made-up article: the true plateau of the third profile, requests/s, and its forecast."""
 
     truth: float
     forecast: Band
@@ -49,44 +49,45 @@ class Trial:
 
 
 def trial(number: int, tell: Tell = silent, *, seed: int, simulations: int, forecasts: int = FORECASTS) -> Trial:
-    """Make an article up, fit it, forecast the third profile from `forecasts` draws; the same for the same numbers."""
+    """Make up an article, fit it, and forecast the third profile from `forecasts` draws; reproducible by its
+    numbers."""
     rng = np.random.default_rng([seed, number])
     machine, factor = draw_machine(rng)
     figures = article(machine, factor, (seed, number))
     scenario = Scenario(name="made-up", server=SERVER, published=figures)
     fitted = calibrate_published(scenario, seed + number, simulations=simulations, draws=forecasts)
-    bench = FigureSimulator((), SERVER, {})
+    simulator = FigureSimulator((), SERVER, {})
 
     def reached(one: dict[str, float]) -> float:
-        return plateau(rates.table(bench.task(one, THIRD, TOP, (seed, number, 1)).run())).rps
+        return plateau(rates.table(simulator.task(one, THIRD, TOP, (seed, number, 1)).run())).rps
 
     drawn = [{name: column[i] for name, column in fitted.draws.items()} for i in range(fitted.n_draws)]
     return Trial(reached(machine), band([reached(one) for one in drawn]))
 
 
 def draw_machine(rng: np.random.Generator) -> tuple[dict[str, float], float]:
-    """A machine that can be, and the factor at which its authors see latency take off."""
+    """A machine from the priors, and the factor at which its authors see the latency onset."""
     prior = {
         **published_priors.STEP_TIMES,
         "output_attained": published_priors.OUTPUT_ATTAINED,
         "max_batch_total_tokens": published_priors.TOKEN_BUDGET,
     }
-    machine = {name: float(law.at(rng.standard_normal(1))[0]) for name, law in prior.items()}
+    machine = {name: float(distribution.at(rng.standard_normal(1))[0]) for name, distribution in prior.items()}
     return machine, float(published_priors.TAKEOFF.at(rng.standard_normal(1))[0])
 
 
 def article(machine: dict[str, float], factor: float, seed: tuple[int, ...]) -> list[Figure]:
-    """The four figures an article would print of this machine, rounded as that article rounds."""
+    """The four figures that an article would print of this machine, rounded as that article rounds."""
     figures = []
     for of, decimals in ((LONG_PROMPTS, 1), (LONG_ANSWERS, 0)):
         terms, clocks = single_user_terms(of, np.array([machine["output_attained"]]))
-        alone = clocks + sum(machine[name] * float(times[0]) for name, times in terms.items())
-        figures.append(_printed(of, "e2e_mean", alone, decimals, users=1))
-    bench = FigureSimulator(
+        latency = clocks + sum(machine[name] * float(times[0]) for name, times in terms.items())
+        figures.append(_printed(of, "e2e_mean", latency, decimals, users=1))
+    simulator = FigureSimulator(
         tuple(_printed(of, "rps_takeoff", 1.0, 1) for of in (LONG_PROMPTS, LONG_ANSWERS)), SERVER, {}
     )
-    for of, users in bench.ladders.items():
-        table = rates.table(bench.task(machine, of, users, (*seed, 0)).run())
+    for of, users in simulator.ladders.items():
+        table = rates.table(simulator.task(machine, of, users, (*seed, 0)).run())
         figures.append(_printed(of, "rps_takeoff", latency_onset(table, factor).rps, 1))
     return figures
 

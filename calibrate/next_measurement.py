@@ -1,10 +1,10 @@
 """What to measure next: the load whose measurement would narrow a forecast most.
 
-A calibration's draws answer the question differently; that spread is its band. A streamed measurement would show the
-step times of the batches it visits, and the draws disagree about those too. So the draws are moved to where such a
-measurement would leave them, with the machine's own moods as its error, and asked again. No straight line from step
-times to the answer would do: it jumps where step times decide who shares a batch (preposterior analysis: Raiffa and
-Schlaifer, Applied Statistical Decision Theory, 1961; the update: Evensen, The Ensemble Kalman Filter, 2003).
+A calibration's draws answer a question differently, which is the forecast's band. A streamed measurement would show
+step durations of the batches it visits, about which the draws disagree too. So the draws are updated as such a
+measurement would, with drift as its error, and the question is simulated again. A linear map from step durations to the
+answer would not do, because the answer jumps where they decide who shares a batch (preposterior analysis: Raiffa and
+Schlaifer, Applied Statistical Decision Theory, 1961; update: Evensen, The Ensemble Kalman Filter, 2003).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DRAWS = 60
 TRUTHS, EACH = 9, 12
 SECONDS = 60.0
 LONGER, WORTH = 3.0, 0.9  # a window so many times as long, if what it leaves of the band is less than this share
-HALF_BAND = 1.645  # standard deviations of a normal law: 90 % lie within
+HALF_BAND = 1.645  # standard deviations of a normal distribution: 90 % lie within
 FLOOR = 1e-3  # relative: no step time is known better than that
 
 
@@ -100,8 +100,8 @@ def advise(
 def longer_window(
     advice: Advice, calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor = IN_PROCESS
 ) -> Advice:
-    """The same load over a window `LONGER` times as long where that is worth it: where the band left is a tenth
-    narrower. RandomEffects are what a longer window averages; what they leave open it does not."""
+    """The same load with a window `LONGER` times as long, if that leaves a band a tenth narrower: a longer window
+    averages drift, but no run effect."""
     window = replace(advice.measurement, seconds=LONGER * advice.measurement.seconds)
     (longer,) = advise(calibration, question, [window], seed=seed, executor=executor)
     return longer if longer.after < WORTH * advice.after else advice
@@ -110,14 +110,14 @@ def longer_window(
 def half_width(
     calibration: Calibration, question: Question, *, seed: int = 0, executor: Executor = IN_PROCESS
 ) -> float:
-    """The half-width of the question's 90 % band, relative, without the noise that no calibration takes away."""
+    """Half the width of the question's 90 % band, relative, without the noise that no calibration removes."""
     chosen = np.random.default_rng(seed).permutation(calibration.n_draws)[:DRAWS].tolist()
-    machines = [_only(calibration, {name: x[draw] for name, x in calibration.draws.items()}) for draw in chosen]
+    machines = [_certain(calibration, {name: x[draw] for name, x in calibration.draws.items()}) for draw in chosen]
     return float(_widths(_answers(machines, question, seed, executor)))
 
 
 def _widths(answers: Floats) -> Floats:
-    """Half the width of a 90 % band, relative, along the last axis; machines that had no answer do not count."""
+    """Half the width of a 90 % band, relative, along the last axis; machines without an answer do not count."""
     return np.asarray(HALF_BAND * np.nanstd(np.log(answers), axis=-1, ddof=1))
 
 
@@ -133,15 +133,16 @@ def _answer(metric: str, task: Task, tell: Tell) -> float:
 
 
 def _informed(calibration: Calibration, scenario: Scenario, candidate: Measurement, seed: int) -> list[Calibration]:
-    """Machines that remain possible after the measurement: `EACH` for each of `TRUTHS` draws that may be the truth.
+    """Machines that remain possible after the measurement: `EACH` for each of `TRUTHS` draws taken as the truth.
 
-    Step times are linear in the parameters, so covariances over draws say how far a draw has to move to show what the
-    truth shows; each sees that with an error of its own, which leaves as much spread as a measurement would.
+    Step durations are linear in the parameters, so covariances over draws say how far a draw moves to agree with the
+    measurement of the truth. Each sees it with an error of its own, which keeps the spread that a measurement would
+    leave.
     """
     rng = np.random.default_rng([seed, 5])
     names = list(calibration.draws)
     drawn = np.array([calibration.draws[name] for name in names]).T
-    shown, error = _shown(calibration, scenario, candidate, seed)
+    shown, error = _measured(calibration, scenario, candidate, seed)
     x, y = drawn - drawn.mean(axis=0), shown - shown.mean(axis=0)
     gain = np.linalg.solve(y.T @ y / (len(y) - 1) + np.diag(error**2), y.T @ x / (len(y) - 1))
     machines = []
@@ -149,15 +150,16 @@ def _informed(calibration: Calibration, scenario: Scenario, candidate: Measureme
         others = rng.choice(len(drawn), EACH, replace=len(drawn) < EACH)
         seen = shown[truth] + error * rng.standard_normal((EACH, len(error)))
         moved = np.clip(drawn[others] + (seen - shown[others]) @ gain, drawn.min(axis=0), drawn.max(axis=0))
-        machines += [_only(calibration, dict(zip(names, values, strict=True))) for values in moved.tolist()]
+        machines += [_certain(calibration, dict(zip(names, values, strict=True))) for values in moved.tolist()]
     return machines
 
 
-def _shown(calibration: Calibration, scenario: Scenario, candidate: Measurement, seed: int) -> tuple[Floats, Floats]:
-    """The step times that the candidate would show, (draws, kinds), beyond the central ones, and its error; relative.
+def _measured(calibration: Calibration, scenario: Scenario, candidate: Measurement, seed: int) -> tuple[Floats, Floats]:
+    """The step durations that the candidate would measure, (draws, kinds), relative to the central ones, and their
+    relative error, (kinds,).
 
-    Which batches it visits is taken from the central machine; decode steps of small, middle and large contexts are told
-    apart, since their slope is told too.
+    The batches it visits are those of the central machine; decode steps of small, middle and large contexts are told
+    apart, because their slope is measured too.
     """
     there = _at(scenario, candidate.workload, candidate.users, candidate.seconds)
     central = msgspec.structs.replace(calibration, draws={}, noise=Noise())
@@ -169,16 +171,16 @@ def _shown(calibration: Calibration, scenario: Scenario, candidate: Measurement,
     groups = [group for group in groups if len(group)]
     expected = np.array([_mean(central, group) for group in groups])
     draws = [dict(zip(calibration.draws, x, strict=True)) for x in zip(*calibration.draws.values(), strict=True)]
-    values = np.array([[_mean(_only(calibration, draw), group) for group in groups] for draw in draws])
+    values = np.array([[_mean(_certain(calibration, draw), group) for group in groups] for draw in draws])
     noise = calibration.noise
     windows = candidate.seconds / max(2.0 * noise.drift_seconds, 1e-9)
-    feels = np.array([noise.prefill_share] + [1.0] * (len(groups) - 1))
-    mood = feels**2 * (noise.between**2 + noise.drift**2 / max(windows, 1.0))
+    share = np.array([noise.prefill_share] + [1.0] * (len(groups) - 1))
+    shared = share**2 * (noise.between**2 + noise.drift**2 / max(windows, 1.0))
     counts = np.array([float(group["count"].sum()) for group in groups])
     single = np.array(
         [float(np.std(noise.prefill or [0.0]))] + [float(np.std(noise.decode or [0.0]))] * (len(groups) - 1)
     )
-    return values / expected - 1.0, np.sqrt(single**2 / np.maximum(counts, 1.0) + mood + FLOOR**2)
+    return values / expected - 1.0, np.sqrt(single**2 / np.maximum(counts, 1.0) + shared + FLOOR**2)
 
 
 def _thirds(size: Floats) -> list[NDArray[np.bool_]]:
@@ -212,8 +214,8 @@ def _at(scenario: Scenario, workload: Workload, users: int, seconds: float) -> S
     return msgspec.structs.replace(scenario, workload=workload, load=load)
 
 
-def _only(calibration: Calibration, values: Mapping[str, float]) -> Calibration:
-    """The machine of these values as if it were certain, without noise."""
+def _certain(calibration: Calibration, values: Mapping[str, float]) -> Calibration:
+    """The machine with these values as if they were certain, without noise."""
     parameters = {
         name: msgspec.structs.replace(p, value=values.get(name, p.value)) for name, p in calibration.parameters.items()
     }
@@ -221,7 +223,7 @@ def _only(calibration: Calibration, values: Mapping[str, float]) -> Calibration:
 
 
 def candidates(question: Question, seen: Sequence[Workload], seconds: float = SECONDS) -> list[Measurement]:
-    """Loads worth considering: the question's own profile, those seen, and ones that tell prompt from answer."""
+    """Loads to consider: of the question's own profile, of those measured, and of ones that tell prompt from answer."""
     asked = question.scenario.workload
     profiles = [asked, *seen]
     server = rules(question.scenario.server)

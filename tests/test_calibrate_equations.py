@@ -162,7 +162,7 @@ def test_a_calibration_is_fitted_with_the_estimated_random_effects():
 
 
 def test_draws_are_as_wide_as_random_effects_of_other_days_make_them():
-    """The same schedule, each time with another effect of every rung: the spread of the fits, and what one fit says of it."""
+    """One schedule with other rung effects each time: the spread of the fits, and what one fit says of it."""
     noise = Noise(prefill=[0.95, 1.05], decode=[0.9, 1.0, 1.1])
     run = observe([1, 2, 4, 8, 16], lengths((100, 1000), (20, 150)), noise=noise).run
     schedules = [rebuild(run)]

@@ -35,8 +35,8 @@ def days(noise: Noise, n: int, ladder: list[int] = LADDER) -> list[Run]:
 def fitted(
     runs: list[Run], slower: dict[int, float] | None = None, effects: RandomEffects = NO_EFFECTS
 ) -> tuple[Regression, Rows]:
-    """The simplest form fitted to runs of a machine with these random effects; `slower` multiplies the times of whole rungs,
-    numbered over all runs."""
+    """The simplest form fitted to runs of a machine with these random effects; `slower` multiplies the times of whole
+    rungs, numbered over all runs."""
     schedules = [rebuild(run) for run in runs]
     rows = build_rows(runs, schedules)
     factor = np.ones(len(rows.seconds))

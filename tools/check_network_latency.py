@@ -1,9 +1,9 @@
-"""How far the way to the server of one recorded run is from that of another
+"""How far the network latency of one recorded run is from that of another
 (`calibrate.schedule.admission_timing.LATENCY_BETWEEN_RUNS`).
 
-Who was back in time for a look of the router, and who was not, tells how long the way of that day was beside that of
-all runs of the machine together. Prints for each run by how much it was longer, and for all the standard deviation that
-makes these admissions most likely, with what is nearly as likely.
+Who was queued in time for a scheduling point, and who was not, tells how long the latency of a run was beside that of
+all runs of its machine. Prints for each run by how much it was longer, and for all the standard deviation that makes
+these admissions most likely, with the interval of those that are nearly as likely.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sim.run import read_run
 Floats = NDArray[np.float64]
 
 DATA = Path(__file__).parent.parent / "data"
-LONGER = np.linspace(-0.9, 0.9, 361)  # the way of a run beside that of all, relative
+LONGER = np.linspace(-0.9, 0.9, 361)  # latency of a run beside that of all, relative
 SPREADS = np.geomspace(0.01, 0.5, 60)
 NEARLY = 1.35  # nats: a 90 % interval
 
@@ -55,9 +55,9 @@ def _of_a_machine(folder: str) -> Floats:
         mine = admission_timings([run], [schedule])
         if not len(mine):
             continue
-        ahead, scale, way = margins(mine, fit.names, fit.coefficients, spread)
+        margin, scale, latency = margins(mine, fit.names, fit.coefficients, spread)
         won, weight = np.where(mine["won"], 1.0, -1.0), mine["weight"].to_numpy()
-        z = (won * (ahead - np.outer(LONGER, way)) / scale).clip(-4.0, 4.0)
+        z = (won * (margin - np.outer(LONGER, latency)) / scale).clip(-4.0, 4.0)
         told.append(np.log(LAPSE_RATE + (1 - 2 * LAPSE_RATE) * ndtr(z)) @ weight)
         best = int(told[-1].argmax())
         print(f"{run.name}: {weight.sum():.0f} groups, {LONGER[best]:+.0%} ({told[-1][best] - told[-1][180]:.1f} nats)")
@@ -65,7 +65,7 @@ def _of_a_machine(folder: str) -> Floats:
 
 
 def _of_spread(runs: Floats, spread: float) -> float:
-    """The log-likelihood of all runs if their ways differ by this."""
+    """The log-likelihood of all runs if their latencies differ by this."""
     prior = -0.5 * (LONGER / spread) ** 2
     return float(logsumexp(runs + prior - logsumexp(prior), axis=1).sum())
 

@@ -66,7 +66,7 @@ def _scrapes_by_stretch(run: Run, scrapes: Sequence[Look]) -> Iterator[list[Look
     not recorded, and between two stretches it may have been restarted."""
     for start, end in run.stretches:
         begun = min((rung.start for rung in run.rungs if start <= rung.start < end), default=start)
-        scraped = [look for look in scrapes if begun <= look[0] < end]
+        scraped = [scrape for scrape in scrapes if begun <= scrape[0] < end]
         if len(scraped) > 1:
             yield scraped
 

@@ -41,7 +41,7 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[
         longest = 1e3 * float(steps.loc[stalled, "seconds"].max())
         warnings.append(
             f"{run.name}: {int(stalled.sum())} of {count} steps are left out, over {_STALL:.0f} times as long as those "
-            f"around them (up to {longest:.0f} ms): something stood stalled, and in a forecast nothing does"
+            f"around them (up to {longest:.0f} ms): something stood still, and in a forecast nothing does"
         )
     dropped = usable & steps["rung"].isin(limited)
     remaining = steps.loc[usable & ~dropped, "rung"].nunique()

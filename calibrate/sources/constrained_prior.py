@@ -1,8 +1,8 @@
-"""The machines that can be and that show the published latencies of a lone user exactly, as points in a space.
+"""The prior of a machine given the published latencies of a single user, in standard normal coordinates.
 
-A lone user's latency is linear in the step-time coefficients, and its rounding is a hair's breadth in the space of all
-machines: hitting it by trial would waste nearly every trial. So all coefficients but one per such figure are drawn, and
-the rest are solved for; their own laws then say how probable the whole is.
+The latency of a single user is linear in the step-time coefficients, and its rounding is tiny beside the prior:
+rejection sampling would waste nearly every draw. So all coefficients but one per such figure are drawn, and the rest
+are solved for; their own priors enter as weights.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from sim.model.server import Bounds
 
 Floats = NDArray[np.float64]
 
-LEAST = 1e-3  # share of machines drawn that must be able to show the lone-user figures
-SOLVED = ("b0", "b3")  # what the first and the second lone-user figure fix, given all else
+LEAST_SHARE = 1e-3  # share of drawn machines that must be able to have the single-user latencies
+SOLVED = ("b0", "b3")  # determined by the first and the second single-user latency, given all else
 
 
 def rough_scale(figures: Sequence[Figure]) -> float:
-    """How many times slower than the laws' middle machine these figures say that one is: the median over those of a
-    number of users, as if all of them were prefilled together and decoded together."""
+    """By what factor the figures' machine is slower than the median of the priors: the median over figures of a number
+    of users, as if all users were one static batch."""
     ratios = []
     for figure in figures:
         of, users = profile(figure), figure.users
         what = figure.metric.partition("_")[0]
         if users is None or what not in ("e2e", "tpot", "rps", "output", "input"):
             continue
-        middle = {name: float(law.at(np.zeros(1))[0]) for name, law in published_priors.STEP_TIMES.items()}
+        middle = {
+            name: float(distribution.at(np.zeros(1))[0]) for name, distribution in published_priors.STEP_TIMES.items()
+        }
         terms = batch_terms(users, of.prompt_tokens, of.output_tokens)
         times = {name: float(x) * middle[name] for name, x in terms.items()}
         decode = sum(times[name] for name in DECODE_TERMS)
@@ -54,26 +56,27 @@ def rough_scale(figures: Sequence[Figure]) -> float:
 
 @dataclass(frozen=True)
 class ConstrainedPrior:
-    """The machines that can be and that show the lone-user figures, as points of standard normal scores.
+    """Machines with the given single-user latencies, as points of standard normal scores.
 
-    `free` parameters are drawn from their laws, one dimension each, and so is where within its rounding each lone-user
-    latency lies; the `solved` coefficients follow.
+    Each `free` parameter has a dimension of its own, mapped by its distribution, and so has the position of each
+    single-user latency within its rounding. The `solved` coefficients follow; `fixed` parameters are known.
     """
 
     free: dict[str, Distribution]
     solved: tuple[str, ...]
-    alone: tuple[Figure, ...]
+    single: tuple[Figure, ...]
     fixed: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(figures: Sequence[Figure], server: Flags, machine: Machine | None = None) -> ConstrainedPrior:
-        """The space of some figures on a server: lone-user latencies of two profiles at most, others are left out.
+        """The prior for some figures on a server: single-user latencies of two profiles at most, others are left to
+        sampling.
 
-        A `machine` of another kind than the laws' is like them but for a factor, `scale`.
+        A `machine` of another kind than the priors' is like them but for a common factor, `scale`.
         """
-        alone = list({profile(figure): figure for figure in figures if is_single_user(figure)}.values())[: len(SOLVED)]
-        solved = SOLVED[: len(alone)]
-        free = {name: law for name, law in published_priors.STEP_TIMES.items() if name not in solved}
+        single = list({profile(figure): figure for figure in figures if is_single_user(figure)}.values())[: len(SOLVED)]
+        solved = SOLVED[: len(single)]
+        free = {name: distribution for name, distribution in published_priors.STEP_TIMES.items() if name not in solved}
         if any(profile(figure).limit for figure in figures):
             free["output_attained"] = published_priors.OUTPUT_ATTAINED
         if machine is not None and not published_priors.of_the_kind(machine):
@@ -88,15 +91,15 @@ class ConstrainedPrior:
                 if isinstance(budget, Bounds)
                 else published_priors.TOKEN_BUDGET
             )
-        return ConstrainedPrior(free, solved, tuple(alone), fixed)
+        return ConstrainedPrior(free, solved, tuple(single), fixed)
 
     @property
     def dimensions(self) -> int:
-        """How many scores name a machine."""
-        return len(self.free) + len(self.alone)
+        """The number of scores of a machine."""
+        return len(self.free) + len(self.single)
 
     def draw(self, rng: np.random.Generator, n: int) -> Floats:
-        """Scores of `n` machines, (n, dimensions), each as probable as its laws and the lone-user figures make it."""
+        """Scores of `n` machines, (n, dimensions), from the prior given the single-user latencies."""
         kept: list[Floats] = []
         while sum(map(len, kept)) < n:
             scores = rng.standard_normal((max(2 * n, 1000), self.dimensions))
@@ -105,43 +108,43 @@ class ConstrainedPrior:
         return np.concatenate(kept)[:n]
 
     def values(self, scores: Floats) -> dict[str, Floats]:
-        """Every parameter of these machines."""
+        """Every parameter of these machines, (n,) each."""
         return self._solve(scores)[0]
 
     def machines(self, scores: Floats) -> list[dict[str, float]]:
-        """The same, machine by machine."""
+        """The same, one mapping for each machine."""
         values = self.values(scores)
         return [{name: float(column[i]) for name, column in values.items()} for i in range(len(scores))]
 
     def latencies(self, scores: Floats) -> Floats:
-        """The lone-user latencies that these machines show, s: (figures, n)."""
-        places = published_priors.Uniform(-1.0, 1.0).at(scores[:, len(self.free) :])
-        shown = [f.value + f.rounding * places[:, i] for i, f in enumerate(self.alone)]
-        return np.array(shown).reshape(len(self.alone), len(scores))
+        """The single-user latencies of these machines, s, (figures, n)."""
+        positions = published_priors.Uniform(-1.0, 1.0).at(scores[:, len(self.free) :])
+        shown = [f.value + f.rounding * positions[:, i] for i, f in enumerate(self.single)]
+        return np.array(shown).reshape(len(self.single), len(scores))
 
     @cached_property
     def _densest(self) -> float:
-        """A bound on the density of the solved coefficients; `BadInput` where next to no machine can be."""
+        """An upper bound of the density of the solved coefficients; `BadInput` where almost no machine is possible."""
         probe = self._solve(np.random.default_rng(0).standard_normal((20_000, self.dimensions)))[1]
-        if np.count_nonzero(probe) < LEAST * len(probe) or probe.mean() < LEAST * probe.max():
-            said = " and ".join(f"{title(figure)} of {figure.value:g} s" for figure in self.alone)
+        if np.count_nonzero(probe) < LEAST_SHARE * len(probe) or probe.mean() < LEAST_SHARE * probe.max():
+            said = " and ".join(f"{title(figure)} of {figure.value:g} s" for figure in self.single)
             raise BadInput(f"no machine like {published_priors.KIND} shows {said}", key="published")
         return 1.2 * float(probe.max())
 
     def _solve(self, scores: Floats) -> tuple[dict[str, Floats], Floats]:
-        """Parameters, and the density of the solved ones under their laws per second of latency."""
-        values = {name: law.at(scores[:, i]) for i, (name, law) in enumerate(self.free.items())}
+        """Parameters, and the density of the solved ones under their priors per second of latency."""
+        values = {name: distribution.at(scores[:, i]) for i, (name, distribution) in enumerate(self.free.items())}
         values |= {name: np.full(len(scores), value) for name, value in self.fixed.items()}
         scale = values.pop("scale", np.ones(len(scores)))
         for name in published_priors.STEP_TIMES:
             if name in values:
                 values[name] = values[name] * scale
-        if not self.alone:
+        if not self.single:
             return values, np.ones(len(scores))
         attained = values.get("output_attained", np.ones(len(scores)))
-        matrix = np.empty((len(scores), len(self.alone), len(self.alone)))
+        matrix = np.empty((len(scores), len(self.single), len(self.single)))
         left = self.latencies(scores).T.copy()
-        for i, figure in enumerate(self.alone):
+        for i, figure in enumerate(self.single):
             terms, clocks = single_user_terms(profile(figure), attained)
             left[:, i] -= clocks + sum(values[name] * terms[name] for name in terms if name in values)
             matrix[:, i] = np.array([terms[name] for name in self.solved]).T

@@ -1,4 +1,4 @@
-"""What published figures pin down and what they do not, in words."""
+"""Diagnostics of a fit to published figures: how well it reproduces them, contradictions, what they leave open."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sim.steptime.linear import MEANING
 
 Floats = NDArray[np.float64]
 
-CLOSE = 0.05  # relative: a figure counts as shown within this or within its rounding, whichever is wider
-OPEN = 0.85  # of the width that the laws alone leave: a parameter this wide was not pinned down
+CLOSE = 0.05  # relative: tolerance of a figure, or its rounding where that is wider
+WIDE = 0.85  # of the prior's standard deviation: a parameter this wide was not identified
 
 
 def deviation(figure: Figure, shown: Floats) -> Floats:
-    """How far off what is shown is, in units of what counts as close."""
+    """The deviation of simulated values from a figure, in units of its tolerance."""
     close = max(CLOSE * figure.value, figure.rounding)
     return np.abs(np.nan_to_num(shown, nan=np.inf) - figure.value) / close
 
 
 def fitted(figures: Sequence[Figure], shown: Floats, center: int) -> str:
-    """Each figure beside what the central draw shows, with the 90 % band of all draws; `shown` is (draws, figures)."""
+    """Each figure beside the value of the central draw and the 90 % band of all draws; `shown` is (draws, figures)."""
     said = []
     for i, figure in enumerate(figures):
         low, high = np.quantile(shown[:, i], [0.05, 0.95], method="weibull")
@@ -39,12 +39,12 @@ def fitted(figures: Sequence[Figure], shown: Floats, center: int) -> str:
 
 
 def contradictions(ladder: Sequence[Figure], found: Sample, center: Floats, figures: Sequence[Figure]) -> list[str]:
-    """Which figures do not hold together, with evidence from everything that was simulated.
+    """Warnings about figures that do not hold together, from all simulations.
 
-    `ladder` are the figures that needed a simulation; `center` is what the central draw shows of all `figures`.
+    `ladder` are the figures that needed a simulation; `center` has the values of the central draw for all `figures`.
     """
     said = []
-    # (figures, machines, factors); every simulated machine shows the lone-user figures
+    # (figures, machines, factors); every simulated machine has the single-user latencies
     close = [deviation(figure, found.shown[:, i]) <= 1 for i, figure in enumerate(ladder)]
     machines = len(found.weights)
     everything = _together(close)
@@ -70,23 +70,23 @@ def contradictions(ladder: Sequence[Figure], found: Sample, center: Floats, figu
 
 
 def _together(close: list[NDArray[np.bool_]]) -> int:
-    """How many machines show all of these figures at one and the same factor."""
+    """How many machines show all of these figures with one and the same onset factor."""
     return int(np.count_nonzero(np.logical_and.reduce(close).any(axis=-1))) if close else 0
 
 
 def not_identified(space: ConstrainedPrior, found: Sample) -> list[str]:
-    """The parameters of which the figures say next to nothing beyond what such machines can be."""
+    """A warning about the parameters that the figures leave as wide as the prior."""
     mean = found.weights @ found.scores
     spread = np.sqrt(found.weights @ (found.scores - mean) ** 2)
     meaning = MEANING | published_priors.MEANING
-    wide = [f"{name} ({meaning[name][1]})" for i, name in enumerate(space.free) if spread[i] > OPEN and name in meaning]
+    wide = [f"{name} ({meaning[name][1]})" for i, name in enumerate(space.free) if spread[i] > WIDE and name in meaning]
     if not wide:
         return []
     return [f"the figures do not pin down {', '.join(wide)}: these stay as wide as such machines are known to be"]
 
 
 def assumptions(scenario: Scenario) -> list[str]:
-    """What no figure tells and was taken as given."""
+    """What no figure says and was assumed."""
     limits = [figure.lengths == "limit" for figure in scenario.published]
     said = [
         "answers whose figures say `lengths: limit` are taken to have come back at output_attained of their length (an "

@@ -1,7 +1,7 @@
-"""What a machine shows of published figures: the latency of a lone user by arithmetic, the rest by climbing a ladder.
+"""What a machine shows of published figures: single-user latency in closed form, the rest from a simulated ladder.
 
-A lone user's latency is linear in the step-time coefficients: an article that prints it has nearly fixed one of them.
-A figure of a ladder is read off a simulated one, climbed as the article's was, by the functions that read a forecast.
+The latency of a single user is linear in the step-time coefficients, so that an article which prints it nearly fixes
+one of them. A figure of a ladder is read off a simulated ladder by the functions that read a forecast.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sim.steptime.linear import step_time
 Floats = NDArray[np.float64]
 
 USERS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a lone user's latency
+SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a single user's latency
 ANSWERS = 8
 FACTORS = np.linspace(TAKEOFF.low, TAKEOFF.high, 28)[:-1] + (TAKEOFF.high - TAKEOFF.low) / 54  # middles of 27 cells
 # Relative: so much does one machine's latency onset differ between ladders of other rungs, where users lock into other
@@ -53,7 +53,7 @@ CLOCKS = Clocks(
 
 
 class Profile(NamedTuple):
-    """Fixed lengths, tokens; with `limit`, answers may have ended before them."""
+    """Fixed lengths, tokens; with `limit`, answers may have ended earlier."""
 
     prompt_tokens: int
     output_tokens: int
@@ -61,14 +61,14 @@ class Profile(NamedTuple):
 
 
 def profile(figure: Figure) -> Profile:
-    """The lengths a figure was measured at; `resolve` has filled them in."""
+    """The lengths of a figure that `resolve` has completed."""
     assert figure.prompt_tokens is not None
     assert figure.output_tokens is not None
     return Profile(figure.prompt_tokens, figure.output_tokens, figure.lengths == "limit")
 
 
 def is_single_user(figure: Figure) -> bool:
-    """Whether arithmetic gives the figure: the mean latency of one user."""
+    """Whether a figure has a closed form: the mean latency of one user."""
     return figure.metric == "e2e_mean" and figure.users == 1
 
 
@@ -79,7 +79,8 @@ def title(figure: Figure) -> str:
 
 
 def resolve(scenario: Scenario) -> list[Figure]:
-    """The scenario's published figures, each with its lengths (its own, else the workload's)."""
+    """The scenario's published figures, each with its lengths (its own, else the workload's); `BadInput` where one has
+    none."""
     figures = []
     for i, figure in enumerate(scenario.published):
         lengths = {}
@@ -106,8 +107,8 @@ def resolve(scenario: Scenario) -> list[Figure]:
 
 
 def single_user_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats], float]:
-    """A lone user's latency: what each coefficient is multiplied by, one value per share of output attained, and the
-    seconds that the clocks add."""
+    """The latency of a single user: what multiplies each coefficient, (shares,), for shares of the output attained, and
+    the seconds of network and client."""
     tokens = np.maximum(1.0, np.round(of.output_tokens * (attained if of.limit else np.ones_like(attained))))
     clocks = CLOCKS.uplink, CLOCKS.downlink
     return batch_terms(1, of.prompt_tokens, tokens), sum(law.mean + law.per_token * of.prompt_tokens for law in clocks)
@@ -115,9 +116,9 @@ def single_user_terms(of: Profile, attained: Floats) -> tuple[dict[str, Floats],
 
 @dataclass(frozen=True)
 class FigureSimulator:
-    """The article's test bench: its `figures` that need a ladder, and the `server` they were measured on.
+    """Simulates `figures` that need a ladder, on the `server` they were measured on.
 
-    `alone` is the latency of a lone user, s, of the profiles where it is known.
+    `alone` is the latency of a single user, s, of the profiles where it is known.
     """
 
     figures: tuple[Figure, ...]
@@ -188,9 +189,9 @@ def _table(task: Task, tell: Tell) -> pd.DataFrame:
 
 
 def log_likelihood(figures: Sequence[Figure], shown: Floats, spread: Floats | float = 0.0) -> Floats:
-    """Log-likelihood of what is `shown`, (…, figures, factors), for each factor: (…, factors).
+    """Log-likelihood of simulated figures, (…, figures, factors), for each onset factor: (…, factors).
 
-    A printed figure is anything within its rounding; how it was read or measured adds `READ_OFF_ERROR` or
+    A printed figure is anything within its rounding. Reading it off a plot adds `READ_OFF_ERROR`, measuring it
     `WINDOW_ERROR`, an emulator its own relative `spread`, (figures, factors).
     """
     value = np.array([figure.value for figure in figures])[:, None]

@@ -1,9 +1,9 @@
-"""Which of many possible machines show the figures: importance sampling, guided by what was seen so far.
+"""Adaptive importance sampling of machines that show published figures.
 
-Running a machine through the simulator costs a tenth of a second, and of those that can be, one in a hundred shows all
-figures. So after each round a quadratic of everything simulated foretells what any machine would show, and the next
-round is chosen by that. The emulator only decides where to look: the weights come from real simulations, with the
-chances of all rounds together as denominator (deterministic mixture: Cornuet et al., Adaptive Multiple Importance
+A simulation of a machine takes a tenth of a second, and about one in a hundred from the prior shows all figures. So
+after each round a quadratic regression on all simulations so far, the emulator, predicts what any machine would show,
+and the next round is drawn by that. The emulator only proposes: weights come from simulations, with the proposal
+densities of all rounds in the denominator (deterministic mixture: Cornuet et al., Adaptive Multiple Importance
 Sampling, 2012).
 """
 
@@ -18,19 +18,19 @@ from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
-ROUNDS = (0.25, 0.2, 0.25, 0.3)  # shares of the budget
-POOL = 20_000  # machines to choose a round from
-ANYWHERE = 0.1  # share of every round that is chosen without the emulator: nothing is ruled out by its mistakes
-WIDTH = 200  # effective machines of the pool that a round is chosen among, at least
+ROUNDS = (0.25, 0.2, 0.25, 0.3)  # shares of the budget of simulations
+POOL = 20_000  # machines that a round is drawn from
+PRIOR_SHARE = 0.1  # share of every round drawn from the prior, so that an error of the emulator excludes nothing
+POOL_SIZE = 200  # least effective size of the pool under a proposal
 RIDGE = 1e-3
-FAR = 100.0  # log-likelihood at which a machine counts half
+FAR = 100.0  # −log-likelihood at which a machine has half its weight in the emulator
 
 
 @dataclass(frozen=True)
 class Sample:
     """Simulated machines: `scores` (n, d), what they `shown`, (n, figures, factors), and `weights` that sum to 1.
 
-    `likelihood_power` is the power of the likelihood in the weights: below 1, hardly any machine showed the figures.
+    `likelihood_power` is the exponent of the likelihood in the weights: below 1, hardly any machine showed the figures.
     """
 
     scores: Floats
@@ -40,12 +40,13 @@ class Sample:
 
     @property
     def effective(self) -> float:
-        """The number of equally weighted machines that would say as much."""
+        """The effective sample size of the weights (Kish)."""
         return float(1 / (self.weights**2).sum())
 
 
 class Emulator:
-    """A ridge regression of the logarithm of what is shown on a quadratic in the scores, of rows with `weights`."""
+    """A ridge regression of the log of what is shown on a quadratic of the scores, with `weights`; `spread` is its
+    leave-one-out error."""
 
     def __init__(self, scores: Floats, shown: Floats, weights: Floats):
         features = _features(scores)
@@ -54,13 +55,13 @@ class Emulator:
         weighted = features * weights[:, None]
         inverse = np.linalg.inv(features.T @ weighted + RIDGE * weights.sum() * np.eye(features.shape[1]))
         self._coefficients = inverse @ (weighted.T @ target)
-        own = np.einsum("ij,jk,ik->i", weighted, inverse, features)  # leverage: what a point says of itself
-        missed = (target - features @ self._coefficients) / (1 - own)[:, None]
+        own = np.einsum("ij,jk,ik->i", weighted, inverse, features)  # leverage of each point
+        errors = (target - features @ self._coefficients) / (1 - own)[:, None]
         self._shape = shown.shape[1:]
-        self.spread: Floats = np.sqrt(np.average(missed**2, axis=0, weights=weights)).reshape(self._shape)
+        self.spread: Floats = np.sqrt(np.average(errors**2, axis=0, weights=weights)).reshape(self._shape)
 
     def __call__(self, scores: Floats) -> Floats:
-        """What these machines would show, (n, figures, factors)."""
+        """Predictions for these machines, (n, figures, factors)."""
         logs = _features(scores) @ self._coefficients
         return np.exp(np.clip(logs, -20.0, 20.0)).reshape(len(scores), *self._shape)
 
@@ -73,77 +74,78 @@ def sample(
     budget: int,
     least_effective: float,
 ) -> Sample:
-    """Simulate `budget` machines, and weigh them.
+    """Simulate `budget` machines in rounds, and weight them.
 
-    `draw(rng, n)` gives the scores of n machines as they can be; `simulate(scores, first)` what they show, numbered
-    from `first`; `log_likelihood(shown, spread)` its log-likelihood for each factor. Where fewer than `least_effective`
-    machines would remain, the likelihood is likelihood_power until they do.
+    `draw(rng, n)` gives scores from the prior, (n, d); `simulate(scores, first)` what they show, numbered from `first`;
+    `log_likelihood(shown, spread)` its log-likelihood for each factor. Where the effective sample size would be below
+    `least_effective`, the likelihood is raised to a power below 1.
     """
     sizes = [int(n) for n in np.diff(np.rint(np.cumsum((0.0, *ROUNDS)) * budget)) if n > 0]
-    chances: list[Callable[[Floats], Floats]] = []  # of each round, relative to `draw`
+    proposals: list[Callable[[Floats], Floats]] = []  # of each round, relative to the prior
     simulated: list[Floats] = []
     results: list[Floats] = []
     for i, size in enumerate(sizes):
         pool = draw(rng, POOL)
-        chance: Callable[[Floats], Floats] = _anywhere
+        proposal: Callable[[Floats], Floats] = _prior
         if i > 0:
             shown = np.concatenate(results)
-            emulator = Emulator(np.concatenate(simulated), shown, _near(log_likelihood(shown, 0.0)))
-            chance = _chance(emulator, log_likelihood, pool)
-        probable = chance(pool)
+            emulator = Emulator(np.concatenate(simulated), shown, _emulator_weights(log_likelihood(shown, 0.0)))
+            proposal = _proposal(emulator, log_likelihood, pool)
+        probable = proposal(pool)
         chosen = pool[rng.choice(POOL, size, p=probable / probable.sum())]
         results.append(simulate(chosen, sum(sizes[:i])))
         simulated.append(chosen)
-        chances.append(chance)
+        proposals.append(proposal)
     scores, shown = np.concatenate(simulated), np.concatenate(results)
-    mixture = sum(size * chance(scores) for size, chance in zip(sizes, chances, strict=True))
+    mixture = sum(size * proposal(scores) for size, proposal in zip(sizes, proposals, strict=True))
     fit = _mean_likelihood(log_likelihood(shown, 0.0))
     power = _power(lambda power: power * fit - np.log(mixture), least_effective)
-    return Sample(scores, shown, _normal(power * fit - np.log(mixture)), power)
+    return Sample(scores, shown, _normalised(power * fit - np.log(mixture)), power)
 
 
-def _chance(
+def _proposal(
     emulator: Emulator, log_likelihood: Callable[[Floats, Floats | float], Floats], pool: Floats
 ) -> Callable[[Floats], Floats]:
-    """How much more probable than `draw` this round chooses a machine, as a function of its scores."""
+    """The proposal of a round, as a density relative to the prior, of scores."""
 
-    def foretold(scores: Floats) -> Floats:
+    def predicted(scores: Floats) -> Floats:
         return _mean_likelihood(log_likelihood(emulator(scores), emulator.spread))
 
-    fit = foretold(pool)
-    power = _power(lambda power: power * fit, WIDTH)
+    fit = predicted(pool)
+    power = _power(lambda power: power * fit, POOL_SIZE)
     level = logsumexp(power * fit) - np.log(len(fit))
 
-    def chance(scores: Floats) -> Floats:
-        return np.asarray(ANYWHERE + (1 - ANYWHERE) * np.exp(power * foretold(scores) - level))
+    def proposal(scores: Floats) -> Floats:
+        return np.asarray(PRIOR_SHARE + (1 - PRIOR_SHARE) * np.exp(power * predicted(scores) - level))
 
-    return chance
+    return proposal
 
 
-def _near(by_factor: Floats) -> Floats:
-    """How much a simulated machine says of those that show the figures: little, if it is far from showing them."""
+def _emulator_weights(by_factor: Floats) -> Floats:
+    """Weights of simulated machines in the emulator: small for machines far from the figures."""
     return np.asarray(1 / (1 - by_factor.max(axis=-1) / FAR))
 
 
-def _anywhere(scores: Floats) -> Floats:
+def _prior(scores: Floats) -> Floats:
     return np.ones(len(scores))
 
 
 def _mean_likelihood(by_factor: Floats) -> Floats:
-    """Log of the likelihood, the latency onset factor averaged out."""
+    """Log of the likelihood, averaged over the onset factor."""
     return np.asarray(logsumexp(by_factor, axis=-1) - np.log(by_factor.shape[-1]))
 
 
-def _normal(logs: Floats) -> Floats:
+def _normalised(logs: Floats) -> Floats:
     weights = np.exp(logs - logs.max())
     return np.asarray(weights / weights.sum())
 
 
 def _power(logs: Callable[[float], Floats], effective: float) -> float:
-    """The largest power up to 1 of the likelihood that leaves `effective` machines; 0 if none does."""
+    """The largest exponent of the likelihood, up to 1, that leaves an effective sample size of `effective`; 0 if none
+    does."""
 
     def enough(power: float) -> bool:
-        return bool(1 / (_normal(logs(power)) ** 2).sum() >= effective)
+        return bool(1 / (_normalised(logs(power)) ** 2).sum() >= effective)
 
     if enough(1.0):
         return 1.0

@@ -1,8 +1,8 @@
-"""A run that shows no steps: parameters from when requests began and ended, through the simulator.
+"""Parameters from a run without single steps: from when requests began and ended, through the simulator.
 
-Without token times, or where an event carries several tokens, no step is seen. What is left is how latency and
-throughput change with the load, and what machines can be: one drawn at random is replayed against the run, and weighed
-by how near it comes (`importance_sampling`). Few numbers pin down few parameters, so the draws stay wide, and say so.
+Without token times, or where an event carries several tokens, no step is seen. What remains is how latency and
+throughput change with the load. Machines drawn from a prior are replayed against the run and weighted by how close they
+come (`importance_sampling`). Few numbers identify few parameters, so draws stay wide.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from sim.steptime.linear import step_time
 
 Floats = NDArray[np.float64]
 
-SIMULATIONS = 40  # per law: an emulator of more directions needs more to go by
-EFFECTIVE = 20.0  # machines that the draws should stand for, at least
+SIMULATIONS = 40  # per dimension: an emulator of more dimensions needs more
+EFFECTIVE = 20.0  # least effective sample size
 STATISTICS = ("e2e_mean", "rps", "e2e_p95")
-NEAR = {"e2e_mean": 0.02, "rps": 0.03, "e2e_p95": 0.05}  # relative: what one window's luck, or a mood, is worth
+ERRORS = {"e2e_mean": 0.02, "rps": 0.03, "e2e_p95": 0.05}  # relative: sd of one window's statistics, drift included
 NOISE = Noise(decode=(1 + 0.05 * ndtri(np.linspace(0.01, 0.99, 41))).tolist(), drift=0.02, between=0.02)
 
 BUDGET = "max_batch_total_tokens"
 LATENCY = "latency"
 
-# Where a lone user's latency goes, and what company costs: what the scores of `importance_sampling` stand for.
+# Priors of how a single user's latency divides, and of what more requests cost; the scores' dimensions.
 PRIORS: dict[str, Distribution] = {
-    "prefill": LogNormal(4.0, 1.3),  # a lone prompt's prefill, in decode steps
+    "prefill": LogNormal(4.0, 1.3),  # a single prompt's prefill, in decode steps
     "fixed": Uniform(0.0, 0.7),  # share of the prefill that does not grow with the prompt
     "squared": HalfNormal(0.1),  # share of the prefill that grows with the square of it
     "sequence": LogNormal(0.02, 1.3),  # one more sequence, in decode steps
@@ -60,7 +60,7 @@ PRIORS: dict[str, Distribution] = {
 
 @dataclass(frozen=True)
 class _LogUniform:
-    """As probable in every octave from `low` to `high`."""
+    """Uniform in the logarithm from `low` to `high`."""
 
     low: float
     high: float
@@ -76,8 +76,8 @@ class _LogUniform:
 
 
 @dataclass(frozen=True)
-class _Alone:
-    """What is known of a lone user's request: the law of its latency (s), and its lengths (tokens)."""
+class _SingleUser:
+    """A single user's request: the prior of its latency (s), its lengths (tokens), and warnings."""
 
     latency: Distribution
     prompt: float
@@ -93,53 +93,55 @@ def fit_latencies(
     n: int,
     executor: Executor = IN_PROCESS,
 ) -> tuple[dict[str, Floats], list[str]]:
-    """`n` joint draws of every coefficient (and of a budget nobody tells), and warnings.
+    """`n` joint draws of every coefficient (and of a budget that is not told), and warnings.
 
-    All runs must be of one machine. `NotEnoughData` where no rung has a whole window with answers of known lengths.
+    All runs must be of one machine. Raises `NotEnoughData` where no rung has a whole window with answers of known
+    lengths.
     """
     runs = [_answered(run) for run in runs]
-    scored = [_scored(run, only) for run, only in zip(runs, rungs, strict=True)]
-    runs, scored = [r for r, p in zip(runs, scored, strict=True) if p], [p for p in scored if p]
+    compared = [_compared(run, only) for run, only in zip(runs, rungs, strict=True)]
+    runs, compared = [r for r, p in zip(runs, compared, strict=True) if p], [p for p in compared if p]
     if not runs:
         raise NotEnoughData("no rung has a whole window with an answered request: nothing to calibrate from")
-    alone = _alone(runs, scored)
-    budget, budget_warnings = _budget(runs, scored)
-    laws = PRIORS | {LATENCY: alone.latency} | budget
-    measured = np.concatenate([_shown(run, list(places)) for run, places in zip(runs, scored, strict=True)])
-    near = np.concatenate([[NEAR[s] for _ in places for s in STATISTICS] for places in scored])
+    user = _single_user(runs, compared)
+    budget, budget_warnings = _budget(runs, compared)
+    priors = PRIORS | {LATENCY: user.latency} | budget
+    measured = np.concatenate([_measured(run, list(places)) for run, places in zip(runs, compared, strict=True)])
+    errors = np.concatenate([[ERRORS[s] for _ in places for s in STATISTICS] for places in compared])
     model = "padded" if padded else "affine"
 
     def simulate(scores: Floats, first: int) -> Floats:
-        columns = _parameters(laws, scores, alone)
+        columns = _parameters(priors, scores, user)
         tasks = []
         for i in range(len(scores)):
             drawn = {name: float(column[i]) for name, column in columns.items()}
             form = step_time(model, drawn)
             tasks += [
-                Task(run, Model(form, _settled(server_of(run), drawn), NOISE, ASSUMED), (first + i,)) for run in runs
+                Task(run, Model(form, _with_budget(server_of(run), drawn), NOISE, ASSUMED), (first + i,))
+                for run in runs
             ]
         tables = executor.run(_statistics, tasks)
-        shown = [table.loc[list(places.values())].to_numpy() for table, places in zip(tables, cycle(scored))]
+        shown = [table.loc[list(places.values())].to_numpy() for table, places in zip(tables, cycle(compared))]
         return np.concatenate(shown).reshape(len(scores), -1, 1)
 
     found = sample(
-        lambda g, m: g.standard_normal((m, len(laws))),
+        lambda g, m: g.standard_normal((m, len(priors))),
         simulate,
-        partial(_log_fit, measured, near),
+        partial(_log_likelihood, measured, errors),
         rng,
-        SIMULATIONS * len(laws),
+        SIMULATIONS * len(priors),
         EFFECTIVE,
     )
     chosen = rng.choice(len(found.weights), n, p=found.weights)
-    # resampled machines repeat; a little of the spread between them keeps the draws from being a handful of points
-    around = found.scores[chosen] + 0.15 * rng.standard_normal((n, len(laws))) * _spread(found)
-    return _parameters(laws, around, alone), _warnings(found) + alone.warnings + budget_warnings
+    # resampled machines repeat: noise of a part of their spread smooths the draws
+    around = found.scores[chosen] + 0.15 * rng.standard_normal((n, len(priors))) * _spread(found)
+    return _parameters(priors, around, user), _warnings(found) + user.warnings + budget_warnings
 
 
-def _parameters(laws: dict[str, Distribution], scores: Floats, alone: _Alone) -> dict[str, Floats]:
-    """The parameters of machines: where a lone user's latency goes is what differs most."""
-    drawn = {name: law.at(scores[:, i]) for i, (name, law) in enumerate(laws.items())}
-    prompt, output = alone.prompt, alone.output
+def _parameters(priors: dict[str, Distribution], scores: Floats, user: _SingleUser) -> dict[str, Floats]:
+    """The parameters of machines, (n,) each, from how a single user's latency divides into parts."""
+    drawn = {name: distribution.at(scores[:, i]) for i, (name, distribution) in enumerate(priors.items())}
+    prompt, output = user.prompt, user.output
     squared = np.minimum(drawn["squared"], 0.5)
     step = drawn[LATENCY] / (drawn["prefill"] + max(output - 1.0, 0.0))
     prefill = step * drawn["prefill"]
@@ -147,7 +149,7 @@ def _parameters(laws: dict[str, Distribution], scores: Floats, alone: _Alone) ->
     each = prefill_terms(1, prompt)
     context = prompt + output / 2
     share = drawn["sequence"] + drawn["context"]
-    scale = np.minimum(1.0, 0.8 / share)  # of a step of one, something is left that does not grow
+    scale = np.minimum(1.0, 0.8 / share)  # a fifth of a step of one sequence does not grow
     b1, b2 = step * drawn["sequence"] * scale, step * drawn["context"] * scale / context
     coefficients = {
         "a0": prefill * drawn["fixed"],
@@ -162,58 +164,57 @@ def _parameters(laws: dict[str, Distribution], scores: Floats, alone: _Alone) ->
     return coefficients | ({BUDGET: np.rint(drawn[BUDGET])} if BUDGET in drawn else {})
 
 
-def _alone(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> _Alone:
-    """A lone user's latency where a rung to be met has one, else what the least loaded of these rungs leaves open.
+def _single_user(runs: Sequence[Run], compared: Sequence[dict[int, int]]) -> _SingleUser:
+    """A single user's latency from a rung of one user, else what the least loaded rung leaves open.
 
-    Of several runs, the one whose requests take least, so that the others' stay extrapolations upwards. That a rung is
-    the lowest does not make its users lone ones: taken for such, 4 users' latency made the forecast for one 87 % too
-    high.
+    Of several runs, the one with the shortest requests, so that the others are extrapolations upwards. The lowest rung
+    does not stand for one user: that made a forecast for one user 87 % too high, from a rung of four.
     """
-    rungs = [(run, rung, _ended_in(run, rung)) for run, places in zip(runs, scored, strict=True) for rung in places]
-    lone = [(run, rung, ok) for run, rung, ok in rungs if run.rungs[rung].users == 1]
+    rungs = [(run, rung, _ended_in(run, rung)) for run, places in zip(runs, compared, strict=True) for rung in places]
+    single = [(run, rung, ok) for run, rung, ok in rungs if run.rungs[rung].users == 1]
 
     def latency(ok: pd.DataFrame) -> float:
         return float((ok["last_token"] - ok["sent"]).median())
 
-    if lone:
-        run, rung, ok = min(lone, key=lambda found: latency(found[2]))
+    if single:
+        run, rung, ok = min(single, key=lambda found: latency(found[2]))
     else:
-        run, rung, ok = min(rungs, key=lambda found: (_company(*found[:2]), latency(found[2])))
+        run, rung, ok = min(rungs, key=lambda found: (_concurrency(*found[:2]), latency(found[2])))
     prompt, output = float(ok["prompt_tokens"].median()), float(ok["output_tokens"].median())
     if not (prompt > 0 and output > 0):
         raise NotEnoughData(
             f"{run.name}: it does not say how many tokens its prompts and answers had: nothing to calibrate from"
         )
     seconds = latency(ok)
-    if lone:
-        # of a handful of requests of all lengths, the median is not known to the millisecond
+    if single:
+        # the median of a few requests of all lengths is uncertain
         each = float(np.abs(np.log((ok["last_token"] - ok["sent"]) / seconds)).median()) * 1.48
-        return _Alone(LogNormal(seconds, 1.25 * each / np.sqrt(len(ok))), prompt, output, [])
-    company = _company(run, rung)
-    low = seconds / company  # a server that gained nothing by batching
+        return _SingleUser(LogNormal(seconds, 1.25 * each / np.sqrt(len(ok))), prompt, output, [])
+    concurrency = _concurrency(run, rung)
+    low = seconds / concurrency  # as if batching gained nothing
     warning = (
         f"no rung of one user was fitted: a lone request takes anything from {low:.3g} to {seconds:.3g} s, what "
         f"{run.rungs[rung].load:g} {'users' if run.rungs[rung].users is not None else 'requests/s'} leave open; "
         "forecasts for less load are wide"
     )
-    return _Alone(_LogUniform(low, seconds), prompt, output, [warning])
+    return _SingleUser(_LogUniform(low, seconds), prompt, output, [warning])
 
 
-def _company(run: Run, rung: int) -> float:
-    """How many requests were there at once, each itself included."""
+def _concurrency(run: Run, rung: int) -> float:
+    """The mean number of requests in the server, this one included."""
     users = run.rungs[rung].users
     if users is not None:
         return float(max(users, 1))
     return 1.0 + metrics.rung_metrics(run, run.rungs[rung])["in_flight"]
 
 
-def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict[str, Distribution], list[str]]:
-    """The law of a token budget that some run does not tell, and warnings; none where all tell.
+def _budget(runs: Sequence[Run], compared: Sequence[dict[int, int]]) -> tuple[dict[str, Distribution], list[str]]:
+    """The prior of a token budget that some run does not tell, and warnings; none where all tell.
 
-    What surely ran at once had room: the requests between their first and last tokens. Where first tokens were not
-    seen either, that is one request, since all others may have waited; the simulations tell the rest.
+    Requests that surely ran at once, between their first and last tokens, had room. Where first tokens were not seen
+    either, that is one request, since all others may have waited; the simulations tell the rest.
     """
-    unknown = [(r, p) for r, p in zip(runs, scored, strict=True) if _is_unknown(r)]
+    unknown = [(r, p) for r, p in zip(runs, compared, strict=True) if _is_unknown(r)]
     if not unknown:
         return {}, []
     low = 0.0
@@ -223,8 +224,8 @@ def _budget(runs: Sequence[Run], scored: Sequence[dict[int, int]]) -> tuple[dict
         prompt, new = ok["prompt_tokens"].to_numpy(), ok["max_new_tokens"].to_numpy()
         held = np.array([ceil_block(n) for n in (prompt + new - 1).tolist()])
         let_in = [ceil_block(p) + ceil_block(m) for p, m in zip(prompt.tolist(), new.tolist(), strict=True)]
-        # a request that is only known to have ended held its tokens in that instant
-        low = max(low, _most(np.where(np.isnan(first), last, first), last, held), *let_in)
+        # a request that is only known to have ended held its tokens at that instant
+        low = max(low, _peak(np.where(np.isnan(first), last, first), last, held), *let_in)
     said = [server_of(r).max_batch_total_tokens for r, _ in unknown]
     bounds = [b for b in said if isinstance(b, Bounds)]
     if bounds:
@@ -245,15 +246,15 @@ def _is_unknown(run: Run) -> bool:
     )
 
 
-def _settled(server: Flags, drawn: dict[str, float]) -> Flags:
+def _with_budget(server: Flags, drawn: dict[str, float]) -> Flags:
     """The server with the budget that was drawn, where it does not tell its own."""
     if BUDGET not in drawn or isinstance(server.max_batch_total_tokens, int):
         return server
     return msgspec.structs.replace(server, max_batch_total_tokens=round(drawn[BUDGET]))
 
 
-def _most(begin: Floats, end: Floats, held: NDArray[np.int64]) -> float:
-    """The most that is held at any time by what holds `held` from `begin` to `end`, both included."""
+def _peak(begin: Floats, end: Floats, held: NDArray[np.int64]) -> float:
+    """The largest sum of `held` over intervals from `begin` to `end`, both included, that overlap."""
     time = np.concatenate([begin, end])
     change = np.concatenate([held, -held])
     order = np.lexsort((-change, time))
@@ -275,14 +276,14 @@ def _answered(run: Run) -> Run:
     return replace(run, requests=requests.assign(last_token=last), token_times=None, event_tokens=None)
 
 
-def _scored(run: Run, only: Collection[int] | None) -> dict[int, int]:
-    """The rungs to be met, which have answers, and the place each has in a replay, which has the complete ones only."""
+def _compared(run: Run, only: Collection[int] | None) -> dict[int, int]:
+    """The rungs to compare, which have answers, and the place of each in a replay, which has only complete rungs."""
     whole = [i for i, g in enumerate(run.rungs) if g.end > g.settled]
     answered = {i for i in whole if len(_ended_in(run, i))}
     return {rung: place for place, rung in enumerate(whole) if rung in answered and (only is None or rung in only)}
 
 
-def _shown(run: Run, rungs: Iterable[int]) -> Floats:
+def _measured(run: Run, rungs: Iterable[int]) -> Floats:
     """The statistics of some rungs, one after another."""
     return metrics.table(run).set_index("rung").loc[list(rungs), list(STATISTICS)].to_numpy(np.float64).ravel()
 
@@ -291,11 +292,11 @@ def _statistics(task: Task, tell: Tell) -> pd.DataFrame:
     return metrics.table(task.run(tell)).set_index("rung")[list(STATISTICS)].astype(np.float64)
 
 
-def _log_fit(measured: Floats, near: Floats, shown: Floats, spread: Floats | float) -> Floats:
-    """Log-likelihood of what was measured, (n, 1): log-normal errors, the emulator's `spread` added."""
+def _log_likelihood(measured: Floats, errors: Floats, shown: Floats, spread: Floats | float) -> Floats:
+    """Log-likelihood of the measured statistics, (n, 1): log-normal errors, the emulator's `spread` added."""
     apart = np.log(np.maximum(np.nan_to_num(shown, nan=1e-9), 1e-9)) - np.log(measured)[:, None]
-    variance = near[:, None] ** 2 + np.asarray(spread) ** 2
-    # the statistics of one window say about as much as one of them: users and latency make the throughput
+    variance = errors[:, None] ** 2 + np.asarray(spread) ** 2
+    # the statistics of one window say about as much as one: users and latency determine the throughput
     return np.asarray(-0.5 * (apart**2 / variance).sum(axis=1) / len(STATISTICS))
 
 

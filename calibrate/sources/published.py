@@ -1,9 +1,9 @@
-"""The third door: parameters from figures somebody printed, fitted through the simulator itself.
+"""Parameters from published figures, fitted through the simulator.
 
-What such a machine can be (`laws`) is laid over what the article says. The latency of a lone user is arithmetic, so
-machines are drawn that show it exactly (`space`); which of those show the figures of a ladder is found by climbing it
-(`figures`, `importance_sampling`). The answer is a set of draws: what a few figures do not pin down stays as wide as it
-was, and is said in words (`diagnostics`).
+The prior of such a machine (`published_priors`) is combined with the figures. The latency of a single user has a closed
+form, so machines are drawn that have it exactly (`constrained_prior`); those that show the figures of a ladder are
+found by simulating it (`figures`, `importance_sampling`). The result is a set of draws, as wide as the prior where the
+figures say nothing, which `diagnostics` reports.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ Floats = NDArray[np.float64]
 
 SIMULATIONS = 500
 DRAWS = 200
-EFFECTIVE = 40.0  # machines that the draws should stand for, at least
-AGAIN = 10**6  # the first seed that no machine of a fit has
+EFFECTIVE = 40.0  # least effective sample size
+RESIMULATION = 10**6  # a seed beyond those of a fit
 
 
 def calibrate_published(
@@ -57,34 +57,34 @@ def calibrate_published(
 ) -> Calibration:
     """Fit the scenario's `published` figures on its server.
 
-    The result depends on `seed`, `simulations` and `draws` only, whatever the executor. `progress` hears
-    how many machines have been simulated. `BadInput` for figures that cannot be meant, `CannotFit` for
-    a profile that the server could never serve.
+    The result depends on `seed`, `simulations` and `draws` only, whatever the executor. `progress` is called with the
+    number of machines simulated. Raises `BadInput` for impossible figures and `CannotFit` for a profile that the server
+    could not serve.
     """
     figures = resolve(scenario)
-    space = ConstrainedPrior.of(figures, rules(scenario.server), scenario.machine)
-    ladder = [figure for figure in figures if figure not in space.alone]
-    article = FigureSimulator(
-        tuple(ladder), rules(scenario.server), {profile(figure): figure.value for figure in space.alone}
+    prior = ConstrainedPrior.of(figures, rules(scenario.server), scenario.machine)
+    ladder = [figure for figure in figures if figure not in prior.single]
+    simulator = FigureSimulator(
+        tuple(ladder), rules(scenario.server), {profile(figure): figure.value for figure in prior.single}
     )
     rng = np.random.default_rng([seed, 0])
 
     def simulate(scores: Floats, first: int) -> Floats:
         seeds = [(seed, 1, first + i) for i in range(len(scores))]
-        return article.show(space.machines(scores), seeds, executor, lambda done: progress(first + done))
+        return simulator.show(prior.machines(scores), seeds, executor, lambda done: progress(first + done))
 
-    found = sample(space.draw, simulate, partial(log_likelihood, ladder), rng, simulations, EFFECTIVE)
+    found = sample(prior.draw, simulate, partial(log_likelihood, ladder), rng, simulations, EFFECTIVE)
     rows = _resample(found.weights, draws, rng)
     factors = _factors(log_likelihood(ladder, found.shown[rows]) * found.likelihood_power, rng)
     shown = np.concatenate(
         [
-            space.latencies(found.scores[rows]).T,
+            prior.latencies(found.scores[rows]).T,
             np.take_along_axis(found.shown[rows], factors[:, None, None], 2)[..., 0],
         ],
         axis=1,
     )
-    ordered = [*space.alone, *ladder]
-    columns = space.values(found.scores[rows])
+    ordered = [*prior.single, *ladder]
+    columns = prior.values(found.scores[rows])
     if any(figure.metric == "rps_takeoff" for figure in ladder):
         columns["takeoff_factor"] = FACTORS[factors]
     columns = {
@@ -99,20 +99,20 @@ def calibrate_published(
         engine=identity(scenario.server.engine, "scenario"),
         parameters={name: parameter(float(x[center]), x, *meaning[name]) for name, x in columns.items()},
         draws={name: x.tolist() for name, x in columns.items()},
-        range=_range(article, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),
+        range=_range(simulator, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),
         residuals={title(figure): _residual(figure, shown[:, i]) for i, figure in enumerate(ordered)},
         clocks=CLOCKS,
         correlations=correlations(list(columns), np.array(list(columns.values())).T),
         warnings=[
             *diagnostics.contradictions(ladder, found, shown[center], ordered),
-            *diagnostics.not_identified(space, found),
+            *diagnostics.not_identified(prior, found),
             *diagnostics.assumptions(scenario),
         ],
     )
 
 
 class Shown(NamedTuple):
-    """A figure as somebody printed it, and as the calibrated machine shows it in the simulator."""
+    """A printed figure, and its value on the calibrated machine: of the central values, and (draws,) of draws."""
 
     title: str
     figure: Figure
@@ -123,15 +123,15 @@ class Shown(NamedTuple):
 def resimulate(
     scenario: Scenario, calibration: Calibration, seed: int, draws: int, executor: Executor = IN_PROCESS
 ) -> list[Shown]:
-    """Every published figure of the scenario as a calibration's central values show it, and as many of its draws do,
-    with seeds that the fit has not seen."""
+    """Every published figure of the scenario as a calibration's central values and so many of its draws show it, with
+    seeds that the fit has not used."""
     figures = resolve(scenario)
     alone = {profile(figure): figure.value for figure in figures if is_single_user(figure)}
     ladder = [figure for figure in figures if not is_single_user(figure)]
-    article = FigureSimulator(tuple(ladder), rules(scenario.server), alone)
+    simulator = FigureSimulator(tuple(ladder), rules(scenario.server), alone)
     rows = [int(i * calibration.n_draws / draws) for i in range(draws)] if calibration.n_draws else []
     machines = [calibration.values, *(calibration.row(i) for i in rows)]
-    climbed = article.show(machines, [(seed, 1, AGAIN + i) for i in range(len(machines))], executor)
+    climbed = simulator.show(machines, [(seed, 1, RESIMULATION + i) for i in range(len(machines))], executor)
     found = []
     for figure in figures:
         if is_single_user(figure):
@@ -150,14 +150,14 @@ def _alone(figure: Figure, machine: Mapping[str, float]) -> float:
 
 
 def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Rows in proportion to their weights, each as often as its weight says but for one (systematic resampling)."""
+    """Indices in proportion to the weights (systematic resampling), (draws,)."""
     at = (np.arange(draws) + rng.random()) / draws
     rows = np.minimum(np.searchsorted(np.cumsum(weights), at), len(weights) - 1)
     return np.asarray(rng.permutation(rows), dtype=np.int64)
 
 
 def _factors(fit: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The latency onset factor of each draw, as an index into `FACTORS`, given what the machine shows."""
+    """The onset factor of each draw, as an index into `FACTORS`, from its likelihood given what the machine shows."""
     chances = np.exp(fit - fit.max(axis=1, keepdims=True))
     below = np.cumsum(chances, axis=1)
     at = rng.random((len(fit), 1)) * below[:, -1:]
@@ -165,14 +165,15 @@ def _factors(fit: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _center(values: Floats, shown: Floats, figures: list[Figure]) -> int:
-    """The draw nearest to the middle of all and to the figures, among those that show each closely (else among all).
+    """The draw nearest to the median and to the figures, among those within the tolerance of each figure (else among
+    all).
 
     Medians of single parameters need not show the figures together; a draw does.
     """
     spread = values.std(axis=0)
     middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).mean(axis=1)
-    missed = np.array([diagnostics.deviation(figure, shown[:, i]) for i, figure in enumerate(figures)])
-    return int(np.lexsort((middle + (missed**2).sum(axis=0), np.maximum(missed.max(axis=0), 1.0)))[0])
+    deviations = np.array([diagnostics.deviation(figure, shown[:, i]) for i, figure in enumerate(figures)])
+    return int(np.lexsort((middle + (deviations**2).sum(axis=0), np.maximum(deviations.max(axis=0), 1.0)))[0])
 
 
 def _residual(figure: Figure, shown: Floats) -> Residual:
@@ -185,15 +186,16 @@ def _residual(figure: Figure, shown: Floats) -> Residual:
 
 
 def _middle(columns: dict[str, Floats]) -> dict[str, float]:
-    """The middle token budget: the central machine's may be any that shows the figures, and bounds what it visits."""
+    """The median token budget: that of the central draw may be any that shows the figures, and would bound the
+    range."""
     return {name: float(np.median(x)) for name, x in columns.items() if name == "max_batch_total_tokens"}
 
 
-def _range(article: FigureSimulator, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
-    """What the ladders of the figures visit, as the central machine climbs them."""
+def _range(simulator: FigureSimulator, machine: dict[str, float], seed: int) -> dict[str, tuple[float, float]]:
+    """What the ladders of the figures cover on the central machine."""
     visited: dict[str, list[float]] = {}
-    for of, users in article.ladders.items():
-        run = article.task(machine, of, users, (seed, 2)).run()
+    for of, users in simulator.ladders.items():
+        run = simulator.task(machine, of, users, (seed, 2)).run()
         assert run.steps is not None
         steps = run.steps
         prefill, decode = steps[steps["kind"] == PREFILL], steps[steps["kind"] != PREFILL]

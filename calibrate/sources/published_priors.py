@@ -1,9 +1,9 @@
-"""What a machine of this kind can be, before anybody says how fast it is: a law for every parameter.
+"""Prior distributions of a machine's parameters for published figures.
 
-The laws are for Llama-2-70B on four A100s behind a server of 2023, and each is wider than the tables in `data/` spread
-(comments name them; times there are of other engines, most without TGI's overhead of launching kernels one by one,
-which made its step 40 to 70 ms where theirs took 30 to 45). A law turns a standard normal score into a value, so that a
-machine is a point in a space where all directions are alike.
+They are for Llama-2-70B on four A100s behind a server of 2023, each wider than the tables in `data/` spread; comments
+name these. Times in the tables are of other engines, most without TGI's overhead of launching kernels one by one, which
+made its decode step 40 to 70 ms where theirs took 30 to 45. Each distribution maps a standard normal score to a value,
+so that a machine is a point in a space whose directions are alike.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Distribution(Protocol):
         """The values at these standard normal scores."""
 
     def density(self, value: Floats) -> Floats:
-        """The density at these values; 0 where none can be."""
+        """The density at these values, 0 outside the support."""
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    """Around `median`, within a factor exp(±`sigma`) two times of three."""
+    """Median `median`, standard deviation `sigma` of the logarithm."""
 
     median: float
     sigma: float
@@ -52,7 +52,7 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class HalfNormal:
-    """From 0, beyond `scale` one time of three."""
+    """The absolute value of a normal distribution with standard deviation `scale`."""
 
     scale: float
 
@@ -68,7 +68,7 @@ class HalfNormal:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Anything from `low` to `high`."""
+    """Uniform from `low` to `high`."""
 
     low: float
     high: float
@@ -86,7 +86,7 @@ KIND = "Llama-2-70B on four A100s"
 
 
 def of_the_kind(machine: Machine) -> bool:
-    """Whether nothing that is known of a machine makes it another than `KIND`."""
+    """Whether nothing known of a machine makes it another than `KIND`."""
     plain = "".join(c for c in (machine.model or "").lower() if c.isalnum())
     return (not plain or "llama270b" in plain) and "A100" in (machine.gpu or "A100") and (machine.gpus or 4) == 4
 
@@ -101,11 +101,13 @@ STEP_TIMES: Mapping[str, Distribution] = {
     "b2": LogNormal(0.2e-6, 0.9),  # LMDeploy 0.09, Splitwise 0.67 µs; 0.06 µs a read, and each head reads again
     "b3": HalfNormal(3.5e-6),  # LMDeploy 0.8, DeepSpeed 1.5 µs; one block walked each context alone
 }
-# How much slower or faster than those another machine is, in everything: around what its figures say rough_scale
-# (`space.rough_scale`, which knows of no queue), and two times of three within half or double.
+# sd of the log of the factor by which another machine is slower, around `constrained_prior.rough_scale`: within half or
+# double with two thirds, since that estimate knows of no queue
 SCALE_SIGMA = 0.7
-TOKEN_BUDGET = Uniform(25_000, 50_000)  # an estimate of what the weights leave on boards of 40 GB (2 to 4 GiB each)
-OUTPUT_ATTAINED = Uniform(0.8, 1.0)  # the end-of-sequence token could not be ignored
+TOKEN_BUDGET = Uniform(
+    25_000, 50_000
+)  # tokens that the weights leave room for on boards of 40 GB (2 to 4 GiB each), estimated
+OUTPUT_ATTAINED = Uniform(0.8, 1.0)  # an end-of-sequence token could not be ignored
 TAKEOFF = Uniform(*TAKEOFF_FACTOR)
 
 MEANING = {

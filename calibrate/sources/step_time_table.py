@@ -1,9 +1,9 @@
-"""The second door: parameters from a table of step times (a micro-benchmark, somebody's published tables).
+"""Parameters from a table of step times: a micro-benchmark, or somebody's published table.
 
-Every timing is linear in the eight coefficients of `sim.steptime.basis`, a whole static batch too (the sum of its
-steps), so the fit is nonnegative least squares in relative error. Which coefficients deserve a place is decided by
-leaving out each batch size (of prefills: each total of tokens), the largest as well, since forecasts extrapolate
-upward. Draws come from the Bayesian bootstrap: random weights on the configurations that were timed (Rubin 1981).
+Every timing is linear in the coefficients of a static batch, so the fit is nonnegative least squares in relative error.
+Terms are selected by leaving out each batch size (of prefills: each number of tokens), the largest too, because
+forecasts extrapolate upward. Draws are a Bayesian bootstrap: random weights on the configurations that were timed
+(Rubin 1981).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from sim.model.files.atomic import read_file
 from sim.model.scenario import Machine
 from sim.steptime.linear import MEANING
 
-ALIKE = ("a2", "a3", "b1")  # what no batch with as many tokens out as in can tell from a1, b0 and b2
+NOT_IDENTIFIED = ("a2", "a3", "b1")  # not identified beside a1, b0 and b2 by batches with as many tokens out as in
 DRAWS = 400
-# s, of a decode step: launching the kernels of a few layers takes 0.1 ms, and nobody serves a token in 10 s
+# s, of a plausible decode step: a few kernel launches take 0.1 ms, and no server takes 10 s for a token
 SHORTEST, SLOWEST = 1e-4, 10.0
-WAVES = 1.25  # a batch that takes this many times longer than one pass would is taken to have run in waves
+WAVES = 1.25  # a batch that takes so many times as long as predicted ran in waves
 
 
 def calibrate_table(
@@ -52,9 +52,12 @@ def calibrate_table(
     machine: Machine | None = None,
     draws: int = DRAWS,
 ) -> Calibration:
-    """Fit one machine's rows of one or more tables. `where` ({column: value}) or `machine` chooses among several; with
-    neither, the machine with most rows is taken, of equals the slowest, and a warning says so. `BadInput` for what
-    cannot be read, `NotEnoughData` for tables that leave prefill or decode open."""
+    """Fit one machine's rows of one or more tables.
+
+    `where` ({column: value}) or `machine` chooses among several; with neither, the machine with most rows is taken, of
+    equals the slowest, with a warning. Raises `BadInput` for what cannot be read, `NotEnoughData` for tables that leave
+    prefill or decode open.
+    """
     warnings: list[str] = []
     rows = choose_machine(
         [row for path in paths for row in read_table(path)], where or {}, machine or Machine(), warnings
@@ -67,11 +70,11 @@ def calibrate_table(
         warnings.append(
             f"the middle decode step takes {middle:.3g} s, as no machine is known to: is the table in another unit?"
         )
-    together = any(row.phase == "batch" for row in rows)  # a whole batch mixes prefill and decode in one number
-    alike = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
+    together = any(row.phase == "batch" for row in rows)  # a whole batch has prefill and decode in one number
+    equal_lengths = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
     blocks: list[tuple[str, tuple[str, ...]]] = [("prefill", PREFILL_TERMS), ("decode", DECODE_TERMS)]
     if together:
-        blocks = [("batch", tuple(term for term in TERMS if not (alike and term in ALIKE)))]
+        blocks = [("batch", tuple(term for term in TERMS if not (equal_lengths and term in NOT_IDENTIFIED)))]
     chosen: list[str] = []
     reports = []
     for phase, terms in blocks:
@@ -81,12 +84,12 @@ def calibrate_table(
         selection = select(terms, design[of][:, columns], seconds[of], folds, _forms(terms))
         chosen += selection.chosen.terms
         reports.append(f"{phase}: {selection}")
-        warnings += _left_open(selection, rows, phase)
+        warnings += _not_identified(selection, rows, phase)
     columns = [list(TERMS).index(term) for term in chosen]
     values = fit_relative(design[:, columns], seconds)
     drawn = _bootstrap(design[:, columns], seconds, _configurations(rows), rng, draws)
     residuals = _residuals(rows, design[:, columns] @ values, seconds)
-    if alike:
+    if equal_lengths:
         chosen, values, drawn = _share(chosen, values, drawn, rng, warnings)
     calibration = Calibration(
         source=Source(
@@ -117,16 +120,17 @@ def calibrate_table(
 
 
 def _one_pass(rows: list[Row], warnings: list[str]) -> list[Row]:
-    """Whole batches whose KV cache did not fit ran in waves: leave them out, and say where that begins.
+    """Leave out whole batches that ran in waves because their KV cache did not fit, with a warning that says where that
+    begins.
 
-    Batches are taken in order of the tokens they hold at the end; the first that takes `WAVES` times longer than those
+    Batches are taken in order of the tokens they hold at the end; the first that takes `WAVES` times as long as those
     before it predict ends the list.
     """
     whole = sorted((row for row in rows if row.phase == "batch"), key=_held)
     levels = sorted({_held(row) for row in whole})
     for below, level in pairwise(levels):
         before = [row for row in whole if _held(row) <= below]
-        if len(before) < 6:  # too few to foretell the next
+        if len(before) < 6:  # too few to predict the next
             continue
         fitted = fit_relative(_design(before), np.array([row.seconds for row in before]))
         at = [row for row in whole if _held(row) == level]
@@ -144,12 +148,12 @@ def _one_pass(rows: list[Row], warnings: list[str]) -> list[Row]:
 
 
 def _held(row: Row) -> int:
-    """Tokens a whole batch holds at its end."""
+    """The tokens that a whole batch holds at its end."""
     return row.sequences * (int(row.tokens) + row.output)
 
 
 def _design(rows: Sequence[Row]) -> Floats:
-    """What each coefficient of `TERMS` is multiplied by in each timing: (rows, terms)."""
+    """What each coefficient of `TERMS` multiplies in each timing, (rows, terms)."""
     return np.array([[float(x) for x in _terms(row).values()] for row in rows])
 
 
@@ -180,18 +184,18 @@ def _enough(rows: Sequence[Row]) -> None:
 
 
 def _level(row: Row, phase: str) -> float:
-    """The size of the batch that is left out as a whole: tokens of a prefill, sequences otherwise."""
+    """The batch size that is left out as a whole: tokens of a prefill, sequences otherwise."""
     return row.sequences * row.tokens if phase == "prefill" else row.sequences
 
 
 def _forms(terms: Sequence[str]) -> list[tuple[str, ...]]:
-    """Every form with what no server lacks, a cost per prompt token and a cost per step."""
+    """Every form with a cost per prompt token and a constant of a decode step, which no server lacks."""
     needed = {"a1", "b0"} & set(terms)
     return [form for form in subsets(terms) if needed <= set(form)]
 
 
 def _folds(rows: Sequence[Row], phase: str) -> NDArray[np.int64]:
-    """The fold of each row: one per batch size, or per context where every batch is of one size."""
+    """The fold of each row, (rows,): one per batch size, or per context where all batches have one size."""
     levels = np.array([_level(row, phase) for row in rows])
     if len(np.unique(levels)) < 2:
         levels = np.array([row.tokens for row in rows])
@@ -199,7 +203,7 @@ def _folds(rows: Sequence[Row], phase: str) -> NDArray[np.int64]:
 
 
 def _configurations(rows: Sequence[Row]) -> NDArray[np.int64]:
-    """Repetitions of one configuration share a number, and in the bootstrap a weight."""
+    """A number for each configuration, (rows,): repetitions share it, and a weight in the bootstrap."""
     keys = [(row.phase, row.sequences, round(row.tokens), row.output) for row in rows]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return np.array([order[key] for key in keys], dtype=np.int64)
@@ -208,7 +212,7 @@ def _configurations(rows: Sequence[Row]) -> NDArray[np.int64]:
 def _bootstrap(
     design: Floats, seconds: Floats, configuration: NDArray[np.int64], rng: np.random.Generator, n: int
 ) -> Floats:
-    """(n, terms) refits, each under fresh exponential weights on the configurations."""
+    """Refits with exponential weights on the configurations, (n, terms)."""
     weights = rng.exponential(size=(n, int(configuration.max()) + 1))
     return np.array([fit_relative(design, seconds, weight[configuration]) for weight in weights])
 
@@ -216,7 +220,8 @@ def _bootstrap(
 def _share(
     names: list[str], values: Floats, drawn: Floats, rng: np.random.Generator, warnings: list[str]
 ) -> tuple[list[str], Floats, Floats]:
-    """Split what `a1` was fitted to between prompt tokens and steps: anything goes, half and half at the centre."""
+    """Split the coefficient fitted as `a1` between prompt tokens and steps, at random in draws, in half at the
+    centre."""
     at = names.index("a1")
     shares = rng.random(len(drawn))
     for_answers = drawn[:, at] * (1 - shares)
@@ -246,7 +251,7 @@ def _residuals(rows: Sequence[Row], predicted: Floats, seconds: Floats) -> dict[
 
 
 def _range(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """What the table covers, under the names a forecast checks."""
+    """What the table covers, under the names that a forecast checks."""
     prefill = [row for row in rows if row.phase != "decode"]
     decode = [row for row in rows if row.phase != "prefill"]
     context = [row.sequences * row.tokens for row in decode] + [_held(row) for row in decode if row.phase == "batch"]
@@ -262,8 +267,8 @@ def _range(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _left_open(selection: Selection, rows: Sequence[Row], phase: str) -> list[str]:
-    """What a forecast may need and this table cannot show."""
+def _not_identified(selection: Selection, rows: Sequence[Row], phase: str) -> list[str]:
+    """Warnings about what this table cannot show."""
     warnings = []
     if selection.chosen.error > 0.15:
         warnings.append(

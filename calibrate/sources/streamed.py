@@ -1,9 +1,9 @@
-"""The first door: a calibration from measured runs.
+"""Parameters from measured runs.
 
-Read in this order: `steps` rebuilds the schedule, `rows` makes it a regression problem, `prior` says what is believed
-beforehand, `regress` solves it by `equations` and chooses the form, `components` says how far the machine is from
-itself, and with that it is solved, and chosen, again; `uncertainty` draws from what the data leave open, `noise` and
-`clocks` say what is left over, `budget` what bounded the batch.
+In order: `rebuild` gives the schedule, `design` the regression problem, `fit` selects and solves a form with the
+`priors`, `variance_components` estimates random effects, with which the form is selected and solved again, `posterior`
+draws, `step_noise` and `client_delays` describe what is left, and `token_budget` says what bounded the batch. Runs
+without single steps go to `latency_only`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from sim.steptime.linear import LEVEL, MEANING
 Floats = NDArray[np.float64]
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
-PADDED = ("a4", "c2", "f2", COLD_CACHE)  # what only a padded cache costs, and what small machines show
-CLIENT = ("u0", "u1")  # of the way, not of the machine: they go to the clocks
+PADDED = ("a4", "c2", "f2", COLD_CACHE)  # terms of padded batches, and of small machines
+LATENCY_TERMS = ("u0", "u1")  # network latency: part of the client's delays, not of the machine
 
 
 def calibrate_runs(
@@ -65,7 +65,7 @@ def calibrate_runs(
         raise NotEnoughData("no runs to calibrate from")
     engine = _one_engine(runs)
     assumed = [text for run in runs for text in run.assumptions]
-    # a simulated server has the flags that its scenario says
+    # a simulated server has the flags of its scenario
     untold = list(dict.fromkeys(text for run in runs if run.kind != "simulated" for text in run.untold))
     if len({server_of(run).requires_padding for run in runs}) > 1:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
@@ -80,18 +80,18 @@ def calibrate_runs(
     streamed = [(run, only) for run, only in chosen if shows_steps(run)]
     if not streamed:
         calibration = _from_latencies(chosen, seed, executor)
-        warnings = [*assumed, *calibration.warnings, *untold, *_of_rungs(chosen)]
+        warnings = [*assumed, *calibration.warnings, *untold, *_rung_warnings(chosen)]
         return msgspec.structs.replace(calibration, engine=engine, warnings=warnings)
-    # thousands of small matrices: threads would wait for each other, and a fit took six times as long on a busy machine
+    # thousands of small matrices: threads wait for each other, and a fit took six times as long on a busy machine
     with threadpool_limits(limits=1, user_api="blas"):
         calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
     unseen = [f"{run.name}: {_why_no_steps(run)}, and so left out" for run in runs if not shows_steps(run)]
-    warnings = [*assumed, *calibration.warnings, *untold, *unseen, *_of_rungs(streamed)]
+    warnings = [*assumed, *calibration.warnings, *untold, *unseen, *_rung_warnings(streamed)]
     return msgspec.structs.replace(calibration, engine=engine, warnings=warnings)
 
 
 def _one_engine(runs: Sequence[Run]) -> Identity | None:
-    """The engine of all runs; raises `NotEnoughData` where they are of several."""
+    """The engine of all runs; `NotEnoughData` where they are of several."""
     found = {run.engine if run.engine is None else (run.engine.name, run.engine.version) for run in runs}
     if len(found) > 1:
         said = "; ".join(f"{run.name}: {named(run.engine)}" for run in runs)
@@ -99,8 +99,8 @@ def _one_engine(runs: Sequence[Run]) -> Identity | None:
     return runs[0].engine
 
 
-def _of_rungs(chosen: Sequence[tuple[Run, Collection[int] | None]]) -> list[str]:
-    """The warnings of the rungs that were fitted: what is said of several loads of a run is said once."""
+def _rung_warnings(chosen: Sequence[tuple[Run, Collection[int] | None]]) -> list[str]:
+    """The warnings of the rungs that were fitted; one that several rungs of a run share appears once."""
     loads: dict[tuple[str, str], list[str]] = {}
     for run, only in chosen:
         for i, rung in enumerate(run.rungs):
@@ -117,7 +117,7 @@ def _why_no_steps(run: Run) -> str:
 
 
 def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: int, executor: Executor) -> Calibration:
-    """Runs that show no steps: through the simulator."""
+    """A calibration from runs that show no steps, through the simulator."""
     runs, rungs = [run for run, _ in chosen], [only for _, only in chosen]
     padded = server_of(runs[0]).requires_padding
     rng = np.random.default_rng(seed)
@@ -149,14 +149,14 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
 
 
 def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], seed: int) -> Calibration:
-    """Streamed runs: steps rebuilt, then regression."""
+    """A calibration from streamed runs: rebuild the steps, then regress."""
     schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = build_rows(runs, schedules)
     admissions = admission_timings(runs, schedules)
     forms = candidate_forms(server_of(runs[0]).requires_padding)
-    moods = fit_random_effects(choose(rows, forms, admissions)[0], rows, runs)
-    regression, choice = choose(rows, forms, admissions, moods)
-    noise = fit_noise(rows, regression.predicted, moods)
+    effects = fit_random_effects(choose(rows, forms, admissions)[0], rows, runs)
+    regression, choice = choose(rows, forms, admissions, effects)
+    noise = fit_noise(rows, regression.predicted, effects)
     rng = np.random.default_rng(seed)
     all_drawn = draw_coefficients(regression, rows, rng)
     names, values, drawn = _as_parameters(regression, all_drawn)
@@ -167,21 +167,27 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     draws = {name: [float(f"{x:.6g}") for x in drawn[:, i]] for i, name in enumerate(names)}
     warnings = [d for s in schedules for d in s.warnings] + rows.warnings
     warnings += [d for run, schedule in zip(runs, schedules, strict=True) for d in cross_check(run, schedule)]
-    together = correlations(names, drawn)
+    correlated = correlations(names, drawn)
     budget = fit_budget(runs, schedules, rng, len(drawn))
     if budget is not None:
         parameters["max_batch_total_tokens"], draws["max_batch_total_tokens"], said = budget
         warnings += said
-    u0, u1 = (regression.names.index(u) for u in CLIENT)
-    way = regression.coefficients
-    clocks = fit_clocks(runs, schedules, float(way[u0]), float(way[u1]))
-    there = clocks.uplink.mean
-    another_day = 1 + LATENCY_BETWEEN_RUNS * antithetic_normals(rng, len(drawn), 1)[:, 0]
-    ways = np.maximum(all_drawn[:, u0] - way[u0] + there, 0.0) * another_day
+    u0, u1 = (regression.names.index(u) for u in LATENCY_TERMS)
+    coefficients = regression.coefficients
+    clocks = fit_clocks(runs, schedules, float(coefficients[u0]), float(coefficients[u1]))
+    latency = clocks.uplink.mean
+    between_runs = 1 + LATENCY_BETWEEN_RUNS * antithetic_normals(rng, len(drawn), 1)[:, 0]
+    latencies = np.maximum(all_drawn[:, u0] - coefficients[u0] + latency, 0.0) * between_runs
     counting = all_drawn[:, u1]
     for name, value, drawn, unit, meaning in (
-        ("uplink", there, ways, "s", "way to the server"),
-        ("uplink_per_token", clocks.uplink.per_token, counting, "s/token", "counting a prompt's tokens on the way"),
+        ("uplink", latency, latencies, "s", "network latency to the server"),
+        (
+            "uplink_per_token",
+            clocks.uplink.per_token,
+            counting,
+            "s/token",
+            "counting a prompt's tokens before it is queued",
+        ),
     ):
         parameters[name] = parameter(value, drawn, unit, meaning)
         draws[name] = [float(f"{x:.6g}") for x in drawn]
@@ -203,19 +209,19 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         },
         noise=noise,
         clocks=clocks,
-        correlations=together,
+        correlations=correlated,
         warnings=warnings
         + different_machines(runs)
         + outlying_rungs(runs, rows, regression)
-        + not_identified(runs, rows, together),
+        + not_identified(runs, rows, correlated),
     )
 
 
 def candidate_forms(padded: bool) -> list[Form]:
-    """The forms a server can have, the simplest first.
+    """The forms that a server can have, the simplest first.
 
-    One that pads is a small one, whose kernels use the processor better the more rows they have: its step flattens with
-    the batch. A line through the batch sizes of one profile, up to nine, was 80 % too high at the 24 rows of another.
+    A server that pads is a small one, whose kernels use the processor better the more rows they have, so that its step
+    time flattens with the batch: a line through the batch sizes of one profile, up to nine, was 80 % too high at 24.
     """
     longest = ((), ("b3",))
     if not padded:
@@ -225,7 +231,7 @@ def candidate_forms(padded: bool) -> list[Form]:
 
 
 def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ...], Floats, Floats]:
-    """The form's own parameters: a level is the trend at its batch size plus its deviation."""
+    """The form's parameters and their draws: a level is the trend at its batch size plus its deviation."""
     names, values = list(regression.names), regression.coefficients.copy()
     drawn = drawn.copy()
     for i, name in enumerate(names):
@@ -236,7 +242,7 @@ def _as_parameters(regression: Regression, drawn: Floats) -> tuple[tuple[str, ..
                 for b, curve in TREND.items():
                     trend = trend + table[names.index(b)] * curve(np.asarray(size))
                 table[i] = np.maximum(table[i] + trend, 1e-5)
-    hidden = (*CLIENT, COLD_CACHE, *(("b0", *TREND) if regression.form.by_batch else ()))
+    hidden = (*LATENCY_TERMS, COLD_CACHE, *(("b0", *TREND) if regression.form.by_batch else ()))
     keep = [i for i, name in enumerate(names) if name not in hidden]
     return tuple(names[i] for i in keep), values[keep], drawn[:, keep]
 
@@ -259,7 +265,7 @@ def _residual(rows: Rows, regression: Regression, prefill: bool) -> Residual | N
 
 
 def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
-    """What the rungs that were used have shown; others of the same runs are still to be forecast."""
+    """What the fitted rungs have shown; the others of the same runs may still be forecast."""
     t = rows.table
     prefill, decode = t[rows.prefill], t[~rows.prefill]
     used = t[["run", "rung"]].drop_duplicates()

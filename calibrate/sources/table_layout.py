@@ -27,14 +27,17 @@ from sim.model.files.atomic import read_file
 PHASES = ("prefill", "decode", "batch")
 SEQUENCES = ("sequences", "batch", "batch_size")
 PER_SEQUENCE = ("tokens_per_sequence", "context_or_prompt_tokens")
-# columns that tell one machine (or one engine on it) from another: rows that differ here are never fitted together
+# columns that identify a machine or an engine: rows that differ in one are never fitted together
 IDENTITY = ("model", "hardware", "gpu", "n_gpu", "tensor_parallel", "tp", "framework", "engine", "source")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One timing. `tokens` are per sequence (prefill, batch: the prompt; decode: the mean context); `output` only for a
-    whole batch; `machine` is what the identity columns say."""
+    """One timing of a table.
+
+    `tokens` are per sequence (prefill, batch: the prompt; decode: the mean context); `output` is that of a whole batch;
+    `machine` has the identity columns.
+    """
 
     phase: str
     sequences: int
@@ -47,7 +50,7 @@ class Row:
 
 
 class Cells:
-    """One line of the file; every complaint names file, line and column."""
+    """One line of the file; its errors name file, line and column."""
 
     def __init__(self, values: Mapping[str, str], path: Path, line: int):
         self._values, self.path, self.line = values, path, line
@@ -84,12 +87,12 @@ class Cells:
 
     @property
     def machine(self) -> tuple[tuple[str, str], ...]:
-        """What the identity columns say."""
+        """The identity columns."""
         return tuple((c, self._values[c]) for c in IDENTITY if c in self._values)
 
 
 class Timing(NamedTuple):
-    """One timing as a layout finds it in a line."""
+    """One timing as a layout reads it from a line."""
 
     phase: str
     sequences: int
@@ -127,8 +130,11 @@ def _plain(cells: Cells) -> Iterator[Timing]:
 
 
 def _splitwise(prompt: str, token: str, total: str) -> Callable[[Cells], Iterator[Timing]]:
-    """Splitwise's perf_model.csv or its medians: milliseconds. Many rows with long outputs stopped early, so the number
-    of decode steps, and with it the mean context, is what the recorded times imply, not `token_size`."""
+    """Splitwise's perf_model.csv or its medians, in milliseconds.
+
+    Many rows with long outputs stopped early, so the number of decode steps, and the mean context, follow from the
+    recorded times, not from `token_size`.
+    """
 
     def read(cells: Cells) -> Iterator[Timing]:
         sequences, size = cells.count("batch_size"), cells.number("prompt_size")
@@ -140,8 +146,11 @@ def _splitwise(prompt: str, token: str, total: str) -> Callable[[Cells], Iterato
 
 
 def _lmdeploy(cells: Cells) -> Iterator[Timing]:
-    """LMDeploy's static batches. First-token latency averages over requests of which all but the first share a prefill;
-    its maximum catches single hiccups. The median step is the one in the middle of the answer."""
+    """LMDeploy's static batches.
+
+    The mean first-token latency is over requests of which all but the first share a prefill; its maximum contains
+    stalls. The median step is in the middle of the answer.
+    """
     sequences, prompt, out = cells.count("batch"), cells.number("prompt"), cells.count("out")
     yield Timing("prefill", sequences, prompt, cells.number("ftl_avg_s"))
     yield Timing("decode", sequences, prompt + out / 2, cells.number("tok_p50_s"))

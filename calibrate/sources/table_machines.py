@@ -1,4 +1,4 @@
-"""Which rows of a table are one machine's: rows of different models, boards or engines are never fitted together."""
+"""The machine that rows of a table belong to: rows of different models, boards or engines are never fitted together."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Who = tuple[tuple[str, str], ...]  # what the identity columns of a row say
 
 
 def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, warnings: list[str]) -> list[Row]:
-    """The rows of one machine: the one `where` ({column: value}) or `machine` tells; of several that are left the one
-    with most rows, of equals the slowest, which `warnings` then says. `BadInput` where nothing is left."""
+    """The rows of one machine, chosen by `where` ({column: value}) or `machine`.
+
+    Of several that remain the one with most rows, of equals the slowest, is taken, which is added to the warnings.
+    Raises `BadInput` where nothing remains.
+    """
     path = rows[0].path
     for column, value in where.items():
         found = sorted({dict(row.machine)[column] for row in rows if column in dict(row.machine)})
@@ -64,7 +67,7 @@ def _name(who: Who, groups: Mapping[Who, object]) -> str:
 
 
 def machine_of(who: Who, known: Machine) -> Machine:
-    """What the identity columns say of a machine, over what is known of it."""
+    """The machine by the identity columns, completed by what is known of it."""
     said = dict(who)
     gpus = said.get("n_gpu") or said.get("tensor_parallel") or said.get("tp")
     parallel = said.get("tensor_parallel") or said.get("tp")
@@ -77,7 +80,7 @@ def machine_of(who: Who, known: Machine) -> Machine:
 
 
 def engine_of(rows: Sequence[Row]) -> Identity | None:
-    """The engine that was timed: what a column says, else a name that is part of the file's."""
+    """The engine that was timed: from a column, else from the file's name."""
     said = dict(rows[0].machine)
     if text := said.get("engine") or said.get("framework"):
         return identity(text, "file")
@@ -86,7 +89,7 @@ def engine_of(rows: Sequence[Row]) -> Identity | None:
 
 
 def _same(one: Machine, other: Machine) -> bool:
-    """Whether nothing that both say of model and size differs; names of models as people vary them."""
+    """Whether model and size do not differ where both are known; spellings of a model's name are one."""
 
     def plain(name: str) -> str:
         return "".join(c for c in name.lower().rsplit("/", 1)[-1].removesuffix("-hf") if c.isalnum())
