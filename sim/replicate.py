@@ -45,10 +45,9 @@ def tasks_for(
     lengths: RequestLengths | None = None,
 ) -> list[Task]:
     """A task for each number: 0 has the central values of the calibration, the others a draw each."""
-    server = of.server
-    return [
-        Task(of, draw_model(calibration, server, draw_of(seed, number)), (seed, number), lengths) for number in numbers
-    ]
+    server, machine = of.server, (of.scenario if isinstance(of, Run) else of).machine
+    draws = ((number, draw_of(seed, number)) for number in numbers)
+    return [Task(of, draw_model(calibration, server, draw, machine), (seed, at), lengths) for at, draw in draws]
 
 
 def takeoff_factor(calibration: Calibration, seed: int, number: int) -> float:

@@ -13,7 +13,8 @@ from schedule import BadSchedules, lines_of
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
 from sim.engines.engine import Scheduled
-from sim.engines.vllm_v1 import Engine, Flags
+from sim.engines.vllm_v1 import Engine
+from sim.engines.vllm_v1_flags import Flags
 from sim.model.request import Request
 from sim.steptime.linear import Line
 from sim.steptime.work import NOTHING, StepWork

@@ -9,7 +9,8 @@ from schedule_vllm import Recording, differences, read_recordings, simulated
 
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
-from sim.engines.vllm_v1 import Engine, Flags
+from sim.engines.vllm_v1 import Engine
+from sim.engines.vllm_v1_flags import Flags
 from sim.model.request import VALIDATION, Request
 from sim.steptime.linear import affine
 

@@ -19,7 +19,8 @@ from bench_sim import BENCHES, CLOCKS, NOISE, STEP_TIME, Loaded
 from msgspec.structs import replace
 
 from sim.cluster import ladder, testbed
-from sim.engines.vllm_v1 import Engine, Flags
+from sim.engines.vllm_v1 import Engine
+from sim.engines.vllm_v1_flags import Flags
 from sim.model.calibration import Noise
 from sim.model.machine import Model
 from sim.model.request import Request

@@ -35,6 +35,8 @@ from sim.model.calibration import Calibration, Residual, Source, SourceFile, che
 from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import read_file
 from sim.model.scenario import Machine
+from sim.model.server import Declaration
+from sim.steptime.basis import MIXED
 from sim.steptime.linear import MEANING
 
 NOT_IDENTIFIED = ("a2", "a3", "b1")  # not identified beside a1, b0 and b2 by batches with as many tokens out as in
@@ -50,9 +52,11 @@ def calibrate_table(
     *,
     where: Mapping[str, str] | None = None,
     machine: Machine | None = None,
+    declared: Declaration = Flags.declared,
     draws: int = DRAWS,
 ) -> Calibration:
-    """Fit one machine's rows of one or more tables.
+    """Fit one machine's rows of one or more tables, in the usual step-time form of the engine that is `declared` to
+    schedule the steps.
 
     `where` ({column: value}) or `machine` chooses among several; with neither, the machine with most rows is taken, of
     equals the slowest, with a warning. Raises `BadInput` for what cannot be read, `NotEnoughData` for tables that leave
@@ -91,13 +95,19 @@ def calibrate_table(
     residuals = _residuals(rows, design[:, columns] @ values, seconds)
     if equal_lengths:
         chosen, values, drawn = _share(chosen, values, drawn, rng, warnings)
+    if mixed := declared.forms[0] == "mixed":
+        chosen, values, drawn = _mixed(chosen, values, drawn)
+        warnings.append(
+            "the table times prefills and decode steps apart; a step that mixes them is taken to cost one decode "
+            "step's constant and what either part adds to it"
+        )
     calibration = Calibration(
         source=Source(
             kind="table",
             files=[SourceFile(path=path.name, sha256=hashlib.sha256(read_file(path)).hexdigest()) for path in paths],
             note="; ".join(reports),
         ),
-        model="affine",
+        model="mixed" if mixed else "affine",
         machine=machine_of(rows[0].machine, machine or Machine()),
         engine=engine_of(rows),
         parameters={
@@ -112,11 +122,23 @@ def calibrate_table(
             *warnings,
             "a table of static batches times neither joining two batches nor dropping finished requests: taken as free",
             "a table of averages tells neither the noise from step to step nor the machine's drift: taken as none",
-            "a table does not tell max_batch_total_tokens: the scenario must",
+            f"a table does not tell {declared.capacity}: the scenario must",
         ],
     )
-    foreign = check_suits(calibration, Flags.declared)
+    foreign = check_suits(calibration, declared)
     return msgspec.structs.replace(calibration, warnings=[*foreign, *calibration.warnings])
+
+
+def _mixed(chosen: list[str], values: Floats, drawn: Floats) -> tuple[list[str], Floats, Floats]:
+    """The coefficients of the form `mixed` from those of `affine`, which are along the last axis: a step has the
+    constant of a decode step, and what a prefill's exceeds it by is charged to each prompt."""
+
+    def turned(of: Floats) -> Floats:
+        given = {name: of[..., i] for i, name in enumerate(chosen)}
+        a0, a1, a2, a3, b0, b1, b2, b3 = (given.get(name, np.zeros(of.shape[:-1])) for name in TERMS)
+        return np.stack([b0, a1, a2, a3 + np.maximum(a0 - b0, 0), b1, b2, b3], axis=-1)
+
+    return list(MIXED), turned(values), turned(drawn)
 
 
 def _one_pass(rows: list[Row], warnings: list[str]) -> list[Row]:

@@ -213,7 +213,11 @@ def show_promises(forecast: Forecast, out: Console) -> None:
     columns = [
         _loads(forecast),
         Column("batch", [f"{row.value or 0:.3g}" for row in batch], 3),
-        Column("429 %", [f"{100 * (row.value or 0):.2g}" for row in refused], 2),
+        Column(
+            f"{forecast.scenario.server.declared.overloaded_status} %",
+            [f"{100 * (row.value or 0):.2g}" for row in refused],
+            2,
+        ),
     ]
     chances = {(p.load, p.metric): f"{p.probability:.0%}" for p in forecast.slo}
     for metric, limit in dict.fromkeys((p.metric, p.limit) for p in forecast.slo):

@@ -16,7 +16,7 @@ from sim.replicate import Task
 from sim.results import metrics, rates
 from sim.run import Run, Rung
 
-COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used")
+COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used", "chunk_tokens")
 
 
 def replicate(task: Task, tell: Tell = silent) -> pd.DataFrame:
@@ -53,6 +53,8 @@ def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]
         "held": held,
         "inside": here & (steps["start"] >= low),
         "prefill_sequences": np.where(steps["kind"] == PREFILL, steps["sequences"], 0),
+        "prefill_tokens": np.where(steps["kind"] == PREFILL, steps["tokens"], steps["chunk_tokens"]),
+        "decode_sequences": np.where(steps["kind"] == DECODE, steps["sequences"], 0),
     }
 
     def most(values: NDArray[np.int64]) -> float:

@@ -53,7 +53,9 @@ def simulate(
     check_suits(calibration, scenario.server.declared, taken_as, scenario.calibration)
     lengths = read_lengths(scenario.workload)
     check_size(scenario, calibration, replicates, lengths)
-    check_servable(scenario, draw_model(calibration, scenario.server, None).server, lengths)  # not first by a worker
+    check_servable(
+        scenario, draw_model(calibration, scenario.server, None, scenario.machine).server, lengths
+    )  # not first by a worker
     tasks = tasks_for(scenario, calibration, seed, range(1, replicates + 1), lengths)
     tables = executor.run(replicate, tasks, progress)
     return summarise(scenario, calibration, tasks, tables, changes, taken_as, flags)

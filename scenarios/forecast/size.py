@@ -74,7 +74,7 @@ def check_size(
     jobs: int | None = None,
 ) -> None:
     """Raise `BadInput`, with the estimate, for a simulation that cannot run on this machine."""
-    size = least_size(scenario, draw_model(calibration, scenario.server, None), lengths)
+    size = least_size(scenario, draw_model(calibration, scenario.server, None, scenario.machine), lengths)
     if size.users <= FREE_USERS and size.tokens * replicates <= FREE_TOKENS:
         return _check_clock(scenario)
     memory = size.memory + replicates * REPLICATE

@@ -140,7 +140,7 @@ def reasons(
     if refused:
         status = scenario.server.declared.refused_status
         found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits ({status})")
-    return found + undrawn(calibration) + calibration.warnings
+    return [*scenario.server.warnings, *_cut(scenario), *found, *undrawn(calibration), *calibration.warnings]
 
 
 def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[Promise]) -> list[str]:
@@ -168,6 +168,20 @@ def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list
                 found.append(f"at {at} two patterns are stable: {what} about {centres[0]:.2g} or {centres[1]:.2g} s")
                 break
     return found
+
+
+def _cut(scenario: Scenario) -> list[str]:
+    """Servers that cut answers to the room there is do so in silence."""
+    work = scenario.workload
+    asked = work.output_tokens if work.max_new_tokens is None else work.max_new_tokens
+    if not isinstance(work.prompt_tokens, int) or not isinstance(asked, int):
+        return []
+    most = scenario.server.allowed(work.prompt_tokens, asked)
+    if not 0 < most < asked:
+        return []
+    return [
+        f"the server cuts answers to {most} tokens, in silence: {asked} after {work.prompt_tokens} exceed its limit"
+    ]
 
 
 def _other_padding(server: EngineFlags, calibration: Calibration) -> list[str]:

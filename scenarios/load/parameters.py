@@ -52,7 +52,9 @@ def fit(
     if scenario.table is not None:
         from calibrate.sources.step_time_table import calibrate_table
 
-        return calibrate_table([Path(scenario.table)], np.random.default_rng(seed), machine=scenario.machine)
+        declared = scenario.server.declared
+        rng = np.random.default_rng(seed)
+        return calibrate_table([Path(scenario.table)], rng, machine=scenario.machine, declared=declared)
     measured = origin(source, "published", *sets)
     if not measured.published:
         if scenario.calibration is not None:

@@ -104,6 +104,8 @@ def _checked(tree: Tree) -> Scenario:
     values = {"server": {}} | without_nothing(tree.values)
     check_shape({"server": {}} | tree.values, Scenario, tree.fail, (), shape_of)
     scenario = msgspec.convert(values | {"written": list(values["server"])}, Scenario, dec_hook=convert)
+    server = scenario.server.on(scenario.machine, values["server"])
+    scenario = msgspec.structs.replace(scenario, server=server)
     if scenario.launch is not None and not scenario.launch.image:
         launch = msgspec.structs.replace(scenario.launch, image=scenario.server.declared.image)
         scenario = msgspec.structs.replace(scenario, launch=launch)

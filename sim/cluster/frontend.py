@@ -16,6 +16,7 @@ class FrontEnd:
 
     `permits` is how many requests are let in at once, queued and running alike; others end as `overloaded`. Each of
     `workers` counts the tokens of one prompt at a time, in the order of arrival, and takes `seconds_per_token`.
+    `allowed` (`EngineFlags.allowed`) says to how many tokens a request is cut.
     """
 
     def __init__(
@@ -25,8 +26,9 @@ class FrontEnd:
         permits: int | None = None,
         workers: int = 1,
         seconds_per_token: float = 0.0,
+        allowed: Callable[[int, int], int] | None = None,
     ):
-        self.clock, self.on_end, self.permits = clock, on_end, permits
+        self.clock, self.on_end, self.permits, self.allowed = clock, on_end, permits, allowed
         self.in_use = 0  # permits
         self.replica: Replica
         self._per_token = seconds_per_token
@@ -61,6 +63,10 @@ class FrontEnd:
             self.on_end(request)
             return
         self.in_use += 1
+        if self.allowed is not None:
+            most = self.allowed(request.prompt_tokens, request.max_new_tokens)
+            if 0 < most < request.max_new_tokens:
+                request.max_new_tokens, request.output_tokens = most, min(request.output_tokens, most)
         self.replica.submit(request)
 
     def cancel(self, request: Request) -> None:

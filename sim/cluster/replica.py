@@ -18,7 +18,7 @@ from simpy import Event, Interrupt
 from simpy.events import EventPriority
 
 from sim.cluster.clock import ROUTER, Clock
-from sim.engines.engine import Engine, Plan, Scheduled, ServerState
+from sim.engines.engine import Engine, Outcome, Plan, Scheduled, ServerState
 from sim.model.request import OK, Request
 from sim.model.steps import DECODE, PREFILL, STEP_COLUMNS, Call
 from sim.steptime.linear import Line, StepTime
@@ -26,6 +26,7 @@ from sim.steptime.noise import Noise
 from sim.steptime.segment import NoisySegment, Segment
 from sim.steptime.work import StepWork
 
+NOTHING_YET = Outcome()  # of steps that the end of a simulation cuts short
 KINDS = "prefill", "decode"  # by the codes PREFILL and DECODE
 
 
@@ -122,7 +123,8 @@ class Replica:
         """The steps so far, one row per run of equal steps, with `STEP_COLUMNS`."""
         rows = np.frombuffer(self.steps, dtype=np.float64).reshape(-1, len(STEP_COLUMNS))
         table = pd.DataFrame(rows.copy(), columns=list(STEP_COLUMNS))
-        counts = ("kind", "count", "sequences", "tokens", "prompt_sq", "longest", "joined", "ended", "kept", "used")
+        seconds = ("start", "end", "first", "growth", "extra", "chunk_share")
+        counts = [name for name in STEP_COLUMNS if name not in seconds]
         return table.astype(dict.fromkeys(counts, "int64"))
 
     def _end(self, request: Request, status: str) -> None:
@@ -184,7 +186,7 @@ class Replica:
             if self._on_call is not None:
                 self._tell(plan, steps)
             outcome = engine.commit(plan, steps)
-            self._note(plan, steps, start, now)
+            self._note(plan, steps, start, now, outcome)
             self._before += steps
             for r in outcome.first:
                 r.first_token = now
@@ -241,27 +243,37 @@ class Replica:
         op, rows = self._scheduled.op, self._scheduled.rows
         self._on_call(Call(op, start, ends.tolist(), [row.request for row in rows], self._state.kv_used))
 
-    def _note(self, plan: Plan, steps: int, start: float, end: float) -> None:
+    def _note(self, plan: Plan, steps: int, start: float, end: float, outcome: Outcome = NOTHING_YET) -> None:
         """Write a row of the first steps of a plan, of which the engine has been told."""
         work, once = plan.work, plan.once
-        had, state = self._state.running, self.engine.state()
-        self._state, kept = state, state.running
+        self._state = state = self.engine.state()
         self.number += steps * work.passes
+        if not work.passes:  # nothing to run
+            return
+        begun = len(outcome.first) + len(outcome.resumed)
+        kept = begun - len(outcome.finished)
         if size := work.decode_sequences:
+            kept = min(size + kept, state.running)
             before, line = self._before, self._line
             joined, extra = (0, 0.0) if once is None else (once.joined, self._once)
             self.steps.extend((DECODE, start, end, steps, size, work.decode_context, 0, work.decode_longest, joined))
-            self.steps.extend((size - kept, kept, state.kv_used, line.first + line.growth * before, line.growth, extra))
+            ended, first = size + begun - kept, line.first + line.growth * before
+            chunks, share = work.prefill_tokens, 0.0
+            if chunks:
+                alone = StepWork(1, 0, 0, 0, 0, size, work.decode_context, work.decode_longest)
+                share = 1 - self.step_time.line(alone).first / first if first else 0.0
+            self.steps.extend((ended, kept, state.kv_used, first, line.growth, extra, chunks, share, begun))
             if self.noise is not None:
                 assert self._segment is not None
                 self.step_ends.append(self._segment.ends(before + steps)[before:].copy())
         else:
-            kept, size, tokens = kept - had, work.prefill_sequences, work.prefill_tokens
+            kept -= sum([r.gone for r in outcome.first])
+            size, tokens = work.prefill_sequences, work.prefill_tokens
             squares = 2 * work.prefill_attention - tokens
             longest, used = work.prefill_longest, state.kv_used
             # fmt: off
             self.steps.extend((
-                PREFILL, start, end, 1, size, tokens, squares, longest, 0, size - kept, kept, used,
-                end - start, 0.0, 0.0,
+                PREFILL, start, end, steps, size, tokens, squares, longest, 0, begun - kept, kept, used,
+                end - start, 0.0, 0.0, 0, 0.0, begun,
             ))
             # fmt: on

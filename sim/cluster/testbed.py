@@ -56,6 +56,7 @@ class Bench:
             model.server.permits,
             model.server.declared.tokenizer_workers,
             model.clocks.uplink.per_token,
+            model.server.allowed,
         )
         noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
         self.replica = Replica(

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sim.engines import tgi_0_9_4, vllm_v1
+from sim.engines import tgi_0_9_4, vllm_v1, vllm_v1_flags
 from sim.engines.engine import Engine
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail, Key, known
@@ -21,7 +21,7 @@ from sim.model.text import printable
 
 ENGINES: tuple[tuple[type[EngineFlags], Callable[[Any], Engine]], ...] = (
     (tgi_0_9_4.Flags, tgi_0_9_4.Engine),
-    (vllm_v1.Flags, vllm_v1.Engine),
+    (vllm_v1_flags.Flags, vllm_v1.Engine),
 )
 FLAGS = {flags.declared.name: flags for flags, _ in ENGINES}
 NAMES = tuple(FLAGS)
@@ -55,6 +55,9 @@ def shape_of(hint: Any, value: Any, fail: Fail, key: Key) -> Any:
     if not isinstance(engine, str):
         raise fail((*key, "engine"), f"expected one of {', '.join(NAMES)}")
     known(engine, NAMES, "engine", (*key, "engine"), fail)
+    for name, what in FLAGS[engine].declared.refused.items():
+        if value.get(name) not in (None, False, 1):
+            raise fail((*key, name), f"expected none: {what} is not simulated")
     return FLAGS[engine]
 
 

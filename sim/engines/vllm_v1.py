@@ -12,184 +12,20 @@ looks at every running request.
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right, insort
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from copy import deepcopy
 from operator import attrgetter
-from typing import Any, ClassVar
-
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from sim.engines.decoders import Decoders
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
 from sim.engines.kv_cache import Blocks, Run
-from sim.model.errors import BadInput
-from sim.model.files.shape import Fail, known
+from sim.engines.vllm_v1_flags import COUNTERS, KNOWN_VERSIONS, Flags, known_version
 from sim.model.request import VALIDATION, Request
-from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
 from sim.steptime.work import NOTHING, StepWork
 
-_COUNTERS = ("vllm:num_preemptions_total", "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
-
-
-class Flags(
-    EngineFlags,
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    forbid_unknown_fields=True,
-    tag_field="engine",
-    tag="vllm-v1",
-):
-    """The engine's arguments that decide how it schedules, under its own names; defaults are those of `vllm serve` on a
-    GPU of less than 70 GB or an A100 (engine/arg_utils.py, config/*.py).
-
-    The KV cache has `num_gpu_blocks` blocks, of which one is never used, or room for `kv_cache_tokens` tokens (what the
-    server logs as its size); without either it is the calibration's.
-    """
-
-    declared: ClassVar[Declaration] = Declaration(
-        name="vllm-v1",
-        title="vLLM V1",
-        family="vllm",
-        versions=r"0\.(9|[1-9]\d)\..*|[1-9]\d*\..*",
-        aliases=("vllm-openai", "vllm-cpu"),
-        flags_from="vllm serve --help (vllm/engine/arg_utils.py, vllm/config/*.py at 0.32.0)",
-        told=("max_model_len", "num_gpu_blocks", "block_size"),
-        told_at="/v1/models, and vllm:cache_config_info in /metrics",
-        decisive=("max_num_batched_tokens", "max_num_seqs"),
-        capacity="kv_cache_tokens",
-        forms=("affine", "affine_levels"),
-        limits=(
-            Limit("KV cache", "kv_full", "requests wait for blocks of the KV cache, or for preempted ones"),
-            Limit("batch size", "seats_full", "requests wait while max_num_seqs run"),
-            Limit("step tokens", "step_full", "requests wait while steps hold max_num_batched_tokens"),
-        ),
-        turn="the queue is first come, first served",
-        may_be_zero=("long_prefill_token_threshold",),
-        counters=_COUNTERS,
-        image="vllm/vllm-openai:v0.32.0",
-    )
-
-    version: str = "0.32.0"
-    max_model_len: int = 4096
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0
-    long_prefill_token_threshold_adaptive: bool = False
-    scheduling_policy: str = "fcfs"
-    max_num_active_seqs: int | None = None
-    scheduler_reserve_full_isl: bool = True
-    watermark: float = 0.0
-    async_scheduling: bool = True
-    block_size: int = 16
-    enable_prefix_caching: bool = True
-    num_gpu_blocks: int | None = None
-    kv_cache_tokens: int | Bounds | None = None
-
-    @property
-    def blocks(self) -> int:
-        """`num_gpu_blocks`, one of them never used; `ValueError` where the size of the cache is not settled."""
-        if self.num_gpu_blocks is not None:
-            return self.num_gpu_blocks
-        if isinstance(self.kv_cache_tokens, int):
-            return self.kv_cache_tokens // self.block_size
-        raise ValueError("the size of the KV cache is not settled yet")
-
-    @property
-    def kv_tokens(self) -> int | None:
-        """See `EngineFlags.kv_tokens`."""
-        settled = self.num_gpu_blocks is not None or isinstance(self.kv_cache_tokens, int)
-        return (self.blocks - 1) * self.block_size if settled else None
-
-    @property
-    def longest(self) -> str:
-        """See `EngineFlags.longest`."""
-        return f"prompts of less than {self.max_model_len} tokens (server.max_model_len), and answers of no more"
-
-    def refuses(self, prompt_tokens: int, max_new_tokens: int) -> bool:
-        """See `EngineFlags.refuses`; what is too long together is cut, not refused."""
-        return prompt_tokens >= self.max_model_len or max_new_tokens > self.max_model_len
-
-    def check(self, fail: Fail) -> None:
-        """See `EngineFlags.check`."""
-        known(self.scheduling_policy, ("fcfs", "priority"), "policy", ("scheduling_policy",), fail)
-        if self.max_num_seqs > self.max_num_batched_tokens:
-            raise fail(
-                ("max_num_batched_tokens",),
-                f"expected at least max_num_seqs ({self.max_num_seqs}), found {self.max_num_batched_tokens}",
-            )
-        if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
-            raise fail(
-                ("max_num_batched_tokens",),
-                f"expected at least max_model_len ({self.max_model_len}) without chunked prefill, found "
-                f"{self.max_num_batched_tokens}",
-            )
-        if self.num_gpu_blocks is not None and self.kv_cache_tokens is not None:
-            raise fail(("kv_cache_tokens",), "expected either num_gpu_blocks or kv_cache_tokens, found both")
-        room = self.kv_tokens
-        if room is not None and room < self.max_model_len:
-            key = "num_gpu_blocks" if self.num_gpu_blocks is not None else "kv_cache_tokens"
-            raise fail(
-                (key,), f"expected room for max_model_len ({self.max_model_len}) tokens, found room for {max(room, 0)}"
-            )
-
-    def settled(self, values: Mapping[str, float], uniform: Uniform) -> Flags:
-        """See `EngineFlags.settled`."""
-        tokens, inferred = self.kv_cache_tokens, values.get("kv_cache_tokens")
-        if isinstance(tokens, Bounds):
-            inside = inferred is not None and tokens.low <= inferred <= tokens.high
-            tokens = round(inferred) if inside and inferred is not None else uniform(tokens.low, tokens.high)
-        elif self.num_gpu_blocks is None and tokens is None:
-            if inferred is None:
-                raise BadInput(
-                    "expected a number of tokens here or in the calibration, which has none (num_gpu_blocks will do, "
-                    "and the server logs its KV cache size)",
-                    key="server.kv_cache_tokens",
-                )
-            tokens = round(inferred)
-        return msgspec.structs.replace(self, kv_cache_tokens=tokens)
-
-    def widened(self, prompt_tokens: int, total_tokens: int, users: int, given: set[str]) -> Flags:
-        """See `EngineFlags.widened`."""
-        if "max_model_len" in given:
-            return self
-        return msgspec.structs.replace(self, max_model_len=max(self.max_model_len, total_tokens))
-
-    def full(self, steps: Mapping[str, NDArray[Any]], prompt_tokens: int, max_new_tokens: int) -> dict[str, float]:
-        """The share of the window's time in which another usual prompt would not have had its blocks, in which
-        max_num_seqs requests ran, and in which steps held max_num_batched_tokens tokens."""
-        seconds = np.where(steps["inside"], steps["end"] - steps["start"], 0.0)
-        each = seconds / max(1e-9, seconds.sum())
-        room = (self.blocks - 1) * self.block_size - steps["held"]
-        tokens = np.where(steps["prefill_sequences"] > 0, steps["tokens"], steps["sequences"])
-        full = {
-            "kv_full": room < prompt_tokens,
-            "seats_full": steps["sequences"] >= self.max_num_seqs,
-            "step_full": tokens >= self.max_num_batched_tokens,
-        }
-        return {name: float(each[rows].sum()) for name, rows in full.items()}
-
-
-KNOWN_VERSIONS = ("0.9.2", "0.11.2", "0.14.1", "0.17.1", "0.20.2", "0.25.1", "0.32.0")
 NEVER = 1 << 60  # a step that does not come
-
-
-def known_version(version: str) -> str:
-    """The version whose rules are used: this one if it is known, else the newest known one that is not newer.
-
-    A version without a number, or older than all known ones, has the rules of the newest or of the oldest.
-    """
-    numbers = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
-    if numbers is None:
-        return KNOWN_VERSIONS[-1]
-    known = [tuple(map(int, other.split("."))) for other in KNOWN_VERSIONS]
-    return KNOWN_VERSIONS[max(bisect_right(known, tuple(int(part or 0) for part in numbers.groups())) - 1, 0)]
 
 
 class Rules:
@@ -452,7 +288,7 @@ class Engine:
 
     def counters(self, done: int = 0) -> Mapping[str, float]:
         """See `engines.engine.Engine.counters`."""
-        return dict(zip(_COUNTERS, (self.preemptions, self.queried_tokens, self.hit_tokens), strict=True))
+        return dict(zip(COUNTERS, (self.preemptions, self.queried_tokens, self.hit_tokens), strict=True))
 
     # many steps at once
 

@@ -30,7 +30,14 @@ OFF_ONE = 0.1  # that the mean of a law of factors may be: fits leave 0.002, by 
 ROUNDING = 1e-5  # draws are kept to six digits
 RANGES = ("prompt_tokens", "batch_prefill_tokens", "sequences", "context_tokens", "users")
 # what a calibration may hold beside the coefficients of a form
-BESIDES = ("max_batch_total_tokens", "uplink", "uplink_per_token", "output_attained", "takeoff_factor")
+BESIDES = (
+    "max_batch_total_tokens",
+    "kv_cache_tokens",
+    "uplink",
+    "uplink_per_token",
+    "output_attained",
+    "takeoff_factor",
+)
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -287,7 +294,7 @@ def _check_parameter(name: str, parameter: Parameter, document: Document) -> Non
 
 def _bounds(name: str) -> tuple[float, float]:
     """What a parameter can be: times are no days, a budget is a number of tokens, a share is one."""
-    if name == "max_batch_total_tokens":
+    if name in ("max_batch_total_tokens", "kv_cache_tokens"):
         return 1.0, MOST_TOKENS
     if name == "output_attained":
         return MOST_TOKENS**-1, 1.0

@@ -9,6 +9,7 @@ import numpy as np
 
 from sim.model.calibration import Calibration, Clocks, Noise
 from sim.model.errors import BadInput
+from sim.model.scenario import Machine
 from sim.model.server import EngineFlags
 from sim.steptime.linear import BASES, Linear, step_time
 
@@ -55,8 +56,11 @@ class Draw:
         return calibration.draw(self.place)
 
 
-def draw_model(calibration: Calibration, server: EngineFlags, draw: Draw | None) -> Model:
-    """The model of one joint draw; without one, of the central values.
+def draw_model(
+    calibration: Calibration, server: EngineFlags, draw: Draw | None, machine: Machine | None = None
+) -> Model:
+    """The model of one joint draw; without one, of the central values. The server runs on the calibration's `machine`,
+    if on no other.
 
     The size of the KV cache is the scenario's if it names one, else the calibration's (`EngineFlags.settled`).
     """
@@ -73,7 +77,7 @@ def draw_model(calibration: Calibration, server: EngineFlags, draw: Draw | None)
 
     return Model(
         step_time=step_time(calibration.model, values),
-        server=server.settled(values, uniform),
+        server=server.settled(values, uniform, machine or calibration.machine),
         noise=calibration.noise,
         clocks=clocks,
         output_attained=values.get("output_attained", 1.0),

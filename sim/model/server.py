@@ -6,15 +6,18 @@ Which flags there are is the engine's matter: each module of `sim.engines` defin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import msgspec
 from numpy.typing import NDArray
 
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail
+
+if TYPE_CHECKING:
+    from sim.model.scenario import Machine
 
 Uniform = Callable[[int, int], int]
 """Draws a whole number between two, both included."""
@@ -62,6 +65,7 @@ class Declaration:
     forms: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
     turn: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)  # flags whose effect is not simulated, and what that is
     may_be_zero: tuple[str, ...] = ()  # of the flags that are whole numbers; those that are fractions all may
     counters: tuple[str, ...] = ()
     refused_status: int = 400  # of a request that is too long
@@ -92,6 +96,11 @@ class EngineFlags:
         return False
 
     @property
+    def warnings(self) -> list[str]:
+        """What to know of every forecast with these flags."""
+        return []
+
+    @property
     def kv_tokens(self) -> int | None:
         """Tokens for which the KV cache has room; None where that is not settled yet."""
         raise NotImplementedError
@@ -100,6 +109,14 @@ class EngineFlags:
     def longest(self) -> str:
         """The longest requests that the server takes, in words."""
         raise NotImplementedError
+
+    def on(self, machine: Machine, written: Collection[str]) -> Self:
+        """The flags with the defaults that depend on the machine, where none was `written`."""
+        return self
+
+    def allowed(self, prompt_tokens: int, max_new_tokens: int) -> int:
+        """How many tokens a request that is not refused may get: servers may cut it to what there is room for."""
+        return max_new_tokens
 
     def refuses(self, prompt_tokens: int, max_new_tokens: int) -> bool:
         """Whether the server refuses a request because of its lengths."""
@@ -113,9 +130,10 @@ class EngineFlags:
         """Complain about the first flag that the server would not start with."""
         raise NotImplementedError
 
-    def settled(self, values: Mapping[str, float], uniform: Uniform) -> Self:
-        """The flags with every one known, by the parameters `values` of a calibration; what is known within bounds
-        only is drawn. Raises `BadInput` where nothing tells."""
+    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Machine) -> Self:
+        """The flags with every one known: what they do not say is taken from the parameters `values` of a calibration,
+        or from what fits on the machine; what is known within bounds only is drawn. Raises `BadInput` where nothing
+        tells."""
         raise NotImplementedError
 
     def widened(self, prompt_tokens: int, total_tokens: int, users: int, given: set[str]) -> Self:

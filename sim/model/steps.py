@@ -31,6 +31,9 @@ STEP_COLUMNS = (
     "first",  # decode: the form's first step and growth, s; `extra` is the cost of joining
     "growth",
     "extra",
+    "chunk_tokens",  # decode: prompt tokens that each step computes besides
+    "chunk_share",  # and the share of its time that this takes, by the form
+    "begun",  # sequences whose first token, or first after a preemption, came with the last step
 )
 
 
@@ -71,6 +74,9 @@ def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | Non
             "first": row["first"],
             "growth": row["growth"],
             "extra": row["extra"],
+            "chunk_tokens": row["chunk_tokens"],
+            "chunk_share": row["chunk_share"],
+            "begun": row["begun"],
         }
         if "members" in row:
             record["members"] = row["members"]
@@ -93,4 +99,7 @@ def read_steps(path: Path, warnings: list[str]) -> tuple[pd.DataFrame | None, li
     steps = pd.DataFrame(records)
     steps["kind"] = (steps["kind"] == "decode").astype(np.int64)
     steps = steps.rename(columns={"max_prompt": "longest"})
+    if "begun" not in steps and "sequences" in steps:  # of before several engines were simulated
+        steps["begun"] = steps["sequences"].where(steps["kind"] == PREFILL, 0)
+        steps["chunk_tokens"], steps["chunk_share"] = 0, 0.0
     return (steps if set(STEP_COLUMNS) <= set(steps) else None), ends or None

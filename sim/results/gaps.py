@@ -128,14 +128,14 @@ def _measured(
 
 
 def _simulated(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: float) -> Gaps:
-    """From the steps: every running request gets a token at each decode step's end, and its first at its prefill's.
+    """From the steps: every decoding request gets a token at each step's end, and its first with its prompt's last.
 
-    The first step of a row ends a gap that began, for those that were running, at the decode step before (prefills and
-    filtering lie in between), and for those just prefilled at their prefill.
+    The first step of a row ends a gap that began, for those that were decoding, at the decode step before (prefills and
+    filtering may lie in between), and for those just prefilled at their prefill. The gap that a preemption makes is not
+    among them: its length depends on whose it is.
     """
     kind, start, end = (steps[name].to_numpy() for name in ("kind", "start", "end"))
-    prefills = (kind == PREFILL) & (end >= low) & (end < high)
-    tokens = float(steps["sequences"].to_numpy()[prefills].sum())
+    tokens = float(steps["begun"].to_numpy()[(end >= low) & (end < high)].sum())
     rows = np.flatnonzero((kind == DECODE) & (end >= low) & (start < high))
     if not len(rows):
         return _single(np.empty(0), np.empty(0), tokens)

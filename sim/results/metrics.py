@@ -133,6 +133,8 @@ def _shares(run: Run, low: float, high: float) -> dict[str, float]:
     overlap = np.clip(np.minimum(end, high) - np.maximum(start, low), 0.0, None)
     seconds = high - low
     busy = {what: float(overlap[kind == code].sum()) for what, code in (("prefill", PREFILL), ("decode", DECODE))}
+    chunks = float((overlap * steps["chunk_share"].to_numpy()).sum())  # of prompts, beside decodes
+    busy = {"prefill": busy["prefill"] + chunks, "decode": busy["decode"] - chunks}
     decode = np.where(kind == DECODE, overlap, 0.0)
     budget = run.scenario.server.kv_tokens
     found = {

@@ -32,7 +32,7 @@ class Term(NamedTuple):
         return np.where(columns[self.of] > 0, eval(self.value, {"__builtins__": {}}, columns), 0.0)
 
 
-PREFILL, DECODE, JOIN, DROP = "prefill_tokens", "decode_sequences", "joined", "dropped"
+PASS, PREFILL, DECODE, JOIN, DROP = "passes", "prefill_tokens", "decode_sequences", "joined", "dropped"
 _PADDED = "(prefill_sequences * prefill_longest)"
 
 AFFINE = {
@@ -48,6 +48,17 @@ AFFINE = {
     "c1": Term("s/request", "joining two batches, per request", JOIN, "(joined + kept)"),
     "f0": Term("s", "dropping finished requests, constant", DROP, "1"),
     "f1": Term("s/request", "dropping finished requests, per request kept", DROP, "kept"),
+}
+# One pass computes chunks of prompts beside decodes, so a step has one constant; a chunk's attention reaches back over
+# what was computed of its prompt before.
+MIXED = {
+    "s0": Term("s", "step, constant", PASS, "1"),
+    "s1": Term("s/token", "step, per prompt token", PREFILL, "prefill_tokens"),
+    "s2": Term("s/position", "step, per position that a prompt token attends to", PREFILL, "prefill_attention"),
+    "s3": Term("s/request", "step, per prompt or chunk of one", PREFILL, "prefill_sequences"),
+    "s4": Term("s/request", "step, per decoding request", DECODE, "decode_sequences"),
+    "s5": Term("s/token", "step, per token of the decoding requests' summed context", DECODE, "decode_context"),
+    "s6": Term("s/token", "step, per token of the longest decoding request's context", DECODE, "decode_longest"),
 }
 PADDED = AFFINE | {
     "a1": Term("s/token", "prefill, per prompt token", PREFILL, _PADDED),

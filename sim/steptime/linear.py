@@ -4,7 +4,8 @@ Coefficients are seconds per unit and never negative; `basis` says what each mul
 (flash) server does; `padded` is the same for a server that pads every row to the longest, where the work is in
 `sequences × longest`. `levels` is padded with a time of its own for every batch size (kernels are chosen by size, so
 time is not affine in it): parameters `level_4`, … are the decode step of 4 rows without its context, interpolated
-between, and continued with slope b1. `affine_levels` is the same for a server that does not pad.
+between, and continued with slope b1. `affine_levels` is the same for a server that does not pad. `mixed` is a step
+that holds chunks of prompts beside decodes: one constant, and what each part adds.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from sim.steptime.basis import AFFINE, COLUMNS, DECODE, DROP, GROWING, JOIN, PADDED, PREFILL, Term
+from sim.steptime.basis import AFFINE, COLUMNS, DECODE, DROP, GROWING, JOIN, MIXED, PADDED, PASS, PREFILL, Term
 from sim.steptime.work import NOTHING, StepWork
 
 LEVEL = "level_"
-BASES: dict[str, Mapping[str, Term]] = {"affine": AFFINE, "affine_levels": AFFINE, "padded": PADDED, "levels": PADDED}
-MEANING = {name: (term.unit, term.meaning) for name, term in sorted(PADDED.items())}
+BASES: dict[str, Mapping[str, Term]] = {
+    "affine": AFFINE,
+    "affine_levels": AFFINE,
+    "padded": PADDED,
+    "levels": PADDED,
+    "mixed": MIXED,
+}
+MEANING = {name: (term.unit, term.meaning) for name, term in sorted((PADDED | MIXED).items())}
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -95,6 +102,7 @@ REQUIRED = {
     "affine_levels": ("a1", "b1", LEVEL),
     "padded": ("a1", "b0"),
     "levels": ("a1", "b1", LEVEL),
+    "mixed": ("s0", "s1"),
 }
 
 
@@ -124,7 +132,7 @@ def _compiled(
     basis: Mapping[str, Term], coefficients: Mapping[str, float], level: _ByBatch | None
 ) -> Callable[..., Line]:
     """`StepTime.line` for these coefficients, compiled since it is called for every segment of a simulation."""
-    sums: dict[str, list[str]] = {of: [] for of in (PREFILL, DECODE, JOIN, DROP)}
+    sums: dict[str, list[str]] = {of: [] for of in (PASS, PREFILL, DECODE, JOIN, DROP)}
     differences = []
     if level is not None:
         sums[DECODE].append("level(decode_sequences)")
@@ -138,7 +146,8 @@ def _compiled(
     lines = [
         "def line(work, growth=NOTHING, steps=1):",
         "    if passes:",
-        f"        first = {total[PREFILL]} if {PREFILL} else 0.0",
+        f"        first = {total[PASS]}",
+        f"        if {PREFILL}: first += {total[PREFILL]}",
         f"        if {DECODE}: first += {total[DECODE]}",
         "    else:",
         f"        first = {total[JOIN]} if {JOIN} else 0.0",

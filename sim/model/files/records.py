@@ -131,6 +131,9 @@ class StepLine(msgspec.Struct):
     first: float = 0.0
     growth: float = 0.0
     extra: float = 0.0
+    begun: int = 0
+    chunk_tokens: int = 0
+    chunk_share: float = 0.0
 
     def impossible(self) -> tuple[str, str] | None:
         """What cannot be: the key, and what was expected of it."""
@@ -145,7 +148,7 @@ class StepLine(msgspec.Struct):
             return "end", f"expected no time before its start ({self.start}), found {self.end:.15g}"
         if self.ends and (len(self.ends) != self.count or self.ends != sorted(self.ends)):
             return "ends", f"expected the {self.count} ends of its steps, in order"
-        for name in ("tokens", "prompt_sq", "max_prompt", "joined", "ended", "kept", "used"):
+        for name in ("tokens", "prompt_sq", "max_prompt", "joined", "ended", "kept", "used", "begun", "chunk_tokens"):
             if not 0 <= getattr(self, name) <= MOST_COUNT:
                 return name, f"expected 0 or more, found {getattr(self, name)}"
         for name in ("first", "growth", "extra"):
