@@ -10,10 +10,10 @@ import pytest
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.comparison import Comparison, verdict
-from scenarios.compare.diagnostics import evidence
+from scenarios.compare.diagnostics import diagnose
 from scenarios.compare.repeatability import read_repeats
 from scenarios.compare.run_with_model import compare, forecast_run
-from scenarios.compare.training_rungs import fitted_rungs
+from scenarios.compare.training_rungs import training_rungs
 from scenarios.compare.two import compare_runs
 from scenarios.forecast.modes import modes
 from scenarios.forecast.warnings import beyond, misfits
@@ -94,8 +94,8 @@ def test_a_wrong_model_fails_and_its_bands_do_not_hold(flash, fitted):
 
 def test_rungs_of_a_run_in_the_source_are_not_held_out(flash):
     whole = calibrate_runs([flash])
-    assert fitted_rungs(flash, whole) == (set(range(6)), [])
-    assert fitted_rungs(read_run(DATA / "tgi-0.9.4-router-http" / "short"), whole) == (set(), [])
+    assert training_rungs(flash, whole) == (set(range(6)), [])
+    assert training_rungs(read_run(DATA / "tgi-0.9.4-router-http" / "short"), whole) == (set(), [])
     found = compare(flash, forecast(flash, whole, 3), fitted=range(6), tolerances={"rps": 0.01})
     assert found.passed is None
     assert not found.summary
@@ -159,7 +159,7 @@ def test_what_the_server_said_at_info_wins(flash):
 
 
 def test_a_comparison_keeps_what_lies_behind_it(flash, fitted):
-    found = evidence(flash, fitted)
+    found = diagnose(flash, fitted)
     middle = found.shares.index(0.5)
     for rung, one in zip(flash.rungs, found.itl, strict=True):
         assert one.load == rung.load
@@ -187,13 +187,13 @@ def test_tokens_of_answers_that_were_not_streamed_count_when_they_come_on_both_s
 
 
 def test_evidence_of_a_run_that_was_not_streamed_is_empty(flash, fitted):
-    found = evidence(replace(flash, token_times=None), fitted)
+    found = diagnose(replace(flash, token_times=None), fitted)
     assert not (found.itl or found.by_batch or found.by_time)
 
 
 def test_two_runs_show_their_gaps_at_the_loads_they_share():
     first, again = (read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("long", "long-again"))
-    found = compare_runs(first, again).evidence
+    found = compare_runs(first, again).diagnostics
     assert found is not None
     assert [one.load for one in found.itl] == [1, 4, 16]
     last = again.rungs[2]

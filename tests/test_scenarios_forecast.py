@@ -13,7 +13,7 @@ import pytest
 from backwards import Backwards
 from rich.console import Console
 
-from scenarios.answer.tables import show, show_corners, show_cost
+from scenarios.answer.tables import show, show_cost, show_operating_points
 from scenarios.forecast.bottleneck import bottleneck
 from scenarios.forecast.cost import costs
 from scenarios.forecast.forecast import Estimate, read_forecast, write_forecast
@@ -28,7 +28,7 @@ from sim.model.calibration import Calibration, Parameter, Source, read_calibrati
 from sim.model.errors import BadInput, CannotFit
 from sim.model.scenario import Machine, Price
 from sim.replicate import tasks_for
-from sim.results.curve import Corner
+from sim.results.curve import OperatingPoint
 from sim.results.metrics import table
 
 SMALL = """\
@@ -202,7 +202,7 @@ def test_a_knee_beyond_the_ladder_is_not_quoted_as_one(small):
     forecast = simulate(small("load.users=[1, 2]", "slo.e2e_p95=100"), machine(), replicates=19)
     assert forecast.knee.reached == 0
     console = Console(width=100, record=True, file=io.StringIO())
-    show_corners(forecast, console)
+    show_operating_points(forecast, console)
     text = console.export_text()
     assert re.search(r"^knee +> 2 ", text, re.MULTILINE) and "beyond this ladder" in text
 
@@ -214,7 +214,7 @@ def test_costs_by_hand():
         | {"input_tokens_per_s": [5.0, 10.0], "output_tokens_per_s": [20.0, 40.0]}
     )
     knee, one, three = costs(
-        Price(usd_per_hour=36), [rungs] * 99, [Corner(2.0, 1.5, True)] * 99, lambda load: f"{load:g}"
+        Price(usd_per_hour=36), [rungs] * 99, [OperatingPoint(2.0, 1.5, True)] * 99, lambda load: f"{load:g}"
     )
     assert (one.at, three.at) == ("1", "3")
     assert three.per_1000_requests.value == pytest.approx(5)

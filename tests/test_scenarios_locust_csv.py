@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from test_scenarios_foreign import SAMPLES, saved
+from test_scenarios_importers import SAMPLES, saved
 
 from scenarios.importers.detect import import_results
 from sim.results.metrics import table

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from scenarios.answer.numbers import banded, percent, significant
+from scenarios.answer.numbers import percent, significant, with_band
 from scenarios.forecast.forecast import Estimate
 
 
@@ -25,7 +25,7 @@ from scenarios.forecast.forecast import Estimate
 def test_numbers_have_the_digits_their_band_leaves(
     low: float | None, value: float | None, high: float | None, text: str
 ):
-    assert banded(Estimate(value=value, low=low, high=high)) == text
+    assert with_band(Estimate(value=value, low=low, high=high)) == text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from rich.console import Console
 from scenarios.answer import tables
 from scenarios.answer.numbers import parts
 from scenarios.compare.comparison import write_comparison
-from scenarios.compare.diagnostics import SHARES, Distribution, Error, Evidence
+from scenarios.compare.diagnostics import SHARES, Diagnostics, Distribution, Error
 from scenarios.compare.run_with_model import compare
 from scenarios.compare.saved import read_saved
 from scenarios.compare.two import compare_runs
@@ -113,7 +113,7 @@ def test_pictures_have_no_date_and_no_chance(picture, forecast: Forecast):
 @pytest.mark.parametrize("loads", [1, 2, 4, 9])
 def test_distributions_of_any_number_of_loads_can_be_drawn(loads: int):
     gaps = [0.02 + 0.001 * i for i in range(len(SHARES))]
-    found = Evidence(itl=[Distribution(load=n, measured=gaps, simulated=gaps) for n in range(1, loads + 1)])
+    found = Diagnostics(itl=[Distribution(load=n, measured=gaps, simulated=gaps) for n in range(1, loads + 1)])
     text = row(overlays.distributions(found, "users")).decode()
     titles = re.findall(r"<!-- (\d) users? -->", text)
     assert len(titles) == min(loads, 6)
@@ -123,7 +123,7 @@ def test_distributions_of_any_number_of_loads_can_be_drawn(loads: int):
 def test_residuals_are_drawn_of_every_kind_of_step():
     errors = [Error(at=n, steps=10 * n, mean=0.01, low=-0.1, high=0.1) for n in (1, 2, 4)]
     for kinds in (["decode"], ["decode", "prefill"]):
-        found = Evidence(by_batch=dict.fromkeys(kinds, errors), by_time=dict.fromkeys(kinds, errors))
+        found = Diagnostics(by_batch=dict.fromkeys(kinds, errors), by_time=dict.fromkeys(kinds, errors))
         text = row(overlays.residuals(found)).decode()
         assert [kind for kind in ("decode", "prefill") if f"<!-- {kind.capitalize()} steps" in text] == kinds
 

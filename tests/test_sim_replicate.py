@@ -16,7 +16,7 @@ from sim.model.scenario import Load, Scenario
 from sim.model.server import Bounds
 from sim.model.workload import Lengths, Workload
 from sim.replicate import takeoff_factor, tasks_for
-from sim.results.curve import Corner, band, knee, latency_onset, plateau
+from sim.results.curve import OperatingPoint, band, knee, latency_onset, plateau
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
 CALIBRATION = Calibration(
@@ -105,11 +105,11 @@ TABLE = rungs([1, 2, 4, 8], [0.1, 0.2, 0.35, 0.3], [10.0, 11.0, 14.0, 30.0], [10
 
 
 def test_corners_are_interpolated_between_rungs_and_say_whether_they_were_reached() -> None:
-    assert plateau(TABLE) == Corner(4.0, 0.35, True)
-    assert plateau(TABLE.iloc[:3]) == Corner(4.0, 0.35, False)
+    assert plateau(TABLE) == OperatingPoint(4.0, 0.35, True)
+    assert plateau(TABLE.iloc[:3]) == OperatingPoint(4.0, 0.35, False)
     load, rps, reached = knee(TABLE)  # twice 10: a fifth of the way from 16 to 36
     assert (load, rps, reached) == pytest.approx((4.8, 0.34, True))
     assert knee(TABLE, 14.0)[:2] == pytest.approx((3.0, 0.275))
-    assert knee(TABLE, 9.0) == Corner(1.0, 0.1, True)
-    assert knee(TABLE, 99.0) == Corner(8.0, 0.3, False)
+    assert knee(TABLE, 9.0) == OperatingPoint(1.0, 0.1, True)
+    assert knee(TABLE, 99.0) == OperatingPoint(8.0, 0.3, False)
     assert latency_onset(TABLE, 1.25)[:2] == pytest.approx((2 + 2 / 3 * 1.5, 0.2 + 0.15 * 1.5 / 3))

@@ -26,10 +26,10 @@ def curves_as_csv(forecasts: Iterable[Forecast]) -> str:
 def rows_as_csv(comparison: Comparison) -> str:
     """A comparison as CSV, one line per load and metric; of two patterns the centres are joined by a space."""
     rows = comparison.rows
-    fields = rows[0].__struct_fields__ if rows else ()
-    lines = (msgspec.structs.astuple(msgspec.structs.replace(row, humps=None)) for row in rows)
-    humps = (" ".join(f"{centre:.6g}" for centre in row.humps or ()) for row in rows)
-    return _warned(fields, [(comparison, [*line[:-1], two]) for line, two in zip(lines, humps, strict=True)])
+    fields = [f.encode_name for f in msgspec.structs.fields(rows[0])] if rows else []
+    lines = (msgspec.structs.astuple(msgspec.structs.replace(row, modes=None)) for row in rows)
+    modes = (" ".join(f"{centre:.6g}" for centre in row.modes or ()) for row in rows)
+    return _warned(fields, [(comparison, [*line[:-1], two]) for line, two in zip(lines, modes, strict=True)])
 
 
 def _warned(fields: Sequence[str], lines: Sequence[tuple[Forecast | Comparison, list[object]]]) -> str:

@@ -36,7 +36,7 @@ def parts(estimate: Estimate | Row, scale: float = 1.0) -> tuple[str, str]:
     return f"{value:.{n}f}", f"{low:.{n}f}–{high:.{n}f}"
 
 
-def banded(estimate: Estimate | Row, scale: float = 1.0) -> str:
+def with_band(estimate: Estimate | Row, scale: float = 1.0) -> str:
     """`1.10 0.96–1.21`, as `parts` has them."""
     return " ".join(part for part in parts(estimate, scale) if part)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from scenarios.answer.numbers import banded, percent, significant, simulated, unit_of
+from scenarios.answer.numbers import percent, significant, simulated, unit_of, with_band
 from scenarios.answer.sentences import of_forecast, slo_sentence
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, named
@@ -48,7 +48,7 @@ def console() -> Console:
     return Console(width=columns, no_color=True, highlight=False)
 
 
-def show(forecast: Forecast, out: Console) -> None:
+def show_forecast(forecast: Forecast, out: Console) -> None:
     """Print a forecast: the answer first, then what it is read off."""
     out.print(Text(forecast.name, style="bold"), Text(forecast.scenario.description))
     out.print()
@@ -59,7 +59,7 @@ def show(forecast: Forecast, out: Console) -> None:
 
 def show_answer(forecast: Forecast, out: Console) -> None:
     """Print what load is borne, how long answers take there, and what that costs: a sentence each."""
-    warned(forecast.assumptions, out)
+    show_assumptions(forecast.assumptions, out)
     for sentence in of_forecast(forecast).sentences:
         out.print(Text(sentence))
 
@@ -73,7 +73,7 @@ def show_curves(forecast: Forecast, out: Console) -> None:
     if any(row.extrapolated for row in forecast.curves):
         out.print(Text("* beyond what was calibrated", style="dim"))
     out.print()
-    show_corners(forecast, out)
+    show_operating_points(forecast, out)
     out.print()
     for line in bottleneck(forecast):
         out.print(Text(line))
@@ -81,7 +81,7 @@ def show_curves(forecast: Forecast, out: Console) -> None:
         out.print()
         show_columns(published(forecast), out)
     out.print()
-    show_promises(forecast, out)
+    show_slo_probabilities(forecast, out)
     if forecast.cost:
         out.print()
         show_cost(forecast, out)
@@ -99,7 +99,7 @@ def show_forecasts(forecasts: Sequence[Forecast], asked: Sequence[Variant], out:
         if asked[i].varied:
             show_variants(forecasts[i : i + several], asked[i : i + several], out)
         else:
-            show(forecasts[i], out)
+            show_forecast(forecasts[i], out)
 
 
 def show_plan(forecasts: Sequence[Forecast], out: Console) -> None:
@@ -107,8 +107,8 @@ def show_plan(forecasts: Sequence[Forecast], out: Console) -> None:
     for i, forecast in enumerate(forecasts):
         out.print() if i else None
         out.print(Text(forecast.name, style="bold"))
-        warned(forecast.assumptions, out)
-        show_promises(forecast, out)
+        show_assumptions(forecast.assumptions, out)
+        show_slo_probabilities(forecast, out)
         if forecast.cost:
             out.print()
             show_cost(forecast, out)
@@ -118,7 +118,7 @@ def show_plan(forecasts: Sequence[Forecast], out: Console) -> None:
 
 def show_evaluation(forecast: Forecast, comparison: Comparison, calibration: Calibration, out: Console) -> None:
     """Print what the evaluation of a run shows, before the answer: forecast, comparison and the check of the fit."""
-    warned(forecast.assumptions, out)
+    show_assumptions(forecast.assumptions, out)
     show_curves(forecast, out)
     out.print()
     show_comparison(comparison, out)
@@ -127,7 +127,7 @@ def show_evaluation(forecast: Forecast, comparison: Comparison, calibration: Cal
 
 def show_calibration(calibration: Calibration, assumptions: Sequence[str], out: Console) -> None:
     """Print parameters, what they were fitted to, and the check of the fit."""
-    warned(assumptions, out)
+    show_assumptions(assumptions, out)
     show_parameters(calibration, out)
     if calibration.source.note:
         out.print(calibration.source.note)
@@ -145,7 +145,7 @@ def show_findings(findings: Iterable[Finding], out: Console) -> None:
     show_listed(rows, out)
 
 
-def warned(assumptions: Sequence[str], out: Console) -> None:
+def show_assumptions(assumptions: Sequence[str], out: Console) -> None:
     """Print the warnings that belong to every number below."""
     for text in assumptions:
         out.print(Text(f"warning: {text}", style="bold red"))
@@ -161,17 +161,17 @@ def curves(forecast: Forecast, columns: Sequence[tuple[str, str, int]]) -> list[
     made = [_loads(forecast)]
     for title, metric, rank in columns:
         rows = forecast.rows(metric)
-        made.append(Column(title, [banded(row, unit_of(metric)) for row in rows], rank))
+        made.append(Column(title, [with_band(row, unit_of(metric)) for row in rows], rank))
     return made
 
 
-def show_corners(forecast: Forecast, out: Console) -> None:
+def show_operating_points(forecast: Forecast, out: Console) -> None:
     """Plateau, knee and latency onset, and what each of them is."""
     names = ("plateau", "knee", "latency onset")
     loads, rates, notes = [], [], []
     for name in names:
         corner = getattr(forecast, name.replace(" ", "_"))
-        load, where = banded(corner.load), corner.meaning
+        load, where = with_band(corner.load), corner.meaning
         if corner.reached <= 0.95:
             where = f"{corner.meaning} (in {corner.reached:.0%} of replicates)"
         if corner.reached < 0.05:
@@ -179,7 +179,7 @@ def show_corners(forecast: Forecast, out: Console) -> None:
         elif corner.below:
             load, where = f"< {forecast.curves[0].load:g}", f"{corner.meaning}: at the first rung already"
         loads.append(load)
-        rates.append(banded(corner.rps))
+        rates.append(with_band(corner.rps))
         notes.append(f"{name}: {where}")
     columns = [Column("", names, 0, left=True), Column(load_title(forecast), loads), Column("RPS", rates, 2)]
     show_columns(columns, out, notes)
@@ -202,12 +202,12 @@ def published(forecast: Forecast) -> list[Column]:
         Column("published", [figure.metric for figure in figures], 0, left=True),
         Column("users", ["–" if figure.users is None else str(figure.users) for figure in figures], 3),
         Column("printed", [f"{figure.value:g} ± {figure.rounding:g}" for figure in figures], 1),
-        Column("simulated", [banded(row.simulated) for row in forecast.published], 1),
+        Column("simulated", [with_band(row.simulated) for row in forecast.published], 1),
         Column("band", ["in" if row.inside else "outside" for row in forecast.published], 2, left=True),
     ]
 
 
-def show_promises(forecast: Forecast, out: Console) -> None:
+def show_slo_probabilities(forecast: Forecast, out: Console) -> None:
     """How probable it is, at every load, that each SLO is met; with what the server does there."""
     batch, refused = forecast.rows("mean_batch"), forecast.rows("overloaded_rate")
     columns = [
@@ -233,10 +233,10 @@ def show_cost(forecast: Forecast, out: Console) -> None:
     note += "; ! no steady state: of what it gets done" if growing else ""
     columns = [
         Column("", [f"{row.at} !" if row.at in growing else row.at for row in forecast.cost], 0),
-        Column("$/1000 requests", [banded(row.per_1000_requests) for row in forecast.cost], 1),
-        Column("$/M tokens in", [banded(row.per_million_input) for row in forecast.cost], 4),
-        Column("$/M tokens out", [banded(row.per_million_output) for row in forecast.cost], 3),
-        Column("$/M tokens", [banded(row.per_million_blended) for row in forecast.cost], 2),
+        Column("$/1000 requests", [with_band(row.per_1000_requests) for row in forecast.cost], 1),
+        Column("$/M tokens in", [with_band(row.per_million_input) for row in forecast.cost], 4),
+        Column("$/M tokens out", [with_band(row.per_million_output) for row in forecast.cost], 3),
+        Column("$/M tokens", [with_band(row.per_million_blended) for row in forecast.cost], 2),
     ]
     show_columns(columns, out, [note])
 
@@ -348,7 +348,7 @@ def errors(comparison: Comparison) -> list[Column]:
 
 def show_comparison(comparison: Comparison, out: Console) -> None:
     """Print a comparison and its verdict."""
-    warned(comparison.assumptions, out)
+    show_assumptions(comparison.assumptions, out)
     if comparison.of != "a forecast":
         out.print(Text(f"first: {comparison.measured}; second: {comparison.simulated}"))
     if any(row.metric in MAIN for row in comparison.rows):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from rich.text import Text
 
-from scenarios.answer.numbers import banded, parts, unit_of
-from scenarios.answer.tables import LATENCY, RATES, STEPS, load_title, warned
+from scenarios.answer.numbers import parts, unit_of, with_band
+from scenarios.answer.tables import LATENCY, RATES, STEPS, load_title, show_assumptions
 from scenarios.forecast.forecast import Estimate, Forecast, Row
 from scenarios.load.variants import Variant
 from sim.terminal.columns import Column, fitting, show_columns
@@ -27,12 +27,12 @@ def show_variants(forecasts: Sequence[Forecast], asked: Sequence[Variant], out: 
         for number, title in enumerate(titles, 1):
             out.print(Text(f"  {number}: {title}"))
         titles = [str(number) for number in range(1, len(titles) + 1)]
-    warned(list(dict.fromkeys(text for f in forecasts for text in f.assumptions)), out)
+    show_assumptions(list(dict.fromkeys(text for f in forecasts for text in f.assumptions)), out)
     replicates = forecasts[0].provenance.replicates
     out.print(Text(f"median and 90 % band of {replicates} replicates, the same ones in every column", style="dim"))
     for metric in dict.fromkeys(p.metric for f in forecasts for p in f.slo) or ("e2e_p95",):
         _show_metric(forecasts, metric, titles, out)
-    _show_corners(forecasts, titles, out)
+    _show_operating_points(forecasts, titles, out)
 
 
 def _show_metric(forecasts: Sequence[Forecast], metric: str, titles: Sequence[str], out: Console) -> None:
@@ -52,7 +52,7 @@ def _show_metric(forecasts: Sequence[Forecast], metric: str, titles: Sequence[st
     _show_beside(Column(load_title(forecasts[0]), first, 0), columns, notes, out)
 
 
-def _show_corners(forecasts: Sequence[Forecast], titles: Sequence[str], out: Console) -> None:
+def _show_operating_points(forecasts: Sequence[Forecast], titles: Sequence[str], out: Console) -> None:
     """Where they bend, and what that costs."""
     lines: dict[str, list[Estimate | None]] = {
         "plateau, RPS": [f.plateau.rps for f in forecasts],
@@ -78,7 +78,7 @@ def _show_beside(
     def made(text: Callable[[Estimate], str]) -> list[Column]:
         return [Column(title, ["–" if e is None else text(e) for e in cells]) for title, cells in columns]
 
-    whole = [first, *made(banded)]
+    whole = [first, *made(with_band)]
     if not fitting(whole, out.width)[1]:
         return show_columns(whole, out, notes)
     return show_columns([first, *made(lambda e: parts(e)[0])], out, [*notes, BANDS])

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from scenarios.compare.diagnostics import Evidence
+from scenarios.compare.diagnostics import Diagnostics
 from scenarios.forecast.forecast import named
 from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
@@ -22,10 +22,11 @@ LATENCIES = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p9
 NAMED = 3  # as many metrics with two modes are named at one load
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Row(msgspec.Struct, frozen=True, kw_only=True, rename={"modes": "humps"}):
     """One metric at one load. `low`..`high` is the 90 % prediction interval; without one they are None.
 
-    What was measured but not forecast has no `simulated` and no `relative_error`, and is not `inside`.
+    What was measured but not forecast has no `simulated` and no `relative_error`, and is not `inside`. `modes` are the
+    centres of two separate modes among the replicates, if there are two.
     """
 
     rung: int
@@ -40,7 +41,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     inside: bool | None
     held_out: bool
     repeat_error: float | None = None
-    humps: list[float] | None = None
+    modes: list[float] | None = None
 
     @property
     def at(self) -> str:
@@ -62,7 +63,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     effective: float
 
 
-class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass"}):
+class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass", "diagnostics": "evidence"}):
     """What `compare` says: rows, a summary of those held out of the fit, a verdict if tolerances were stated, and what
     lies behind it. `coverage` is the share of all scored rows inside their intervals; nine tenths should be. Where none
     was expected and none came (errors, mostly) there is no interval to be in. `of` says what `simulated` is: `a
@@ -77,7 +78,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     tolerances: dict[str, float]
     passed: bool | None
     warnings: list[str]
-    evidence: Evidence | None = None
+    diagnostics: Diagnostics | None = None
     coverage: float | None = None
     of: str = "a forecast"
     taken_as: str | None = None
@@ -193,8 +194,8 @@ def _bimodal(rows: Iterable[Row]) -> list[str]:
     """A warning for every load at which the forecast has two modes."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row.humps is not None and row.metric in LATENCIES:
-            one, other = row.humps
+        if row.modes is not None and row.metric in LATENCIES:
+            one, other = row.modes
             found.setdefault(row.at, []).append(f"{row.metric} about {one:.3g} or {other:.3g}")
     return [
         f"at {at} two patterns are stable: {', '.join(two[:NAMED])}"

@@ -51,7 +51,7 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+class Diagnostics(msgspec.Struct, frozen=True, kw_only=True):
     """`by_batch` and `by_time` are by kind of step (prefill, decode); empty where the run shows no steps."""
 
     shares: tuple[float, ...] = SHARES
@@ -60,13 +60,13 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     by_time: dict[str, list[Error]] = {}
 
 
-def evidence(run: Run, calibration: Calibration, executor: Executor = IN_PROCESS, seed: int = 0) -> Evidence:
+def diagnose(run: Run, calibration: Calibration, executor: Executor = IN_PROCESS, seed: int = 0) -> Diagnostics:
     """A measured run's gaps beside those of replays, and its steps beside the calibration's step time.
 
     No gaps where an event carries several tokens: those of replays lie between tokens.
     """
     several = not alike(tokens_per_event(run), 1.0)
-    found = Evidence(itl=[] if several else _replayed(run, calibration, executor, seed))
+    found = Diagnostics(itl=[] if several else _replayed(run, calibration, executor, seed))
     try:
         table = residuals(run, calibration)
     except NotEnoughData:  # answers that were not streamed show no steps
@@ -75,11 +75,11 @@ def evidence(run: Run, calibration: Calibration, executor: Executor = IN_PROCESS
     return msgspec.structs.replace(found, by_batch=_errors(table, table["sequences"]), by_time=_errors(table, cell))
 
 
-def side_by_side(first: Run, second: Run) -> Evidence:
+def compare_gaps(first: Run, second: Run) -> Diagnostics:
     """The gaps of two runs at the loads they have in common."""
     other = {found.load: found.measured for found in reversed(itl(second))}
     pairs = [(found, other[found.load]) for found in itl(first) if found.load in other]
-    return Evidence(itl=[msgspec.structs.replace(found, simulated=its) for found, its in pairs])
+    return Diagnostics(itl=[msgspec.structs.replace(found, simulated=its) for found, its in pairs])
 
 
 def itl(run: Run) -> list[Distribution]:

@@ -18,11 +18,10 @@ import numpy as np
 import pandas as pd
 
 from calibrate.sources.streamed import calibrate_runs
-from scenarios.compare import diagnostics
 from scenarios.compare.comparison import Comparison, Row, verdict
-from scenarios.compare.diagnostics import Evidence
+from scenarios.compare.diagnostics import Diagnostics, diagnose
 from scenarios.compare.repeatability import relative, repeat_errors
-from scenarios.compare.training_rungs import fitted_rungs
+from scenarios.compare.training_rungs import training_rungs
 from scenarios.forecast.modes import modes
 from scenarios.forecast.replicate import described
 from scenarios.forecast.warnings import misfits
@@ -104,7 +103,7 @@ def compare(
     repeats: Iterable[Run] = (),
     simulated: str = "simulated",
     warnings: Iterable[str] = (),
-    evidence: Evidence | None = None,
+    details: Diagnostics | None = None,
     without: Collection[int] = (),
     carried: float = 1.0,
     taken_as: str | None = None,
@@ -149,12 +148,12 @@ def compare(
                     inside=False if nothing else inside if several else None,
                     held_out=int(rung) not in fitted,
                     repeat_error=again.get((int(rung), metric)),
-                    humps=modes(drawn),
+                    modes=modes(drawn),
                 )
             )
     said = list(dict.fromkeys([*assumed, *with_users(run).warnings, *unlike, *warnings, *others]))
     found = verdict(rows, run.name, simulated, tolerances or {}, said)
-    return msgspec.structs.replace(found, evidence=evidence, taken_as=taken_as)
+    return msgspec.structs.replace(found, diagnostics=details, taken_as=taken_as)
 
 
 def compare_with_calibration(
@@ -174,7 +173,7 @@ def compare_with_calibration(
     """
     calibration = read_calibration(file)
     assumed = [] if run.assumptions else check_suits(calibration, run.server.declared, taken_as, file)
-    fitted, said = fitted_rungs(run, calibration)
+    fitted, said = training_rungs(run, calibration)
     return _against_forecast(
         run,
         calibration,
@@ -239,7 +238,7 @@ def _against_forecast(
         repeats=repeats,
         simulated=simulated,
         warnings=[*said, *misfits(run, calibration, tables)],
-        evidence=diagnostics.evidence(run, calibration, executor, seed),
+        details=diagnose(run, calibration, executor, seed),
         taken_as=run.server.engine if run.assumptions or assumed else None,
         assumed=[*run.assumptions, *assumed],
     )

@@ -14,7 +14,7 @@ from sim.model.calibration import Calibration, SourceFile
 from sim.run import Run
 
 
-def fitted_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:
+def training_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:
     """The rungs of `run` that the calibration was fitted to, and a warning where that is a guess.
 
     Those of the requests that its source names, compressed or appended to since or not; what was compressed when it was

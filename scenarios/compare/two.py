@@ -9,7 +9,7 @@ import msgspec
 import pandas as pd
 
 from scenarios.compare.comparison import Comparison, Row, verdict
-from scenarios.compare.diagnostics import side_by_side
+from scenarios.compare.diagnostics import compare_gaps
 from scenarios.compare.repeatability import relative
 from scenarios.compare.run_with_model import compare, shared_metrics
 from scenarios.forecast.forecast import Forecast
@@ -58,14 +58,14 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
         raise NotEnoughData(f"{first.name} and {second.name} have no load in common")
     warnings += _unlike_runs(first, second)
     tables = [pd.concat(matched, ignore_index=True)]
-    beside = side_by_side(first, second) if alike(tokens_per_event(first), tokens_per_event(second)) else None
+    details = compare_gaps(first, second) if alike(tokens_per_event(first), tokens_per_event(second)) else None
     found = compare(
         first,
         tables,
         tolerances=tolerances,
         simulated=second.name,
         warnings=warnings,
-        evidence=beside,
+        details=details,
         without=without,
         carried=tokens_per_event(second),
     )
@@ -77,7 +77,7 @@ def compare_forecasts(first: Forecast, second: Forecast, tolerances: Mapping[str
     rungs = {row.load: rung for rung, row in enumerate(first.rows("rps"))}
     others = _by_metric_and_load(second)
     rows = [
-        _beside(row.metric, rungs[row.load], row.load, row.users, row.value, others[row.metric, row.load])
+        _row(row.metric, rungs[row.load], row.load, row.users, row.value, others[row.metric, row.load])
         for row in first.curves
         if row.value is not None and (row.metric, row.load) in others
     ]
@@ -108,7 +108,7 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
         for metric in shared:
             if (metric, load) in forecasts and not math.isnan(measured[metric]):
                 its = forecasts[metric, load]
-                rows.append(_beside(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
+                rows.append(_row(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
     warnings = [
         "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
         "asked again, which is closer",
@@ -154,7 +154,7 @@ def _by_metric_and_load(forecast: Forecast) -> dict[tuple[str, float], ForecastR
     return {(row.metric, row.load): row for row in forecast.curves if row.metric in metrics.COMPARED}
 
 
-def _beside(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:
+def _row(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:
     inside = None if its.low is None or its.high is None else its.low <= value <= its.high
     return Row(
         rung=rung,

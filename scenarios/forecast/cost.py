@@ -9,7 +9,7 @@ import pandas as pd
 
 from scenarios.forecast.forecast import Cost, Estimate, estimate
 from sim.model.scenario import Price
-from sim.results.curve import Corner
+from sim.results.curve import OperatingPoint
 
 SECONDS = 3600.0
 MONTH, YEAR = 730.0, 8760.0  # hours
@@ -24,7 +24,7 @@ def of_the_machine(usd_per_hour: float) -> str:
 
 
 def costs(
-    price: Price, tables: Sequence[pd.DataFrame], knees: Sequence[Corner], name: Callable[[float], str]
+    price: Price, tables: Sequence[pd.DataFrame], knees: Sequence[OperatingPoint], name: Callable[[float], str]
 ) -> list[Cost]:
     """The cost at the knee and at every rung, USD, with bands over replicates (`tables`, one row a rung each).
 

@@ -62,7 +62,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return float(self.users if self.users is not None else self.rate or 0.0)
 
 
-class Corner(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A point on the curves: its load (users, or requests/s offered), the RPS there, and what makes it one.
 
     `reached` is the share of replicates in which the ladder came that far; the others count with its top rung.
@@ -118,7 +118,7 @@ class Bottleneck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     words: str
 
 
-class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SloProbability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The probability, over replicates, that a rung keeps one SLO (`limit` in s, or a share)."""
 
     load: float
@@ -127,7 +127,7 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     probability: float
 
 
-class Printed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ComparedFigure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A published figure beside the forecast of the same."""
 
     figure: Figure
@@ -171,13 +171,13 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scenario: Scenario
     provenance: Provenance
     curves: list[Row]
-    plateau: Corner
-    knee: Corner
-    latency_onset: Corner
+    plateau: OperatingPoint
+    knee: OperatingPoint
+    latency_onset: OperatingPoint
     cost: list[Cost]
     bottleneck: list[Bottleneck]
-    slo: list[Promise]
-    published: list[Printed]
+    slo: list[SloProbability]
+    published: list[ComparedFigure]
     warnings: list[str]
     crossing: Crossing | None = None  # without SLOs, and in older files
     engine: Identity | None = None

@@ -15,20 +15,22 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from scenarios.forecast.forecast import Corner, Crossing, Estimate, estimate
+from scenarios.forecast.forecast import Crossing, Estimate, OperatingPoint, estimate
 from sim.results import curve
 
 KEPT = 0.9  # the probability with which a plan must keep an SLO
 NOWHERE = Estimate(value=None, low=None, high=None)
 
 
-def corner(corners: Sequence[curve.Corner], first: float, meaning: str) -> Corner:
+def corner(corners: Sequence[curve.OperatingPoint], first: float, meaning: str) -> OperatingPoint:
     """Where a corner lies, over replicates; `first` is the lowest rung's load. No value where most lie below that."""
     load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*corners, strict=True))
     passed = float(np.mean((load == first) & (reached > 0)))
     if passed > 0.5:  # it lies below the ladder, nobody knows where
-        return Corner(load=NOWHERE, rps=NOWHERE, reached=1.0, meaning=meaning, passed=passed)
-    return Corner(load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning, passed=passed)
+        return OperatingPoint(load=NOWHERE, rps=NOWHERE, reached=1.0, meaning=meaning, passed=passed)
+    return OperatingPoint(
+        load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning, passed=passed
+    )
 
 
 def crossing(slo: Mapping[str, float], tables: Sequence[pd.DataFrame], growing: Collection[int]) -> Crossing | None:
@@ -36,7 +38,7 @@ def crossing(slo: Mapping[str, float], tables: Sequence[pd.DataFrame], growing: 
     are the places of the rungs without a steady state. None without SLOs."""
     if not slo:
         return None
-    firsts: list[curve.Corner] = []
+    firsts: list[curve.OperatingPoint] = []
     over: list[NDArray[np.bool_]] = []
     breaks: Counter[str] = Counter()
     for table in tables:

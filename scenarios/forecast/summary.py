@@ -19,13 +19,13 @@ import pandas as pd
 from scenarios.forecast.bottleneck import bottleneck
 from scenarios.forecast.cost import costs
 from scenarios.forecast.forecast import (
-    Corner,
+    ComparedFigure,
     Estimate,
     Forecast,
-    Printed,
-    Promise,
+    OperatingPoint,
     Provenance,
     Row,
+    SloProbability,
     estimate,
     named,
     unit_of,
@@ -66,7 +66,7 @@ def summarise(
         steady = [int(str(number)) for number, grows in zip(rungs.index, growing, strict=True) if not grows]
         tables = [rates.steady(table, steady) for table in tables]
         rungs = _medians(tables)
-    promises = list(_promises(scenario, tables, growing))
+    promises = list(_slo_probabilities(scenario, tables, growing))
     engine = scenario.server.declared
     assumed = check_suits(calibration, engine, taken_as, scenario.calibration)
     known = flags if flags is not None else scenario.flags
@@ -81,7 +81,7 @@ def summarise(
     bends = f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"
     knee = corner(knees, first, bends)
     if knee.below:
-        knees = [curve.Corner(math.nan, math.nan, True)] * len(knees)
+        knees = [curve.OperatingPoint(math.nan, math.nan, True)] * len(knees)
     factors = [takeoff_factor(calibration, *task.seed) for task in tasks]
     onsets = [curve.latency_onset(table, factor) for table, factor in zip(tables, factors, strict=True)]
     latency_onset = _corner(onsets, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
@@ -132,20 +132,22 @@ def _rows(scenario: Scenario, tables: Sequence[pd.DataFrame], beyond: list[bool]
             )
 
 
-def _corner(corners: Sequence[curve.Corner], meaning: str) -> Corner:
+def _corner(corners: Sequence[curve.OperatingPoint], meaning: str) -> OperatingPoint:
     load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*corners, strict=True))
-    return Corner(load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning)
+    return OperatingPoint(load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning)
 
 
-def _promises(scenario: Scenario, tables: Sequence[pd.DataFrame], growing: list[bool]) -> Iterator[Promise]:
+def _slo_probabilities(
+    scenario: Scenario, tables: Sequence[pd.DataFrame], growing: list[bool]
+) -> Iterator[SloProbability]:
     together = pd.concat(tables, ignore_index=True)
     for metric, limit in scenario.slo.items():
         for i, (_, group) in enumerate(together.groupby("rung", sort=True)):
             kept = 0.0 if growing[i] else float((group[metric] <= limit).mean())
-            yield Promise(load=float(group["load"].iloc[0]), metric=metric, limit=limit, probability=kept)
+            yield SloProbability(load=float(group["load"].iloc[0]), metric=metric, limit=limit, probability=kept)
 
 
-def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], onset_rps: Estimate) -> Iterator[Printed]:
+def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], onset_rps: Estimate) -> Iterator[ComparedFigure]:
     for figure in scenario.published if scenario.load.users else []:  # figures are of a ladder of users
         if not _same_profile(figure, scenario.workload):
             continue
@@ -161,7 +163,7 @@ def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], onset_rps: Es
         low, high = simulated.low, simulated.high
         if low is not None and high is not None:
             inside = low - figure.rounding <= figure.value <= high + figure.rounding
-            yield Printed(figure=figure, simulated=simulated, inside=inside)
+            yield ComparedFigure(figure=figure, simulated=simulated, inside=inside)
 
 
 def _same_profile(figure: Figure, workload: Workload) -> bool:

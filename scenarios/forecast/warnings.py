@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from scenarios.forecast.forecast import Promise, named, unit_of
+from scenarios.forecast.forecast import SloProbability, named, unit_of
 from scenarios.forecast.modes import modes
 from sim.model.calibration import Calibration
 from sim.model.request import BROKEN
@@ -143,7 +143,7 @@ def reasons(
     return [*scenario.server.warnings, *_cut(scenario), *found, *undrawn(calibration), *calibration.warnings]
 
 
-def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[Promise]) -> list[str]:
+def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[SloProbability]) -> list[str]:
     """Where few answers decide whether an SLO on a far quantile is kept, its probability is one of windows."""
     answers = dict(zip(rungs["load"].tolist(), rungs["completions"].tolist(), strict=True))
     for p in promises:

@@ -26,7 +26,7 @@ import numpy as np
 
 from measure.apis.failure import status_of
 from scenarios.importers.failures import status_of_text
-from scenarios.importers.results import INSTANT, NOTHING, Answer, Floats, Stretch, assemble, has, understood
+from scenarios.importers.results import INSTANT, NOTHING, Floats, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
 from sim.model.request import ABORTED, OK
@@ -109,12 +109,12 @@ class _Summary(msgspec.Struct):
         return next((p for p in self.input_config.phases if p.name == "profiling"), None)
 
 
-def speaks(document: Any) -> bool:
+def recognises(document: Any) -> bool:
     """Whether a JSON document is one of aiperf's records."""
     return isinstance(document, dict) and has(document.get("metadata"), "request_start_ns")
 
 
-def summarises(document: Any) -> bool:
+def is_summary(document: Any) -> bool:
     """Whether a JSON document is aiperf's summary."""
     asked = document.get("input_config") if isinstance(document, dict) else None
     return has(document, "aiperf_version") or has(asked, "loadgen")
@@ -134,18 +134,18 @@ def records_of(summary: Path) -> Path:
 def read(files: dict[Path, list[Any]], path: Path) -> Run:
     """The run of some files of records, each given as its JSON documents."""
     origin = min(_started(documents, file) for file, documents in files.items())
-    versions, stretches = set(), []
+    versions, levels = set(), []
     for file, documents in files.items():
         summary = _summary(file)
         if summary is not None:
             versions.add(summary.aiperf_version or "")
-        stretches.append(_stretch(documents, file, origin, summary))
+        levels.append(_level(documents, file, origin, summary))
     tool = " ".join(["aiperf", *sorted(versions - {""})])
-    return assemble(path, tool, stretches, epoch=origin / 1e9)
+    return assemble(path, tool, levels, epoch=origin / 1e9)
 
 
 def _started(documents: list[Any], file: Path) -> int:
-    return min(understood(d, _Record, file, i + 1).metadata.request_start_ns for i, d in enumerate(documents))
+    return min(decoded_as(d, _Record, file, i + 1).metadata.request_start_ns for i, d in enumerate(documents))
 
 
 def _summary(records: Path) -> _Summary | None:
@@ -158,11 +158,11 @@ def _summary(records: Path) -> _Summary | None:
         if beside.name != SUMMARY:
             return None  # somebody else's
         raise BadInput(f"not JSON ({e}); expected aiperf's summary", path=beside) from e
-    return understood(raw, _Summary, beside) if summarises(raw) else None
+    return decoded_as(raw, _Summary, beside) if is_summary(raw) else None
 
 
-def _stretch(documents: list[Any], file: Path, origin: int, summary: _Summary | None) -> Stretch:
-    every = [understood(d, _Record, file, i + 1) for i, d in enumerate(documents)]
+def _level(documents: list[Any], file: Path, origin: int, summary: _Summary | None) -> LoadLevel:
+    every = [decoded_as(d, _Record, file, i + 1) for i, d in enumerate(documents)]
     records = [r for r in every if r.metadata.benchmark_phase == "profiling"]
     profiling = [r.metadata for r in records]
     if not profiling:
@@ -179,7 +179,7 @@ def _stretch(documents: list[Any], file: Path, origin: int, summary: _Summary | 
     ends = [m.request_end_ns for m in profiling if _same_clock(m)]
     if not ends:
         raise BadInput("no request of it has an end on the clock of its start; expected unix ns", path=file)
-    return Stretch(
+    return LoadLevel(
         users=users,
         rate=rate,
         arrivals=ARRIVALS.get(asked.type) if asked is not None and rate is not None else None,
@@ -194,7 +194,7 @@ def _same_clock(metadata: _Metadata) -> bool:
     return 0 <= metadata.request_end_ns - metadata.request_start_ns < LONGEST
 
 
-def _answer(record: _Record, origin: int, open_loop: bool) -> Answer:
+def _answer(record: _Record, origin: int, open_loop: bool) -> RequestRecord:
     metadata, error = record.metadata, record.error
     known, end = _same_clock(metadata), metadata.request_end_ns
     if not known and (left := metadata.cancellation_time_ns) is not None and left >= metadata.request_start_ns:
@@ -212,7 +212,7 @@ def _answer(record: _Record, origin: int, open_loop: bool) -> Answer:
         status = ABORTED
     elif error is not None:
         status = status_of(error.code) if error.code else status_of_text(f"{error.type} {error.message}")
-    return Answer(
+    return RequestRecord(
         sent=sent,
         ended=ended,
         end_known=known,

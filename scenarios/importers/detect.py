@@ -72,7 +72,7 @@ def _read(path: Path) -> Run:
     if path.is_dir():
         return _aiperf(aiperf.records_in(path), path)
     text = read_text(path, KNOWN.removeprefix("expected "))
-    if locust_csv.speaks(text):
+    if locust_csv.recognises(text):
         return locust_csv.read(text, path)
     plain = text.lstrip().replace('"', "").replace(";", ",")
     for begins, what in CSV_SUMS.items():
@@ -82,17 +82,17 @@ def _read(path: Path) -> Run:
     if len(documents) == 1 and isinstance(documents[0], list) and documents[0]:
         documents = documents[0]
     first = documents[0]
-    if aiperf.summarises(first) and not guidellm.speaks(first):
+    if aiperf.is_summary(first) and not guidellm.recognises(first):
         return _aiperf([aiperf.records_of(path)], path)
-    if aiperf.speaks(first):
+    if aiperf.recognises(first):
         return aiperf.read({path: documents}, path)
-    if guidellm.speaks(first):
+    if guidellm.recognises(first):
         return guidellm.read(first, path)
-    if vllm_bench.speaks(first):
+    if vllm_bench.recognises(first):
         return vllm_bench.read(documents, path)
-    if genai_perf.speaks(first):
+    if genai_perf.recognises(first):
         return genai_perf.read(first, path)
-    if inference_perf.speaks(first):
+    if inference_perf.recognises(first):
         return inference_perf.read(documents, path)
     for keys, what in SUMS.items():
         if has(first, *keys):

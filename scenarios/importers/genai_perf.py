@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from scenarios.importers.failures import status_of_text
-from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, has, understood
+from scenarios.importers.results import INSTANT, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
 from sim.model.request import OK
 from sim.run import Run
@@ -57,7 +57,7 @@ class _Said(msgspec.Struct):
     output_tokens: int | None = None
 
 
-def speaks(document: Any) -> bool:
+def recognises(document: Any) -> bool:
     """Whether a JSON document is genai-perf's profile of every request."""
     if not has(document, "experiments") or not isinstance(document["experiments"], list):
         return False
@@ -66,21 +66,21 @@ def speaks(document: Any) -> bool:
 
 def read(document: Any, path: Path) -> Run:
     """The run of a profile, one rung for every experiment in it."""
-    profile = understood(document, _Profile, path)
+    profile = decoded_as(document, _Profile, path)
     measured = [each for each in profile.experiments if each.requests]
     if not measured:
         raise BadInput("empty; expected at least one experiment with requests", path=path, key="experiments")
-    stretches = [_stretch(each) for each in measured]
+    levels = [_level(each) for each in measured]
     warnings = []
     if not any(_said(r.response_outputs).output_tokens for each in measured for r in each.requests):
         warnings.append("tokens are not counted in the file: every response with output stands in for one")
-    return assemble(path, "genai-perf", stretches, warnings=warnings)
+    return assemble(path, "genai-perf", levels, warnings=warnings)
 
 
-def _stretch(measured: _Measured) -> Stretch:
+def _level(measured: _Measured) -> LoadLevel:
     mode, value = measured.experiment.mode, measured.experiment.value
     answers = [_answer(r) for r in measured.requests]
-    return Stretch(
+    return LoadLevel(
         users=int(value) if mode == "concurrency" and value >= 1 else None,
         rate=value if mode == "request_rate" and value > 0 else None,
         settled=min(a.sent for a in answers),
@@ -89,7 +89,7 @@ def _stretch(measured: _Measured) -> Stretch:
     )
 
 
-def _answer(request: _Request) -> Answer:
+def _answer(request: _Request) -> RequestRecord:
     sent = request.timestamp / 1e9
     times = np.array(request.response_timestamps, dtype=np.float64) / 1e9
     each = [_said([output]) for output in request.response_outputs[: len(times)]]
@@ -101,7 +101,7 @@ def _answer(request: _Request) -> Answer:
     if isinstance(payload, dict):
         asked = payload.get("max_completion_tokens") or payload.get("max_tokens") or asked
     failed = request.error is not None or not len(times)
-    return Answer(
+    return RequestRecord(
         sent=sent,
         ended=float(times[-1]) if len(times) else sent,
         end_known=bool(len(times)),

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from scenarios.importers.failures import status_of_text
-from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, has, understood
+from scenarios.importers.results import INSTANT, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
 from sim.model.request import ABORTED, OK
 from sim.run import Run
@@ -104,7 +104,7 @@ class _Report(msgspec.Struct):
     metadata: _Metadata = msgspec.field(default_factory=_Metadata)
 
 
-def speaks(document: Any) -> bool:
+def recognises(document: Any) -> bool:
     """Whether a JSON document is guidellm's."""
     if not isinstance(document, dict):
         return False
@@ -121,13 +121,13 @@ def read(document: Any, path: Path) -> Run:
         message = "written by guidellm before 0.2, which is too old; expected the report of a later one"
         raise BadInput(message, path=path, key="benchmarks[0]")
     raw = document | {"benchmarks": [_modern(b) for b in listed]} if isinstance(listed, list) else document
-    report = understood(raw, _Report, path)
+    report = decoded_as(raw, _Report, path)
     if not report.benchmarks:
         raise BadInput("empty; expected at least one benchmark", path=path, key="benchmarks")
     warnings = ["guidellm keeps the first and the last token of an answer: no ITL, and no steps to calibrate from"]
-    stretches = [_stretch(benchmark) for benchmark in report.benchmarks]
+    levels = [_level(benchmark) for benchmark in report.benchmarks]
     known = report.metadata.guidellm_version
-    return assemble(path, f"guidellm {known or 'before 0.5'}", stretches, epoch=0.0, warnings=warnings)
+    return assemble(path, f"guidellm {known or 'before 0.5'}", levels, epoch=0.0, warnings=warnings)
 
 
 def _first(values: Any) -> Any:
@@ -164,7 +164,7 @@ def _modern_request(request: Any) -> Any:
     }
 
 
-def _stretch(benchmark: _Benchmark) -> Stretch:
+def _level(benchmark: _Benchmark) -> LoadLevel:
     strategy, requests = benchmark.config.strategy, benchmark.requests
     warnings = []
     users, rate = strategy.streams, strategy.rate
@@ -196,7 +196,7 @@ def _stretch(benchmark: _Benchmark) -> Stretch:
             f"{cached} of {prompts} prompt tokens ({cached / max(1, prompts):.0%}) were in the server's cache: their "
             "prefills were shorter than the prompts"
         )
-    return Stretch(
+    return LoadLevel(
         users=users,
         rate=rate if open_loop else None,
         open_loop=open_loop,
@@ -208,7 +208,7 @@ def _stretch(benchmark: _Benchmark) -> Stretch:
     )
 
 
-def _answer(status: str, request: _Request, open_loop: bool) -> Answer:
+def _answer(status: str, request: _Request, open_loop: bool) -> RequestRecord:
     timings = request.info.timings
     sent, due = timings.request_start or 0.0, timings.targeted_start
     first, ttft = timings.first_token_iteration, request.time_to_first_token_ms
@@ -216,7 +216,7 @@ def _answer(status: str, request: _Request, open_loop: bool) -> Answer:
         first = sent + ttft / 1e3
     ended = timings.request_end or timings.resolve_end
     output = request.output_tokens if request.output_tokens is not None else timings.token_iterations
-    return Answer(
+    return RequestRecord(
         sent=sent,
         ended=ended or sent,
         end_known=ended is not None,

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from scenarios.importers.failures import status_of_text
-from scenarios.importers.results import INSTANT, Answer, Floats, Stretch, assemble, has, understood
+from scenarios.importers.results import INSTANT, Floats, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.request import OK
 from sim.run import Run
 
@@ -65,14 +65,14 @@ class _Request(msgspec.Struct):
     error: _Error | None = None
 
 
-def speaks(document: Any) -> bool:
+def recognises(document: Any) -> bool:
     """Whether a JSON document is one of inference-perf's requests."""
     return has(document, "start_time", "end_time", "info") and has(document, "request")
 
 
 def read(documents: list[Any], path: Path) -> Run:
     """The run of a list of requests."""
-    requests = [understood(d, _Request, path, i) for i, d in enumerate(documents, 1)]
+    requests = [decoded_as(d, _Request, path, i) for i, d in enumerate(documents, 1)]
     read = [_answer(r) for r in requests]
     doubled = sum(twice for _, twice in read)
     answers = [answer for answer, _ in read]
@@ -82,13 +82,13 @@ def read(documents: list[Any], path: Path) -> Run:
             f"in {doubled} of {len(answers)} answers every line of the stream has its time, blank ones, too: every "
             "second one is taken"
         )
-    stretch = Stretch(
+    level = LoadLevel(
         settled=min(a.sent for a in answers), end=max(a.ended for a in answers) + INSTANT, answers=answers
     )
-    return assemble(path, "inference-perf", [stretch], warnings=warnings)
+    return assemble(path, "inference-perf", [level], warnings=warnings)
 
 
-def _answer(request: _Request) -> tuple[Answer, bool]:
+def _answer(request: _Request) -> tuple[RequestRecord, bool]:
     info = request.info or _Info()
     response = info.response_metrics or _Response()
     usage = response.server_usage or _Usage()
@@ -101,7 +101,7 @@ def _answer(request: _Request) -> tuple[Answer, bool]:
     words = f"{error.error_type} {error.error_msg}".strip() if error is not None else None
     known = request.end_time is not None and request.end_time >= request.start_time
     return (
-        Answer(
+        RequestRecord(
             sent=request.start_time,
             ended=request.end_time if known and request.end_time is not None else request.start_time,
             end_known=known,

@@ -24,7 +24,7 @@ import pandas as pd
 
 from measure.apis.failure import status_of
 from scenarios.importers.failures import status_of_text
-from scenarios.importers.results import INSTANT, Answer, Stretch, assemble, moment, named, software
+from scenarios.importers.results import INSTANT, LoadLevel, RequestRecord, assemble, moment, named, software
 from sim.engines.catalog import DEFAULT, flags_of
 from sim.model.errors import BadInput
 from sim.model.files.rows import delimiter_of
@@ -57,7 +57,7 @@ class _Snapshot(NamedTuple):
 Row = dict[str, str]
 
 
-def speaks(text: str) -> bool:
+def recognises(text: str) -> bool:
     """Whether a text begins like one of these files."""
     header = _columns(text.partition("\n")[0])
     return any(set(columns) <= set(header) for columns in (HISTORY, ROWS, SUMS))
@@ -172,9 +172,11 @@ def _requests(rows: list[Row], path: Path) -> Run:
         code, text = int(_number(row, "responseCode", path, line)), row.get("failureMessage", "")
         users.append(int(_number(row, "allThreads", path, line)))
         if row["success"] == "true":
-            answers.append(Answer(sent, ended, 0, 0, last=ended))
+            answers.append(RequestRecord(sent, ended, 0, 0, last=ended))
         else:
-            answers.append(Answer(sent, ended, 0, 0, status_of(code) if code >= 400 else status_of_text(text), text))
+            answers.append(
+                RequestRecord(sent, ended, 0, 0, status_of(code) if code >= 400 else status_of_text(text), text)
+            )
     if not answers or min(users) < 1:
         raise BadInput("expected a row for every request, with the users of the moment", path=path, key="allThreads")
     warnings = [
@@ -197,22 +199,24 @@ def _instant(row: Row, path: Path, line: int) -> float:
         raise BadInput(message, path=path, line=line, key="timeStamp") from None
 
 
-def _levels(answers: list[Answer], users: list[int]) -> list[Stretch]:
-    """A stretch for every number of users, with the requests begun at it; settled as a ladder's rung is."""
+def _levels(answers: list[RequestRecord], users: list[int]) -> list[LoadLevel]:
+    """A level for every number of users, with the requests begun at it; settled as a ladder's rung is."""
     order = sorted(range(len(answers)), key=lambda i: answers[i].ended)
-    levels = [list(level) for _, level in groupby(order, key=users.__getitem__)]
+    groups = [list(group) for _, group in groupby(order, key=users.__getitem__)]
     # users were added after the last answer of the level before
-    edges = [float("-inf"), *(answers[level[-1]].ended for level in levels[:-1]), answers[order[-1]].ended + INSTANT]
-    stretches = []
-    for level, (low, high) in zip(levels, pairwise(edges), strict=True):
-        count = users[level[0]]
+    edges = [float("-inf"), *(answers[group[-1]].ended for group in groups[:-1]), answers[order[-1]].ended + INSTANT]
+    levels = []
+    for group, (low, high) in zip(groups, pairwise(edges), strict=True):
+        count = users[group[0]]
         begun = [a for a in answers if low <= a.sent < high]
         ended = sorted(a.ended for a in begun)
         start = max(low, min(a.sent for a in answers))
         steady = len(ended) > count and ended[count - 1] < high
         warnings = [] if steady else [f"not every one of {count} users finished a request here, so there is no window"]
         settled = ended[count - 1] if steady else high
-        stretches.append(
-            Stretch(users=count, counted=True, settled=settled, end=high, answers=begun, warnings=warnings, start=start)
+        levels.append(
+            LoadLevel(
+                users=count, counted=True, settled=settled, end=high, answers=begun, warnings=warnings, start=start
+            )
         )
-    return stretches
+    return levels

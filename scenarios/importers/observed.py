@@ -34,7 +34,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Flights:
+class RequestTimes:
     """When each request was due (open loop; else sent), sent and over, s; `known` where the end is."""
 
     due: Floats
@@ -43,27 +43,27 @@ class Flights:
     known: NDArray[np.bool_]
 
 
-def closed(flights: Flights, said: int | None) -> Load:
+def closed_loop(requests: RequestTimes, said: int | None) -> Load:
     """The load of users who wait for their answers; `said` is how many the tool says there were."""
-    most, held = _in_flight(flights)
+    most, held = _in_flight(requests)
     if said is None:
         return Load(users=max(1, most))
-    users = most if most < said and flights.known.all() else max(said, held)
+    users = most if most < said and requests.known.all() else max(said, held)
     if users == said or not users:
         return Load(users=said)
     warning = f"the file says {said} users, but {users} requests were in flight at most: the load is {users} users"
     return Load(users=users, warnings=(warning,))
 
 
-def opened(
-    flights: Flights,
+def open_loop(
+    requests: RequestTimes,
     said: float | None = None,
     arrivals: str | Gamma | None = None,
     window: tuple[float, float] = (-np.inf, np.inf),
 ) -> Load:
     """The load of arrivals that wait for nobody; `said` and `arrivals` are what the tool says of them, `window` is
     what it measured: warm-up before it is none."""
-    due = np.sort(flights.due)
+    due = np.sort(requests.due)
     inside = due[(due >= window[0]) & (due < window[1])]
     due = inside if len(inside) > 1 else due
     span = float(due[-1] - due[0]) if len(due) else 0.0
@@ -71,7 +71,8 @@ def opened(
         if said is not None and len(due) < 2:
             return Load(rate=said, arrivals=arrivals or "poisson")
         return replace(
-            closed(flights, None), warnings=("all requests were sent at the same time, so they are one burst of users",)
+            closed_loop(requests, None),
+            warnings=("all requests were sent at the same time, so they are one burst of users",),
         )
     rate = (len(due) - 1) / span
     warnings = []
@@ -88,38 +89,38 @@ def opened(
     return Load(rate=float(f"{rate:.6g}"), arrivals=arrivals or _regularity(due), warnings=tuple(warnings))
 
 
-def told(flights: Flights) -> Load:
+def unstated_load(requests: RequestTimes) -> Load:
     """The load of a tool that does not say whether its users waited for their answers."""
-    most, _ = _in_flight(flights)
-    sent, ended = flights.sent[flights.known], flights.ended[flights.known]
+    most, _ = _in_flight(requests)
+    sent, ended = requests.sent[requests.known], requests.ended[requests.known]
     if len(sent) > 2 * most and most:
         low, high = float(np.sort(sent)[most - 1]), float(np.max(sent))  # between ramp and drain
         busy = np.maximum(0.0, np.minimum(ended, high) - np.maximum(sent, low)).sum()
-        busy += (~flights.known).sum() * float(np.mean(ended - sent))  # as long as the others took, for want of an end
+        busy += (~requests.known).sum() * float(np.mean(ended - sent))  # as long as the others took, for want of an end
         if high > low and busy >= ALWAYS * most * (high - low):
             return Load(users=most, warnings=(f"the load is not stated; {most} requests were in flight all the time",))
-    if len(sent) <= 1 or float(np.ptp(flights.due)) <= BURST * float(ended.max() - sent.min()):
+    if len(sent) <= 1 or float(np.ptp(requests.due)) <= BURST * float(ended.max() - sent.min()):
         return Load(users=max(1, most), warnings=(f"the load is not stated; {most} requests were sent at once",))
-    load = opened(flights)
+    load = open_loop(requests)
     said = f"the load is not stated; requests came at {load.rate:.4g}/s, whether or not others had ended"
     return replace(load, warnings=(said, *load.warnings))
 
 
-def at_once(flights: Flights, seconds: float) -> bool:
+def at_once(requests: RequestTimes, seconds: float) -> bool:
     """Whether all requests of a test that took so long were sent together."""
-    return float(np.ptp(flights.sent)) <= BURST * seconds
+    return float(np.ptp(requests.sent)) <= BURST * seconds
 
 
-def gamma(burstiness: float) -> str | Gamma:
+def gamma_arrivals(burstiness: float) -> str | Gamma:
     """Arrivals by vLLM's burstiness: the shape of gamma-distributed gaps, 1 for Poisson arrivals."""
     if not np.isfinite(burstiness):
         return "constant"
     return "poisson" if burstiness == 1 else Gamma(gamma=Cv(cv=round(burstiness**-0.5, 6)))
 
 
-def _in_flight(flights: Flights) -> tuple[int, int]:
+def _in_flight(requests: RequestTimes) -> tuple[int, int]:
     """The most requests in flight, ever and for longer than `BRIEF`; ends count early by what times are rounded to."""
-    sent, ended = flights.sent[flights.known], flights.ended[flights.known]
+    sent, ended = requests.sent[requests.known], requests.ended[requests.known]
     ended = np.maximum(sent, ended - ROUNDED)
     times = np.concatenate([sent, ended])
     change = np.concatenate([np.ones(len(sent)), -np.ones(len(ended))])

@@ -1,7 +1,7 @@
-"""What another tool measured, on its way to becoming a run: its answers, in one stretch for every load.
+"""From another tool's requests, grouped by load level, to a run.
 
-A tool's reader makes `Stretch`es, in its own clock; `assemble` lays them out as the rungs of a ladder. Nothing is made
-up: what a tool did not write down is left out, or filled with what is said in a warning.
+A tool's reader makes `LoadLevel`s in its own clock; `assemble` makes them the rungs of a ladder. Nothing is invented:
+what a tool did not record is left out, or replaced as a warning says.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from scenarios.importers import observed
-from scenarios.importers.observed import Flights
+from scenarios.importers.observed import RequestTimes
 from sim.cluster.replay import lanes
 from sim.engines.catalog import DEFAULT, flags_of
 from sim.model.errors import BadInput
@@ -45,7 +45,7 @@ KIND_OF_FILE = re.compile(r"(\.(csv|jsonl?|ndjson|txt|gz|zst|bz2|xz))+$", re.IGN
 NOTHING: Floats = np.empty(0)
 
 
-class Answer(NamedTuple):
+class RequestRecord(NamedTuple):
     """One request as a tool recorded it; times in s of the tool's clock, None where it did not say.
 
     `chunks` are the arrivals of the parts of a streamed answer, which may or may not be tokens; `carried` says how many
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class LoadLevel:
     """Everything measured at one load: closed loop at `users`, or open loop at `rate` requests/s.
 
     [settled, end) is the window over which the tool itself sums up; `answers` are to the requests begun here. `users`
@@ -79,7 +79,7 @@ class Stretch:
 
     settled: float
     end: float
-    answers: Sequence[Answer]
+    answers: Sequence[RequestRecord]
     users: int | None = None
     rate: float | None = None
     open_loop: bool | None = None
@@ -88,18 +88,18 @@ class Stretch:
     start: float | None = None  # absent: the window's, or when the first request was due or sent if that was before
     warnings: list[str] = field(default_factory=list)
 
-    def shown(self) -> Stretch:
-        """The stretch with the load that its requests show."""
+    def shown(self) -> LoadLevel:
+        """The level with the load that its requests show."""
         if self.counted or not self.answers:
             return self
         measured = [a for a in self.answers if a.sent < self.end and (a.ended > self.settled or not a.end_known)]
-        flights = _flights(self.answers)
+        requests = _request_times(self.answers)
         if self.users is not None or self.open_loop is False:
-            load = observed.closed(_flights(measured) if measured else flights, self.users)
+            load = observed.closed_loop(_request_times(measured) if measured else requests, self.users)
         elif self.rate is not None or self.open_loop:
-            load = observed.opened(flights, self.rate, self.arrivals, (self.settled, self.end))
+            load = observed.open_loop(requests, self.rate, self.arrivals, (self.settled, self.end))
         else:
-            load = observed.told(_flights(measured) if measured else flights)
+            load = observed.unstated_load(_request_times(measured) if measured else requests)
         return replace(
             self,
             answers=self.answers if load.users is None else [a._replace(due=None) for a in self.answers],
@@ -117,13 +117,13 @@ class Stretch:
         return min([self.settled, *(_due(a) for a in self.answers)])
 
 
-def _flights(answers: Sequence[Answer]) -> Flights:
+def _request_times(answers: Sequence[RequestRecord]) -> RequestTimes:
     columns = ([_due(a) for a in answers], [a.sent for a in answers], [a.ended for a in answers])
     due, sent, ended = (np.array(column, dtype=np.float64) for column in columns)
-    return Flights(due, sent, ended, np.array([a.end_known for a in answers], dtype=np.bool_))
+    return RequestTimes(due, sent, ended, np.array([a.end_known for a in answers], dtype=np.bool_))
 
 
-def _possible(answer: Answer, number: int, path: Path) -> Answer:
+def _possible(answer: RequestRecord, number: int, path: Path) -> RequestRecord:
     """The answer, if it can be; one that ended before it was sent has an end of another clock, which is not known."""
     for name in ("prompt_tokens", "output_tokens", "max_new_tokens"):
         count = getattr(answer, name)
@@ -139,7 +139,7 @@ def _possible(answer: Answer, number: int, path: Path) -> Answer:
     return answer
 
 
-def _streamed(answer: Answer) -> Answer:
+def _streamed(answer: RequestRecord) -> RequestRecord:
     """The answer, without the time of a first token if all of them came at once: then it was not streamed."""
     chunks = answer.chunks
     at_once = len(chunks) == 1 or (answer.first is not None and answer.last is not None and answer.first >= answer.last)
@@ -150,7 +150,7 @@ def _streamed(answer: Answer) -> Answer:
     )
 
 
-def _due(answer: Answer) -> float:
+def _due(answer: RequestRecord) -> float:
     return answer.sent if answer.due is None else min(answer.due, answer.sent)
 
 
@@ -159,7 +159,7 @@ def has(value: object, *keys: str) -> bool:
     return isinstance(value, dict) and set(keys) <= set(value)
 
 
-def understood(raw: Any, kind: type[T], path: Path, line: int | None = None) -> T:
+def decoded_as(raw: Any, kind: type[T], path: Path, line: int | None = None) -> T:
     """`raw` as a `kind` of msgspec; raises `BadInput` naming the key and what was expected there."""
     try:
         return msgspec.convert(raw, kind, strict=False)
@@ -173,49 +173,49 @@ def understood(raw: Any, kind: type[T], path: Path, line: int | None = None) -> 
 def assemble(
     path: Path,
     tool: str,
-    stretches: Sequence[Stretch],
+    levels: Sequence[LoadLevel],
     *,
     epoch: float | None = None,
     anew: bool = True,
     warnings: Sequence[str] = (),
 ) -> Run:
-    """The run of some stretches; `tool` is its name and version, `epoch` the unix time of its zero.
+    """The run of some levels; `tool` is its name and version, `epoch` the unix time of its zero.
 
-    `anew`: the users of a stretch began with it; otherwise they are added to those of the one before. Raises `BadInput`
-    when nothing succeeded, or when two stretches that began anew overlap.
+    `anew`: the users of a level began with it; otherwise they are added to those of the one before. Raises `BadInput`
+    when nothing succeeded, or when two levels that began anew overlap.
     """
-    stretches = sorted(stretches, key=lambda s: s.began)
-    if not any(a.status == OK for s in stretches for a in s.answers):
+    levels = sorted(levels, key=lambda s: s.began)
+    if not any(a.status == OK for s in levels for a in s.answers):
         raise BadInput(f"no request of it succeeded; expected results of {tool} with at least one answer", path=path)
-    for before, after in pairwise(stretches):
+    for before, after in pairwise(levels):
         if anew and after.began < max((a.ended for a in before.answers), default=before.began):
             raise BadInput("two of its benchmarks overlap in time; expected one after the other", path=path)
-    stretches = [
+    levels = [
         replace(s, answers=[_streamed(_possible(a, i, path)) for i, a in enumerate(s.answers, 1)]).shown()
-        for s in stretches
+        for s in levels
     ]
-    zero = stretches[0].began
-    answers = [a for s in stretches for a in s.answers]
+    zero = levels[0].began
+    answers = [a for s in levels for a in s.answers]
     times, carried, found = _token_times(answers)
-    groups = [[s] for s in stretches] if anew else [stretches]
+    groups = [[s] for s in levels] if anew else [levels]
     users = [user for group in groups for user in _users(group)]
-    requests = _table(stretches, users, times, zero)
+    requests = _table(levels, users, times, zero)
     said = [*warnings, *found]
     said += _lacking(requests, times, said)
     name = named(path)
     return Run(
         kind="measured",
         name=name,
-        scenario=_scenario(name, stretches, f"imported from {path.name}, written by {tool}"),
-        rungs=[_rung(s, zero) for s in stretches],
+        scenario=_scenario(name, levels, f"imported from {path.name}, written by {tool}"),
+        rungs=[_rung(s, zero) for s in levels],
         requests=requests,
         token_times=[np.maximum(t - zero, 0.0) for t in times] if times is not None else None,
         event_tokens=carried,
         created=None if epoch is None else moment(epoch + zero),
         software=software(tool),
-        segments=[{"start": g[0].began - zero, "first_rung": stretches.index(g[0])} for g in groups],
+        segments=[{"start": g[0].began - zero, "first_rung": levels.index(g[0])} for g in groups],
         stopped=f"{tool} had done what it was asked",
-        warnings=[*warnings, *found, *_lacking(requests, times, warnings), *_unasked(answers), *_mixed(stretches)],
+        warnings=[*warnings, *found, *_lacking(requests, times, warnings), *_unasked(answers), *_mixed(levels)],
     )
 
 
@@ -234,30 +234,30 @@ def software(tool: str) -> dict[str, str]:
     return {"servecast": version("servecast"), "client": tool}
 
 
-def _rung(stretch: Stretch, zero: float) -> Rung:
-    sent = sorted(a.sent for a in stretch.answers)
-    ramped = sent[min(stretch.users or 1, len(sent)) - 1] if sent else stretch.began
+def _rung(level: LoadLevel, zero: float) -> Rung:
+    sent = sorted(a.sent for a in level.answers)
+    ramped = sent[min(level.users or 1, len(sent)) - 1] if sent else level.began
     return Rung(
-        start=stretch.began - zero,
+        start=level.began - zero,
         ramped=ramped - zero,
-        settled=stretch.settled - zero,
-        end=stretch.end - zero,
-        users=stretch.users,
-        rate=stretch.rate,
-        warnings=[*stretch.warnings, *_warnings_of(stretch)],
-        extra={} if stretch.arrivals is None else {"arrivals": msgspec.to_builtins(stretch.arrivals)},
+        settled=level.settled - zero,
+        end=level.end - zero,
+        users=level.users,
+        rate=level.rate,
+        warnings=[*level.warnings, *_warnings_of(level)],
+        extra={} if level.arrivals is None else {"arrivals": msgspec.to_builtins(level.arrivals)},
     )
 
 
-def _warnings_of(stretch: Stretch) -> list[str]:
-    answers, seconds = stretch.answers, stretch.end - stretch.settled
+def _warnings_of(level: LoadLevel) -> list[str]:
+    answers, seconds = level.answers, level.end - level.settled
     warnings = []
-    if stretch.users is not None and seconds > 0:
-        inside = (min(a.ended, stretch.end) - max(a.sent, stretch.settled) for a in answers)
+    if level.users is not None and seconds > 0:
+        inside = (min(a.ended, level.end) - max(a.sent, level.settled) for a in answers)
         busy = sum(max(0.0, overlap) for overlap in inside) / seconds
-        if busy < BUSY * stretch.users:
+        if busy < BUSY * level.users:
             warnings.append(
-                f"on average {busy:.3g} of {stretch.users} users had a request in flight in the window: ramp, drain "
+                f"on average {busy:.3g} of {level.users} users had a request in flight in the window: ramp, drain "
                 "or the tool's own pauses lie in it"
             )
     unended = sum(not a.end_known for a in answers)
@@ -270,7 +270,7 @@ def _warnings_of(stretch: Stretch) -> list[str]:
 
 
 def _token_times(
-    answers: Sequence[Answer],
+    answers: Sequence[RequestRecord],
 ) -> tuple[list[Floats] | None, list[Ints | None] | None, list[str]]:
     """When every token came, how many came with each chunk where some had several, and what is to be said about it."""
     streamed = [a for a in answers if a.status == OK and len(a.chunks)]
@@ -310,7 +310,7 @@ def _token_times(
     return list(times), list(carried), warnings
 
 
-def _stream(answer: Answer) -> tuple[Floats, Ints | None]:
+def _stream(answer: RequestRecord) -> tuple[Floats, Ints | None]:
     """The time of every token of an answer, and the tokens of each chunk where some carried several."""
     chunks, tokens = answer.chunks, answer.output_tokens
     if answer.status != OK or not len(chunks) or len(chunks) == tokens:
@@ -336,17 +336,17 @@ def _lacking(requests: pd.DataFrame, times: list[Floats] | None, said: Sequence[
     return found
 
 
-def _mixed(stretches: Sequence[Stretch]) -> list[str]:
-    closed = sum(s.users is not None for s in stretches)
-    if closed in (0, len(stretches)):
+def _mixed(levels: Sequence[LoadLevel]) -> list[str]:
+    closed = sum(s.users is not None for s in levels)
+    if closed in (0, len(levels)):
         return []
-    return [f"{closed} of {len(stretches)} loads are users, the others requests/s: each is said with its warnings"]
+    return [f"{closed} of {len(levels)} loads are users, the others requests/s: each is said with its warnings"]
 
 
-def _table(stretches: Sequence[Stretch], users: Sequence[int], times: list[Floats] | None, zero: float) -> pd.DataFrame:
+def _table(levels: Sequence[LoadLevel], users: Sequence[int], times: list[Floats] | None, zero: float) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for rung, stretch in enumerate(stretches):
-        for answer in stretch.answers:
+    for rung, level in enumerate(levels):
+        for answer in level.answers:
             chunks = answer.chunks if times is None or not len(times[len(rows)]) else times[len(rows)]
             first, last = (chunks[0], chunks[-1]) if len(chunks) else (answer.first, answer.last)
             moments: dict[str, float | None] = {
@@ -367,14 +367,14 @@ def _table(stretches: Sequence[Stretch], users: Sequence[int], times: list[Float
     return pd.DataFrame(columns)
 
 
-def _users(group: Sequence[Stretch]) -> list[int]:
-    """Who sent each request of some stretches that ran without a break; -1 in open loop."""
-    answers = [a for stretch in group for a in stretch.answers]
-    most = max(stretch.users or 0 for stretch in group)
+def _users(group: Sequence[LoadLevel]) -> list[int]:
+    """Who sent each request of some levels that ran without a break; -1 in open loop."""
+    answers = [a for level in group for a in level.answers]
+    most = max(level.users or 0 for level in group)
     return lanes([a.sent for a in answers], [a.ended for a in answers], most) if most else [-1] * len(answers)
 
 
-def _unasked(answers: Sequence[Answer]) -> list[str]:
+def _unasked(answers: Sequence[RequestRecord]) -> list[str]:
     warnings = []
     if any(a.output_tokens for a in answers) and all(a.max_new_tokens is None for a in answers):
         warnings.append("max_new_tokens is not recorded; what came back stands in for it")
@@ -384,10 +384,10 @@ def _unasked(answers: Sequence[Answer]) -> list[str]:
     return warnings
 
 
-def _scenario(name: str, stretches: Sequence[Stretch], description: str) -> Scenario:
-    users = [s.users for s in stretches if s.users is not None]
-    rates = [s.rate for s in stretches if s.rate is not None]
-    kinds = list({msgspec.json.encode(s.arrivals): s.arrivals for s in stretches if s.arrivals is not None}.values())
+def _scenario(name: str, levels: Sequence[LoadLevel], description: str) -> Scenario:
+    users = [s.users for s in levels if s.users is not None]
+    rates = [s.rate for s in levels if s.rate is not None]
+    kinds = list({msgspec.json.encode(s.arrivals): s.arrivals for s in levels if s.arrivals is not None}.values())
     return Scenario(
         name=name,
         description=description,

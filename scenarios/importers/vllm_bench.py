@@ -28,7 +28,7 @@ import numpy as np
 
 from scenarios.importers import observed
 from scenarios.importers.failures import last_line, status_of_text
-from scenarios.importers.results import INSTANT, Answer, Ints, Stretch, assemble, has, understood
+from scenarios.importers.results import INSTANT, Ints, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
 from sim.run import Run
 
@@ -56,7 +56,7 @@ CHANCE = 3.0  # times as many equal neighbours as any two gaps are equal: they w
 ASTRAY = 0.1  # of the duration: times that were rebuilt and last longer or shorter are not what happened
 
 
-def speaks(document: Any) -> bool:
+def recognises(document: Any) -> bool:
     """Whether a JSON document is a result of vLLM's, or of sglang's."""
     return has(document, "request_rate", "request_throughput", "num_prompts") or (
         has(document, "duration", "completed") and has(document, SGLANG)
@@ -66,23 +66,23 @@ def speaks(document: Any) -> bool:
 def read(documents: list[Any], path: Path) -> Run:
     """The run of one or more results."""
     tool = "sglang's bench_serving" if has(documents[0], SGLANG) else "vllm bench serve"
-    stretches: list[Stretch] = []
+    levels: list[LoadLevel] = []
     began = 0.0
     for line, document in enumerate(documents, 1):
-        stretches.append(_stretch(document, path, line, tool, began))
-        began = max([stretches[-1].end, *(a.ended for a in stretches[-1].answers)]) + APART
+        levels.append(_level(document, path, line, tool, began))
+        began = max([levels[-1].end, *(a.ended for a in levels[-1].answers)]) + APART
     warnings = []
-    if any(s.rate is not None and any(a.due is None for a in s.answers) for s in stretches):
+    if any(s.rate is not None and any(a.due is None for a in s.answers) for s in levels):
         warnings.append("without queue_times due times are not known: waiting for max_concurrency is left out")
-    return assemble(path, tool, stretches, warnings=warnings)
+    return assemble(path, tool, levels, warnings=warnings)
 
 
-def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> Stretch:
+def _level(document: Any, path: Path, line: int, tool: str, began: float) -> LoadLevel:
     if not has(document, "ttfts", "itls"):
         option = "--output-details" if has(document, SGLANG) else "--save-detailed"
         message = f"missing; expected what every request did, which {tool} writes with {option}"
         raise BadInput(message, path=path, line=line, key="ttfts")
-    result = understood(document, _Result, path, line)
+    result = decoded_as(document, _Result, path, line)
     count = len(result.ttfts)
     for key in ("start_times", "itls", "input_lens", "output_lens", "errors", "queue_times"):
         values = getattr(result, key)
@@ -116,11 +116,11 @@ def _stretch(document: Any, path: Path, line: int, tool: str, began: float) -> S
         warnings.append(
             f"at most {result.max_concurrency} requests were let in at once: not all of the open loop's load"
         )
-    return Stretch(
+    return LoadLevel(
         users=None if open_loop else result.max_concurrency,
         rate=rate,
         open_loop=open_loop,
-        arrivals=observed.gamma(result.burstiness) if rate is not None and result.burstiness > 0 else None,
+        arrivals=observed.gamma_arrivals(result.burstiness) if rate is not None and result.burstiness > 0 else None,
         settled=settled,
         end=settled + result.duration + INSTANT,
         answers=[_answer(result, starts, i, rate is not None, divided) for i in range(count)],
@@ -170,14 +170,14 @@ def _joined(gaps: list[float], tokens: int) -> tuple[list[float], Ints | None]:
     return whole, np.concatenate([[first], sizes]).astype(np.int64) if first > 0 else None
 
 
-def _answer(result: _Result, starts: list[float], i: int, due: bool, divided: bool) -> Answer:
+def _answer(result: _Result, starts: list[float], i: int, due: bool, divided: bool) -> RequestRecord:
     sent, error = starts[i], result.errors[i] if result.errors is not None else ""
     if error or not result.ttfts[i] > 0:
         text = last_line(error)
-        return Answer(sent, sent, result.input_lens[i], 0, status_of_text(text), text or None, end_known=False)
+        return RequestRecord(sent, sent, result.input_lens[i], 0, status_of_text(text), text or None, end_known=False)
     gaps, carried = _joined(result.itls[i], result.output_lens[i]) if divided else (result.itls[i], None)
     chunks = sent + result.ttfts[i] + np.cumsum([0.0, *gaps])
-    return Answer(
+    return RequestRecord(
         sent=sent,
         ended=float(chunks[-1]),
         due=sent - result.queue_times[i] if due and result.queue_times else None,

@@ -101,7 +101,7 @@ def _written_in(tree: Tree, key: str) -> str | None:
 def _checked(tree: Tree) -> Scenario:
     if "written" in tree.values:  # which only we write, below
         raise tree.fail(("written",), "unknown key")
-    values = {"server": {}} | without_nothing(tree.values)
+    values = {"server": {}} | without_nulls(tree.values)
     check_shape({"server": {}} | tree.values, Scenario, tree.fail, (), shape_of)
     scenario = msgspec.convert(values | {"written": list(values["server"])}, Scenario, dec_hook=convert)
     server = scenario.server.on(scenario.machine, values["server"])
@@ -116,7 +116,7 @@ def _checked(tree: Tree) -> Scenario:
 def _resolved(source: str | Path, sets: Sequence[str]) -> Tree:
     tree = read_tree(find(str(source)))
     for text in sets:
-        tree = lay_over(tree, option(text, tree))
+        tree = overlay(tree, option(text, tree))
     return tree
 
 
@@ -168,7 +168,7 @@ def read_tree(path: Path, below: tuple[Path, ...] = ()) -> Tree:
     chain = (*below, path)
     if base.resolve() in {p.resolve() for p in chain}:
         raise tree.fail(("extends",), "goes in a circle: " + " -> ".join(p.name for p in (*chain, base)))
-    return lay_over(read_tree(base, chain), tree)
+    return overlay(read_tree(base, chain), tree)
 
 
 def parse(path: Path) -> Tree:
@@ -205,7 +205,7 @@ def plain(text: str, key: Key, tree: Tree, path: str | Path) -> Any:
     return Values(place, tree.fail).of(parse_yaml(text, path), key)
 
 
-def lay_over(base: Tree, top: Tree) -> Tree:
+def overlay(base: Tree, top: Tree) -> Tree:
     """`base` with the keys of `top` laid over it: maps merge, lists and scalars replace."""
     replaced = {key for key in top.places if key and not isinstance(_value(top.values, key), dict)}
     kept = {key: at for key, at in base.places.items() if not any(key[:i] in replaced for i in range(1, len(key)))}
@@ -222,7 +222,7 @@ def _value(values: Any, key: Key) -> Any:
 
 
 def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]:
-    """See `lay_over`; of keys that exclude each other, those of `top` stay."""
+    """See `overlay`; of keys that exclude each other, those of `top` stay."""
     merged = dict(base)
     groups = INSTEAD.get(tuple(map(str, key)), LAWS if set(top) <= set().union(*LAWS) else ())
     chosen = [group for group in groups if group & set(top)]
@@ -277,10 +277,10 @@ def nest(existing: Any, parts: list[str], value: Any, tree: Tree) -> Any:
     return [*existing[: int(name)], changed, *existing[int(name) + 1 :]]
 
 
-def without_nothing(values: dict[str, Any]) -> dict[str, Any]:
+def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
     """A key with nothing behind it is as good as absent."""
     return {
-        key: without_nothing(value) if isinstance(value, dict) else value
+        key: without_nulls(value) if isinstance(value, dict) else value
         for key, value in values.items()
         if value is not None
     }

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from scenarios.compare.comparison import Comparison
-from scenarios.compare.diagnostics import Distribution, Error, Evidence
+from scenarios.compare.diagnostics import Diagnostics, Distribution, Error
 from scenarios.forecast.forecast import named
 from scenarios.report.figure import BLUE, GREEN, GREY, ORANGE, RED, Axes, Drawing, at_loads, decades, plain, whole
 
@@ -74,12 +74,14 @@ def _parity(ax: Axes, comparison: Comparison, title: str, prefixes: Mapping[str,
     ax.legend(fontsize=8)
 
 
-def distributions(evidence: Evidence, unit: str, names: tuple[str, str] = ("measured", "simulated")) -> list[Drawing]:
+def distributions(
+    diagnostics: Diagnostics, unit: str, names: tuple[str, str] = ("measured", "simulated")
+) -> list[Drawing]:
     """The distribution of the gaps between tokens, measured and simulated over each other, at six loads at most."""
-    shown = [evidence.itl[i] for i in np.unique(np.linspace(0, len(evidence.itl) - 1, 6).round().astype(int))]
+    shown = [diagnostics.itl[i] for i in np.unique(np.linspace(0, len(diagnostics.itl) - 1, 6).round().astype(int))]
 
     def draw(ax: Axes, one: Distribution, legend: bool) -> None:
-        _distribution(ax, one, evidence.shares, names)
+        _distribution(ax, one, diagnostics.shares, names)
         ax.set_title(one.at or named(one.load, unit))
         ax.set_xlabel("gap between two tokens, ms")
         if legend:
@@ -88,7 +90,7 @@ def distributions(evidence: Evidence, unit: str, names: tuple[str, str] = ("meas
     return [partial(draw, one=one, legend=one is shown[0]) for one in shown]
 
 
-def residuals(evidence: Evidence) -> list[Drawing]:
+def residuals(diagnostics: Diagnostics) -> list[Drawing]:
     """How far rebuilt steps are from the model's step time, against batch size and time, prefill and decode apart."""
 
     def draw(ax: Axes, errors: Sequence[Error], title: str, xlabel: str, colour: str, counted: bool) -> None:
@@ -99,12 +101,12 @@ def residuals(evidence: Evidence) -> list[Drawing]:
             whole(ax.xaxis)
 
     made: list[Drawing] = []
-    for kind in evidence.by_batch:
+    for kind in diagnostics.by_batch:
         what, colour = f"{kind.capitalize()} steps", ORANGE if kind == "prefill" else BLUE
         size = "prompts in the prefill" if kind == "prefill" else "requests in the batch"
         by = [
-            (evidence.by_batch[kind], "by batch size", size),
-            (evidence.by_time[kind], "over time", "s since the run began"),
+            (diagnostics.by_batch[kind], "by batch size", size),
+            (diagnostics.by_time[kind], "over time", "s since the run began"),
         ]
         for errors, how, xlabel in by:
             made.append(

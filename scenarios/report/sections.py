@@ -14,7 +14,7 @@ from scenarios.answer import tables
 from scenarios.answer.numbers import percent, significant, simulated, unit_of
 from scenarios.compare.comparison import Comparison
 from scenarios.compare.comparison import Row as ComparisonRow
-from scenarios.compare.diagnostics import Evidence, itl
+from scenarios.compare.diagnostics import Diagnostics, itl
 from scenarios.report import overlays, plots
 from scenarios.report.figure import Drawing, panels
 from sim.model.flags import WORDS, Flag, plain_flag
@@ -59,7 +59,7 @@ def of_run(run: Run) -> Section:
     drawn = [over_time(run, "Over time")] if len(table) else []
     said = between_events(run)
     if found := itl(run):
-        drawings = overlays.distributions(Evidence(itl=found), unit, (run.kind, ""))
+        drawings = overlays.distributions(Diagnostics(itl=found), unit, (run.kind, ""))
         drawn.append(pictures(drawings, f"The gaps between {'events' if said else 'tokens'}"))
     flags = [{"title": "The server's flags", "table": of_flags(run.flags)}] if run.flags else []
     stopped = f"{run.stopped[:1].upper()}{run.stopped[1:]}"
@@ -175,24 +175,24 @@ def of_comparison(c: Comparison) -> Section:
 def _simulated(row: ComparisonRow) -> Markup:
     """A forecast with its band and, where replicates fall into two groups, the centres of both."""
     value, band = simulated(row, 4)
-    two = "" if row.humps is None else f", about {row.humps[0]:.3g} or {row.humps[1]:.3g}"
+    two = "" if row.modes is None else f", about {row.modes[0]:.3g} or {row.modes[1]:.3g}"
     return Markup("{}<i>{}</i>").format(value, band + two)
 
 
 def _behind(c: Comparison) -> list[dict[str, Any]]:
     """The pictures of what lies behind a comparison."""
     found: list[dict[str, Any]] = []
-    if c.evidence is not None and c.evidence.itl:
-        drawings = overlays.distributions(c.evidence, c.unit, (c.measured, c.simulated))
+    if c.diagnostics is not None and c.diagnostics.itl:
+        drawings = overlays.distributions(c.diagnostics, c.unit, (c.measured, c.simulated))
         text = "The share of all gaps that are no longer, in each load's window."
         found.append(pictures(drawings, "The gaps between tokens", text))
-    if c.evidence is not None and c.evidence.by_batch:
+    if c.diagnostics is not None and c.diagnostics.by_batch:
         text = (
             "Steps as rebuilt from the streams against the model's step time: points are means, lines hold 90 % of the "
             "steps. Where means leave zero with the batch size, the form is wrong; where they do over time, the "
             "machine drifts."
         )
-        found.append(pictures(overlays.residuals(c.evidence), "What the step times miss", text))
+        found.append(pictures(overlays.residuals(c.diagnostics), "What the step times miss", text))
     return found
 
 

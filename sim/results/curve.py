@@ -25,7 +25,7 @@ class Band(NamedTuple):
     high: float
 
 
-class Corner(NamedTuple):
+class OperatingPoint(NamedTuple):
     """A point on a curve: its load (users or requests/s), the RPS there, and whether the ladder reached it."""
 
     load: float
@@ -43,19 +43,19 @@ def band(values: ArrayLike) -> Band:
     return Band(float(value), float(low), float(high))
 
 
-def plateau(table: pd.DataFrame) -> Corner:
+def plateau(table: pd.DataFrame) -> OperatingPoint:
     """The largest RPS over the rungs of one replicate; `reached` if it is not the top rung's."""
     at = int(table["rps"].to_numpy().argmax())
-    return Corner(float(table["load"].iloc[at]), float(table["rps"].iloc[at]), at < len(table) - 1)
+    return OperatingPoint(float(table["load"].iloc[at]), float(table["rps"].iloc[at]), at < len(table) - 1)
 
 
-def knee(table: pd.DataFrame, e2e_p95: float | None = None, growing: Collection[int] = ()) -> Corner:
+def knee(table: pd.DataFrame, e2e_p95: float | None = None, growing: Collection[int] = ()) -> OperatingPoint:
     """Where p95 E2E first exceeds `e2e_p95`, s, or without it twice the lowest rung's mean, in one replicate."""
     limit = 2.0 * float(table["e2e_mean"].iloc[0]) if e2e_p95 is None else e2e_p95
     return crossing(table, "e2e_p95", limit, growing)
 
 
-def latency_onset(table: pd.DataFrame, factor: float) -> Corner:
+def latency_onset(table: pd.DataFrame, factor: float) -> OperatingPoint:
     """Where mean E2E first reaches `factor` times the lowest rung's, in one replicate."""
     return crossing(table, "e2e_mean", factor * float(table["e2e_mean"].iloc[0]))
 
@@ -69,7 +69,7 @@ def broken(table: pd.DataFrame, metric: str, limit: float, growing: Collection[i
     return np.asarray(found)
 
 
-def crossing(table: pd.DataFrame, metric: str, limit: float, growing: Collection[int] = ()) -> Corner:
+def crossing(table: pd.DataFrame, metric: str, limit: float, growing: Collection[int] = ()) -> OperatingPoint:
     """Where `metric` first passes `limit`, in one replicate: load and RPS on the straight line between the last rung
     that keeps it and the first that does not. The top rung, not `reached`, if it never does.
 
@@ -79,11 +79,11 @@ def crossing(table: pd.DataFrame, metric: str, limit: float, growing: Collection
     load, rps, value = (table[name].to_numpy(dtype=np.float64) for name in ("load", "rps", metric))
     over = np.flatnonzero(broken(table, metric, limit, growing))
     if not len(over):
-        return Corner(float(load[-1]), float(rps[-1]), False)
+        return OperatingPoint(float(load[-1]), float(rps[-1]), False)
     i = int(over[0])
     if i == 0 or not value[i] > limit:
-        return Corner(float(load[i]), float(rps[i]), True)
+        return OperatingPoint(float(load[i]), float(rps[i]), True)
     share = (limit - value[i - 1]) / (value[i] - value[i - 1])
-    return Corner(
+    return OperatingPoint(
         float(load[i - 1] + share * (load[i] - load[i - 1])), float(rps[i - 1] + share * (rps[i] - rps[i - 1])), True
     )

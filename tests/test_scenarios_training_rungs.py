@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calibrate.sources.streamed import calibrate_runs
-from scenarios.compare.training_rungs import fitted_rungs
+from scenarios.compare.training_rungs import training_rungs
 from sim.run import Run, read_run
 
 DATA = Path(__file__).parent.parent / "data"
@@ -33,7 +33,7 @@ def unzip(folder: Path) -> Run:
 
 
 def test_a_run_that_was_zipped_since_is_still_the_one_that_was_fitted(copy, flash):
-    assert fitted_rungs(flash, calibrate_runs([unzip(copy)])) == (set(range(6)), [])
+    assert training_rungs(flash, calibrate_runs([unzip(copy)])) == (set(range(6)), [])
 
 
 def test_rungs_that_came_after_the_fit_are_held_out(copy):
@@ -46,23 +46,23 @@ def test_rungs_that_came_after_the_fit_are_held_out(copy):
     then = calibrate_runs([read_run(copy)], rungs=[range(4)])
     said = [f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out"]
     (copy / "requests-2.jsonl").write_bytes(b"".join(lines[len(first) :]))
-    assert fitted_rungs(read_run(copy), then) == (set(range(4)), said)
+    assert training_rungs(read_run(copy), then) == (set(range(4)), said)
     (copy / "requests-2.jsonl").unlink()
     (copy / "requests.jsonl").write_bytes(b"".join(lines))
-    assert fitted_rungs(read_run(copy), then) == (set(range(4)), said)
+    assert training_rungs(read_run(copy), then) == (set(range(4)), said)
 
 
 def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
     whole = calibrate_runs([flash])
-    rungs, warnings = fitted_rungs(unzip(copy), whole)
+    rungs, warnings = training_rungs(unzip(copy), whole)
     assert rungs == set(range(6))
     assert warnings == [
         "router-http-long is taken for a run that was fitted, by its run.json: its requests were compressed then"
     ]
     other = copy.with_name("other")
-    assert fitted_rungs(read_run(shutil.copytree(copy, other)), whole) == (set(), [])
+    assert training_rungs(read_run(shutil.copytree(copy, other)), whole) == (set(), [])
     head = (copy / "run.json").read_text()
     (copy / "run.json").write_text(
         head.replace('"router-http-long"', '"another"', 1)
     )  # one whose folder is named alike
-    assert fitted_rungs(read_run(copy), whole) == (set(), [])
+    assert training_rungs(read_run(copy), whole) == (set(), [])
