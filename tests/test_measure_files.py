@@ -13,7 +13,8 @@ import pytest
 from measure.journal import Journal
 from measure.loadgen.messages import Report
 from measure.server.cross_check import by_metrics, by_streams, disagreements
-from measure.server.exposition import Exposition, parse
+from measure.server.exposition import parse
+from measure.standin.tgi.metrics import TgiMetrics
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
 from sim.model.files.json_lines import Lines
@@ -92,7 +93,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path, content: str | None, 
 
 
 def test_what_an_exposition_says_is_read_back_without_its_buckets() -> None:
-    e = Exposition(1024, 2048)
+    e = TgiMetrics(1024, 2048)
     assert e.text().strip() == ""
     e.count("tgi_request_count")
     e.count("tgi_request_failure", "err", "overloaded")

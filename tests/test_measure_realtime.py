@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 from schedule import Witness
 
-from measure.server.exposition import Exposition
 from measure.standin.realtime import Server
+from measure.standin.tgi.metrics import TgiMetrics
 from sim.engines.tgi_0_9_4 import Engine, Flags
 from sim.model.request import Request
 
@@ -78,8 +78,8 @@ class Ticking(Server):
 def test_engine_schedule_of_the_real_router(witness: Witness, tmp_path: Path) -> None:
     flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
     config = Flags(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
-    exposition = Exposition(1024, 2048)
-    engine = Ticking(Engine(config), witness.cost_model, exposition, config.max_concurrent_requests, tmp_path)
+    metrics = TgiMetrics(1024, 2048)
+    engine = Ticking(Engine(config), witness.cost_model, metrics, config.max_concurrent_requests, tmp_path)
     tickets = engine.follow(witness)
     rows = [msgspec.json.decode(line) for line in (tmp_path / "steps.jsonl").read_bytes().splitlines()]
     mine = [(row["kind"], row["start"], row["end"], row["members"]) for row in rows]
@@ -89,4 +89,4 @@ def test_engine_schedule_of_the_real_router(witness: Witness, tmp_path: Path) ->
         assert (uid in engine.refused) == (fate.outcome == "429")
         assert tickets[uid].tokens == fate.token_times
     prefills = sum(op == "prefill" for op, *_ in recorded)
-    assert f"tgi_batch_next_size_count {prefills}" in exposition.text()
+    assert f"tgi_batch_next_size_count {prefills}" in metrics.text()

@@ -17,7 +17,7 @@ from servers import Standin, quick_calibration, reset, standin
 
 from measure.server.exposition import parse
 from measure.standin.faults import Faults, parse_faults
-from measure.standin.tgi_validation import Body, Parameters, Refused, prompt_length
+from measure.standin.tgi.validation import Body, Parameters, Refused, prompt_length
 from sim.engines.tgi_0_9_4 import Flags
 
 SERVER = Flags(max_batch_total_tokens=20000)

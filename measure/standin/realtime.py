@@ -1,119 +1,143 @@
-"""An engine in real time: the same schedulers that the simulator drives, with a clock that really passes.
+"""An engine in real time: the schedulers that the simulator drives, with the clock of this machine.
 
 Every step takes what a step-time model says and ends on time: the loop sleeps until shortly before, then polls, so
-that requests that arrive meanwhile are let in as they come.
+that requests that arrive meanwhile are taken as they come.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
 
 import msgspec
 
-from measure.server.exposition import Exposition
-from sim.engines.engine import Engine, Plan, Scheduled
+from sim.engines.engine import Engine, Outcome, Plan, Scheduled
 from sim.model.files.json_lines import Lines
 from sim.model.request import Request
 from sim.steptime.linear import StepTime
 
 POLL_SECONDS = 0.002  # before a step's end: an event loop's timers are only good to a millisecond
-LATE_SECONDS = 0.05  # a step this late means the machine stood still; the schedule goes on from now
+LATE_SECONDS = 0.05  # a step later than this means that the machine stood still; the schedule then continues from now
 
 
 class Job(Protocol):
-    """A request's other half: where its tokens go. Times are `perf_counter` seconds."""
+    """A request being answered: where its tokens go. Times are `perf_counter` seconds."""
 
     request: Request
     name: int | str  # in the log
-    selected: float  # when it was taken into a batch
+    selected: float  # when it was first admitted
 
     def token(self, last: bool) -> float:
         """Send the next token; returns when that was done."""
 
 
+class Metrics(Protocol):
+    """The server's own metrics, by its own names."""
+
+    def refresh(self, engine: Engine) -> None:
+        """Set gauges and the counters that the engine keeps."""
+
+    def scheduled(self, scheduled: Scheduled) -> None:
+        """A step was scheduled."""
+
+    def step(self, plan: Plan, outcome: Outcome, delivered: Sequence[tuple[Request, int]], seconds: float) -> None:
+        """A step ended after `seconds` and gave so many tokens to each request."""
+
+
 class Server:
-    """One server. It lets in `permits` requests at once; `log` is a folder for `steps.jsonl`."""
+    """One engine in real time. It accepts `permits` requests at once (None: any number); `log` is a folder for
+    `steps.jsonl`."""
 
     def __init__(
-        self, engine: Engine, step_time: StepTime, exposition: Exposition, permits: int, log: Path | None = None
+        self, engine: Engine, step_time: StepTime, metrics: Metrics, permits: int | None, log: Path | None = None
     ):
-        self.engine, self.exposition, self.permits = engine, exposition, permits
+        self.engine, self.metrics, self.permits = engine, metrics, permits
         self._step_time = step_time
         self._jobs: dict[Request, Job] = {}
         self._sent: dict[Request, int] = {}  # tokens of each job
-        self._counted: dict[str, float] = {}
         self._arrived = asyncio.Event()
         self._log = Lines(log / "steps.jsonl") if log is not None else None
-        self._scheduled: Scheduled | None = None
-        if log is not None:
-            engine.observer = self._observe
+        self._scheduled: deque[Scheduled] = deque()  # the step under way first
         self._time = 0.0
+        engine.observer = self._observe
 
     @property
     def has_permit(self) -> bool:
-        """Whether another request is let in."""
-        return len(self._jobs) < self.permits
+        """Whether another request is accepted."""
+        return self.permits is None or len(self._jobs) < self.permits
 
     def submit(self, job: Job) -> None:
         """Hand a job to the engine; the caller has checked that there is a permit and that the request is valid."""
         self._jobs[job.request], self._sent[job.request] = job, 0
         self.engine.submit(job.request)
-        self.exposition.gauge("tgi_queue_size", self.engine.state().waiting)
+        self.metrics.refresh(self.engine)
         self._arrived.set()
 
     def leave(self, job: Job) -> None:
-        """The job's client is gone, or has been told of an error."""
+        """The job's client has left, or has been told of an error."""
         if self._jobs.pop(job.request, None) is not None:
             del self._sent[job.request]
             self.engine.cancel(job.request)
+            self._arrived.set()
 
     async def run(self) -> None:
-        """Serve, for ever: plan, let one step pass, deliver its tokens."""
+        """Serve for ever: plan, let one step pass, deliver its tokens."""
         engine = self.engine
         while True:
             plan = engine.plan()
-            self._expose()
+            self.metrics.refresh(engine)
             if plan is None:
                 self._arrived.clear()
                 await self._arrived.wait()
                 self._time = self._now()
                 continue
             for request in plan.admitted:
-                self._jobs[request].selected = self._time
+                if (job := self._jobs.get(request)) is not None:
+                    job.selected = self._time
             await self._step(plan)
 
     async def _step(self, plan: Plan) -> None:
-        scheduled, start = self._scheduled, self._time
+        scheduled, start = self._scheduled.popleft(), self._time
         end = start + self._step_time.line(plan.work, plan.growth, 1).first
         if plan.once is not None:
             end += self._step_time.line(plan.once).first
         await self._until(end)
         outcome = self.engine.commit(plan, 1)
-        sent = perf_counter()
-        ended = set(outcome.finished)
+        sent, delivered = self._deliver(set(outcome.finished))
+        if outcome.after is not None:
+            await self._until(self._time + self._step_time.line(outcome.after).first)
+        self.metrics.step(plan, outcome, delivered, self._time - start)
+        if self._log is not None:
+            dropped = len(outcome.finished) if outcome.after is None else outcome.after.dropped
+            self._log.write(msgspec.json.encode(_row(plan, (start, end, sent), scheduled, dropped)))
+
+    def _deliver(self, finished: set[Request]) -> tuple[float, list[tuple[Request, int]]]:
+        """Send every live request the tokens it has gained; when that was done, and how many each got."""
+        sent, delivered = perf_counter(), []
         for request in list(self._jobs):
             job = self._jobs.get(request)  # one may leave while another is sent a token (faults, broken pipes)
             if job is None:
                 continue
-            last = request in ended
+            last = request in finished
             tokens = (request.output_tokens if last else self.engine.received(request, 0)) - self._sent[request]
             self._sent[request] += tokens
             if last:
                 del self._jobs[request], self._sent[request]
+            if tokens:
+                delivered.append((request, tokens))
             for i in range(tokens):
                 sent = job.token(last and i == tokens - 1)
-        if outcome.after is not None:
-            await self._until(self._time + self._step_time.line(outcome.after).first)
-        dropped = len(ended) if outcome.after is None else outcome.after.dropped
-        self._account(plan, (start, end, sent), scheduled, dropped)
+        return sent, delivered
 
     def _now(self) -> float:
         return perf_counter()
 
     async def _until(self, end: float) -> None:
+        await asyncio.sleep(0)  # a step without work takes no time, and must not keep requests from arriving
         while (left := end - perf_counter()) > POLL_SECONDS:
             await asyncio.sleep(left - POLL_SECONDS)
         while (now := perf_counter()) < end:
@@ -122,47 +146,25 @@ class Server:
 
     def _observe(self, scheduled: Scheduled) -> None:
         if scheduled.op != "filter":
-            self._scheduled = scheduled
+            self._scheduled.append(scheduled)
+            self.metrics.scheduled(scheduled)
 
-    def _expose(self) -> None:
-        """What the engine says of itself, as the gauges and counters of its `/metrics`."""
-        state = self.engine.state()
-        self.exposition.gauge("tgi_queue_size", state.waiting)
-        self.exposition.gauge("tgi_batch_current_size", state.running)
-        self.exposition.gauge("tgi_batch_current_max_tokens", state.kv_used)
-        for name, value in self.engine.counters().items():
-            series, _, label = name.partition("{")
-            key, _, of = label.rstrip("}").partition("=")
-            for _ in range(int(value - self._counted.get(name, 0))):
-                self.exposition.count(series, key, of.strip('"'))
-            self._counted[name] = value
 
-    def _account(
-        self, plan: Plan, times: tuple[float, float, float], scheduled: Scheduled | None, dropped: int
-    ) -> None:
-        start, end, sent = times
-        work, decode = plan.work, plan.work.decode_sequences > 0
-        kind = "decode" if decode else "prefill"
-        if not decode:
-            self.exposition.observe("tgi_batch_next_size", work.prefill_sequences)
-        self.exposition.count("tgi_batch_inference_count", "method", kind)
-        self.exposition.count("tgi_batch_inference_success", "method", kind)
-        self.exposition.observe("tgi_batch_inference_duration", self._time - start, "method", kind)
-        if self._log is None:
-            return
-        assert scheduled is not None
-        row: dict[str, Any] = {
-            "start": start,
-            "end": end,
-            "sent": sent,
-            "kind": kind,
-            "count": 1,
-            "sequences": work.decode_sequences + work.prefill_sequences,
-            "tokens": work.decode_context if decode else work.prefill_tokens,
-            "prompt_sq": 2 * work.prefill_attention - work.prefill_tokens,
-            "max_prompt": work.decode_longest if decode else work.prefill_longest,
-            "concat": plan.once.joined if plan.once is not None else 0,
-            "filtered": dropped,
-            "members": [r.request.id for r in scheduled.rows],
-        }
-        self._log.write(msgspec.json.encode(row))
+def _row(plan: Plan, times: tuple[float, float, float], scheduled: Scheduled, dropped: int) -> dict[str, Any]:
+    """A line of `steps.jsonl`."""
+    start, end, sent = times
+    work, decode = plan.work, plan.work.decode_sequences > 0
+    return {
+        "start": start,
+        "end": end,
+        "sent": sent,
+        "kind": "decode" if decode else "prefill",
+        "count": 1,
+        "sequences": work.decode_sequences + work.prefill_sequences,
+        "tokens": work.decode_context if decode else work.prefill_tokens,
+        "prompt_sq": 2 * work.prefill_attention - work.prefill_tokens,
+        "max_prompt": work.decode_longest if decode else work.prefill_longest,
+        "concat": plan.once.joined if plan.once is not None else 0,
+        "filtered": dropped,
+        "members": [r.request.id for r in scheduled.rows],
+    }

@@ -1,8 +1,8 @@
-"""A stand-in for text-generation-inference 0.9.4: its HTTP, its batching, and step times from a calibration.
+"""Stand-ins for servers: a server's HTTP, its scheduling in real time, and step times from a calibration.
 
-Anybody can try the whole loop on it without a GPU, and it is the witness for `measure`: it knows when it sent each
-token. `python -m measure.standin.server` takes the flags of TGI's own launcher, so that it can stand in for its image
-too.
+They need no GPU, and they know when each token was sent, which `measure` is checked against. As a program,
+`python -m measure.standin.server [--engine NAME]` takes the flags of the server's own launcher, so that it can replace
+its docker image in tests.
 """
 
 from __future__ import annotations
@@ -15,23 +15,43 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from aiohttp import web
 
 from measure.standin.faults import Faults, parse_faults
-from measure.standin.tgi_routes import Routes
-from sim.engines.tgi_0_9_4 import Flags
+from measure.standin.surface import Surface
+from measure.standin.tgi.routes import Routes as TgiRoutes
+from measure.standin.vllm.routes import Routes as VllmRoutes
+from sim.engines.catalog import DEFAULT, FLAGS, NAMES, flags_of
 from sim.model.calibration import Calibration, read_calibration
-from sim.model.errors import BadInput
+from sim.model.errors import BadInput, UserError
 from sim.model.files.atomic import refuse_in_run
+from sim.model.server import EngineFlags
 
-CALIBRATION = Path(__file__).parent / "calibration.json"
+ROOM = 16_000.0  # tokens of the KV cache, where neither flags nor calibration say it
 
 
-async def run(routes: Routes, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT. `port` 0 takes a free one; `ready` hears the URL."""
+class Standin(NamedTuple):
+    """How a server is stood in for: its HTTP, and the step times without another calibration."""
+
+    routes: Callable[..., Surface]
+    calibration: Path
+
+
+HERE = Path(__file__).parent
+STANDINS = {
+    "tgi-0.9.4": Standin(TgiRoutes, HERE / "calibration.json"),
+    "vllm-v1": Standin(VllmRoutes, HERE / "calibration_vllm_v1.json"),
+}
+# flags of `vllm serve` for its front end, and other names of flags
+FRONT_END_FLAGS = ("max_num_queued_tokens", "stream_interval")
+ALIASES = {"num_gpu_blocks": ("--num-gpu-blocks-override",)}
+
+
+async def run(routes: Surface, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `port` 0 takes a free one; `ready` is told the URL."""
     runner = web.AppRunner(routes.application(), handler_cancellation=True, access_log=None, shutdown_timeout=0.2)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
@@ -60,35 +80,40 @@ def serve(
     port: int = 8080,
     calibration: Calibration | None = None,
     *,
-    server: Flags | None = None,
+    server: EngineFlags | None = None,
+    engine: str = DEFAULT,
     faults: Faults = Faults(),  # noqa: B008 - a frozen value
     log: Path | None = None,
     seed: int = 0,
     model: str = "servecast/stand-in",
     ready: Callable[[str], None] = lambda url: None,
+    **options: Any,
 ) -> None:
-    """Stand in for TGI 0.9.4 until interrupted or terminated.
+    """Stand in for a server of `engine` until interrupted or terminated.
 
-    Without a calibration the shipped one is used; without `server`, a server that takes both profiles of the article.
-    A token budget the flags leave open is the calibration's. `log` is a folder for `steps.jsonl` (what the engine did)
-    and `tokens.jsonl` (when each token was sent), in `perf_counter` seconds; `ready` is told the URL.
+    Without a calibration, the engine's shipped one is used; without `server`, the flags of the server that the
+    calibration names. A KV cache whose size the flags leave open has the calibration's. `log` is a folder for
+    `steps.jsonl` (what the engine did) and `tokens.jsonl` (when each token was sent), in `perf_counter` seconds.
+    `ready` is told the URL. `options` are passed to the server's routes.
     """
-    calibration = calibration or read_calibration(CALIBRATION)
-    server = server or msgspec.convert(_flags(calibration), Flags)
-    if not isinstance(server.max_batch_total_tokens, int):
-        budget = calibration.values.get("max_batch_total_tokens", 16000.0)
-        server = msgspec.structs.replace(server, max_batch_total_tokens=int(budget))
+    standin = STANDINS[engine if server is None else server.engine]
+    calibration = calibration or read_calibration(standin.calibration)
+    server = server or convert(engine, flags_in(calibration, engine))
+    room = {server.declared.capacity: ROOM} | calibration.values
+    server = server.settled(room, lambda low, high: (low + high) // 2, calibration.machine)
+    server.check(lambda key, message: BadInput(message, key=".".join(map(str, key))))
     if log is not None:
         _check_log(log)
         log.mkdir(parents=True, exist_ok=True)
     try:
-        asyncio.run(run(Routes(calibration, server, faults=faults, log=log, seed=seed, model=model), host, port, ready))
+        routes = standin.routes(calibration, server, faults=faults, log=log, seed=seed, model=model, **options)
+        asyncio.run(run(routes, host, port, ready))
     except (UnicodeError, OverflowError) as e:
         raise BadInput(f"expected a host and a port, found {host!r} and {port}", path="--host") from e
 
 
 def _check_log(log: Path) -> None:
-    """Raise `BadInput` for a folder whose files are not those of an earlier stand-in, which are gone on with."""
+    """Raise `BadInput` for a folder with other files of these names; those of an earlier stand-in are appended to."""
     refuse_in_run(log)
     for name, key in (("steps.jsonl", "members"), ("tokens.jsonl", "sent")):
         file = log / name
@@ -101,55 +126,79 @@ def _check_log(log: Path) -> None:
         except (msgspec.DecodeError, RecursionError, TypeError):
             ours = False
         if not ours:
-            raise BadInput("is no log of a stand-in; expected another folder", path=file)
+            raise BadInput("not the log of a stand-in; expected another folder", path=file)
 
 
-def _flags(calibration: Calibration) -> dict[str, Any]:
-    """The flags of the first server that a calibration was fitted to; what else it says of that is left out."""
-    first = calibration.server[0] if calibration.server else {}
-    return {name: value for name, value in first.items() if name in Flags.__struct_fields__}
+def flags_in(calibration: Calibration, engine: str) -> dict[str, Any]:
+    """The flags of the first server of that engine that a calibration was fitted to, without anything else it says."""
+    servers = (s for s in calibration.server if s.get("engine", DEFAULT) == engine)
+    return {name: value for name, value in next(servers, {}).items() if name in names_of(engine)}
+
+
+def names_of(engine: str) -> tuple[str, ...]:
+    """The names of an engine's flags."""
+    kind: Any = FLAGS[engine]  # a struct, which the type of all engines' flags does not say
+    return tuple(kind.__struct_fields__)
+
+
+def convert(engine: str, flags: dict[str, Any]) -> EngineFlags:
+    """The flags of an engine from values, which may be texts; `BadInput` for a value of a wrong type."""
+    try:
+        return msgspec.convert({**flags, "engine": engine}, flags_of(engine), strict=False)
+    except msgspec.ValidationError as e:
+        message, _, key = str(e).partition(" - at `$.")
+        raise BadInput(message[:1].lower() + message[1:], path=f"--{key.rstrip('`').replace('_', '-')}") from e
 
 
 def announce(url: str) -> None:
-    """Print the URL, for whoever started the stand-in."""
+    """Print the URL on stdout."""
     sys.stdout.write(url + "\n")
     sys.stdout.flush()
 
 
 def main(arguments: list[str]) -> None:
-    """Run with the flags of TGI's launcher; those that decide nothing here are accepted and ignored."""
-    parser = ArgumentParser(prog="measure.standin.server", allow_abbrev=False)
-    parser.add_argument("--hostname", default="127.0.0.1")
+    """Run with the flags of the server's own launcher; those that decide nothing here are accepted and ignored."""
+    chosen = ArgumentParser(add_help=False, allow_abbrev=False)
+    chosen.add_argument("--engine", choices=NAMES, default=DEFAULT)
+    engine = chosen.parse_known_args(arguments)[0].engine
+    fields = names_of(engine)
+    parser = ArgumentParser(prog="measure.standin.server", allow_abbrev=False, parents=[chosen])
+    parser.add_argument("--hostname", "--host", default="127.0.0.1")
     parser.add_argument("--port", "-p", type=int, default=8080)
-    parser.add_argument("--model-id", default="servecast/stand-in")
-    parser.add_argument("--calibration", type=Path, default=CALIBRATION)
+    parser.add_argument("--model-id", "--served-model-name", "--model", default="servecast/stand-in")
+    parser.add_argument("--calibration", type=Path, default=STANDINS[engine].calibration)
     parser.add_argument("--log", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fault", action="append", default=[], metavar="KIND=SHARE")
-    calibration_flags = {f"--{name.replace('_', '-')}": name for name in Flags.__struct_fields__}
-    for flag, name in calibration_flags.items():
-        parser.add_argument(flag, dest=name)
+    for name in fields:
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, *ALIASES.get(name, ()), dest=name, nargs="?", const="true")
+        parser.add_argument(f"--no-{flag[2:]}", dest=name, action="store_const", const="false")
+    front_end = FRONT_END_FLAGS if STANDINS[engine].routes is VllmRoutes else ()
+    for name in front_end:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     known, ignored = parser.parse_known_args(arguments)
     if ignored:
         sys.stderr.write(f"ignored: {' '.join(ignored)}\n")
+    given = vars(known)
     try:
-        faults = parse_faults(known.fault)
-    except ValueError as e:
+        calibration = read_calibration(known.calibration)
+        values = flags_in(calibration, engine) | {name: given[name] for name in fields if given[name] is not None}
+        server = convert(engine, values).on(calibration.machine, set(values))
+        serve(
+            known.hostname,
+            known.port,
+            calibration,
+            server=server,
+            faults=parse_faults(known.fault),
+            log=known.log,
+            seed=known.seed,
+            model=known.model_id,
+            ready=announce,
+            **{name: given[name] for name in front_end if given[name] is not None},
+        )
+    except (UserError, ValueError) as e:
         parser.error(str(e))
-    calibration = read_calibration(known.calibration)
-    flags = _flags(calibration)
-    flags |= {name: value for name in calibration_flags.values() if (value := getattr(known, name)) is not None}
-    serve(
-        known.hostname,
-        known.port,
-        calibration,
-        server=msgspec.convert(flags, Flags, strict=False),
-        faults=faults,
-        log=known.log,
-        seed=known.seed,
-        model=known.model_id,
-        ready=announce,
-    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which requests TGI 0.9.4 refuses, in its own order and words (router/src/validation.rs)."""
+"""The requests that TGI 0.9.4 refuses, in its order and with its messages (router/src/validation.rs)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_BEST_OF, MAX_STOP_SEQUENCES = 2, 4  # the launcher's defaults
 
 
 class Parameters(msgspec.Struct):
-    """The parameters that decide anything here; others are ignored, as the router does."""
+    """The parameters that matter here; others are ignored, as by the router."""
 
     best_of: int | None = None
     temperature: float | None = None
@@ -30,7 +30,7 @@ class Parameters(msgspec.Struct):
 
 
 class Body(msgspec.Struct):
-    """A request for a generation; `stream` is only looked at on `/`."""
+    """A request for a generation; `stream` only matters on `/`."""
 
     inputs: str
     parameters: Parameters = msgspec.field(default_factory=Parameters)
@@ -57,7 +57,7 @@ def overloaded() -> Refused:
 
 
 def prompt_length(body: Body, server: Flags, streamed: bool) -> int:
-    """Check a request; returns its `input_length`: this tokenizer makes a token of each word and one of the beginning.
+    """Check a request; returns its `input_length`: one token for each word, and one for the beginning.
 
     Raises `Refused`.
     """

@@ -9,20 +9,17 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import msgspec
-import numpy as np
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from measure.server.exposition import Exposition
-from measure.standin.answer import VOCABULARY, Answer, Frames, token_event
-from measure.standin.faults import Faults
-from measure.standin.realtime import Server
-from measure.standin.tgi_validation import (
+from measure.standin.answer import VOCABULARY, Answer
+from measure.standin.surface import Surface, ignore_closed_connections
+from measure.standin.tgi.events import TgiEvents, finish_reason, token_event
+from measure.standin.tgi.metrics import TgiMetrics
+from measure.standin.tgi.validation import (
     MAX_BEST_OF,
     MAX_STOP_SEQUENCES,
     Body,
@@ -31,49 +28,23 @@ from measure.standin.tgi_validation import (
     overloaded,
     prompt_length,
 )
-from sim.engines.tgi_0_9_4 import Engine, Flags
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Calibration
-from sim.model.files.json_lines import Lines
-from sim.model.request import Request
-from sim.steptime.linear import step_time
 
 COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4, whatever it runs on
 
 
-@web.middleware
-async def leave(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let a client go that leaves while it is written to, which aiohttp takes for a fault of the handler's."""
-    try:
-        return await handler(request)
-    except ConnectionError:
-        return web.Response()  # for nobody
+class Routes(Surface):
+    """The HTTP of TGI 0.9.4."""
 
-
-class Routes:
-    """What the stand-in answers, over a real-time `Server`."""
-
-    def __init__(
-        self,
-        calibration: Calibration,
-        server: Flags,
-        *,
-        faults: Faults = Faults(),  # noqa: B008 - a frozen value
-        log: Path | None = None,
-        seed: int = 0,
-        model: str = "servecast/stand-in",
-    ):
-        self.server, self.faults, self.model = server, faults, model
-        self.exposition = Exposition(server.max_input_length, server.max_total_tokens)
-        form = step_time(calibration.model, calibration.values)
-        self.serving = Server(Engine(server), form, self.exposition, server.max_concurrent_requests, log)
-        self._frames = Frames(faults.crlf)
-        self._log = Lines(log / "tokens.jsonl") if log is not None else None
-        self._rng = np.random.default_rng(seed)
-        self._seen = self._count = 0  # requests that came, and those let in
+    def __init__(self, calibration: Calibration, flags: Flags, **options: Any):
+        self.flags, self.metrics = flags, TgiMetrics(flags.max_input_length, flags.max_total_tokens)
+        super().__init__(calibration, flags, self.metrics, **options)
+        self._events = TgiEvents(self.faults.crlf)
 
     def application(self) -> web.Application:
         """The routes of 0.9.4 (router/src/server.rs:667-691)."""
-        app = web.Application(client_max_size=2 << 20, middlewares=[leave])
+        app = web.Application(client_max_size=2 << 20, middlewares=[ignore_closed_connections])
         app.add_routes(
             [
                 web.post("/generate", self.generate),
@@ -84,14 +55,14 @@ class Routes:
                 web.get("/health", self.health),
                 web.get("/ping", self.health),
                 web.get("/", self.health),
-                web.get("/metrics", self.metrics),
+                web.get("/metrics", self.exposition),
             ]
         )
         return app
 
     async def info(self, request: web.Request) -> web.Response:
-        """What it is and its limits; neither the prefill budget nor the padding is told, as in 0.9.4."""
-        s = self.server
+        """The model and its limits; neither the prefill budget nor the padding, as in 0.9.4."""
+        s = self.flags
         return web.json_response(
             {
                 "model_id": self.model,
@@ -115,12 +86,12 @@ class Routes:
         )
 
     async def health(self, request: web.Request) -> web.Response:
-        """It is well as long as it answers."""
+        """Always healthy."""
         return web.Response()
 
-    async def metrics(self, request: web.Request) -> web.Response:
-        """Prometheus' text."""
-        return web.Response(text=self.exposition.text())
+    async def exposition(self, request: web.Request) -> web.Response:
+        """Prometheus' text format."""
+        return web.Response(text=self.metrics.text())
 
     async def either(self, request: web.Request) -> web.StreamResponse:
         """The compatible route: streams on demand, and answers a list of one otherwise."""
@@ -151,31 +122,22 @@ class Routes:
 
     def _accept(self, body: Body, name: str | None, streamed: bool, transport: asyncio.Transport | None) -> Answer:
         """A permit first, then validation, then the queue (infer.rs:97-129)."""
-        self.exposition.count("tgi_request_count")
-        fault = self.faults.draw(self._rng, self._seen)
-        self._seen += 1
+        self.metrics.count("tgi_request_count")
+        fault = self.draw_fault()
         try:
             if fault == "overloaded" or not self.serving.has_permit:
                 raise overloaded()
             if streamed and body.parameters.decoder_input_details:
                 raise invalid("`decoder_input_details` == true is not supported when streaming tokens")
-            length = prompt_length(body, self.server, streamed)
+            length = prompt_length(body, self.flags, streamed)
         except Refused as e:
-            self.exposition.count("tgi_request_failure", "err", e.error_type)
+            self.metrics.count("tgi_request_failure", "err", e.error_type)
             raise
-        self._count += 1
-        new = body.parameters.max_new_tokens
-        output = int(self._rng.integers(1, new, endpoint=True)) if fault == "eos" else new
-        number = self._count - 1
-        asked = Request(number, length, output, new)
-        answer = Answer(asked, name or number, self.serving, self._frames, body.parameters.details)
-        answer.transport = transport
-        if fault in ("reset", "stall", "error", "incomplete"):
-            answer.fault, answer.fault_at = fault, int(self._rng.integers(0, output))
-        self.exposition.observe("tgi_request_input_length", length)
-        self.exposition.observe("tgi_request_max_new_tokens", new)
-        self.serving.submit(answer)
-        return answer
+        request = self.new_request(length, body.parameters.max_new_tokens, fault)
+        self.metrics.observe("tgi_request_input_length", length)
+        self.metrics.observe("tgi_request_max_new_tokens", request.max_new_tokens)
+        events = self._events.with_details(body.parameters.details)
+        return self.start(request, name, events, fault, transport, request.id)
 
     async def _stream(self, request: web.Request, body: Body) -> web.StreamResponse:
         arrived = perf_counter()
@@ -201,19 +163,19 @@ class Routes:
                     not answer.done.done()
                     and perf_counter() - max(answer.sent[-1:] or [arrived]) >= self.faults.comments
                 ):
-                    await response.write(b":" + self._frames.end * 2)
+                    await response.write(b":" + self._events.end * 2)
             answer.done.result()
             if answer.fault == "stall":
                 while True:  # it has answered everything and told nobody; the client must give up
                     await asyncio.sleep(self.faults.comments)
-                    await response.write(b":" + self._frames.end * 2)
+                    await response.write(b":" + self._events.end * 2)
             self._succeeded(answer)
         except Refused as e:
-            await response.write(b"data:" + json.dumps(e.body).encode() + self._frames.end * 2)
+            await response.write(b"data:" + json.dumps(e.body).encode() + self._events.end * 2)
         finally:
             if answer is not None:
                 self.serving.leave(answer)
-                self._note(answer)
+                self.log(answer)
         with suppress(ConnectionError):
             await response.write_eof()
         return response
@@ -251,7 +213,7 @@ class Routes:
         if body.parameters.details or body.parameters.decoder_input_details:
             tokens = range(answer.request.output_tokens)
             said["details"] = {
-                "finish_reason": answer.finish_reason,
+                "finish_reason": finish_reason(answer),
                 "generated_tokens": answer.request.output_tokens,
                 "seed": None,
                 "prefill": [],
@@ -276,14 +238,10 @@ class Routes:
             "inference": now - answer.selected,
         }
         per_token = times["inference"] / tokens
-        self.exposition.count("tgi_request_success")
-        self.exposition.observe("tgi_request_generated_tokens", tokens)
-        self.exposition.observe("tgi_request_mean_time_per_token_duration", per_token)
+        self.metrics.count("tgi_request_success")
+        self.metrics.observe("tgi_request_generated_tokens", tokens)
+        self.metrics.observe("tgi_request_mean_time_per_token_duration", per_token)
         for name, seconds in times.items():
-            self.exposition.observe(f"tgi_request_{'' if name == 'total' else name + '_'}duration", seconds)
+            self.metrics.observe(f"tgi_request_{'' if name == 'total' else name + '_'}duration", seconds)
         headers = {f"x-{name}-time": str(int(1000 * seconds)) for name, seconds in times.items()}
         return headers | {"x-compute-time": headers["x-total-time"], "x-time-per-token": str(int(1000 * per_token))}
-
-    def _note(self, answer: Answer) -> None:
-        if self._log is not None:
-            self._log.write(msgspec.json.encode({"id": answer.name, "queued": answer.queued, "sent": answer.sent}))

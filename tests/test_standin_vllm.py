@@ -1,0 +1,283 @@
+"""The stand-in answers as vLLM does, over real HTTP: streams, usage, limits, errors, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+from rich.console import Console
+from servers import Standin, standin
+
+from measure.ladder.session import measure
+from measure.server.exposition import parse
+from sim.engines.tgi_0_9_4 import Flags
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Workload
+from sim.run import read_run
+
+LABELS = '{engine="0",model_name="servecast/stand-in"}'
+MODEL_LEN = 256
+FLAGS = ("--engine", "vllm-v1", "--max-model-len", str(MODEL_LEN), "--block-size", "16")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Standin]:
+    with standin(*FLAGS, "--num-gpu-blocks-override", "65") as process:
+        yield process
+
+
+def call(url: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+    """The status and the JSON of an answer."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    try:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if body is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, raw, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        data = answer.read()
+        return answer.status, json.loads(data) if data else {}
+    finally:
+        connection.close()
+
+
+def stream(url: str, path: str, body: dict[str, Any]) -> list[Any]:
+    """The events of a stream, decoded, `[DONE]` as it is; read by a client of another library than the stand-in's."""
+
+    async def read() -> list[Any]:
+        timeout = aiohttp.ClientTimeout(total=20)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.post(url + path, json=body) as answer:
+            assert answer.status == 200
+            assert answer.content_type == "text/event-stream"
+            lines = (await answer.read()).decode().split("\n\n")
+        assert lines.pop() == ""
+        events = [line.removeprefix("data: ") for line in lines]
+        return [event if event == "[DONE]" else json.loads(event) for event in events]
+
+    return asyncio.run(read())
+
+
+def metrics(url: str) -> dict[str, float]:
+    """Samples by name, without the labels that all have."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=20)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {name.replace(LABELS, ""): value for name, value in parse(text).items()}
+
+
+def grown(url: str, before: dict[str, float], *names: str) -> list[float]:
+    after = metrics(url)
+    return [after[f"vllm:{name}"] - before.get(f"vllm:{name}", 0.0) for name in names]
+
+
+def test_a_completion_is_streamed_token_by_token_with_usage_on_request(server: Standin) -> None:
+    body = {"prompt": "a b c", "max_tokens": 4, "stream": True}
+    *chunks, done = stream(server.url, "/v1/completions", body)
+    assert done == "[DONE]" and len(chunks) == 4
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+    assert len({chunk["id"] for chunk in chunks}) == 1 and chunks[0]["id"].startswith("cmpl-")
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "length"]
+    assert all(chunk["choices"][0]["text"].startswith(" w") and chunk["usage"] is None for chunk in chunks)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last, done = stream(server.url, "/v1/completions", body | {"stream_options": options})
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 2, 3, 4]
+    assert last["choices"] == [] and done == "[DONE]"
+    assert last["usage"] == {"prompt_tokens": 4, "total_tokens": 8, "completion_tokens": 4}
+
+
+def test_a_chat_begins_with_a_role_and_ends_with_its_reason(server: Standin) -> None:
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}]
+    body = {"messages": messages, "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last, done = stream(server.url, "/v1/chat/completions", body)
+    assert done == "[DONE]" and {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""} and len(deltas) == 4
+    assert all(list(delta) == ["content"] and delta["content"] for delta in deltas[1:])
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "length"]
+    assert not any("usage" in chunk for chunk in chunks)
+    assert last["usage"]["completion_tokens"] == 3
+    _, whole = call(server.url, "/v1/chat/completions", {"messages": messages, "max_tokens": 3})
+    assert whole["choices"][0]["message"]["content"] == "".join(delta["content"] for delta in deltas)
+    assert whole["usage"] == last["usage"] and whole["object"] == "chat.completion"
+
+
+def test_max_tokens_is_16_for_a_completion_and_what_is_left_for_a_chat(server: Standin) -> None:
+    _, whole = call(server.url, "/v1/completions", {"prompt": [5] * 10})
+    assert whole["usage"] == {"prompt_tokens": 10, "total_tokens": 26, "completion_tokens": 16}
+    _, whole = call(server.url, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x " * 200}]})
+    assert whole["usage"]["total_tokens"] == MODEL_LEN
+
+
+def test_an_answer_is_cut_silently_at_the_context_length(server: Standin) -> None:
+    _, whole = call(server.url, "/v1/completions", {"prompt": [5] * (MODEL_LEN - 6), "max_tokens": 100})
+    assert whole["usage"]["completion_tokens"] == 6
+    assert whole["choices"][0]["finish_reason"] == "length"
+
+
+def test_several_prompts_are_a_choice_each(server: Standin) -> None:
+    _, whole = call(server.url, "/v1/completions", {"prompt": [[7, 8], [9] * 5], "max_tokens": 3})
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1]
+    assert whole["usage"] == {"prompt_tokens": 7, "total_tokens": 13, "completion_tokens": 6}
+    *chunks, _ = stream(server.url, "/v1/completions", {"prompt": ["a", "b"], "max_tokens": 3, "stream": True})
+    assert sorted(chunk["choices"][0]["index"] for chunk in chunks) == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "message"),
+    [
+        ({"prompt": [5] * (MODEL_LEN + 1)}, 400, "BadRequestError", "maximum context length is 256 tokens"),
+        ({"prompt": [5] * MODEL_LEN}, 400, "BadRequestError", "max_tokens must be at least 1, got 0"),
+        ({"prompt": "x", "max_tokens": MODEL_LEN + 1}, 400, "BadRequestError", "max_tokens"),
+        ({"prompt": "x", "max_tokens": 0}, 400, "BadRequestError", "max_tokens must be at least 1, got 0"),
+        ({"prompt": "x", "max_tokens": 4, "min_tokens": 5}, 400, "BadRequestError", "min_tokens"),
+        ({"prompt": ""}, 400, "BadRequestError", "prompt"),
+        ({"prompt": [1, 2, 10**6]}, 400, "BadRequestError", "out of vocabulary"),
+        ({"prompt": {"a": 1}}, 400, "BadRequestError", "prompt must be"),
+        ({"prompt": "x", "temperature": -1}, 400, "BadRequestError", "temperature must be non-negative"),
+        ({"prompt": "x", "n": 2}, 400, "BadRequestError", "n must be 1"),
+        ({"prompt": "x", "stream_options": {"include_usage": True}}, 400, "BadRequestError", "stream=True"),
+        ({"prompt": "x", "model": "other"}, 404, "NotFoundError", "`other` does not exist"),
+        (b"{", 400, "Bad Request", ""),
+        ({"prompt": "x", "max_tokens": "many"}, 400, "Bad Request", "max_tokens"),
+    ],
+)
+def test_what_is_refused_is_json_with_its_status_streamed_or_not(
+    server: Standin, body: Any, status: int, kind: str, message: str
+) -> None:
+    bodies = [body] if isinstance(body, bytes) or "stream_options" in body else [body, body | {"stream": True}]
+    for asked in bodies:
+        found, answer = call(server.url, "/v1/completions", asked)
+        assert (found, answer["error"]["type"], answer["error"]["code"]) == (status, kind, status)
+        assert message in answer["error"]["message"] and set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_it_is(server: Standin) -> None:
+    _, models = call(server.url, "/v1/models")
+    (model,) = models["data"]
+    assert (model["id"], model["owned_by"], model["max_model_len"]) == ("servecast/stand-in", "vllm", MODEL_LEN)
+    assert call(server.url, "/version") == (200, {"version": "0.32.0"})
+    assert call(server.url, "/health") == (200, {})
+    assert call(server.url, "/tokenize", {"prompt": "a b"})[1]["count"] == 3
+    found = metrics(server.url)
+    (info,) = (name for name in found if name.startswith("vllm:cache_config_info"))
+    assert 'num_gpu_blocks="65"' in info and 'block_size="16"' in info and 'kv_cache_size_tokens="1024"' in info
+
+
+def test_metrics_count_what_was_asked(server: Standin) -> None:
+    before = metrics(server.url)
+    for tokens in (1, 5):
+        call(server.url, "/v1/completions", {"prompt": [11] * 20, "max_tokens": tokens, "ignore_eos": True})
+    names = ("prompt_tokens_total", "generation_tokens_total", "time_to_first_token_seconds_count")
+    assert grown(server.url, before, *names) == [40, 6, 2]
+    assert grown(server.url, before, "e2e_request_latency_seconds_count", "inter_token_latency_seconds_count") == [2, 4]
+    # one observation for a step that delivered a token, with the whole prompt in that of the first
+    assert grown(server.url, before, "iteration_tokens_total_count", "iteration_tokens_total_sum") == [6, 46]
+    after = metrics(server.url)
+    success = f'vllm:request_success_total{LABELS[:-1]},finished_reason="length"}}'
+    assert after[success] - before[success] == 2
+    assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
+    assert after["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_a_prompt_hits_what_an_earlier_one_left_in_the_prefix_cache_and_so_does_an_answer(server: Standin) -> None:
+    ids = list(range(100, 140))  # two whole blocks of 16
+    call(server.url, "/v1/completions", {"prompt": ids, "max_tokens": 1})
+    before = metrics(server.url)
+    call(server.url, "/v1/completions", {"prompt": [*ids[:35], 999], "max_tokens": 1})
+    names = ("prefix_cache_queries_total", "prefix_cache_hits_total", "prompt_tokens_cached_total")
+    assert grown(server.url, before, *names) == [36, 32, 32]
+    # the second turn of a chat repeats the first with its answer: everything but what is new is hit
+    first = [{"role": "user", "content": "tell me " * 10}]
+    _, answer = call(server.url, "/v1/chat/completions", {"messages": first, "max_tokens": 40})
+    said = answer["choices"][0]["message"]
+    before = metrics(server.url)
+    again = [*first, said, {"role": "user", "content": "more"}]
+    call(server.url, "/v1/chat/completions", {"messages": again, "max_tokens": 1})
+    whole = answer["usage"]["total_tokens"] - 1  # the last token of an answer is never computed
+    assert grown(server.url, before, "prefix_cache_hits_total") == [whole // 16 * 16]
+
+
+def test_a_client_that_leaves_is_aborted_and_its_blocks_are_free(server: Standin) -> None:
+    before = metrics(server.url)
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=20)
+    body = json.dumps({"prompt": [3] * 100, "max_tokens": 150, "stream": True})
+    connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+    answer = connection.getresponse()
+    answer.read(200)
+    assert metrics(server.url)["vllm:num_requests_running"] == 1
+    assert metrics(server.url)["vllm:kv_cache_usage_perc"] >= 7 / 64
+    answer.close()
+    connection.close()
+    deadline = time.monotonic() + 10
+    while metrics(server.url)["vllm:num_requests_running"]:
+        assert time.monotonic() < deadline, "the request was not aborted"
+        time.sleep(0.02)
+    assert metrics(server.url)["vllm:kv_cache_usage_perc"] == 0
+    (tokens,) = grown(server.url, before, "generation_tokens_total")
+    assert 0 < tokens < 150  # what was computed stays counted
+
+
+def test_preemptions_are_counted_and_every_answer_is_whole() -> None:
+    flags = ("--max-num-seqs", "4", "--num-gpu-blocks-override", "21")  # room for 320 tokens; four answers need 480
+
+    async def ask(url: str) -> list[Any]:
+        async def one(session: aiohttp.ClientSession, number: int) -> Any:
+            body = {"prompt": [50 + number] * 20, "max_tokens": 100}
+            async with session.post(f"{url}/v1/completions", json=body) as answer:
+                return await answer.json()
+
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60)) as session:
+            return list(await asyncio.gather(*(one(session, number) for number in range(4))))
+
+    with standin(*FLAGS, *flags) as process:
+        answers = asyncio.run(ask(process.url))
+        assert [answer["usage"]["completion_tokens"] for answer in answers] == [100] * 4
+        found = metrics(process.url)
+    assert found["vllm:num_preemptions_total"] >= 1
+    assert found["vllm:prompt_tokens_total"] == 80 and found["vllm:generation_tokens_total"] == 400
+
+
+def test_a_full_queue_refuses_with_503_and_an_event_may_carry_several_tokens() -> None:
+    with standin(*FLAGS, "--max-num-queued-reqs", "1", "--stream-interval", "4") as process:
+        body = {"prompt": "x", "max_tokens": 20, "stream": True, "stream_options": {"continuous_usage_stats": True}}
+        *chunks, _ = stream(process.url, "/v1/completions", body)
+        assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 5, 9, 13, 17, 20]
+        _, answer = call(process.url, "/v1/completions", {"prompt": ["x", "y"], "max_tokens": 1})
+        assert "choices" in answer  # the queue is looked at once for a request
+        connection = http.client.HTTPConnection(urlsplit(process.url).netloc, timeout=20)
+        connection.request(
+            "POST", "/v1/completions", json.dumps(body | {"max_tokens": 200}), {"content-type": "a/json"}
+        )
+        connection.getresponse().read(100)
+        status, refused = call(process.url, "/v1/completions", {"prompt": "x"})
+        connection.close()
+        assert (status, refused["error"]["type"]) == (503, "ServiceUnavailableError")
+        rejected = [value for name, value in metrics(process.url).items() if "admission_rejections_total" in name]
+        assert rejected == [1]
+
+
+def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp_path: Path) -> None:
+    scenario = Scenario(
+        name="chat",
+        server=Flags(),
+        workload=Workload(prompt_tokens=40, output_tokens=8),
+        load=Load(users=[1, 2], spawn_rate=20.0, seconds=1.0),
+    )
+    with Path(os.devnull).open("w") as null:
+        measure(scenario, server.url, tmp_path / "run", console=Console(file=null))
+    run = read_run(tmp_path / "run")
+    assert str(run.engine) == "vllm 0.32.0"
+    ok = run.requests[run.requests["status"] == "ok"]
+    assert len(ok) and (ok["output_tokens"] == 8).all() and (ok["prompt_tokens"] == 40).all()
+    assert not any("server's own count" in warning for rung in run.rungs for warning in rung.warnings)
