@@ -95,6 +95,7 @@ def test_the_built_package_holds_what_it_needs_at_run_time(tmp_path: Path):
         "scenarios/shipped/template.txt",
         "scenarios/report/page.html",
         "measure/standin/calibration.json",
+        "measure/standin/calibration_vllm_v1.json",
         "measure/loadgen/words.txt",
     ):
         assert file in names

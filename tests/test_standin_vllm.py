@@ -6,6 +6,8 @@ import asyncio
 import http.client
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import openai
 import pytest
 from rich.console import Console
 from servers import Standin, standin
@@ -281,3 +284,52 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
     ok = run.requests[run.requests["status"] == "ok"]
     assert len(ok) and (ok["output_tokens"] == 8).all() and (ok["prompt_tokens"] == 40).all()
     assert not any("server's own count" in warning for rung in run.rungs for warning in rung.warnings)
+
+
+def test_the_openai_package_reads_streams_usage_and_errors(server: Standin) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=20.0, max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == ["servecast/stand-in"]
+        chat = client.chat.completions.create(
+            model="servecast/stand-in",
+            messages=[{"role": "user", "content": "hello there"}],
+            max_completion_tokens=3,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        chunks = list(chat)
+        assert len("".join(c.choices[0].delta.content or "" for c in chunks if c.choices).split()) == 3
+        assert chunks[-2].choices[0].finish_reason == "length"
+        assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 3
+        whole = client.completions.create(model="servecast/stand-in", prompt=[1, 2, 3], max_tokens=2)
+        assert whole.usage is not None and whole.usage.prompt_tokens == 3 and len(whole.choices[0].text.split()) == 2
+        with pytest.raises(openai.NotFoundError, match="does not exist"):
+            client.completions.create(model="other", prompt="x")
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            client.completions.create(model="servecast/stand-in", prompt=[1] * 300)
+
+
+def test_answers_end_early_where_told_to_but_not_before_min_tokens_nor_with_ignore_eos() -> None:
+    with standin(*FLAGS, "--fault", "eos=1") as process:
+        found = []
+        for more in ({}, {}, {}, {"min_tokens": 18}, {"ignore_eos": True}):
+            _, answer = call(process.url, "/v1/completions", {"prompt": "x", "max_tokens": 20, **more})
+            found.append((answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]))
+        assert any(tokens < 20 and reason == "stop" for tokens, reason in found[:3])
+        assert all((tokens < 20) == (reason == "stop") for tokens, reason in found)
+        assert found[3][0] >= 18 and found[4] == (20, "length")
+
+
+def test_an_error_in_a_stream_is_an_event_and_the_end() -> None:
+    with standin(*FLAGS, "--fault", "error=1") as process:
+        *_, error, done = stream(process.url, "/v1/completions", {"prompt": "x", "max_tokens": 9, "stream": True})
+        assert (error["error"]["type"], error["error"]["code"], done) == ("InternalServerError", 500, "[DONE]")
+        status, answer = call(process.url, "/v1/completions", {"prompt": "x", "max_tokens": 9})
+        assert (status, answer["error"]["type"]) == (500, "InternalServerError")
+
+
+def test_a_flag_that_vllm_would_not_start_with_is_one_line() -> None:
+    for flag, value, said in (("--max-num-seqs", "9999", "max_num_seqs (9999)"), ("--block-size", "x", "--block-size")):
+        command = [sys.executable, "-m", "measure.standin.server", "--engine", "vllm-v1", "--port", "0", flag, value]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
