@@ -16,8 +16,8 @@ from functools import partial
 import msgspec
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from calibrate.arrays import Bools, Floats
 from calibrate.schedule.rules import rules
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration, Noise
@@ -28,8 +28,6 @@ from sim.model.workload import RequestLengths, Workload
 from sim.replicate import Task
 from sim.results import metrics
 from sim.steptime.linear import step_time
-
-Floats = NDArray[np.float64]
 
 DRAWS = 60
 TRUTHS, EACH = 9, 12
@@ -183,7 +181,7 @@ def _measured(calibration: Calibration, scenario: Scenario, candidate: Measureme
     return values / expected - 1.0, np.sqrt(single**2 / np.maximum(counts, 1.0) + shared + FLOOR**2)
 
 
-def _thirds(size: Floats) -> list[NDArray[np.bool_]]:
+def _thirds(size: Floats) -> list[Bools]:
     if not len(size):
         return []
     low, high = np.quantile(size, [1 / 3, 2 / 3])

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from calibrate.schedule.network_latency import latency_bounds
+from calibrate.arrays import Bools, Floats, Ints
+from calibrate.schedule.admission_timing import latency_bounds
 from calibrate.schedule.rebuild import Schedule
 from calibrate.schedule.step_table import works
 from calibrate.schedule.usable import usable_steps
@@ -23,9 +23,6 @@ from sim.model.errors import NotEnoughData
 from sim.run import Run
 from sim.steptime.basis import AFFINE, PADDED, columns
 from sim.steptime.linear import LEVEL
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 BLOCK_SECONDS = 5.0  # resampled as a whole, with a random effect each: short enough for ten in a rung
 COLD_CACHE = "w0"  # extra time of a decode step soon after a prefill; forecasts have its mean over the steps fitted
@@ -40,12 +37,12 @@ class Rows:
     `table` has the columns of `Schedule.steps`, `idle` (the server was idle before) and `run`. `seconds` is the
     duration, `prefill` marks prefills. `run`, `rung` and `block` number the runs, their rungs and blocks of
     `BLOCK_SECONDS` over all runs. `latency` bounds the network latency to the server, s
-    (`network_latency.latency_bounds`).
+    (`admission_timing.latency_bounds`).
     """
 
     table: pd.DataFrame
     seconds: Floats
-    prefill: NDArray[np.bool_]
+    prefill: Bools
     run: Ints
     rung: Ints
     block: Ints

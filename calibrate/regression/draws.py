@@ -1,15 +1,14 @@
-"""Summaries of joint draws: an interval for each parameter, and the pairs that are highly correlated."""
+"""Summaries of a fit: an interval for each parameter, highly correlated pairs, the size of residuals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sim.model.calibration import Parameter
+from calibrate.arrays import Floats
+from sim.model.calibration import Parameter, Residual
 
-Floats = NDArray[np.float64]
 CORRELATED = 0.7  # |correlation| from which the data hardly tell two parameters apart
 
 
@@ -24,6 +23,12 @@ def parameter(value: float, drawn: Floats, unit: str, meaning: str) -> Parameter
         unit=unit,
         meaning=meaning,
     )
+
+
+def residual(error: Floats, of: Floats) -> Residual:
+    """The size of errors, (rows,), in absolute terms and relative to `of`, (rows,)."""
+    rms, p95 = np.sqrt((error**2).mean()), np.quantile(np.abs(error / of), 0.95)
+    return Residual(rms=float(rms), p95_relative=float(p95), rows=len(error))
 
 
 def correlations(names: Sequence[str], drawn: Floats) -> list[tuple[str, str, float]]:

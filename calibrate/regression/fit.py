@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from calibrate.regression.design import BLOCK_SECONDS, COLD_CACHE, Floats, Ints, Rows, level_knots, level_terms, terms
+from calibrate.arrays import Floats, Ints
+from calibrate.regression.design import BLOCK_SECONDS, COLD_CACHE, Rows, level_knots, level_terms, terms
 from calibrate.regression.equations import Equations, equations
 from calibrate.regression.priors import Prior, prior_for
 from calibrate.regression.random_effects import NO_EFFECTS, RandomEffects

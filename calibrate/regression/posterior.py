@@ -10,13 +10,11 @@ prior is.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
+from calibrate.arrays import Floats
 from calibrate.regression.design import Rows
 from calibrate.regression.fit import Regression
-
-Floats = NDArray[np.float64]
 
 DRAWS = 200
 

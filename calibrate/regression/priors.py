@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibrate.arrays import Floats
 from calibrate.regression.design import TREND, Rows
 from sim.steptime.linear import LEVEL
-
-Floats = NDArray[np.float64]
 
 # Mean and sd of a prefill's constant, in decode steps of one sequence: both read all weights once. It is 0.9 to 1.8 in
 # the tables of Splitwise and LMDeploy in data/, 0.6 for router-http: less where reading overlaps computing.

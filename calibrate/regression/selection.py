@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-Floats = NDArray[np.float64]
+from calibrate.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def fit_relative(design: Floats, seconds: Floats, weights: Floats | None = None)
 
 
 def select(
-    names: Sequence[str], design: Floats, seconds: Floats, folds: NDArray[np.int64], forms: Iterable[tuple[str, ...]]
+    names: Sequence[str], design: Floats, seconds: Floats, folds: Ints, forms: Iterable[tuple[str, ...]]
 ) -> Selection:
     """Leave each fold out in its turn and keep the fewest terms within one standard error of the smallest error
     (Breiman et al., Classification and Regression Trees, 3.4.3); equals go to the smaller error. `folds` numbers the

@@ -7,14 +7,11 @@ seconds is removed first.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibrate.arrays import Bools, Floats, Ints
 from calibrate.regression.design import Rows
 from calibrate.regression.random_effects import RandomEffects
 from sim.model.calibration import Noise
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 CELL_SECONDS = 3.0  # shorter than a drift, longer than the autocorrelation of steps
 NO_DRIFT = 1e-4  # relative: a smaller drift is none
@@ -57,7 +54,7 @@ def fit_noise(rows: Rows, predicted: Floats, effects: RandomEffects) -> Noise:
     )
 
 
-def _without_cell_means(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, NDArray[np.bool_]]:
+def _without_cell_means(factor: Floats, time: Floats, rung: Ints) -> tuple[Floats, Bools]:
     """Factors divided by the mean of the cell of time in which each lies, and which of them are not alone in their
     cell.
 

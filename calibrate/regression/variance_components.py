@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
+from calibrate.arrays import Bools, Floats, Ints
 from calibrate.regression.design import BLOCK_SECONDS, Rows
 from calibrate.regression.fit import Regression, design
 from calibrate.regression.random_effects import RandomEffects
 from sim.model.calibration import MOST_SKEWED
 from sim.run import Run
-
-Floats = NDArray[np.float64]
 
 LEAST_RATIO = 0.5  # of the drift: the effect of a run, or of one of two rungs, that is assumed without a repetition
 MOST_INTERVALS = 400  # in the likelihood at most; longer runs have longer ones
@@ -53,8 +51,8 @@ class _Intervals(NamedTuple):
     matrix: Floats
     exposure: Floats
     time: Floats
-    rung: NDArray[np.int64]
-    run: NDArray[np.int64]
+    rung: Ints
+    run: Ints
 
 
 def fit_random_effects(regression: Regression, rows: Rows, runs: Sequence[Run]) -> RandomEffects:
@@ -156,7 +154,7 @@ def _skewness(decodes: tuple[Floats, Floats], rows: Rows) -> float:
     return float(np.clip(skewness / (1 + chance), -MOST_SKEWED, MOST_SKEWED))
 
 
-def _block_deviations(regression: Regression, rows: Rows, of: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def _block_deviations(regression: Regression, rows: Rows, of: Bools) -> tuple[Floats, Floats]:
     """The relative deviation of steps of one kind in each block from their rung's mean, (blocks,), NaN where there are
     none, and its variance from single steps."""
     predicted, block, rung = regression.predicted[of], rows.block[of], rows.rung[of]
@@ -197,7 +195,7 @@ def _intervals(regression: Regression, rows: Rows, share: float) -> _Intervals:
     )
 
 
-def _step_variance(single: Floats, block: NDArray[np.int64], prefill: NDArray[np.bool_]) -> Floats:
+def _step_variance(single: Floats, block: Ints, prefill: Bools) -> Floats:
     """The variance of a single step of each row's kind, relative, from its deviation from the other steps of its
     interval.
 
@@ -214,7 +212,7 @@ def _step_variance(single: Floats, block: NDArray[np.int64], prefill: NDArray[np
     return variance
 
 
-def _cells(rows: Rows) -> NDArray[np.int64]:
+def _cells(rows: Rows) -> Ints:
     """The interval in which every row lies: its block, several of them, or a part of it."""
     blocks = int(rows.block.max()) + 1
     if blocks > MOST_INTERVALS:
@@ -224,7 +222,7 @@ def _cells(rows: Rows) -> NDArray[np.int64]:
     return rows.block * parts + (within * parts).astype(np.int64)
 
 
-def _filled(values: Floats, at: NDArray[np.bool_]) -> Floats:
+def _filled(values: Floats, at: Bools) -> Floats:
     """The values at the places that `at` marks, zero elsewhere."""
     full = np.zeros(len(at))
     full[at] = values

@@ -7,6 +7,11 @@ was admitted at once if and only if `latency + x < filter`. The latency grows wi
 tokenizer workers have to count, those of all who came with it and before it. A probit model of that, linear in the
 coefficients of filter and latency, joins the regression of step durations as weighted rows (iteratively reweighted
 least squares).
+
+A router whose requests have waited long enough admits all that are queued at every scheduling point, before each decode
+step. So a request that is prefilled now was not queued at the scheduling point before, a step ago: it arrived in
+between, which bounds the network latency (`latency_bounds`). A near client shows only that its latency is below a step;
+a far one is bounded closely by steps that end at all phases.
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ from heapq import heapreplace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from calibrate.arrays import Bools, Floats, Ints
 from calibrate.schedule.rebuild import Schedule
 from calibrate.schedule.rules import server_of
 from calibrate.schedule.step_table import BEFORE
@@ -27,8 +32,8 @@ from sim.engines.tgi_0_9_4 import BLOCK, Flags
 from sim.run import Run
 from sim.steptime.basis import DROP, PADDED, columns
 
-Floats = NDArray[np.float64]
-
+TAIL = 0.05  # share of the requests whose bounds may mislead: a budget kept them waiting, or their client was delayed
+_ENOUGH = 10  # requests that bound the latency
 FILTER = ("dropped", "kept", "decode_longest")  # columns of `StepWork` that say what a filter does
 LAPSE_RATE = 0.03  # share of the admissions that something else decides: a budget, a delayed client
 LATENCY_BETWEEN_RUNS = 0.2  # relative sd of the network latency between runs (tools/check_network_latency.py)
@@ -83,7 +88,7 @@ def _at_point(run: Run, schedule: Schedule, point: int) -> pd.DataFrame:
     return pd.DataFrame(table[["x", "tokens", *FILTER, "won", "weight"]])
 
 
-def _fits(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _fits(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: Ints) -> Bools:
     """Whether these requests would have fitted into these prefills: into the prefill budget, and beside what ran then,
     given the most that the server is known to hold. Nobody passes one of the same group who does not fit."""
     requests, steps, server = run.requests, schedule.steps, server_of(run)
@@ -158,3 +163,33 @@ def margins(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float)
     latency = -seconds(("u0", "u1"))
     margin = margin_terms(table, names) @ x - table["x"].to_numpy(np.float64)
     return margin, np.maximum(np.hypot(UPLINK_SPREAD * latency, spread * seconds(("f1", "f2"))), 5e-5), latency
+
+
+def latency_bounds(runs: Sequence[Run], schedules: Sequence[Schedule]) -> tuple[float, float] | None:
+    """A lower and an upper bound of the latency, s, that nearly all requests agree with; None where too few say
+    anything. They may cross, since latencies vary."""
+    pairs = [_bounds(run, schedule) for run, schedule in zip(runs, schedules, strict=True)]
+    least, most = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
+    if len(least) < _ENOUGH:
+        return None
+    return float(np.quantile(least, 1 - TAIL)), float(np.quantile(most, TAIL))
+
+
+def _bounds(run: Run, schedule: Schedule) -> tuple[Floats, Floats]:
+    """For every request that tells: how long before the last two scheduling points before its prefill it was sent,
+    s."""
+    steps = schedule.steps
+    step = np.maximum(schedule.first, 2)
+    decode, ended = (steps["kind"] == "decode").to_numpy(), steps["ended"].to_numpy()
+    end, known = steps["end"].to_numpy(), (steps["seen"] & steps["used"]).to_numpy()
+    open_to_all = steps["since"].to_numpy() >= server_of(run).max_waiting_tokens - 1
+    tells = (
+        (schedule.first >= 2)
+        & known[step]
+        & known[step - 1]
+        & decode[step - 1]
+        & decode[step - 2]
+        & open_to_all[step - 2]
+    )
+    tells &= ended[step - 1] == 0  # no answer ended in between and made room
+    return (end[step - 2] - schedule.written)[tells], (end[step - 1] - schedule.written)[tells]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from calibrate.arrays import Floats
 from sim.model.request import BROKEN
 from sim.run import Run
 
-Floats = NDArray[np.float64]
 _FEW = 0.01  # share of broken streams that needs no warning
 
 

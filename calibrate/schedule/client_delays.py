@@ -13,15 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from calibrate.arrays import Floats
 from calibrate.schedule.admission_timing import UPLINK_SPREAD
 from calibrate.schedule.rebuild import Schedule
 from sim.model.calibration import Clocks, Delay
 from sim.run import Run
-
-Floats = NDArray[np.float64]
 
 # delays of a client on the same network, for runs that show none
 ASSUMED = Clocks(uplink=Delay(quantiles=[1.2e-3, 1.8e-3]), turnaround=Delay(quantiles=[2e-4, 6e-4]))

@@ -16,16 +16,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from calibrate.arrays import Floats, Ints
 from calibrate.schedule.checks import absent, coalesced, hidden, lost, unstreamed
 from calibrate.schedule.step_table import build_step_table, medians
 from sim.model.errors import NotEnoughData
 from sim.results.events import merged
 from sim.run import Run
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _PROBE = 24  # tokens compared to place a stream: more do not change the median
 _APART = 0.45  # of a step: a token nearer than this to a step's end belongs to it
@@ -63,9 +60,7 @@ class Schedule:
 
 def shows_steps(run: Run) -> bool:
     """Whether a run's streams show single steps: it has token times, and nearly all events carry one token."""
-    if run.token_times is None or run.event_tokens is None:
-        return run.token_times is not None
-    return _merged_share(run) <= _MERGED
+    return run.token_times is not None and _merged_share(run) <= _MERGED
 
 
 def _merged_share(run: Run) -> float:

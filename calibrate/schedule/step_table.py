@@ -8,11 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from calibrate.arrays import Bools, Floats, Ints
 from sim.run import Run
 from sim.steptime.basis import COLUMNS
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 ONCE, BEFORE = "once_", "before_"  # prefixes of columns of `StepWork`: joining batches; the filter before the step
 UNCERTAIN_ARRIVAL = 0.02  # s: a request sent less than this before a step's end may or may not have been queued
@@ -26,7 +24,7 @@ class _ByStep:
         self.size = np.bincount(step)
         self._first = np.cumsum(self.size) - self.size
 
-    def count(self, which: NDArray[np.bool_]) -> Ints:
+    def count(self, which: Bools) -> Ints:
         return np.bincount(self._step[which], minlength=len(self.size))
 
     def sum(self, values: NDArray[Any]) -> Floats:
@@ -43,7 +41,7 @@ class _ByStep:
 
 
 def build_step_table(
-    run: Run, request: Ints, token: Ints, step: Ints, time: Floats, written: Floats, is_decode: NDArray[np.bool_]
+    run: Run, request: Ints, token: Ints, step: Ints, time: Floats, written: Floats, is_decode: Bools
 ) -> pd.DataFrame:
     """The table that `Schedule.steps` describes, but for `used`.
 
@@ -111,7 +109,7 @@ def _before(values: Ints) -> Ints:
     return np.concatenate([[0], values[:-1]])
 
 
-def _running(kept: Ints, is_decode: NDArray[np.bool_]) -> Ints:
+def _running(kept: Ints, is_decode: Bools) -> Ints:
     """How many requests ran when each step began: those that the last decode step kept, and the prefills since."""
     running, live = np.zeros(len(kept), dtype=np.int64), 0
     for s, (k, decode) in enumerate(zip(kept.tolist(), is_decode.tolist(), strict=True)):
@@ -120,7 +118,7 @@ def _running(kept: Ints, is_decode: NDArray[np.bool_]) -> Ints:
     return running
 
 
-def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: NDArray[np.bool_]) -> tuple[Ints, Ints]:
+def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: Bools) -> tuple[Ints, Ints]:
     """How many requests ran before each step and how many joined them; of a prefill, how many are about to."""
     new = np.where(is_decode, joined, sequences)
     old = np.where(is_decode, sequences - joined, running)
@@ -133,7 +131,7 @@ def _joins(joined: Ints, sequences: Ints, kept: Ints, running: Ints, is_decode: 
     return old, np.where(twice, last, new)
 
 
-def _starts(run: Run, ends: Floats, running: Ints, earliest: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+def _starts(run: Run, ends: Floats, running: Ints, earliest: Floats) -> tuple[Floats, Bools]:
     """When each step began, as far as streams show it, and whether they do: the server was busy, or a request was
     waiting."""
     previous = np.concatenate([[-np.inf], ends[:-1]])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from calibrate.arrays import Bools
 from sim.run import Run, Rung
 
 _REMAINING = 0.25  # share of the steps that must remain without busy rungs, or these are used too
@@ -17,7 +16,7 @@ _NOTED = 0.002  # share of the steps left out that deserves a warning
 STALLED = 20.0  # ms: a client whose canary's 99th percentile exceeds this measures itself (docs/measuring.md)
 
 
-def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[str]) -> NDArray[np.bool_]:
+def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[str]) -> Bools:
     """Which of a run's `steps` can be fitted, (steps,): used ones whose start was seen or, at an `idle` server, is a
     request's.
 

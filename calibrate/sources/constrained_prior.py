@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibrate.arrays import Floats
 from calibrate.sources import published_priors
 from calibrate.sources.figures import is_single_user, profile, single_user_terms, title
 from calibrate.sources.published_priors import Distribution
@@ -22,8 +22,6 @@ from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
 from sim.model.scenario import Figure, Machine
 from sim.model.server import Bounds
-
-Floats = NDArray[np.float64]
 
 LEAST_SHARE = 1e-3  # share of drawn machines that must be able to have the single-user latencies
 SOLVED = ("b0", "b3")  # determined by the first and the second single-user latency, given all else

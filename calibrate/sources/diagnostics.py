@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from calibrate.arrays import Bools, Floats
 from calibrate.sources import published_priors
 from calibrate.sources.constrained_prior import ConstrainedPrior
 from calibrate.sources.figures import title
 from calibrate.sources.importance_sampling import Sample
 from sim.model.scenario import Figure, Scenario
 from sim.steptime.linear import MEANING
-
-Floats = NDArray[np.float64]
 
 CLOSE = 0.05  # relative: tolerance of a figure, or its rounding where that is wider
 WIDE = 0.85  # of the prior's standard deviation: a parameter this wide was not identified
@@ -69,17 +67,19 @@ def contradictions(ladder: Sequence[Figure], found: Sample, center: Floats, figu
     return said
 
 
-def _together(close: list[NDArray[np.bool_]]) -> int:
+def _together(close: list[Bools]) -> int:
     """How many machines show all of these figures with one and the same onset factor."""
     return int(np.count_nonzero(np.logical_and.reduce(close).any(axis=-1))) if close else 0
 
 
 def not_identified(space: ConstrainedPrior, found: Sample) -> list[str]:
     """A warning about the parameters that the figures leave as wide as the prior."""
-    mean = found.weights @ found.scores
-    spread = np.sqrt(found.weights @ (found.scores - mean) ** 2)
     meaning = MEANING | published_priors.MEANING
-    wide = [f"{name} ({meaning[name][1]})" for i, name in enumerate(space.free) if spread[i] > WIDE and name in meaning]
+    wide = [
+        f"{name} ({meaning[name][1]})"
+        for i, name in enumerate(space.free)
+        if found.spread[i] > WIDE and name in meaning
+    ]
     if not wide:
         return []
     return [f"the figures do not pin down {', '.join(wide)}: these stay as wide as such machines are known to be"]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
+from calibrate.arrays import Floats
 from calibrate.schedule.rules import rules
 from calibrate.sources.published_priors import TAKEOFF
 from calibrate.sources.static_batch import batch_terms
@@ -30,8 +30,6 @@ from sim.replicate import Task
 from sim.results import rates
 from sim.results.curve import latency_onset, plateau
 from sim.steptime.linear import step_time
-
-Floats = NDArray[np.float64]
 
 USERS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 SECONDS = 120.0  # of every rung's window, and at least ANSWERS times a single user's latency

@@ -13,10 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-Floats = NDArray[np.float64]
+from calibrate.arrays import Floats
 
 ROUNDS = (0.25, 0.2, 0.25, 0.3)  # shares of the budget of simulations
 POOL = 20_000  # machines that a round is drawn from
@@ -42,6 +41,11 @@ class Sample:
     def effective(self) -> float:
         """The effective sample size of the weights (Kish)."""
         return float(1 / (self.weights**2).sum())
+
+    @property
+    def spread(self) -> Floats:
+        """The weighted standard deviation of each score, (d,)."""
+        return np.asarray(np.sqrt(self.weights @ (self.scores - self.weights @ self.scores) ** 2))
 
 
 class Emulator:

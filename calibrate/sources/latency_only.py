@@ -16,9 +16,9 @@ from itertools import cycle
 import msgspec
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from calibrate.arrays import Floats, Ints
 from calibrate.schedule.client_delays import ASSUMED
 from calibrate.schedule.rules import server_of
 from calibrate.schedule.token_budget import budget_bounds, known_budget
@@ -35,8 +35,6 @@ from sim.replicate import Task
 from sim.results import metrics
 from sim.run import Run
 from sim.steptime.linear import step_time
-
-Floats = NDArray[np.float64]
 
 SIMULATIONS = 40  # per dimension: an emulator of more dimensions needs more
 EFFECTIVE = 20.0  # least effective sample size
@@ -134,7 +132,7 @@ def fit_latencies(
     )
     chosen = rng.choice(len(found.weights), n, p=found.weights)
     # resampled machines repeat: noise of a part of their spread smooths the draws
-    around = found.scores[chosen] + 0.15 * rng.standard_normal((n, len(priors))) * _spread(found)
+    around = found.scores[chosen] + 0.15 * rng.standard_normal((n, len(priors))) * found.spread
     return _parameters(priors, around, user), _warnings(found) + user.warnings + budget_warnings
 
 
@@ -253,7 +251,7 @@ def _with_budget(server: Flags, drawn: dict[str, float]) -> Flags:
     return msgspec.structs.replace(server, max_batch_total_tokens=round(drawn[BUDGET]))
 
 
-def _peak(begin: Floats, end: Floats, held: NDArray[np.int64]) -> float:
+def _peak(begin: Floats, end: Floats, held: Ints) -> float:
     """The largest sum of `held` over intervals from `begin` to `end`, both included, that overlap."""
     time = np.concatenate([begin, end])
     change = np.concatenate([held, -held])
@@ -298,11 +296,6 @@ def _log_likelihood(measured: Floats, errors: Floats, shown: Floats, spread: Flo
     variance = errors[:, None] ** 2 + np.asarray(spread) ** 2
     # the statistics of one window say about as much as one: users and latency determine the throughput
     return np.asarray(-0.5 * (apart**2 / variance).sum(axis=1) / len(STATISTICS))
-
-
-def _spread(found: Sample) -> Floats:
-    centre = found.weights @ found.scores
-    return np.asarray(np.sqrt(found.weights @ (found.scores - centre) ** 2))
 
 
 def _warnings(found: Sample) -> list[str]:

@@ -13,9 +13,9 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from calibrate.regression.draws import correlations, parameter
+from calibrate.arrays import Floats, Ints
+from calibrate.regression.draws import correlations, parameter, residual
 from calibrate.schedule.rules import rules
 from calibrate.sources import diagnostics, published_priors
 from calibrate.sources.constrained_prior import ConstrainedPrior
@@ -33,12 +33,10 @@ from calibrate.sources.figures import (
 from calibrate.sources.importance_sampling import sample
 from sim.engines.catalog import identity
 from sim.executors import IN_PROCESS, Executor, silent
-from sim.model.calibration import Calibration, Residual, Source
+from sim.model.calibration import Calibration, Source
 from sim.model.scenario import Figure, Scenario
 from sim.model.steps import PREFILL
 from sim.steptime.linear import MEANING
-
-Floats = NDArray[np.float64]
 
 SIMULATIONS = 500
 DRAWS = 200
@@ -100,7 +98,10 @@ def calibrate_published(
         parameters={name: parameter(float(x[center]), x, *meaning[name]) for name, x in columns.items()},
         draws={name: x.tolist() for name, x in columns.items()},
         range=_range(simulator, {name: float(x[center]) for name, x in columns.items()} | _middle(columns), seed),
-        residuals={title(figure): _residual(figure, shown[:, i]) for i, figure in enumerate(ordered)},
+        residuals={
+            title(figure): residual(shown[:, i] - figure.value, np.full(len(shown), figure.value))
+            for i, figure in enumerate(ordered)
+        },
         clocks=CLOCKS,
         correlations=correlations(list(columns), np.array(list(columns.values())).T),
         warnings=[
@@ -149,14 +150,14 @@ def _alone(figure: Figure, machine: Mapping[str, float]) -> float:
     return clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
 
 
-def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _resample(weights: Floats, draws: int, rng: np.random.Generator) -> Ints:
     """Indices in proportion to the weights (systematic resampling), (draws,)."""
     at = (np.arange(draws) + rng.random()) / draws
     rows = np.minimum(np.searchsorted(np.cumsum(weights), at), len(weights) - 1)
     return np.asarray(rng.permutation(rows), dtype=np.int64)
 
 
-def _factors(fit: Floats, rng: np.random.Generator) -> NDArray[np.int64]:
+def _factors(fit: Floats, rng: np.random.Generator) -> Ints:
     """The onset factor of each draw, as an index into `FACTORS`, from its likelihood given what the machine shows."""
     chances = np.exp(fit - fit.max(axis=1, keepdims=True))
     below = np.cumsum(chances, axis=1)
@@ -174,15 +175,6 @@ def _center(values: Floats, shown: Floats, figures: list[Figure]) -> int:
     middle = (((values - np.median(values, axis=0)) / np.where(spread > 0, spread, 1.0)) ** 2).mean(axis=1)
     deviations = np.array([diagnostics.deviation(figure, shown[:, i]) for i, figure in enumerate(figures)])
     return int(np.lexsort((middle + (deviations**2).sum(axis=0), np.maximum(deviations.max(axis=0), 1.0)))[0])
-
-
-def _residual(figure: Figure, shown: Floats) -> Residual:
-    relative = np.abs(shown / figure.value - 1)
-    return Residual(
-        rms=float(np.sqrt(np.mean((shown - figure.value) ** 2))),
-        p95_relative=float(np.quantile(relative, 0.95)),
-        rows=len(shown),
-    )
 
 
 def _middle(columns: dict[str, Floats]) -> dict[str, float]:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from calibrate.arrays import Floats
 from sim.model.scenario import Machine
 from sim.results.curve import TAKEOFF_FACTOR
-
-Floats = NDArray[np.float64]
 
 
 class Distribution(Protocol):

@@ -4,11 +4,10 @@ decode steps in which every context grows by a token."""
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from calibrate.arrays import Floats
 from sim.steptime.basis import AFFINE, COLUMNS, DECODE, DROP, JOIN, PREFILL, columns
-
-Floats = NDArray[np.float64]
 
 # a batch that nobody joins or leaves
 TERMS = {name: term for name, term in AFFINE.items() if term.of not in (JOIN, DROP)}

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from calibrate.regression.draws import correlations, parameter
-from calibrate.regression.selection import Floats, Selection, fit_relative, select, subsets
+from calibrate.arrays import Floats, Ints
+from calibrate.regression.draws import correlations, parameter, residual
+from calibrate.regression.selection import Selection, fit_relative, select, subsets
 from calibrate.sources.static_batch import (
     DECODE_TERMS,
     PREFILL_TERMS,
@@ -216,7 +216,7 @@ def _forms(terms: Sequence[str]) -> list[tuple[str, ...]]:
     return [form for form in subsets(terms) if needed <= set(form)]
 
 
-def _folds(rows: Sequence[Row], phase: str) -> NDArray[np.int64]:
+def _folds(rows: Sequence[Row], phase: str) -> Ints:
     """The fold of each row, (rows,): one per batch size, or per context where all batches have one size."""
     levels = np.array([_level(row, phase) for row in rows])
     if len(np.unique(levels)) < 2:
@@ -224,16 +224,14 @@ def _folds(rows: Sequence[Row], phase: str) -> NDArray[np.int64]:
     return np.unique(levels, return_inverse=True)[1].astype(np.int64)
 
 
-def _configurations(rows: Sequence[Row]) -> NDArray[np.int64]:
+def _configurations(rows: Sequence[Row]) -> Ints:
     """A number for each configuration, (rows,): repetitions share it, and a weight in the bootstrap."""
     keys = [(row.phase, row.sequences, round(row.tokens), row.output) for row in rows]
     order = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return np.array([order[key] for key in keys], dtype=np.int64)
 
 
-def _bootstrap(
-    design: Floats, seconds: Floats, configuration: NDArray[np.int64], rng: np.random.Generator, n: int
-) -> Floats:
+def _bootstrap(design: Floats, seconds: Floats, configuration: Ints, rng: np.random.Generator, n: int) -> Floats:
     """Refits with exponential weights on the configurations, (n, terms)."""
     weights = rng.exponential(size=(n, int(configuration.max()) + 1))
     return np.array([fit_relative(design, seconds, weight[configuration]) for weight in weights])
@@ -260,16 +258,8 @@ def _share(
 
 def _residuals(rows: Sequence[Row], predicted: Floats, seconds: Floats) -> dict[str, Residual]:
     phases = np.array([row.phase for row in rows])
-    found = {}
-    for phase in dict.fromkeys(phases.tolist()):
-        of = phases == phase
-        relative = np.abs(predicted[of] / seconds[of] - 1)
-        found[phase] = Residual(
-            rms=float(np.sqrt(np.mean((predicted[of] - seconds[of]) ** 2))),
-            p95_relative=float(np.quantile(relative, 0.95)),
-            rows=int(of.sum()),
-        )
-    return found
+    kinds = {phase: phases == phase for phase in dict.fromkeys(phases.tolist())}
+    return {phase: residual((predicted - seconds)[of], seconds[of]) for phase, of in kinds.items()}
 
 
 def _range(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:

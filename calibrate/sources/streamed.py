@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from calibrate.arrays import Floats
 from calibrate.regression.design import COLD_CACHE, TREND, Rows, build_rows
-from calibrate.regression.draws import correlations, parameter
+from calibrate.regression.draws import correlations, parameter, residual
 from calibrate.regression.fit import Form, Regression, choose
 from calibrate.regression.identifiability import different_machines, not_identified, outlying_rungs
 from calibrate.regression.posterior import DRAWS, antithetic_normals, draw_coefficients
@@ -34,14 +35,12 @@ from calibrate.schedule.token_budget import fit_budget
 from calibrate.sources.latency_only import NOISE as LATENCY_ONLY_NOISE
 from calibrate.sources.latency_only import fit_latencies
 from sim.executors import IN_PROCESS, Executor
-from sim.model.calibration import Calibration, Residual, Source, SourceFile
+from sim.model.calibration import Calibration, Source, SourceFile
 from sim.model.errors import NotEnoughData
 from sim.model.identity import Identity, named
 from sim.results.events import tokens_per_event
 from sim.run import Run
 from sim.steptime.linear import LEVEL, MEANING
-
-Floats = NDArray[np.float64]
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
 PADDED = ("a4", "c2", "f2", COLD_CACHE)  # terms of padded batches, and of small machines
@@ -200,12 +199,9 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         range=_range(runs, rows),
         server=[_flags(run) for run in runs],
         residuals={
-            kind: r
-            for kind, r in (
-                ("prefill", _residual(rows, regression, True)),
-                ("decode", _residual(rows, regression, False)),
-            )
-            if r
+            kind: residual((rows.seconds - regression.predicted)[of], regression.predicted[of])
+            for kind, of in (("prefill", rows.prefill), ("decode", ~rows.prefill))
+            if of.any()
         },
         noise=noise,
         clocks=clocks,
@@ -251,17 +247,6 @@ def _meaning(name: str) -> tuple[str, str]:
     if name.startswith(LEVEL):
         return "s", f"decode step of {name.removeprefix(LEVEL)} requests, without context"
     return MEANING[name]
-
-
-def _residual(rows: Rows, regression: Regression, prefill: bool) -> Residual | None:
-    of = rows.prefill == prefill
-    if not of.any():
-        return None
-    error = rows.seconds[of] - regression.predicted[of]
-    relative = np.abs(error / regression.predicted[of])
-    return Residual(
-        rms=float(np.sqrt((error**2).mean())), p95_relative=float(np.quantile(relative, 0.95)), rows=int(of.sum())
-    )
 
 
 def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
