@@ -19,6 +19,7 @@ from sim.model.files.atomic import read_file, write_file
 from sim.model.files.format import EXPECTED, FORMAT, READ, upgraded
 from sim.model.files.json_lines import Lines
 from sim.model.scenario import Scenario, relocated
+from sim.model.warning import Notice
 
 LIBRARIES = ("servecast", "locust", "gevent", "geventhttpclient", "aiohttp")
 
@@ -123,10 +124,11 @@ class Journal:
         """Replace `run.json`."""
         write_file(self.path / "run.json", msgspec.json.format(msgspec.json.encode(self.head), indent=1) + b"\n")
 
-    def warn(self, sentence: str) -> None:
+    def warn(self, warning: Notice) -> None:
         """Add a warning about the whole run, once."""
-        if sentence not in self.head["warnings"]:
-            self.head["warnings"].append(sentence)
+        said = msgspec.to_builtins(warning)
+        if said not in self.head["warnings"]:
+            self.head["warnings"].append(said)
 
     def add(self, report: Report) -> None:
         """Write the canary's lags and the CPU use of a report to `client.jsonl`."""

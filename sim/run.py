@@ -51,8 +51,10 @@ from sim.model.identity import SOURCES, Identity, check_engine, is_engine, named
 from sim.model.requests import Requests, request_records
 from sim.model.scenario import Load, Machine, Scenario, relocated
 from sim.model.server import EngineFlags
+from sim.model.status import Status
 from sim.model.steps import read_steps, step_records
 from sim.model.text import shortened_name
+from sim.model.warning import Notice, notice
 from sim.model.workload import Workload
 
 _WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
@@ -72,7 +74,7 @@ class Rung:
     users: int | None = None
     rate: float | None = None
     status: str = "complete"
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -119,7 +121,7 @@ class Run:
     info: dict[str, Any] | None = None
     segments: list[dict[str, Any]] = field(default_factory=list)
     stopped: str = ""
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
     path: Path | None = None
     engine: Identity | None = None
     launched: dict[str, Any] = field(default_factory=dict)
@@ -164,18 +166,21 @@ class Run:
         return told_by(type(self.scenario.server), self.info)
 
     @property
-    def untold(self) -> list[str]:
+    def untold(self) -> list[Notice]:
         """A warning for each decisive flag that the server did not tell and its launch command does not show."""
         return untold(self.flags, self.scenario.server.declared)
 
     @property
-    def assumptions(self) -> list[str]:
+    def assumptions(self) -> list[Notice]:
         """The warning that belongs to every number that is forecast from it, if it is taken for what it is not."""
         if self.known or self.taken_as is None:
             return []
         return [
-            f"{self.name} was measured on {named(self.engine)} and is taken for {self.taken_as} (--as): its scheduler "
-            f"and flags are assumed ({in_words(self.flags)}), and a forecast can be far off"
+            notice(
+                "taken-as",
+                f"{self.name} was measured on {named(self.engine)} and is taken for {self.taken_as} (--as): its "
+                f"scheduler and flags are assumed ({in_words(self.flags)}), and a forecast can be far off",
+            )
         ]
 
 
@@ -198,7 +203,7 @@ def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda don
     for i, raw in enumerate(segments):
         _check_map(document, ("segments", i), raw, SegmentLine)
     _check_map(document, (), head, HeadLine)
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     files = sorted(p for p in path.glob("requests*.jsonl*") if p.name.endswith((".jsonl", ".jsonl.gz")))
     if not files:
         raise BadInput("missing; expected the run's requests, one JSON object a line", path=path / "requests.jsonl")
@@ -237,7 +242,7 @@ def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda don
         info=head.get("info"),
         segments=segments,
         stopped=head.get("stopped") or "",
-        warnings=warnings + list(head.get("warnings") or []),
+        warnings=warnings + msgspec.convert(head.get("warnings") or [], list[Notice]),
         path=path,
         engine=engine,
         launched=_launched(document, type(scenario.server)),
@@ -257,7 +262,7 @@ def taken_as(run: Run, engine: str, like: Scenario | None = None) -> Run:
         asked = msgspec.structs.replace(asked, server=flags_of(engine)(), written=[])
     written = [name for name, flag in asked.flags.items() if flag.source == SCENARIO]
     given = {*written, *told_by(type(asked.server), run.info), *run.launched}
-    requests = run.requests[run.requests["status"] != "validation"]
+    requests = run.requests[run.requests["status"] != Status.VALIDATION]
     longest = int(requests["prompt_tokens"].max()) if len(requests) else 0
     total = int((requests["prompt_tokens"] + requests["max_new_tokens"]).max()) if len(requests) else 0
     users = max((rung.users or 0 for rung in run.rungs), default=0)
@@ -374,14 +379,16 @@ def _check_order(document: Document, rungs: Sequence[Rung]) -> None:
             raise document.fail(("rungs", i, "rate"), f"expected 0 to {_MOST_RATE:.0f} requests/s, found {rung.rate}")
 
 
-def _not_told(server: EngineFlags, info: dict[str, Any] | None) -> list[str]:
+def _not_told(server: EngineFlags, info: dict[str, Any] | None) -> list[Notice]:
     """A warning for every flag that a server is said to have told and that cannot be."""
     found = []
     for name in server.declared.told:
         value = (info or {}).get(name)
         if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST):
             continue
-        found.append(f"the server told {name} {value!r}, which cannot be: the scenario's is taken")
+        found.append(
+            notice("impossible-info", f"the server told {name} {value!r}, which cannot be: the scenario's is taken")
+        )
     return found
 
 

@@ -145,7 +145,7 @@ def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
                         tokens[r.id].append(int(end))
 
     def leave(r: Request) -> None:
-        if r.status == "" and r.queued == r.queued:
+        if r.status is None and r.queued == r.queued:
             outcome[r.id] = "client_dropped"
             front.cancel(r)
 

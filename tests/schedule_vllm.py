@@ -163,7 +163,7 @@ def simulated(recording: Recording) -> tuple[dict[int, Request], Replica]:
     requests = {a.uid: request_of(a) for a in recording.arrivals}
 
     def leave(request: Request) -> None:
-        if request.status == "":
+        if request.status is None:
             replica.cancel(request)
 
     def due(time: int, act: Callable[[Request], None], uid: int) -> None:

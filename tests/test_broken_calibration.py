@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warned import texts
 
 from scenarios.cli.main import status
 
@@ -141,7 +142,7 @@ def test_without_draws_it_is_said_what_bands_leave_out(tmp_path: Path, capfd: py
     quick = ["--users", "1", "--set", "load.seconds=5", "--replicates", "19", "--jobs", "1", "--json"]
     for calibration, said in ((file, True), (SHIPPED, False)):
         assert status(["simulate", "llama2-70b-1500-100", "--set", f"calibration={calibration}", *quick]) == 0
-        found = " ".join(json.loads(capfd.readouterr().out)["warnings"])
+        found = " ".join(texts(json.loads(capfd.readouterr().out)["warnings"]))
         assert ("the calibration has no draws, so bands leave out" in found) == said
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from warned import texts
 
 from scenarios.cli.main import status
 
@@ -156,7 +157,7 @@ def test_single_requests_that_cannot_be_are_left_out_and_named(
     assert status(["compare", str(run), str(RECORDED), "--json"]) == 0
     out, err = capfd.readouterr()
     assert "Traceback" not in err
-    assert said in "\n".join(json.loads(out)["warnings"])
+    assert said in "\n".join(texts(json.loads(out)["warnings"]))
 
 
 def test_the_looks_of_a_server_that_are_garbage_are_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]):

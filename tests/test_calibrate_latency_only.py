@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 from streams import TRUTH, lengths, observe
+from warned import texts
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import compare, forecast_run
@@ -67,7 +68,7 @@ def test_without_a_lone_user_his_latency_is_left_open_and_said_to_be(busy, strea
     low, high = np.quantile(alone_in(busy), [0.025, 0.975])
     assert low < alone(TRUTH) < high
     assert high / low > 1.2
-    assert any("no rung of one user was fitted" in d for d in busy.warnings)
+    assert any("no rung of one user was fitted" in d for d in texts(busy.warnings))
     found = compare(streamed, forecast_run(streamed, busy, replicates=39))
     errors = {row.load: row.relative_error or 0.0 for row in found.rows if row.metric == "e2e_mean"}
     assert max(abs(errors[load]) for load in (4, 12, 24)) < 0.1  # what was fitted is met
@@ -79,7 +80,7 @@ def test_a_budget_nobody_tells_is_drawn_with_the_rest(busy, streamed):
     assert 880 <= budget.low <= streamed.server.max_batch_total_tokens <= budget.high
     assert len(busy.draws["max_batch_total_tokens"]) == busy.n_draws
     assert len(set(busy.draws["max_batch_total_tokens"])) > 20
-    assert any("max_batch_total_tokens is not told, only bounded" in d for d in busy.warnings)
+    assert any("max_batch_total_tokens is not told, only bounded" in d for d in texts(busy.warnings))
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,10 @@ def test_bands_are_wider_than_those_of_the_streams(calibration, streamed):
     with_steps = calibrate_runs([streamed])
     wide, narrow = (c.parameters["a1"].stderr / c.parameters["a1"].value for c in (calibration, with_steps))
     assert wide > 2 * narrow
-    assert any("not streamed" in d for d in calibration.warnings)
+    assert any("not streamed" in d for d in texts(calibration.warnings))
 
 
 def test_runs_that_were_not_streamed_stand_back_where_others_were(streamed, blind):
     both = calibrate_runs([streamed, replace(blind, name="blind")])
-    assert any(d.startswith("blind: not streamed") for d in both.warnings)
+    assert any(d.startswith("blind: not streamed") for d in texts(both.warnings))
     assert both.values == calibrate_runs([streamed]).values

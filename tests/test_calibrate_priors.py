@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from streams import TRUTH, lengths, observe
+from warned import texts
 
 from calibrate.regression.priors import FIXED_PART
 from calibrate.sources.streamed import calibrate_runs
@@ -38,7 +39,7 @@ def drawn(calibration: Calibration, seconds: Callable[[StepTime], float]) -> lis
 def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
     run = observe([1, 2, 4, 8, 16, 32], lengths(50, 200), noise=NOISE, seconds=10.0).run
     calibration = calibrate_runs([run])
-    assert any("every prompt had about 50 tokens" in d for d in calibration.warnings)
+    assert any("every prompt had about 50 tokens" in d for d in texts(calibration.warnings))
     low, high = np.quantile(drawn(calibration, prefill(1, 1500)), [0.025, 0.975])
     true = prefill(1, 1500)(step_time("affine", TRUTH))
     assert low < true < high

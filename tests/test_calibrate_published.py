@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from backwards import Backwards
 from scipy.stats import ks_2samp
+from warned import texts
 
 from calibrate.coverage import LONG_ANSWERS, LONG_PROMPTS, SERVER, trial
 from calibrate.sources import published_priors
@@ -123,7 +124,7 @@ def test_the_central_draw_shows_all_four_figures(fitted):
         factor = fitted.values["takeoff_factor"]
         shown = table["e2e_mean"].iloc[0] if is_single_user(f) else latency_onset(table, factor).rps
         assert deviation(f, np.array([shown]))[0] <= 1.02, title(f)  # other seeds, other delays
-    assert not any("hold together" in warning for warning in fitted.warnings)
+    assert not any("hold together" in warning for warning in texts(fitted.warnings))
 
 
 def test_the_figures_move_what_they_can_and_the_rest_is_said_to_be_open(fitted):
@@ -131,7 +132,7 @@ def test_the_figures_move_what_they_can_and_the_rest_is_said_to_be_open(fitted):
         fitted.parameters["b1"].value > 2 * published_priors.STEP_TIMES["b1"].median
     )  # 0.8 requests/s need a costly request
     assert fitted.parameters["b3"].low > 1e-6  # all four figures need a cost on the longest context
-    assert any("do not pin down" in warning and "a2" in warning for warning in fitted.warnings)
+    assert any("do not pin down" in warning and "a2" in warning for warning in texts(fitted.warnings))
     assert ("b0", "output_attained") in {(a, b) for a, b, _ in fitted.correlations}
 
 
@@ -166,7 +167,7 @@ def test_figures_that_cannot_hold_together_are_named():
     """With 7.4 s alone no such machine reaches 4 requests/s of 1500/100, and the other figure has no part in it."""
     article = made_up(*ALONE, figure("rps_takeoff", 4.0, 0.05), figure("rps_takeoff", 1.0, 0.05, LONG_ANSWERS))
     fitted = calibrate_published(article, 1, simulations=40)
-    said = "; ".join(fitted.warnings)
+    said = "; ".join(texts(fitted.warnings))
     assert "of 40 machines simulated 0 show all within 5 %" in said
     assert "instead of 4" in said
     assert "without rps_takeoff of 50/500, 0 of 40 machines show the rest" in said
@@ -179,7 +180,7 @@ def test_one_figure_alone_is_fitted_too():
     fitted = calibrate_published(made_up(ALONE[1]), 1, simulations=4)
     assert "takeoff_factor" not in fitted.parameters  # nobody read a latency onset
     assert fitted.parameters["b3"].low < 1e-6  # nor did anything speak of long contexts
-    assert not any("hold together" in warning for warning in fitted.warnings)
+    assert not any("hold together" in warning for warning in texts(fitted.warnings))
 
 
 def test_a_third_lone_user_is_simulated_like_any_figure():

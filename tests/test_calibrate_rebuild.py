@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from streams import lengths, observe
+from warned import texts
 
 from calibrate.schedule.cross_check import cross_check
 from calibrate.schedule.rebuild import rebuild
@@ -34,7 +35,7 @@ def test_rebuilt_steps_are_the_servers(users, workload):
     true = seen.steps
     alike = SequenceMatcher(None, true, found, autojunk=False).get_matching_blocks()
     assert sum(block.size for block in alike) >= 0.995 * max(len(true), len(found))
-    assert not schedule.warnings
+    assert not texts(schedule.warnings)
 
 
 def test_sizes_contexts_and_neighbours_of_a_hand_made_schedule():
@@ -93,11 +94,11 @@ def test_users_that_a_run_does_not_show_are_missed(keep):
         requests=run.requests.iloc[kept].reset_index(drop=True),
         token_times=[(run.token_times or [])[i] for i in kept],
     )
-    assert not rebuild(run).warnings
-    assert any("shows only" in d and "of 32 users" in d for d in rebuild(part).warnings)
+    assert not texts(rebuild(run).warnings)
+    assert any("shows only" in d and "of 32 users" in d for d in texts(rebuild(part).warnings))
 
 
-def test_lost_streams_leave_gaps_that_are_warninged():
+def test_lost_streams_leave_gaps_that_are_warned_about():
     run = observe([1, 4, 16], lengths((400, 1500), (20, 80)), seconds=15.0).run
     kept = np.flatnonzero(np.random.default_rng(0).random(len(run.requests)) > 0.15)
     part = replace(
@@ -105,13 +106,13 @@ def test_lost_streams_leave_gaps_that_are_warninged():
         requests=run.requests.iloc[kept].reset_index(drop=True),
         token_times=[(run.token_times or [])[i] for i in kept],
     )
-    assert any("other clients' requests" in d for d in rebuild(part).warnings)
+    assert any("other clients' requests" in d for d in texts(rebuild(part).warnings))
 
 
-def test_gathered_tokens_are_warninged():
+def test_gathered_tokens_are_warned_about():
     seen = observe([3], lengths(200, 60), seconds=10.0)
     gathered = [t[np.minimum(np.arange(len(t)) // 4 * 4 + 3, len(t) - 1)] for t in seen.run.token_times or []]
-    assert any("gathers" in d for d in rebuild(replace(seen.run, token_times=gathered)).warnings)
+    assert any("gathers" in d for d in texts(rebuild(replace(seen.run, token_times=gathered)).warnings))
 
 
 def test_a_client_that_sees_part_of_the_traffic_is_told_so():
@@ -119,10 +120,10 @@ def test_a_client_that_sees_part_of_the_traffic_is_told_so():
     mine = seen.run.requests["user"].to_numpy() < 4
     times = [t for t, m in zip(seen.run.token_times or [], mine, strict=True) if m]
     part = replace(seen.run, requests=seen.run.requests[mine].reset_index(drop=True), token_times=times)
-    assert any("other clients" in d for d in rebuild(part).warnings)
+    assert any("other clients" in d for d in texts(rebuild(part).warnings))
 
 
-def test_several_servers_behind_one_address_are_warninged():
+def test_several_servers_behind_one_address_are_warned_about():
     one = observe([4], lengths(200, 80), seconds=12.0).run
     two = observe([4], lengths(200, 80), seconds=12.0, truth={"a0": 0.02, "a1": 1e-4, "b0": 0.0231}, seed=1).run
     both = replace(
@@ -130,7 +131,7 @@ def test_several_servers_behind_one_address_are_warninged():
         requests=_stacked(one, two),
         token_times=[*(one.token_times or []), *(t + 0.007 for t in two.token_times or [])],
     )
-    assert any("several servers" in d for d in rebuild(both).warnings)
+    assert any("several servers" in d for d in texts(rebuild(both).warnings))
 
 
 def test_an_aborted_run_and_resumed_segments_make_no_long_steps():
@@ -152,8 +153,8 @@ def test_without_token_times_there_is_nothing_to_rebuild():
 def test_recorded_runs_agree_with_the_servers_counters(path):
     run = read_run(path)
     schedule = rebuild(run)
-    assert schedule.warnings == []
-    assert cross_check(run, schedule) == []
+    assert texts(schedule.warnings) == []
+    assert texts(cross_check(run, schedule)) == []
     # laws: no request twice in a step; a stream's decode steps follow one another without a gap
     pairs = np.stack([schedule.request, schedule.step])
     assert len(np.unique(pairs, axis=1).T) == len(schedule.request)
@@ -163,15 +164,15 @@ def test_recorded_runs_agree_with_the_servers_counters(path):
     assert (np.diff(schedule.steps["end"]) >= 0).all()
 
 
-def test_counters_that_disagree_are_warninged():
+def test_counters_that_disagree_are_warned_about():
     run = read_run(DATA / "tgi-0.9.4-cpu" / "short")
     few = run.requests["user"].to_numpy() < 3
     times = [t for t, m in zip(run.token_times or [], few, strict=True) if m]
     part = replace(run, requests=run.requests[few].reset_index(drop=True), token_times=times)
-    assert any("other traffic" in d for d in cross_check(part, rebuild(part)))
+    assert any("other traffic" in d for d in texts(cross_check(part, rebuild(part))))
 
 
-def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_warninged():
+def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_warned_about():
     run = read_run(DATA / "tgi-0.9.4-router-http" / "long")
     schedule = rebuild(run)
     steps = schedule.steps.copy()
@@ -179,7 +180,7 @@ def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_warnin
     moved = 0.2 * steps.loc[prefill, "seconds"].sum()
     steps.loc[prefill, "seconds"] *= 0.8
     steps.loc[~prefill, "seconds"] += moved / (~prefill).sum()
-    warnings = cross_check(run, replace(schedule, steps=steps))
+    warnings = texts(cross_check(run, replace(schedule, steps=steps)))
     assert len(warnings) == 2
     assert "the streams show prefill steps of 307" in warnings[0] and "the server says 383.7 ms" in warnings[0]
     assert "decode steps" in warnings[1]
@@ -196,9 +197,9 @@ def test_counters_of_a_server_started_anew_are_counted_from_there(tmp_path):
         if scrape["t"] >= again:
             scrape["metrics"] = {name: value - before.get(name, 0.0) for name, value in scrape["metrics"].items()}
     (tmp_path / "run" / "server.jsonl").write_text("".join(json.dumps(s) + "\n" for s in scrapes))
-    assert cross_check(run, schedule) != []
+    assert texts(cross_check(run, schedule)) != []
     resumed = replace(run, segments=[{"start": 0.0, "first_rung": 0}, {"start": again, "first_rung": 2}])
-    assert cross_check(resumed, rebuild(resumed)) == []
+    assert texts(cross_check(resumed, rebuild(resumed))) == []
 
 
 def _run(times: list[np.ndarray], prompt: list[int], sent: list[float]) -> Run:

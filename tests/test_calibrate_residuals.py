@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from warned import texts
 
 from calibrate.regression.residuals import residuals
 from calibrate.schedule.rebuild import rebuild
@@ -60,7 +61,7 @@ def test_rungs_of_a_busy_client_are_left_out_unless_no_other_was_asked_for():
     busy = [replace(rung, extra={"client_limited": i < 2}) for i, rung in enumerate(run.rungs)]
     run = replace(run, rungs=busy)
     calibration = calibrate_runs([run], rungs=[[0, 1]])
-    assert any("too busy to time itself" in warning for warning in calibration.warnings)
+    assert any("too busy to time itself" in warning for warning in texts(calibration.warnings))
     assert set(residuals(run, calibration, rungs=[0, 1])["rung"]) == {0, 1}
     assert set(residuals(run, calibration, rungs=[1, 2, 3])["rung"]) == {2, 3}
     assert set(residuals(run, calibration, rungs=[1, 2])["rung"]) == {1, 2}  # one load shows no growth with the batch
@@ -75,4 +76,4 @@ def test_a_fragment_of_a_rung_does_not_stand_in_for_busy_ones():
     rungs[1] = replace(rungs[1], start=first.start + 8.0)
     calibration = calibrate_runs([replace(run, rungs=rungs)])
     assert calibration.residuals["decode"].rows > 0.9 * calibrate_runs([run]).residuals["decode"].rows
-    assert any("nearly every load used" in warning for warning in calibration.warnings)
+    assert any("nearly every load used" in warning for warning in texts(calibration.warnings))

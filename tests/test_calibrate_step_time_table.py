@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from warned import texts
 
 from calibrate.regression.selection import fit_relative, select, subsets
 from calibrate.sources.static_batch import TERMS, batch_terms
@@ -90,7 +91,7 @@ def test_whole_batches_are_fitted_through_the_sum_of_their_steps(tmp_path):
 def test_argonne_says_where_its_batches_ran_in_waves():
     for framework, below, above in (("Deepspeed-MII", 32768, 65536), ("TensorRT-LLM", 16384, 32768)):
         fitted = calibrate_table([ARGONNE], rng(), where={"framework": framework})
-        said = [warning for warning in fitted.warnings if "waves" in warning]
+        said = [warning for warning in texts(fitted.warnings) if "waves" in warning]
         assert len(said) == 1
         assert f"holds {below} to {above} tokens" in said[0]
         assert fitted.residuals["batch"].p95_relative < 0.05
@@ -99,7 +100,7 @@ def test_argonne_says_where_its_batches_ran_in_waves():
         a1, b1 = (np.array(fitted.draws[name]) for name in ("a1", "b1"))
         assert (a1 + b1).std() / (a1 + b1).mean() < 0.15
         assert a1.std() / a1.mean() > 0.4
-        assert any("splits their sum at random" in warning for warning in fitted.warnings)
+        assert any("splits their sum at random" in warning for warning in texts(fitted.warnings))
 
 
 def test_splitwise_and_lmdeploy_agree_on_a_prefill_of_1500_tokens():
@@ -115,7 +116,7 @@ def test_one_machine_of_several_is_chosen_by_where_by_machine_or_with_a_warning(
     assert chosen.machine.model == "llama2-7b"  # not one of the larger
     guessed = calibrate_table([LMDEPLOY], rng())
     assert guessed.machine.model == "llama2-70b"
-    assert any("holds 4 machines" in text for text in guessed.warnings)
+    assert any("holds 4 machines" in text for text in texts(guessed.warnings))
     with pytest.raises(BadInput, match="model: expected one of internlm-20b, llama2-13b, llama2-70b, llama2-7b"):
         calibrate_table([LMDEPLOY], rng(), where={"model": "llama"})
     with pytest.raises(BadInput, match="colour: expected one of the columns that tell machines apart"):
@@ -200,10 +201,10 @@ def test_the_command_line_fits_the_rows_it_is_told_to(tmp_path, capsys):
     assert "--where: expected only with tables" in capsys.readouterr().err
 
 
-def test_times_in_another_unit_than_the_layout_has_are_warninged(tmp_path, capsys):
+def test_times_in_another_unit_than_the_layout_has_are_warned_about(tmp_path, capsys):
     """Splitwise's columns are ms; the same in seconds make steps that last microseconds."""
     header = "prompt_size,batch_size,prompt_time,token_time,e2e_time"
-    for scale, warninged in ((1.0, True), (1000.0, False), (1e6, True)):
+    for scale, warned_about in ((1.0, True), (1000.0, False), (1e6, True)):
         rows = []
         for n in (1, 2, 4, 8):
             for tokens in (128, 512, 1024):
@@ -211,7 +212,7 @@ def test_times_in_another_unit_than_the_layout_has_are_warninged(tmp_path, capsy
                 rows.append(f"{tokens},{n},{scale * prefill},{scale * step},{scale * (prefill + 63 * step)}")
         (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
         assert status(["calibrate", str(tmp_path / "t.csv"), "-o", str(tmp_path / "c.json"), "--warnings"]) == 0
-        assert ("is the table in another unit?" in capsys.readouterr().err) == warninged, scale
+        assert ("is the table in another unit?" in capsys.readouterr().err) == warned_about, scale
 
 
 def test_terms_of_a_batch_are_those_of_its_steps():

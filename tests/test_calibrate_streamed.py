@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from streams import CLOCKS, SERVER, TRUTH, lengths, observe, questions
+from warned import texts
 
 from calibrate.regression.variance_components import DEFAULT_RUN_EFFECT
 from calibrate.schedule.admission_timing import LATENCY_BETWEEN_RUNS, UPLINK_SPREAD, admission_rows, admission_timings
@@ -165,13 +166,13 @@ def test_the_budget_is_read_from_behaviour():
     budget = calibration.parameters["max_batch_total_tokens"]
     assert budget.low <= 36000 <= budget.high * 1.02
     assert budget.high - budget.low < 3300  # two requests of 1,504 + 112
-    assert any("max_batch_total_tokens is between" in d for d in calibration.warnings)
+    assert any("max_batch_total_tokens is between" in d for d in texts(calibration.warnings))
 
 
 def test_a_budget_that_never_bound_is_only_bounded_below():
     hidden = observe([2], lengths(300, 50), seconds=10.0).run
     calibration = calibrate_runs([replace(hidden, scenario=_without_budget(hidden))])
-    assert any("never bound" in d for d in calibration.warnings)
+    assert any("never bound" in d for d in texts(calibration.warnings))
     budget = calibration.parameters["max_batch_total_tokens"]
     assert 1.5 * 700 < budget.low <= hidden.server.token_budget <= budget.high
 
@@ -221,24 +222,24 @@ def test_the_trend_goes_on_beyond_the_batch_sizes_that_were_seen():
 
 def test_what_two_prompt_lengths_cannot_tell_apart_is_said(fits):
     """Two lengths settle two costs, and a prefill has three; of a mix of lengths all can be told."""
-    assert sum("hardly told apart (a1 and a2" in warning for warning in fits[0].warnings) == 1
+    assert sum("hardly told apart (a1 and a2" in warning for warning in texts(fits[0].warnings)) == 1
     mixed = observe([1, 4, 16], lengths((50, 2500), (20, 80)), noise=NOISE, seconds=20.0).run
-    assert not any("hardly told apart" in warning for warning in calibrate_runs([mixed]).warnings)
+    assert not any("hardly told apart" in warning for warning in texts(calibrate_runs([mixed]).warnings))
     opened = [replace(run, rungs=[replace(g, users=None, rate=1.0) for g in run.rungs]) for run in two_profiles(0)]
-    said = "".join(calibrate_runs(opened).warnings)
+    said = "".join(texts(calibrate_runs(opened).warnings))
     assert "hardly told apart" in said and "arrivals waited for nobody" in said  # one warning does not silence another
 
 
 def test_runs_say_what_they_were_measured_on():
     run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
-    assert not any("machine" in d for d in calibrate_runs([run]).warnings)
+    assert not any("machine" in d for d in texts(calibrate_runs([run]).warnings))
     here, there = (
         replace(run, name=gpu, scenario=msgspec.structs.replace(run.scenario, machine=Machine(gpu=gpu)))
         for gpu in ("A100", "H100")
     )
     both = calibrate_runs([here, there])
     assert both.machine == Machine(gpu="A100")
-    assert both.warnings[0] == "H100: not of the machine that A100 says it is of; fitted as one all the same"
+    assert texts(both.warnings)[0] == "H100: not of the machine that A100 says it is of; fitted as one all the same"
 
 
 def test_flags_are_those_the_server_says_it_has():
@@ -267,7 +268,9 @@ def test_a_server_whose_kernels_change_with_the_batch_gets_a_form_of_its_own():
 
 def test_a_load_that_counts_for_less_is_named():
     runs = [read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("short", "short-again", "long", "long-again", "mixed")]
-    said = [d for d in calibrate_runs(runs).warnings if "quicker than the rest" in d or "slower than the rest" in d]
+    said = [
+        d for d in texts(calibrate_runs(runs).warnings) if "quicker than the rest" in d or "slower than the rest" in d
+    ]
     assert len(said) == 1
     assert said[0].startswith("tgi-cpu-mixed: at load 1 the machine was 1")
 

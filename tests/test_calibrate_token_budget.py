@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from warned import texts
 
 from calibrate.schedule.rebuild import rebuild
 from calibrate.schedule.token_budget import AdmissionEvidence, budget_bounds, fit_budget, known_budget
@@ -31,7 +32,7 @@ def found(*runs: Run, rungs=None) -> tuple[float, float, list[str]]:
     fitted = fit_budget(runs, schedules, np.random.default_rng(0), 400)
     assert fitted is not None
     _, draws, warnings = fitted
-    return min(draws), max(draws), warnings
+    return min(draws), max(draws), texts(warnings)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_of_budgets_that_were_told_and_differ_a_forecast_that_is_not_told_takes_
     found = calibrate_runs(runs)
     assert set(found.draws["max_batch_total_tokens"]) == {3600.0, 4800.0}
     said = "max_batch_total_tokens was 3600, 4800: a forecast that is not told draws one of them"
-    assert found.warnings.count(said) == 1
+    assert texts(found.warnings).count(said) == 1
 
 
 def test_the_bounds_are_those_the_fewest_looks_speak_against():

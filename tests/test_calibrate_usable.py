@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from streams import lengths, observe, questions
+from warned import texts
 
 from calibrate.schedule.client_delays import ASSUMED
 from calibrate.sources.streamed import calibrate_runs
@@ -21,7 +22,7 @@ def test_loads_at_which_the_client_was_too_busy_are_left_out(sign):
     busy = replace(run.rungs[2], extra=sign)
     limited = calibrate_runs([replace(run, rungs=[*run.rungs[:2], busy])])
     assert limited.range["sequences"][1] == 2
-    assert any("too busy" in d and "load 4" in d for d in limited.warnings)
+    assert any("too busy" in d and "load 4" in d for d in texts(limited.warnings))
 
 
 def held_up(times: np.ndarray) -> np.ndarray:
@@ -44,26 +45,26 @@ def test_steps_whose_tokens_came_in_a_lump_are_left_out_and_counted(seen):
     late = replace(clean, token_times=[seen(t) for t in clean.token_times or []])
     one, other = calibrate_runs([clean]), calibrate_runs([late])
     assert questions(other.values) / questions(one.values) == pytest.approx(np.ones(3), abs=0.02)
-    assert any("% of the steps are left out: their tokens came in one lump" in d for d in other.warnings)
-    assert not any("one lump" in d or "other clients" in d for d in one.warnings)
+    assert any("% of the steps are left out: their tokens came in one lump" in d for d in texts(other.warnings))
+    assert not any("one lump" in d or "other clients" in d for d in texts(one.warnings))
 
 
-def test_answers_that_came_in_one_piece_beside_streams_are_warninged():
+def test_answers_that_came_in_one_piece_beside_streams_are_warned_about():
     run = observe([1, 4], lengths(100, 60), noise=NOISE, seconds=6.0).run
     times = [t if row % 3 else np.empty(0) for row, t in enumerate(run.token_times or [])]
     ok = int((run.requests["status"] == "ok").sum())
     whole = int((run.requests["status"].iloc[::3] == "ok").sum())
     said = f"{run.name}: {whole} of {ok} answers were not streamed: batches were larger than they look"
-    assert said in calibrate_runs([replace(run, token_times=times)]).warnings
-    assert not any("not streamed" in d for d in calibrate_runs([run]).warnings)
+    assert said in texts(calibrate_runs([replace(run, token_times=times)]).warnings)
+    assert not any("not streamed" in d for d in texts(calibrate_runs([run]).warnings))
 
 
-def test_streams_that_broke_off_are_warninged():
+def test_streams_that_broke_off_are_warned_about():
     run = observe([1, 4], lengths(100, 60), noise=NOISE, seconds=6.0).run
     statuses, n = run.requests["status"].to_list(), len(run.requests)
     for broken, said in ((n // 5, True), (n // 200, False)):
         cut = ["reset" if i < broken else status for i, status in enumerate(statuses)]
-        warnings = calibrate_runs([replace(run, requests=run.requests.assign(status=cut))]).warnings
+        warnings = texts(calibrate_runs([replace(run, requests=run.requests.assign(status=cut))]).warnings)
         assert (f"{run.name}: {broken} of {n} streams broke off: " in "".join(warnings)) == said
 
 
@@ -73,8 +74,8 @@ def test_what_no_user_showed_is_assumed_and_said():
     opened = replace(closed, rungs=rungs, requests=closed.requests.assign(user=-1))
     found = calibrate_runs([opened])
     assert found.clocks.turnaround == ASSUMED.turnaround
-    assert any("is assumed" in d for d in found.warnings)
-    assert not any("is assumed" in d for d in calibrate_runs([closed]).warnings)
+    assert any("is assumed" in d for d in texts(found.warnings))
+    assert not any("is assumed" in d for d in texts(calibrate_runs([closed]).warnings))
 
 
 def test_requests_without_rungs_are_of_no_load():
@@ -93,6 +94,6 @@ def test_a_machine_that_stood_still_once_is_not_slow():
     times = [step_time(c.model, c.values).decode(20, 6000, 400)[0] for c in (calm, found)]
     assert times[1] == pytest.approx(times[0], rel=0.02)
     assert max(found.noise.decode) < 1.1
-    said = [d for d in found.warnings if "stood still" in d]
+    said = [d for d in texts(found.warnings) if "stood still" in d]
     assert len(said) == 1 and "1 of " in said[0]
-    assert not any("stood still" in d for d in calm.warnings)
+    assert not any("stood still" in d for d in texts(calm.warnings))

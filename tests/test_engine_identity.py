@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from servers import Scripted, Standin, quick_calibration, say, standin
+from warned import texts
 
 from scenarios.cli.main import status
 
@@ -95,7 +96,7 @@ def test_runs_of_tgi_0_9_4_from_before_it_was_recorded_are_known_by_their_info(t
     assert run("calibrate", DATA / "short", "-o", tmp_path / "c.json") == 0
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["engine"] == {"name": "tgi", "version": "0.9.4", "source": "server"}
-    assert not any("--as" in text for text in found["warnings"])
+    assert not any("--as" in text for text in texts(found["warnings"]))
 
 
 def test_a_warning_stands_at_every_number_of_what_is_forecast_all_the_same(
@@ -103,7 +104,7 @@ def test_a_warning_stands_at_every_number_of_what_is_forecast_all_the_same(
 ) -> None:
     made = json.loads((vllm / "calibration.json").read_text())
     assert made["engine"]["name"] == "vllm"  # what it is, not what it is taken for
-    assert "vllm 0.6.3 and is taken for tgi-0.9.4 (--as)" in made["warnings"][0]
+    assert "vllm 0.6.3 and is taken for tgi-0.9.4 (--as)" in texts(made["warnings"])[0]
     small = vllm / "small.yaml"
     for command in ("simulate", "plan"):
         assert run(command, small, *QUICK) == 2
@@ -123,7 +124,7 @@ def test_a_warning_stands_at_every_number_of_what_is_forecast_all_the_same(
     assert "(--as)" in shown.err
     for found in (planned, json.loads((out / "small" / "forecast.json").read_text())):
         assert found["taken_as"] == "tgi-0.9.4"
-        assert "vllm 0.6.3" in found["warnings"][0]
+        assert "vllm 0.6.3" in texts(found["warnings"])[0]
     assert run("report", out / "small", "-o", tmp_path / "page.html") == 0
     assert "vllm 0.6.3" in (tmp_path / "page.html").read_text()
 
@@ -134,7 +135,7 @@ def test_a_comparison_carries_the_warning_too(vllm: Path, tmp_path: Path, capsys
     assert "warning:" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["taken_as"] == "tgi-0.9.4"
-    assert "vllm 0.6.3" in found["warnings"][0]
+    assert "vllm 0.6.3" in texts(found["warnings"])[0]
     assert "vllm 0.6.3" in (tmp_path / "out" / "report.html").read_text()
     # a run of the real engine does not make a calibration of another one fit
     assert run("compare", DATA / "short", "--calibration", vllm / "calibration.json", *QUICK) == 2
@@ -233,7 +234,7 @@ def test_runs_of_different_engines_are_compared_and_that_is_said(
     vllm: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("compare", vllm / "run", DATA / "short", "--json") == 0
-    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    warnings = texts(json.loads(capsys.readouterr().out)["warnings"])
     assert "the first is of vllm 0.6.3, the second of tgi 0.9.4" in warnings
 
 

@@ -10,6 +10,7 @@ from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
 from sim.engines.engine import Decision, Outcome, Plan, Scheduled, ServerState
 from sim.model.request import Request
+from sim.model.status import Status
 from sim.steptime.linear import affine
 from sim.steptime.work import NOTHING, StepWork
 
@@ -25,7 +26,7 @@ class Static:
         self.queue: list[Request] = []
         self.batch: dict[Request, int] = {}  # and the tokens received
 
-    def submit(self, request: Request, done: int = 0) -> str | None:
+    def submit(self, request: Request, done: int = 0) -> Status | None:
         self.queue.append(request)
         return None
 

@@ -11,7 +11,8 @@ from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
 from sim.engines.vllm_v1 import Engine
 from sim.engines.vllm_v1_flags import Flags
-from sim.model.request import VALIDATION, Request
+from sim.model.request import Request
+from sim.model.status import Status
 from sim.steptime.linear import affine
 
 SHIPPED = Path(__file__).parent.parent / "data" / "vllm-v1-schedules.jsonl.gz"
@@ -64,7 +65,7 @@ def test_the_end_of_the_cache_ends_a_plan_and_then_preempts() -> None:
 
 def test_a_prompt_as_long_as_the_model_is_refused_and_a_longer_answer_is_cut() -> None:
     engine = Engine(Flags(max_model_len=100, num_gpu_blocks=100))
-    assert engine.submit(Request(0, 100, 1, 1)) == VALIDATION
+    assert engine.submit(Request(0, 100, 1, 1)) == Status.VALIDATION
     request = Request(1, 98, 30, 40)
     assert engine.submit(request) is None
     assert (request.output_tokens, request.max_new_tokens) == (2, 2)

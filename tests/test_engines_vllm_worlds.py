@@ -219,7 +219,7 @@ def run(world: Recording, seed: int | None, observe: bool) -> tuple[list[Request
     requests = [request_of(a) for a in world.arrivals]
 
     def leave(request: Request) -> None:
-        if request.status == "":
+        if request.status is None:
             replica.cancel(request)
 
     for a, request in zip(world.arrivals, requests, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from streams import lengths, observe
+from warned import texts
 
 from scenarios.cli.main import status
 from sim.results.events import spread
@@ -125,7 +126,7 @@ def calibrated(run: Run, folder: Path, capsys: Capture) -> tuple[dict[str, Any],
 def test_events_of_four_tokens_are_not_read_as_steps(streamed: Run, tmp_path: Path, capsys: Capture) -> None:
     found, said = calibrated(merged_run(streamed, 1.0), tmp_path, capsys)
     assert "fitted through the simulator: an event carries 3.98 tokens on average" in found["source"]["note"]
-    assert any("no step was seen" in warning for warning in found["warnings"])
+    assert any("no step was seen" in warning for warning in texts(found["warnings"]))
     assert "tokens on average: no step was seen" in said
     step = found["parameters"]["b0"]["value"] + found["parameters"]["b1"]["value"]
     assert step == pytest.approx(0.0164, rel=0.5)  # a gap between these events is four times as long

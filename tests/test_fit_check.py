@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from warned import texts
 
 from scenarios.cli.main import status
 from scenarios.compare import fit_check
@@ -55,7 +56,7 @@ def test_a_right_calibration_passes_and_keeps_its_check_and_the_warnings_of_its_
 ):
     def warn(head: dict[str, Any]) -> None:
         for rung in head["rungs"][:2]:
-            rung["warnings"] = ["the window is shorter than 3 answers"]
+            rung["warnings"] = [{"text": "the window is shorter than 3 answers"}]
 
     run, file = copied(tmp_path / "run", warn), tmp_path / "c.json"
     assert status(["calibrate", str(run), "-o", str(file), "--jobs", "1"]) == 0
@@ -73,7 +74,7 @@ def test_a_right_calibration_passes_and_keeps_its_check_and_the_warnings_of_its_
         ("1 user", "output_tokens_per_s"),
     ]
     assert read_calibration(file).check is not None
-    assert "tgi-cpu-long-again, at 1, 4: the window is shorter than 3 answers" in written["warnings"]
+    assert "tgi-cpu-long-again, at 1, 4: the window is shorter than 3 answers" in texts(written["warnings"])
 
 
 def drifted(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from servers import Standin, quick_calibration, standin
+from warned import texts
 
 from scenarios.cli.main import status
 
@@ -58,7 +59,7 @@ def test_a_value_that_a_scenario_writes_is_told_from_the_same_by_default(
     assert {name for name, source in sources.items() if source == "scenario"} == set(written)  # file, extends, --set
     assert set(sources.values()) == {"scenario", "default"}
     assert found["flags"]["max_batch_prefill_tokens"] == {"value": 4096, "source": "default"}
-    assert any("max_batch_prefill_tokens 4096 is only the default" in text for text in found["warnings"])
+    assert any("max_batch_prefill_tokens 4096 is only the default" in text for text in texts(found["warnings"]))
     simulated = json.loads((tmp_path / "out" / "small" / "run" / "run.json").read_text())
     assert {name: flag["source"] for name, flag in simulated["flags"].items()} == sources
     assert "written" not in found["scenario"]
@@ -99,7 +100,7 @@ def test_what_the_server_tells_is_not_what_the_scenario_says(
     (flags,) = found["server"]
     assert (flags["max_waiting_tokens"], flags["sources"]["max_waiting_tokens"]) == (20, "server")
     assert flags["sources"]["max_batch_prefill_tokens"] == "scenario"
-    assert any("max_batch_prefill_tokens 3000 is the scenario's" in text for text in found["warnings"])
+    assert any("max_batch_prefill_tokens 3000 is the scenario's" in text for text in texts(found["warnings"]))
     assert run("report", made, "-o", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text()
     assert ">told by the server<" in page
@@ -119,7 +120,7 @@ def test_what_is_on_the_launch_command_is_known(tmp_path: Path, capsys: pytest.C
     found = json.loads((tmp_path / "c.json").read_text())
     (flags,) = found["server"]
     assert (flags["max_batch_prefill_tokens"], flags["sources"]["max_batch_prefill_tokens"]) == (9000, "launch")
-    assert not any("the server does not tell it" in text for text in found["warnings"])
+    assert not any("the server does not tell it" in text for text in texts(found["warnings"]))
 
 
 def test_a_run_of_before_sources_were_recorded_takes_what_is_there_for_the_scenarios(tmp_path: Path) -> None:
@@ -158,10 +159,10 @@ def test_step_times_of_another_engine_are_taken_with_a_warning(
             lines.append(f"decode,{n},{tokens},{0.02 + 1e-3 * n}{row}")
     (tmp_path / name).write_text("\n".join(lines))
     assert run("calibrate", tmp_path / name, "-o", tmp_path / "c.json") in (0, 1)
-    warned = [text for text in json.loads((tmp_path / "c.json").read_text())["warnings"] if "scheduled" in text]
+    warned = [text for text in texts(json.loads((tmp_path / "c.json").read_text())["warnings"]) if "scheduled" in text]
     assert [text.startswith(said) for text in warned] == [True] if said is not None else warned == []
     (tmp_path / "s.yaml").write_text(SMALL.replace("calibration.json", "c.json"))
     capsys.readouterr()
     if said is not None:
         assert run("simulate", tmp_path / "s.yaml", "--json", *QUICK) == 0
-        assert sum(text.startswith(said) for text in json.loads(capsys.readouterr().out)["warnings"]) == 1
+        assert sum(text.startswith(said) for text in texts(json.loads(capsys.readouterr().out)["warnings"])) == 1

@@ -47,14 +47,14 @@ def run(tmp_path: Path) -> Path:
     head |= {
         "name": HOSTILE,
         "stopped": HOSTILE,
-        "warnings": [HOSTILE],
+        "warnings": [{"text": HOSTILE}],
         "created": HOSTILE,
         "software": {HOSTILE: HOSTILE},
     }
     head["info"] = {"model_id": HOSTILE, "version": HOSTILE}
     head["scenario"] |= {"name": HOSTILE, "description": HOSTILE}
     for rung in head["rungs"]:
-        rung["warnings"] = [HOSTILE]
+        rung["warnings"] = [{"text": HOSTILE, "advice": HOSTILE}]
     (path / "run.json").write_text(json.dumps(head))
     lines = [json.loads(line) for line in (path / "requests.jsonl").read_text().splitlines()]
     lines[0]["error"] = HOSTILE
@@ -66,7 +66,7 @@ def run(tmp_path: Path) -> Path:
 def scenario(tmp_path: Path) -> Path:
     calibration = json.loads(Path("measure/standin/calibration.json").read_text())
     calibration["source"]["note"] = HOSTILE
-    calibration["warnings"] = [HOSTILE]
+    calibration["warnings"] = [{"text": HOSTILE}]
     calibration["machine"] = {"model": HOSTILE, "gpu": HOSTILE}
     next(iter(calibration["parameters"].values()))["meaning"] = HOSTILE
     (tmp_path / "c.json").write_text(json.dumps(calibration))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from warned import texts
 
 from measure.journal import Journal
 from measure.loadgen.messages import Report
@@ -178,7 +179,7 @@ def run_with(tmp_path: Path, decode_seconds: float, decodes: int) -> Path:
 )
 def test_the_second_witness_must_agree(tmp_path: Path, seconds: float, decodes: int, warnings: list[str]) -> None:
     found = disagreements(read_run(run_with(tmp_path, seconds, decodes)))
-    assert found.get(0, []) == warnings
+    assert texts(found.get(0, [])) == warnings
 
 
 def test_counters_without_durations_witness_the_number_of_steps_alone(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from ladders import climb, head, lines, scenario, wait_for_requests
 from rich.console import Console
 from servers import Standin, standin
+from warned import texts
 
 from measure.deadline import Deadline
 from measure.ladder.generator import free_port
@@ -144,7 +145,7 @@ def test_a_client_that_was_kept_from_its_core_says_so(server: tuple[Standin, Pat
         measure(scenario(users=[1], seconds=2.5), server[0].url, tmp_path / "run", console=Disturbing(file=null))
     (rung,) = read_run(tmp_path / "run").rungs
     assert rung.extra["client_limited"] and rung.extra["canary_p99_ms"] > 20
-    assert any("client-limited" in warning for warning in rung.warnings)
+    assert any("client-limited" in warning for warning in texts(rung.warnings))
 
 
 def test_importing_measure_patches_nothing() -> None:
@@ -174,7 +175,7 @@ def test_open_loop_sends_what_was_scheduled_whether_or_not_the_server_keeps_up(
     assert (run.requests["sent"] >= run.requests["scheduled"]).all()
     assert (run.requests["user"] == -1).all()
     assert set(run.requests["status"]) == {"aborted"}
-    assert any("no request was completed" in warning for warning in first.warnings)
+    assert any("no request was completed" in warning for warning in texts(first.warnings))
 
 
 def test_a_trace_is_sent_in_order_at_its_times(server: tuple[Standin, Path], tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_ladder_that_is_not_listed_goes_as_far_as_the_servers_permits(calibrat
             assert rung.seconds <= 1.5
         else:
             assert rung.status == "limited" and rung.seconds == pytest.approx(1.5)
-            assert any("reached its limit of 1.5 s" in warning for warning in rung.warnings)
+            assert any("reached its limit of 1.5 s" in warning for warning in texts(rung.warnings))
 
 
 def test_a_budget_bounds_the_ladder_in_the_middle_of_a_rung(server: tuple[Standin, Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from warned import texts
 
 from measure.apis.openai import Chat
 from measure.ladder.probe import find_recipe
@@ -60,7 +61,7 @@ def test_the_ladder_climbs_a_real_engine(llama: str, tmp_path: Path) -> None:
     assert set(run.requests["status"]) <= {"ok", "aborted"}
     assert (ok["prompt_tokens"] == 200).all()
     assert (ok["output_tokens"] == 40).all() and set(ok["finish_reason"]) == {"length"}
-    said = " ".join(run.warnings + [warning for rung in run.rungs for warning in rung.warnings])
+    said = " ".join(texts(run.warnings) + [text for rung in run.rungs for text in texts(rung.warnings)])
     assert "server's own count" not in said  # neither of prompts nor of answers: both lengths are exact
     assert run.token_times is not None
     for row, times in zip(run.requests.itertuples(), run.token_times, strict=True):
@@ -82,4 +83,4 @@ def test_chat_prompts_are_fitted_to_what_the_server_counts(llama: str) -> None:
     client.close()
     assert (record.status, record.output_tokens, record.generated_tokens) == ("ok", 12, 12)
     assert record.counted_prompt == pytest.approx(200, rel=0.15)
-    assert all("prompt of 200 tokens" in warning for warning in warnings)
+    assert all("prompt of 200 tokens" in warning.text for warning in warnings)

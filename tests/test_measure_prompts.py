@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from servers import Scripted, quick_calibration, say, standin
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from warned import texts
 
 from measure.ladder.probe import Refused, find_recipe
 from measure.loadgen.prompts import IDS, WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
@@ -96,8 +97,8 @@ def test_a_tokenizers_prompt_is_verified_without_truncation(tmp_path: Path) -> N
         raw["post_processor"] = None
         other.write_text(json.dumps(raw))
         warnings = find_recipe(endpoint, server, scenario(), None, str(other), 0)[1]
-    assert any("has 51 in its decoder_input_details" in d for d in warnings)
-    assert any("has 51 in the server's tgi_request_input_length" in d for d in warnings)
+    assert any("has 51 in its decoder_input_details" in d.text for d in warnings)
+    assert any("has 51 in the server's tgi_request_input_length" in d.text for d in warnings)
 
 
 def answer(body: Any, status: int = 200) -> bytes:
@@ -118,7 +119,7 @@ def test_a_chat_template_is_measured_and_a_wrong_length_is_a_warning() -> None:
     words = json.loads(server.bodies[2])["messages"][0]["content"].split()
     assert len(words) == 50 - 9
     server = chat_server([64, 192, 47])
-    assert "of 50 tokens has 47" in find_recipe(Endpoint(server.url), chat, scenario(), None, None, 0)[1][0]
+    assert "of 50 tokens has 47" in find_recipe(Endpoint(server.url), chat, scenario(), None, None, 0)[1][0].text
     server.close()
 
 
@@ -170,42 +171,52 @@ def test_a_base_url_may_come_in_several_forms() -> None:
 def test_a_scenario_is_held_against_info() -> None:
     info = {"version": "0.9.4", "max_input_length": 1024, "max_total_tokens": 2048, "max_concurrent_requests": 128}
     tgi = Server(api="tgi", info=info, engine=of_info(info | {"model_id": "m"}))
-    assert check_limits(tgi, scenario()) == []
-    assert check_limits(tgi, scenario(1024)) == []  # as much as it takes
+    assert texts(check_limits(tgi, scenario())) == []
+    assert texts(check_limits(tgi, scenario(1024))) == []  # as much as it takes
     wider = Scenario(name="x", server=Flags(max_total_tokens=5000), workload=scenario().workload)
-    assert "the server's max_total_tokens is 2048, the scenario's 5000; the server's value is used" in check_limits(
-        tgi, wider
+    assert "the server's max_total_tokens is 2048, the scenario's 5000; the server's value is used" in texts(
+        texts(check_limits(tgi, wider))
     )
-    assert check_limits(Server(api="completions"), scenario(5000)) == []  # nothing is known of its limits
+    assert texts(check_limits(Server(api="completions"), scenario(5000))) == []  # nothing is known of its limits
     for prompt, flag in ((1025, "--max-input-length 1025"), (Lengths(uniform=(2000, 2001)), "--max-input-length 2000")):
         with pytest.raises(Unfit, match=flag):
-            check_limits(tgi, scenario(prompt))
+            texts(check_limits(tgi, scenario(prompt)))
     with pytest.raises(Unfit, match="--max-total-tokens 2100"):
-        check_limits(
-            tgi,
-            Scenario(
-                server=Flags(), name="x", workload=Workload(prompt_tokens=1000, output_tokens=10, max_new_tokens=1100)
-            ),
+        texts(
+            texts(
+                texts(
+                    texts(
+                        check_limits(
+                            tgi,
+                            Scenario(
+                                server=Flags(),
+                                name="x",
+                                workload=Workload(prompt_tokens=1000, output_tokens=10, max_new_tokens=1100),
+                            ),
+                        )
+                    )
+                )
+            )
         )
     # what the server would take and never schedule is not sent to it
     small = Server(api="tgi", info=info | {"max_batch_total_tokens": 512})
-    assert check_limits(small, scenario(496)) == []  # 496 + 16
+    assert texts(check_limits(small, scenario(496))) == []  # 496 + 16
     for prompt in (497, Lengths(uniform=(10, 2000))):
         with pytest.raises(CannotFit, match=r"max_batch_total_tokens 512: TGI 0\.9\.4 would wait for ever"):
-            check_limits(small, scenario(prompt))
+            texts(check_limits(small, scenario(prompt)))
     narrow = scenario(900, server=Flags(max_batch_prefill_tokens=800))
     with pytest.raises(CannotFit, match="max_batch_prefill_tokens 800"):
-        check_limits(Server(api="tgi", info=info | {"max_batch_total_tokens": 16000}), narrow)
+        texts(check_limits(Server(api="tgi", info=info | {"max_batch_total_tokens": 16000}), narrow))
     for prompt in (Lengths(uniform=(10, 2000)), Lengths(lognormal=Lognormal(mean=100, cv=1))):
-        assert any("prompts may exceed" in d for d in check_limits(tgi, scenario(prompt)))
-    assert check_limits(tgi, scenario(Lengths(exponential=Exponential(mean=50, high=900)))) == []
+        assert any("prompts may exceed" in d for d in texts(check_limits(tgi, scenario(prompt))))
+    assert texts(check_limits(tgi, scenario(Lengths(exponential=Exponential(mean=50, high=900))))) == []
     lengths = RequestLengths(np.array([10, 2000]), np.array([5, 5]), np.array([5, 5]))
-    assert any("may exceed" in d for d in check_limits(tgi, scenario(), lengths))
-    assert any("200 users" in d for d in check_limits(tgi, scenario(load=Load(users=[200]))))
+    assert any("may exceed" in d for d in texts(check_limits(tgi, scenario(), lengths)))
+    assert any("200 users" in d for d in texts(check_limits(tgi, scenario(load=Load(users=[200])))))
     told = info | {"max_waiting_tokens": 10, "max_batch_total_tokens": 90, "model_id": "m"}
     asked = scenario(server=Flags(max_batch_total_tokens=100))
     newer = told | {"version": "2.0.4"}  # whose flags are not the scenario's to judge
-    assert check_limits(Server(api="tgi", info=newer, engine=of_info(newer)), asked) == []
-    said = check_limits(Server(api="tgi", info=told, engine=of_info(told)), asked)
+    assert texts(check_limits(Server(api="tgi", info=newer, engine=of_info(newer)), asked)) == []
+    said = texts(check_limits(Server(api="tgi", info=told, engine=of_info(told)), asked))
     assert [d for d in said if "max_waiting_tokens is 10, the scenario's 20" in d]
     assert [d for d in said if "max_batch_total_tokens is 90, the scenario's 100" in d]

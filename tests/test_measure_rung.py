@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from warned import texts
 
 from measure.ladder.precision import CYCLES, FEWEST, half_width
 from measure.ladder.progress import Progress
@@ -17,6 +18,7 @@ from measure.ladder.rung import Rung, client_limited, client_view, default_users
 from measure.ladder.totals import Totals, Window
 from measure.loadgen.messages import FinishedRequest, Report
 from sim.model.scenario import Load
+from sim.model.warning import Notice
 
 
 def ended(
@@ -170,12 +172,12 @@ def test_a_rung_that_runs_into_its_limit_says_so() -> None:
     climb.ramped = climb.settled = 5.0
     climb.step(Totals(), 65.1, window(completions=10, half_width=0.04))
     assert (climb.end, climb.status) == (65.0, "limited")
-    assert "reached its limit of 60 s with 10 of 30 requests" in climb.warnings[0]
+    assert "reached its limit of 60 s with 10 of 30 requests" in texts(climb.warnings)[0]
     stuck = Rung(Load(users=[1], max_seconds=60.0), 0.0, 1, None)
     stuck.ramped = 1.0
     stuck.step(Totals(), 61.5, None)
     assert (stuck.settled, stuck.status) == (61.5, "limited")
-    assert "not steady" in stuck.warnings[0]
+    assert "not steady" in texts(stuck.warnings)[0]
 
 
 def test_a_budget_cuts_a_window_short_and_leaves_no_window_where_none_had_begun() -> None:
@@ -185,7 +187,7 @@ def test_a_budget_cuts_a_window_short_and_leaves_no_window_where_none_had_begun(
     climb.ramped = climb.settled = 5.0
     climb.cut(9.0)
     assert (climb.end, climb.status) == (9.0, "limited")
-    assert climb.warnings == ["cut short: the budget was spent"]
+    assert texts(climb.warnings) == ["cut short: the budget was spent"]
 
 
 def test_open_loop_settles_by_the_clock_and_a_trace_lasts_as_long_as_it_is() -> None:
@@ -216,8 +218,8 @@ def test_a_late_client_is_told_by_its_canary(lag: float, itl: float) -> None:
     w = window(canary_p99=lag, itl=itl)
     assert client_limited(w) == (lag > 0.020)
     assert client_view(w)["client_limited"] == client_limited(w)
-    assert any("client-limited" in d for d in window_warnings(w, 1)) == client_limited(w)
-    assert any("suspect" in d for d in window_warnings(w, 1)) == (lag > 0.005 and not client_limited(w))
+    assert any("client-limited" in d.text for d in window_warnings(w, 1)) == client_limited(w)
+    assert any("suspect" in d.text for d in window_warnings(w, 1)) == (lag > 0.005 and not client_limited(w))
 
 
 def test_what_gives_reason_to_doubt() -> None:
@@ -234,8 +236,8 @@ def test_what_gives_reason_to_doubt() -> None:
         ({"spread": 2}, "for 2 answers the server only counts the tokens in total"),
         ({"wrong_prompts": 1}, "1 prompts do not have the intended length"),
     ):
-        assert any(sentence in d for d in window_warnings(window(**changed), 1)), sentence
-    assert any("2 requests/s were sent and 1 answered" in d for d in window_warnings(window(), None, rate=2.0))
+        assert any(sentence in d.text for d in window_warnings(window(**changed), 1)), sentence
+    assert any("2 requests/s were sent and 1 answered" in d.text for d in window_warnings(window(), None, rate=2.0))
     assert window_warnings(window(), None, rate=1.1) == []  # within what a Poisson stream varies in 100 s
     assert window_warnings(window(in_flight=5.0), None) == []  # open loop has no number to be held to
 
@@ -261,7 +263,9 @@ def test_a_person_sees_the_rungs(terminal: bool) -> None:
     with console.file, Progress(console) as screen:
         screen.update("1 user", "settling", None)
         screen.update("1 user", "measuring", window())
-        screen.finish("1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", ["a warning"])
+        screen.finish(
+            "1 user", window(errors={"reset": 2}, half_width=float("inf")), "complete", [Notice(text="a warning")]
+        )
     said = console.export_text()
     assert "1 user" in said and "0.100" in said
     assert ("1 user: complete; RPS 1" in said and ", 1 warning" in said) == (not terminal)

@@ -17,6 +17,7 @@ import pytest
 from ladders import climb, lines, scenario, wait_for_requests
 from rich.console import Console
 from servers import Standin, standin
+from warned import texts
 
 from measure.ladder.generator import GeneratorKilled
 from measure.ladder.runner import ServerGone
@@ -73,7 +74,7 @@ def test_kill_9_loses_only_what_was_in_flight_and_the_run_resumes(server: tuple[
         file.write(b'{"id": 99, "torn')  # as a full disk would leave it
     resumed, said = climb(long, process.url, out, resume=True)
     assert [(r.users, r.status) for r in resumed.rungs] == [(1, "aborted"), (1, "complete"), (2, "complete")]
-    assert not resumed.warnings
+    assert not texts(resumed.warnings)
     assert [s["first_rung"] for s in resumed.segments] == [0, 1]
     assert resumed.requests["id"].is_unique
     assert kept < set(resumed.requests["id"])
@@ -107,7 +108,7 @@ def test_ctrl_c_and_sigterm_close_the_run(
     assert run.stopped == stopped
     assert run.rungs[-1].status == "aborted"
     assert (run.requests["status"] == "aborted").sum() == 3  # one a user, with the tokens so far
-    assert not run.warnings
+    assert not texts(run.warnings)
 
 
 def test_a_server_that_dies_ends_the_ladder_and_the_run_says_so(calibration: Path, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_a_server_that_dies_ends_the_ladder_and_the_run_says_so(calibration: Pat
             climb(scenario(users=[2], seconds=60.0), process.url, tmp_path / "run")
     run = read_run(tmp_path / "run")
     assert run.rungs[-1].status == "aborted"
-    assert "stopped answering" in run.rungs[-1].warnings[-1]
+    assert "stopped answering" in texts(run.rungs[-1].warnings)[-1]
     assert "stopped answering" in run.stopped
     assert "connect" in set(run.requests["status"])
 
@@ -137,8 +138,8 @@ def test_what_goes_wrong_is_classified_counted_and_shown(calibration: Path, tmp_
     assert len(run.rungs) == 1
     assert "of the requests failed" in run.stopped  # unhealthy: the next rung would tell nothing
     rung = run.rungs[0]
-    assert any("unhealthy" in warning for warning in rung.warnings)
-    assert any("of the tokens requested" in warning for warning in rung.warnings)
+    assert any("unhealthy" in warning for warning in texts(rung.warnings))
+    assert any("of the tokens requested" in warning for warning in texts(rung.warnings))
     assert set(rung.extra["errors"]) <= seen
     ended_early = run.requests[run.requests["finish_reason"] == "eos_token"]
     assert len(ended_early) and (ended_early["output_tokens"] < 20).all()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from servers import END, HEAD, Script, Scripted, Standin, chunk, say, tgi_event
+from warned import texts
 
 from scenarios.cli.main import status
 
@@ -477,7 +478,8 @@ def test_metrics_without_end_are_a_gap_that_is_said(run: Run, file: str, tmp_pat
     assert found == 0
     assert "scrapes of the server's metrics failed: " in said and "more than 32 MiB" in said
     assert any(
-        "more than 32 MiB" in warning for warning in json.loads((tmp_path / "run" / "run.json").read_text())["warnings"]
+        "more than 32 MiB" in warning
+        for warning in texts(json.loads((tmp_path / "run" / "run.json").read_text())["warnings"])
     )
 
 

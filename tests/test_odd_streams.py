@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from odd_server import BUNDLES, FAILED, FIRST, HANG, SHAPES, SHORT, TOKENS, WHOLE
+from warned import texts
 
 SCENARIO = f"""\
 format: 2
@@ -105,7 +106,7 @@ def test_a_failure_of_any_shape_is_one_and_keeps_the_servers_words(measured: Mea
 
 
 def test_who_ended_short_answers_is_said_by_their_finish_reason(measured: Measured) -> None:
-    (said,) = (d for d in measured.head["rungs"][0]["warnings"] if "of the tokens requested" in d)
+    (said,) = (d for d in texts(measured.head["rungs"][0]["warnings"]) if "of the tokens requested" in d)
     assert "the model itself ended" in said
     assert "at a limit of its own (finish_reason: length)" in said
     assert re.search(r"the model itself ended \d, \d ended with finish_reason: content_filter", said), said
@@ -116,11 +117,11 @@ def test_answers_longer_than_asked_are_said(measured: Measured) -> None:
     assert {a["output_tokens"] for a in measured.ended("over")} == {2 * TOKENS}
     assert any(
         "answers are longer than requested: the server does not apply" in d
-        for d in measured.head["rungs"][0]["warnings"]
+        for d in texts(measured.head["rungs"][0]["warnings"])
     )
 
 
 def test_a_server_that_refuses_our_extra_keys_is_asked_without_them_and_the_run_says_so(measured: Measured) -> None:
-    (said,) = (d for d in measured.head["warnings"] if "requests are sent without" in d)
+    (said,) = (d for d in texts(measured.head["warnings"]) if "requests are sent without" in d)
     assert "refuses continuous_usage_stats, ignore_eos, cache_prompt" in said
     assert not any("HTTP 400" in (a["error"] or "") for those in measured.answers.values() for a in those)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from warned import texts
 
 from calibrate.sources.published import calibrate_published
 from scenarios.cli.main import status
@@ -21,7 +22,7 @@ def test_lengths_that_came_back_come_back_and_published_loads_are_reproduced() -
     scenario = load(SAMPLE, "load.users=[4, 16]", "load.seconds=20")
     calibration = calibrate_published(scenario, 1, simulations=150, draws=60)
     assert "output_attained" not in calibration.parameters
-    assert any("taken to have come back in full" in text for text in calibration.warnings)
+    assert any("taken to have come back in full" in text for text in texts(calibration.warnings))
     forecast = simulate(scenario, calibration, replicates=39)
     for row, tokens, printed in zip(
         forecast.rows("rps"), forecast.rows("output_tokens_per_s"), (2.09, 6.44), strict=True

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from warned import texts
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.comparison import Comparison, verdict
@@ -99,7 +100,7 @@ def test_rungs_of_a_run_in_the_source_are_not_held_out(flash):
     found = compare(flash, forecast(flash, whole, 3), fitted=range(6), tolerances={"rps": 0.01})
     assert found.passed is None
     assert not found.summary
-    assert any("nothing to judge" in d for d in found.warnings)
+    assert any("nothing to judge" in d for d in texts(found.warnings))
 
 
 def test_a_run_is_not_far_from_its_repeat():
@@ -107,7 +108,7 @@ def test_a_run_is_not_far_from_its_repeat():
     found = compare_runs(first, again, {"e2e_mean": 0.08})
     assert found.passed
     assert {row.users for row in found.rows} == {1, 4, 16}
-    assert sum("left out" in d for d in found.warnings) == 2
+    assert sum("left out" in d for d in texts(found.warnings)) == 2
     assert all(row.low is None and row.inside is None for row in found.rows)
     assert compare_runs(first, first, {"e2e_p99": 0.0}).passed
 
@@ -204,13 +205,14 @@ def test_runs_that_are_not_alike_are_compared_with_a_warning():
     long, short = (read_run(DATA / "tgi-0.9.4-router-http" / name) for name in ("long", "short"))
     padded = read_run(DATA / "tgi-0.9.4-cpu" / "long")
     assert (
-        "same workload: prompt_tokens 1500 and 50, output_tokens 100 and 500" in compare_runs(long, short).warnings[-1]
+        "same workload: prompt_tokens 1500 and 50, output_tokens 100 and 500"
+        in texts(compare_runs(long, short).warnings)[-1]
     )
-    of_both = compare_runs(padded, long).warnings
+    of_both = texts(compare_runs(padded, long).warnings)
     assert any(
         "not of the same server: " in warning and "requires_padding True and False" in warning for warning in of_both
     )
-    assert not any("not of the same" in warning for warning in compare_runs(long, long).warnings)
+    assert not any("not of the same" in warning for warning in texts(compare_runs(long, long).warnings))
 
 
 def test_repeats_are_those_named_and_the_sibling():
@@ -223,7 +225,7 @@ def test_repeats_are_those_named_and_the_sibling():
     assert read_repeats(replace(long, path=None)) == []
     found = compare(long, [metrics.table(long)], repeats=[short, read_run(folder / "long-between")])
     assert all(row.repeat_error is None for row in found.rows)
-    assert [text for text in found.warnings if "does not repeat" in text] == [
+    assert [text for text in texts(found.warnings) if "does not repeat" in text] == [
         "tgi-cpu-short does not repeat tgi-cpu-long: it asked for other lengths",
         "tgi-cpu-long-between does not repeat tgi-cpu-long: it has no load in common with it",
     ]
@@ -256,7 +258,7 @@ def test_what_was_measured_but_not_forecast_fails(flash, table):
     assert [(row.simulated, row.relative_error, row.inside) for row in rows[1:]] == [(None, None, False)] * 5
     assert found.summary["e2e_mean"].coverage == pytest.approx(1 / 6)
     loads = [f"{load} users" for load in (2, 4, 8, 16, 32)]
-    assert found.warnings == [
+    assert texts(found.warnings) == [
         *(f"measured but not forecast at {load}: e2e_mean" for load in loads),
         f"e2e_mean counts as outside its tolerance: measured but not forecast at {', '.join(loads)}",
     ]
@@ -274,32 +276,38 @@ def test_a_value_that_hardly_any_replay_has_is_not_forecast(flash, table):
 def test_a_rung_without_any_forecast_fails(flash, table):
     found = compare(flash, [table[table["rung"] < 5]] * 19, tolerances={"rps": 0.5})
     assert found.passed is False
-    assert any(text.startswith("measured but not forecast at 32 users: e2e_mean, e2e_p50,") for text in found.warnings)
+    assert any(
+        text.startswith("measured but not forecast at 32 users: e2e_mean, e2e_p50,") for text in texts(found.warnings)
+    )
 
 
 def test_a_tolerance_says_why_it_does_not_hold(flash, table):
     blind = replace(flash, token_times=None)  # no gaps
     found = compare(blind, [metrics.table(blind)] * 19, tolerances={"itl_p95": 0.5})
     assert found.passed is False
-    assert found.warnings == ["itl_p95 counts as outside its tolerance: it was not measured at any load that counts"]
+    assert texts(found.warnings) == [
+        "itl_p95 counts as outside its tolerance: it was not measured at any load that counts"
+    ]
     failing = table.assign(error_rate=0.2)
     found = compare(flash, [failing] * 19, tolerances={"error_rate": 0.5})
     assert found.passed is False
     assert found.summary["error_rate"].mape is None
-    assert "outside its tolerance: none was measured at 1 user, 2 users" in found.warnings[-1]
+    assert "outside its tolerance: none was measured at 1 user, 2 users" in texts(found.warnings)[-1]
 
 
-def test_requests_that_failed_as_none_does_in_a_simulation_are_warninged(flash, fitted):
+def test_requests_that_failed_as_none_does_in_a_simulation_are_warned_about(flash, fitted):
     tables = forecast(flash, fitted, 1)
 
     def warnings(failed: int) -> list[str]:
         status = flash.requests["status"].copy()
         status.iloc[:failed] = "reset"
-        return misfits(replace(flash, requests=flash.requests.assign(status=status)), fitted, tables)
+        return texts(misfits(replace(flash, requests=flash.requests.assign(status=status)), fitted, tables))
 
     n = len(flash.requests)
-    assert f"{n // 20} of {n} requests failed ({n // 20} reset); in the forecast they are answered" in warnings(n // 20)
-    assert not any("failed" in d for d in warnings(1))
+    assert f"{n // 20} of {n} requests failed ({n // 20} reset); in the forecast they are answered" in texts(
+        texts(warnings(n // 20))
+    )
+    assert not any("failed" in d for d in texts(warnings(1)))
 
 
 def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
@@ -312,27 +320,27 @@ def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
     assert only == (begun.min(), begun.max()) != (of["prompt_tokens"].min(), of["prompt_tokens"].max())
 
 
-def test_a_calibration_of_something_else_is_warninged(flash, fitted):
-    (said,) = misfits(flash, fitted, forecast(flash, fitted, 9))[len(fitted.warnings) :]
+def test_a_calibration_of_something_else_is_warned_about(flash, fitted):
+    (said,) = texts(misfits(flash, fitted, forecast(flash, fitted, 9)))[len(texts(fitted.warnings)) :]
     assert said.startswith("extrapolated from 32 users on: batches of 22 requests (calibrated up to 16); 34,")
     assert said.endswith(" tokens of context at once (calibrated up to 25,308); 32 users (calibrated up to 16)")
     cpu = calibrate_runs([read_run(DATA / "tgi-0.9.4-cpu" / "long")], rungs=[{1, 2}])
     short = read_run(DATA / "tgi-0.9.4-router-http" / "short")
-    every = misfits(short, cpu, forecast(short, cpu, 1))
-    assert every[: len(cpu.warnings)] == cpu.warnings
+    every = texts(misfits(short, cpu, forecast(short, cpu, 1)))
+    assert every[: len(texts(cpu.warnings))] == texts(cpu.warnings)
     assert "this server does not pad its batches; the calibrated one did" in every
     assert "extrapolated: 1 user (calibrated from 2 on)" in every
     assert "extrapolated: prompts of 50 tokens (calibrated from 300 on)" in every
     elsewhere = msgspec.structs.replace(fitted, machine=Machine(gpu="H100"))
     here = replace(flash, scenario=msgspec.structs.replace(flash.scenario, machine=Machine(gpu="A100")))
-    every = misfits(here, elsewhere, forecast(flash, fitted, 1))
+    every = texts(misfits(here, elsewhere, forecast(flash, fitted, 1)))
     assert "the step times are those of another GPU: H100, not A100" in every
 
 
 def test_what_leaves_the_calibrated_range_at_one_load_is_told_from_what_does_at_another(fitted):
     names = ["load", "max_prompt_tokens", "max_batch_prefill_tokens", "max_sequences", "max_context_tokens"]
     rungs = pd.DataFrame([[8.0, 1500, 13_500, 8, 9000], [24.0, 1500, 18_000, 22, 9000]], columns=names)
-    assert beyond(fitted, rungs, ["users", "users"]) == [
+    assert texts(beyond(fitted, rungs, ["users", "users"])) == [
         "extrapolated from 8 users on: prefills of 18,000 tokens (calibrated up to 12,000)",
         "extrapolated from 24 users on: batches of 22 requests (calibrated up to 16); 24 users (calibrated up to 16)",
     ]
@@ -342,19 +350,21 @@ def test_two_patterns_are_said(flash, table):
     other = table.assign(ttft_p50=2 * table["ttft_p50"])
     found = compare(flash, [*[table] * 20, *[other] * 10])
     first = float(table["ttft_p50"].iloc[2])
-    assert len(found.warnings) == 6
-    assert found.warnings[2] == f"at 4 users two patterns are stable: ttft_p50 about {first:.3g} or {2 * first:.3g}"
+    assert len(texts(found.warnings)) == 6
+    assert (
+        texts(found.warnings)[2] == f"at 4 users two patterns are stable: ttft_p50 about {first:.3g} or {2 * first:.3g}"
+    )
 
 
 def test_requests_of_nobody_are_replayed_as_those_of_all_users(flash, fitted):
     anonymous = replace(flash, requests=flash.requests.assign(user=-1))
     found = compare(anonymous, forecast(anonymous, fitted, 19), tolerances={"e2e_mean": 0.05, "rps": 0.05})
     assert found.passed
-    assert any("do not say whose they are" in text for text in found.warnings)
+    assert any("do not say whose they are" in text for text in texts(found.warnings))
 
 
 def test_a_repeat_without_a_whole_window_repeats_nothing(flash, table):
     broken = replace(flash, name="again", rungs=[replace(rung, end=float("nan")) for rung in flash.rungs])
     found = compare(flash, [table], repeats=[broken])
-    assert f"again does not repeat {flash.name}: it has no whole window" in found.warnings
+    assert f"again does not repeat {flash.name}: it has no whole window" in texts(found.warnings)
     assert all(row.repeat_error is None for row in found.rows)

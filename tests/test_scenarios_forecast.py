@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from backwards import Backwards
 from rich.console import Console
+from warned import texts
 
 from scenarios.answer.tables import show, show_cost, show_operating_points
 from scenarios.forecast.bottleneck import bottleneck
@@ -121,7 +122,7 @@ def test_above_capacity_an_open_loop_has_no_latency(small):
     assert not calm.unstable and calm.value is not None
     assert mad.unstable and mad.value is None and mad.low is None
     assert forecast.rows("rps")[1].value > 5  # what it does get done is still said
-    assert any("no steady state from 100 requests/s on" in text for text in forecast.warnings)
+    assert any("no steady state from 100 requests/s on" in text for text in texts(forecast.warnings))
     assert [p.probability for p in forecast.slo][1] == 0
     priced = simulate(small("load.rate=[1, 100]", "load.settle=5", "price.usd_per_hour=3"), machine(), replicates=19)
     console = Console(width=100, record=True, file=io.StringIO())
@@ -134,17 +135,19 @@ def test_beyond_the_calibrated_range_it_says_so(small):
     calibration = msgspec.structs.replace(machine(), range={"sequences": (1, 8), "prompt_tokens": (10, 100)})
     forecast = simulate(small(), calibration, replicates=19)
     assert [row.extrapolated for row in forecast.rows("rps")] == [False, False, True]
-    assert any("from 32 users on: batches of" in text and "calibrated up to 8" in text for text in forecast.warnings)
+    assert any(
+        "from 32 users on: batches of" in text and "calibrated up to 8" in text for text in texts(forecast.warnings)
+    )
 
 
 def test_warnings_of_machine_window_and_refusals(small):
     some = ("server.max_input_length=99", "workload.prompt_tokens={uniform: [90, 120]}")
-    asked = small("machine.gpu=A100-80GB", "load.seconds=0.5", *some, "warnings=[mine]")
-    said = simulate(asked, machine(), replicates=19).warnings
+    asked = small("machine.gpu=A100-80GB", "load.seconds=0.5", *some, "warnings=[{text: mine}]")
+    said = texts(simulate(asked, machine(), replicates=19).warnings)
     assert said[0] == "mine"
     assert "the step times are those of another GPU: A100-40GB, not A100-80GB" in said
     assert any("refuses requests longer than its limits (422)" in text for text in said)
-    short = simulate(small("load.seconds=0.5"), machine(), replicates=19).warnings
+    short = texts(simulate(small("load.seconds=0.5"), machine(), replicates=19).warnings)
     assert any("the window of 0.5 s is shorter than three answers" in text for text in short)
 
 
@@ -193,8 +196,8 @@ def test_two_stable_patterns_are_told_and_one_is_not():
         ttft = [centres[i % len(centres)] * rng.normal(1, 0.01) for i in range(60)]
         return [pd.DataFrame({"rung": [0], "load": [4.0], "ttft_p50": [x], "e2e_p50": [1 + x]}) for x in ttft]
 
-    assert several_patterns(scenario, tables(0.1)) == []
-    (said,) = several_patterns(scenario, tables(0.1, 0.4))
+    assert texts(several_patterns(scenario, tables(0.1))) == []
+    (said,) = texts(several_patterns(scenario, tables(0.1, 0.4)))
     assert said == "at 4 users two patterns are stable: TTFT p50 about 0.1 or 0.4 s"
 
 
@@ -308,8 +311,10 @@ def test_below_the_calibrated_range_it_says_so_too(small):
     calibration = msgspec.structs.replace(machine(), range={"users": (4, 32), "prompt_tokens": (1000, 2000)})
     forecast = simulate(small(), calibration, replicates=19)
     assert all(row.extrapolated for row in forecast.rows("rps"))
-    assert any(text.startswith("extrapolated: prompts of ") and "from 1,000 on" in text for text in forecast.warnings)
-    assert "extrapolated: 1 user (calibrated from 4 on)" in forecast.warnings
+    assert any(
+        text.startswith("extrapolated: prompts of ") and "from 1,000 on" in text for text in texts(forecast.warnings)
+    )
+    assert "extrapolated: 1 user (calibrated from 4 on)" in texts(forecast.warnings)
     users_only = msgspec.structs.replace(calibration, range={"users": (4, 32)})
     assert [row.extrapolated for row in simulate(small(), users_only, replicates=19).rows("rps")] == [
         True,
@@ -327,8 +332,8 @@ def test_requests_per_second_are_no_users(small):
 def test_a_server_that_pads_is_not_taken_for_one_of_a_table(small):
     padded = small("server.requires_padding=true")
     said = "this server pads its batches; nothing says that the calibrated one did"
-    assert said in simulate(padded, machine(), replicates=19).warnings
-    assert said not in simulate(small(), machine(), replicates=19).warnings
+    assert said in texts(simulate(padded, machine(), replicates=19).warnings)
+    assert said not in texts(simulate(small(), machine(), replicates=19).warnings)
 
 
 def test_a_knee_below_the_ladder_is_not_taken_for_its_first_rung(small):
@@ -356,10 +361,10 @@ def test_a_trace_that_is_cut_and_windows_that_decide_by_luck_say_so(small, tmp_p
     none = ("workload.output_tokens=", "workload.max_new_tokens=")
     sets = (*none, f"workload.trace={tmp_path / 'trace.csv'}", "load={trace: true, settle: 10}")
     whole = simulate(small(*sets, "load.seconds="), machine(), replicates=19)
-    assert not any("are replayed" in text for text in whole.warnings)
+    assert not any("are replayed" in text for text in texts(whole.warnings))
     cut = simulate(small(*sets, "load.seconds=20"), machine(), replicates=19)
-    assert "the trace lasts 59 s, of which 30 s are replayed (load.settle, load.seconds)" in cut.warnings
+    assert "the trace lasts 59 s, of which 30 s are replayed (load.settle, load.seconds)" in texts(cut.warnings)
     limit = whole.rows("e2e_p95")[0].value
     luck = simulate(small(*sets, "load.seconds=20", f"slo={{e2e_p95: {limit}}}"), machine(), replicates=19)
     assert 0 < luck.slo[0].probability < 1
-    assert any(text.startswith("P(e2e_p95) is the chance that one window looks well") for text in luck.warnings)
+    assert any(text.startswith("P(e2e_p95) is the chance that one window looks well") for text in texts(luck.warnings))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from warned import texts
 
 from calibrate.schedule.rebuild import rebuild
 from scenarios.cli.main import status
@@ -66,7 +67,7 @@ def test_guidellm_prints_what_its_run_says() -> None:
         assert agrees(row["rps"], throughput[2].strip())
         assert agrees(row["output_tokens_per_s"], throughput[4].strip())
     assert np.isnan(found["itl_mean"]).all()  # it keeps two tokens of each answer
-    assert any("no ITL" in warning for warning in run.warnings)
+    assert any("no ITL" in warning for warning in texts(run.warnings))
     assert set(run.requests["max_new_tokens"]) == set(run.requests["output_tokens"])  # ignore_eos was on
     assert run.created == "2026-11-23T05:58:09.116+00:00"
     assert [segment["start"] for segment in run.segments] == [rung.start for rung in run.rungs]  # users begin anew
@@ -82,9 +83,9 @@ def test_other_loads_of_guidellm(tmp_path: Path) -> None:
     del first["successful"][-2:]
     run = import_results(saved(tmp_path, document))
     assert run.scenario.load.users == [1, 2, 4]
-    assert any("as fast as the server would take them" in warning for warning in run.rungs[1].warnings)
-    assert any("1 requests that were never sent" in warning for warning in run.rungs[0].warnings)
-    assert any("2 requests are not in the file" in warning for warning in run.rungs[0].warnings)
+    assert any("as fast as the server would take them" in warning for warning in texts(run.rungs[1].warnings))
+    assert any("1 requests that were never sent" in warning for warning in texts(run.rungs[0].warnings))
+    assert any("2 requests are not in the file" in warning for warning in texts(run.rungs[0].warnings))
     replayed |= {"type_": "replay", "streams": None}  # of which the requests alone tell the load
     rung = import_results(saved(tmp_path, document)).rungs[-1]
     sent = [r["info"]["timings"]["request_start"] for r in document["benchmarks"][2]["requests"]["successful"]]
@@ -94,13 +95,15 @@ def test_other_loads_of_guidellm(tmp_path: Path) -> None:
 def test_guidellm_that_lost_its_schedule_is_found_out() -> None:
     run = import_results(SAMPLES / "guidellm-rate.json.gz")
     on_time, lost = run.rungs
-    assert not any("due time" in warning for warning in on_time.warnings)
-    assert any("the file says 3 requests/s" in warning for warning in on_time.warnings)  # it sent 29 requests in 1.9 s
-    assert any("the rate changed" in warning for warning in on_time.warnings)
+    assert not any("due time" in warning for warning in texts(on_time.warnings))
+    assert any(
+        "the file says 3 requests/s" in warning for warning in texts(on_time.warnings)
+    )  # it sent 29 requests in 1.9 s
+    assert any("the rate changed" in warning for warning in texts(on_time.warnings))
     assert on_time.rate == pytest.approx(36 / 4.28, rel=0.02)
     assert lost.rate is not None
     assert lost.rate > 100
-    assert any("200 of 200" in warning and "due time" in warning for warning in lost.warnings)
+    assert any("200 of 200" in warning and "due time" in warning for warning in texts(lost.warnings))
     first = run.requests[run.requests["rung"] == 0]
     waited = first["sent"] - first["scheduled"]
     assert (waited > 0).all()
@@ -136,7 +139,7 @@ def test_vllm_prints_what_its_run_says() -> None:
         # vLLM times the chunk that ends an answer, a run its last token
         closing = np.mean([gaps[-1] for gaps in document["itls"]])
         assert row["e2e_mean"] * 1e3 == pytest.approx(float(e2e[i]) - closing * 1e3, abs=0.006)
-    assert any("72 of 72" in warning and "last token" in warning for warning in run.warnings)
+    assert any("72 of 72" in warning and "last token" in warning for warning in texts(run.warnings))
 
 
 def test_every_token_of_vllm_has_its_time_and_its_step() -> None:
@@ -164,7 +167,7 @@ def test_failed_requests_of_vllm_are_kept_without_anybodys_paths() -> None:
     assert set(failed["status"]) == {"reset"}
     assert failed["error"].str.fullmatch("aiohttp.*ServerDisconnectedError: Server disconnected").all()
     assert failed["last_token"].isna().all()
-    assert any("when they were sent stands in" in warning for warning in run.rungs[0].warnings)
+    assert any("when they were sent stands in" in warning for warning in texts(run.rungs[0].warnings))
     rates = [document["request_throughput"] for document in documents("vllm-failures.json.gz")]
     assert table(run)["rps"].tolist() == pytest.approx(rates)
 
@@ -173,7 +176,7 @@ def test_chunks_of_several_tokens_are_events(tmp_path: Path) -> None:
     (document, *_) = documents("vllm.json.gz")
     document["itls"] = [[a + b for a, b in zip(g[::2], g[1::2], strict=False)] for g in document["itls"]]
     run = import_results(saved(tmp_path, document))
-    assert any("came in a chunk with others" in warning for warning in run.warnings)
+    assert any("came in a chunk with others" in warning for warning in texts(run.warnings))
     (row,) = table(run).to_dict("records")
     assert row["output_tokens_per_s"] == pytest.approx(document["output_throughput"])
     gaps = np.concatenate(document["itls"])
@@ -188,7 +191,7 @@ def test_an_open_loop_of_vllm_counts_from_when_requests_were_due(tmp_path: Path)
     run = import_results(saved(tmp_path, document | {"request_rate": 50.0}))
     assert run.rungs[0].rate == 50.0
     assert (run.requests["sent"] - run.requests["scheduled"]).tolist() == pytest.approx(document["queue_times"])
-    assert any("let in at once" in warning for warning in run.rungs[0].warnings)
+    assert any("let in at once" in warning for warning in texts(run.rungs[0].warnings))
 
 
 def test_aiperf_prints_what_its_run_says(aiperf: Path) -> None:
@@ -218,8 +221,8 @@ def test_aiperf_at_a_rate_begins_with_what_it_measured(aiperf: Path) -> None:
     (rung,) = records.rungs
     sent = np.sort(records.requests["scheduled"][records.requests["sent"] >= rung.settled])
     assert rung.rate == pytest.approx(19 / (sent[-1] - sent[0]), rel=0.03)
-    assert any("the file says 4 requests/s" in warning for warning in rung.warnings)
-    assert any("3 requests of a warm-up are left out" in warning for warning in rung.warnings)
+    assert any("the file says 4 requests/s" in warning for warning in texts(rung.warnings))
+    assert any("3 requests of a warm-up are left out" in warning for warning in texts(rung.warnings))
     assert table(records)["completions"].tolist() == [20]
     lag = records.requests["sent"] - records.requests["scheduled"]
     assert (lag > 0).all()
@@ -231,7 +234,7 @@ def test_aiperf_without_its_summary_counts_the_users(aiperf: Path, tmp_path: Pat
     alone.write_bytes((aiperf / "sweep" / "concurrency_4" / "profile_export.jsonl").read_bytes())
     (rung,) = import_results(alone).rungs
     assert rung.users == 4
-    assert any("the load is not stated; 4 requests were in flight" in warning for warning in rung.warnings)
+    assert any("the load is not stated; 4 requests were in flight" in warning for warning in texts(rung.warnings))
 
 
 def test_a_benchmark_that_sent_nothing_overlaps_with_none(tmp_path: Path) -> None:
@@ -251,8 +254,8 @@ def test_an_imported_run_survives_being_written(name: str, tmp_path: Path) -> No
     run = import_results(SAMPLES / name)
     again = read_run(write_run(run, tmp_path / "run"))
     assert again.kind == "measured"
-    assert (again.warnings, again.segments, again.software) == (run.warnings, run.segments, run.software)
-    assert [rung.warnings for rung in again.rungs] == [rung.warnings for rung in run.rungs]
+    assert (texts(again.warnings), again.segments, again.software) == (texts(run.warnings), run.segments, run.software)
+    assert [texts(rung.warnings) for rung in again.rungs] == [texts(rung.warnings) for rung in run.rungs]
     assert again.scenario == run.scenario
     was, now = table(run), table(again)
     assert list(was.columns) == list(now.columns)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from warned import texts
 
 from scenarios.cli.main import status
 from sim.results.metrics import table
@@ -25,7 +26,11 @@ def imported(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert status(["report", str(out), "-o", str(tmp_path / "report.html")]) == 0, capsys.readouterr().err
     assert "NaN" not in (out / "run.json").read_text()
     run = read_run(out)
-    return run, table(run), "\n".join([*run.warnings, *(text for rung in run.rungs for text in rung.warnings)])
+    return (
+        run,
+        table(run),
+        "\n".join([*texts(run.warnings), *(text for rung in run.rungs for text in texts(rung.warnings))]),
+    )
 
 
 def saved(folder: Path, document: object, name: str = "result.json") -> Path:

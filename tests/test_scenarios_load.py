@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 from test_scenarios_checks import GOOD
 
-from scenarios.load.checks import RATES, TIMES
 from scenarios.load.scenario import load, origin, shipped
 from sim.model.errors import BadInput
 from sim.model.server import Bounds
 from sim.model.workload import Exponential, Gamma, Lengths, Lognormal
-from sim.results.metrics import COMPARED
 
 
 @pytest.mark.parametrize(
@@ -124,10 +122,6 @@ def test_yaml_reads_what_people_write(tmp_path: Path):
     assert scenario.server.max_batch_prefill_tokens == 14_000
     assert scenario.workload.prompt_tokens == Lengths(exponential=Exponential(mean=100, high=400))
     assert isinstance(scenario.load.arrivals, Gamma) and scenario.load.arrivals.gamma.cv == 2
-
-
-def test_the_metrics_of_a_scenario_are_those_of_a_comparison():
-    assert (*TIMES, *RATES) == COMPARED
 
 
 def _table(name: str) -> list[dict[str, str]]:

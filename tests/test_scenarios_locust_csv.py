@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from test_scenarios_importers import SAMPLES, saved
+from warned import texts
 
 from scenarios.importers.detect import import_results
 from sim.results.metrics import table
@@ -31,7 +32,7 @@ def test_rows_of_locust_agree_with_its_own_sums() -> None:
         assert (mine["ended"] <= rung.settled + 1e-6).sum() == rung.users
     assert found["completions"].iloc[-1] == (run.requests["ended"] >= run.rungs[-1].settled).sum()
     assert run.segments == [{"start": 0.0, "first_rung": 0}]  # users were added to those already running
-    assert any("no tokens" in warning for warning in run.warnings)
+    assert any("no tokens" in warning for warning in texts(run.warnings))
 
 
 def test_a_level_of_locust_that_not_every_user_finished_has_no_window(tmp_path: Path) -> None:
@@ -44,14 +45,16 @@ def test_a_level_of_locust_that_not_every_user_finished_has_no_window(tmp_path: 
             kept.append(row)
     run = import_results(saved(tmp_path, "\n".join([title, *kept]), "rows.csv"))
     assert table(run)["load"].tolist() == [1, 2]
-    assert any("not every one of 4 users finished a request here" in warning for warning in run.rungs[-1].warnings)
+    assert any(
+        "not every one of 4 users finished a request here" in warning for warning in texts(run.rungs[-1].warnings)
+    )
 
 
 def test_a_history_of_locust_is_figures_and_no_requests() -> None:
     run = import_results(SAMPLES / "locust_stats_history.csv")
     assert len(run.requests) == 0
     assert table(run).empty
-    assert any("no requests" in warning for warning in run.warnings)
+    assert any("no requests" in warning for warning in texts(run.warnings))
     figures = {(figure.metric, figure.users): figure for figure in run.scenario.published}
     rows = table(import_results(SAMPLES / "locust-rows.csv"))
     assert run.scenario.load.users == rows["load"].tolist()

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 from rich.console import Console
+from warned import texts
 
 from scenarios.answer import tables
 from scenarios.answer.numbers import parts
@@ -30,6 +31,7 @@ from scenarios.report import overlays, plots
 from scenarios.report.figure import panels, row
 from scenarios.report.page import page
 from sim.model.errors import BadInput
+from sim.model.warning import Notice
 from sim.results import metrics
 from sim.run import Run, write_run
 
@@ -86,7 +88,7 @@ def test_the_same_page_twice(forecast: Forecast, run: Run):
 
 def test_a_page_says_what_the_forecast_says(forecast: Forecast):
     text = re.sub(r"<[^>]*>", " ", page([forecast], {}))
-    for warning in forecast.warnings:
+    for warning in texts(forecast.warnings):
         assert warning in text.replace("&#39;", "'")
     assert parts(forecast.knee.load)[0] in text
     assert "GCP a2-highgpu-4g" in text and "output_attained" in text
@@ -95,9 +97,11 @@ def test_a_page_says_what_the_forecast_says(forecast: Forecast):
 
 
 def test_warnings_shared_by_all_forecasts_are_said_once(forecast: Forecast):
-    other = msgspec.structs.replace(forecast, name="other", warnings=[*forecast.warnings, "mine alone"])
+    other = msgspec.structs.replace(
+        forecast, name="other", warnings=[*texts(forecast.warnings), Notice(text="mine alone")]
+    )
     text = page([forecast, other], {}).replace("&#39;", "'")
-    assert text.count(forecast.warnings[-1]) == 1
+    assert text.count(texts(forecast.warnings)[-1]) == 1
     assert text.count("mine alone") == 1
 
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from warned import texts
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.training_rungs import training_rungs
@@ -56,7 +57,7 @@ def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
     whole = calibrate_runs([flash])
     rungs, warnings = training_rungs(unzip(copy), whole)
     assert rungs == set(range(6))
-    assert warnings == [
+    assert texts(warnings) == [
         "router-http-long is taken for a run that was fitted, by its run.json: its requests were compressed then"
     ]
     other = copy.with_name("other")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from msgspec.structs import replace
+from warned import texts
 
 from sim.cluster.clients import Patience
 from sim.cluster.ladder import climb
@@ -277,7 +278,7 @@ def test_a_closed_loop_that_does_not_say_who_asked_is_replayed_with_all_its_user
     assert again["rps"].to_numpy() == pytest.approx(ours["rps"].to_numpy(), rel=0.05)
     assert again["in_flight"].to_numpy() == pytest.approx([3.0, 8.0], rel=0.01)
     assert with_users(run) is run
-    assert with_users(anonymous).warnings == [
+    assert texts(with_users(anonymous).warnings) == [
         f"closed: {len(run.requests)} requests do not say whose they are: taken for those of whoever was free"
     ]
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from warned import texts
 
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
@@ -56,7 +57,7 @@ def test_a_run_written_is_read_back_with_the_same_statistics(tmp_path: Path, noi
     run = simulated(noise)
     again = read_run(write_run(run, tmp_path / "run", steps=True))
     asked = msgspec.structs.replace(again.scenario, written=run.scenario.written)
-    assert (again.kind, again.name, asked, again.warnings) == ("simulated", "small", run.scenario, [])
+    assert (again.kind, again.name, asked, texts(again.warnings)) == ("simulated", "small", run.scenario, [])
     assert [(r.users, r.status) for r in again.rungs] == [(1, "complete"), (3, "complete")]
     for name in ("sent", "ended", "first_token", "last_token"):
         assert again.requests[name].to_numpy() == pytest.approx(run.requests[name].to_numpy(), abs=1e-6, nan_ok=True)
@@ -102,7 +103,7 @@ def test_a_torn_last_line_is_left_out_with_a_warning_and_another_is_refused(tmp_
     write(path / "requests.jsonl", records[:-1], tail=msgspec.json.encode(records[-1])[:40])
     run = read_run(path)
     assert len(run.requests) == len(records) - 1
-    assert run.warnings == ["requests.jsonl: the last line was torn and is left out"]
+    assert texts(run.warnings) == ["requests.jsonl: the last line was torn and is left out"]
     text = (path / "requests.jsonl").read_bytes().splitlines()
     text[2] = text[2][:30]
     (path / "requests.jsonl").write_bytes(b"\n".join(text))
@@ -131,13 +132,13 @@ def test_what_a_server_cannot_have_said_of_itself_is_not_believed() -> None:
     assert isinstance(told.max_batch_total_tokens, int)
 
 
-def test_a_run_that_does_not_say_its_prefill_budget_is_warninged(tmp_path: Path) -> None:
+def test_a_run_that_does_not_say_its_prefill_budget_is_warned_about(tmp_path: Path) -> None:
     path = write_run(replace(simulated(), kind="measured"), tmp_path / "run")
-    assert read_run(path).warnings == []
+    assert texts(read_run(path).warnings) == []
     head = msgspec.json.decode((path / "run.json").read_bytes())
     del head["scenario"]["server"]["max_batch_prefill_tokens"]
     (path / "run.json").write_bytes(msgspec.json.encode(head))
-    (said,) = (text for text in read_run(path).untold if text.startswith("max_batch_prefill_tokens"))
+    (said,) = (text for text in texts(read_run(path).untold) if text.startswith("max_batch_prefill_tokens"))
     assert "4096 is only the default: the server does not tell it, and it decides who waits" in said
 
 
@@ -158,12 +159,12 @@ def test_requests_that_two_files_tell_of_count_once_with_a_warning(tmp_path: Pat
     run = read_run(path)
     assert run.requests.equals(whole)
     n = len(records)
-    assert run.warnings == [
+    assert texts(run.warnings) == [
         f"{n} of {2 * n} requests are there twice (the same id, user and time sent) and are counted once"
     ]
     write(path / "requests.jsonl.gz", [r | {"user": r["user"] + 10} for r in records])  # another worker's
     assert len(read_run(path).requests) == 2 * n
-    assert read_run(path).warnings == []
+    assert texts(read_run(path).warnings) == []
 
 
 def test_token_times_give_first_and_last_and_unknown_keys_are_ignored(tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ BAD = {
     "segments": (head(segments="a"), ": segments: expected a list, found 'a'"),
     "scenario": (head(scenario="x"), ": scenario: expected a map, found 'x'"),
     "info": (head(info=[1]), ": info: expected a map, found a list of 1"),
-    "warnings": (head(warnings=5), ": warnings: expected a list, each text, found 5"),
+    "warnings": (head(warnings=5), ": warnings: expected a list, each a map of text, code, severity, advice, found 5"),
     "large": (
         lambda path: (path / "requests.jsonl").write_bytes(
             b'{"id": 99999999999999999999, "sent": 0, "prompt_tokens": 1, "status": "ok"}\n'

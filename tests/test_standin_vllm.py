@@ -19,6 +19,7 @@ import openai
 import pytest
 from rich.console import Console
 from servers import Standin, standin
+from warned import texts
 
 from measure.ladder.session import measure
 from measure.server.exposition import parse
@@ -283,7 +284,7 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
     assert str(run.engine) == "vllm 0.32.0"
     ok = run.requests[run.requests["status"] == "ok"]
     assert len(ok) and (ok["output_tokens"] == 8).all() and (ok["prompt_tokens"] == 40).all()
-    assert not any("server's own count" in warning for rung in run.rungs for warning in rung.warnings)
+    assert not any("server's own count" in warning for rung in run.rungs for warning in texts(rung.warnings))
 
 
 def test_the_openai_package_reads_streams_usage_and_errors(server: Standin) -> None:

@@ -20,6 +20,7 @@ from calibrate.schedule.step_table import works
 from calibrate.schedule.usable import usable_steps
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import NotEnoughData
+from sim.model.warning import Notice
 from sim.run import Run
 from sim.steptime.basis import AFFINE, PADDED, columns
 from sim.steptime.linear import LEVEL
@@ -46,7 +47,7 @@ class Rows:
     run: Ints
     rung: Ints
     block: Ints
-    warnings: list[str]
+    warnings: list[Notice]
     latency: tuple[float, float] | None = None
 
     @property
@@ -70,7 +71,7 @@ def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
 
     Raises `NotEnoughData` where no decode step is left.
     """
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     tables = []
     for number, (run, schedule) in enumerate(zip(runs, schedules, strict=True)):
         steps = schedule.steps.drop(columns="members")

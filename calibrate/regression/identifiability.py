@@ -8,6 +8,7 @@ import numpy as np
 
 from calibrate.regression.design import Rows
 from calibrate.regression.fit import Regression, robust_weights
+from sim.model.warning import Notice, notice
 from sim.run import Run
 from sim.steptime.basis import AFFINE, PREFILL
 
@@ -15,7 +16,7 @@ PREFILL_TERMS = {name for name, term in AFFINE.items() if term.of == PREFILL}
 MAX_CORRELATION = 0.95  # |correlation| of a prefill's coefficients to warn about; 0.9 is usual for a mix of prompts
 
 
-def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[str]:
+def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[Notice]:
     """Rungs that count for less than a third because the machine was faster or slower than usual."""
     weight, off = robust_weights(rows.seconds, regression.predicted, rows.rung)
     warnings = []
@@ -25,42 +26,65 @@ def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> l
         load = run.rungs[int(rows.table["rung"].iloc[at])].load
         how = f"{abs(off[rung]):.0%} {'slower' if off[rung] > 0 else 'quicker'}"
         warnings.append(
-            f"{run.name}: at load {load:g} the machine was {how} than the rest says; it counts {weight[rung]:.1f} times"
+            notice(
+                "outlying-rung",
+                f"{run.name}: at load {load:g} the machine was {how} than the rest says; it counts {weight[rung]:.1f} "
+                "times",
+            )
         )
     return warnings
 
 
-def different_machines(runs: Sequence[Run]) -> list[str]:
+def different_machines(runs: Sequence[Run]) -> list[Notice]:
     """A warning where runs say that they were measured on different machines."""
     first = runs[0]
     others = [run.name for run in runs if run.scenario.machine != first.scenario.machine]
     if not others:
         return []
-    return [f"{', '.join(others)}: not of the machine that {first.name} says it is of; fitted as one all the same"]
+    return [
+        notice(
+            "different-machines",
+            f"{', '.join(others)}: not of the machine that {first.name} says it is of; fitted as one all the same",
+        )
+    ]
 
 
-def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[str]:
+def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, str, float]]) -> list[Notice]:
     """What these runs cannot tell; `together` are the correlations of the draws."""
     warnings = []
     if not any(rung.users for run in runs for rung in run.rungs):
         warnings.append(
-            "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and in "
-            "forecasts of users milliseconds of that decide who shares a prefill"
+            notice(
+                "turnaround-assumed",
+                "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and "
+                "in forecasts of users milliseconds of that decide who shares a prefill",
+            )
         )
     alike = [pair for pair in together if set(pair[:2]) <= PREFILL_TERMS and abs(pair[2]) > MAX_CORRELATION]
     prompts = rows.longest[rows.prefill]
     if len(prompts) and np.ptp(prompts) < 0.05 * prompts.mean():
         warnings.append(
-            f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost each "
-            "cannot be told apart; forecasts for other prompts carry that in their bands"
+            notice(
+                "one-prompt-length",
+                f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost "
+                "each cannot be told apart; forecasts for other prompts carry that in their bands",
+            )
         )
     elif alike:
         pairs = ", ".join(f"{one} and {other} correlate by {r:.2f}" for one, other, r in alike)
         warnings.append(
-            f"what a prefill costs at all, per token, per squared token and per prompt is hardly told apart ({pairs}); "
-            "forecasts for other prompts carry that in their bands"
+            notice(
+                "prefill-collinear",
+                "what a prefill costs at all, per token, per squared token and per prompt is hardly told apart "
+                f"({pairs}); forecasts for other prompts carry that in their bands",
+            )
         )
     for one, other, r in together:
         if {one, other} == {"b1", "b2"} or {one, other} == {"b0", "b2"}:
-            warnings.append(f"batch size and context moved together ({one} and {other} correlate by {r:.2f})")
+            warnings.append(
+                notice(
+                    "batch-context-collinear",
+                    f"batch size and context moved together ({one} and {other} correlate by {r:.2f})",
+                )
+            )
     return warnings

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 
 from calibrate.arrays import Floats
-from sim.model.request import BROKEN
+from sim.model.status import BROKEN, Status
+from sim.model.warning import Notice, notice
 from sim.run import Run
 
 _FEW = 0.01  # share of broken streams that needs no warning
 
 
-def coalesced(times: list[Floats]) -> list[str]:
+def coalesced(times: list[Floats]) -> list[Notice]:
     """A warning where tokens arrive together: single steps were not seen then, only their sums."""
     gaps = [np.diff(t) for t in times if len(t) > 8]
     if not gaps:
@@ -20,10 +21,15 @@ def coalesced(times: list[Floats]) -> list[str]:
     lumps = float(np.mean(np.concatenate([g < 0.1 * np.median(g[g > 0]) if (g > 0).any() else g >= 0 for g in gaps])))
     if lumps <= 0.02:
         return []
-    return [f"{lumps:.0%} of the tokens came together with the one before: something on the way gathers them"]
+    return [
+        notice(
+            "lumped-tokens",
+            f"{lumps:.0%} of the tokens came together with the one before: something on the way gathers them",
+        )
+    ]
 
 
-def hidden(steps: pd.DataFrame) -> list[str]:
+def hidden(steps: pd.DataFrame) -> list[Notice]:
     """A warning where decode steps look as if prefills of other clients lay between them."""
     plain = steps[(steps["kind"] == "decode") & steps["seen"] & (steps["once_joined"] == 0)]
     prefills = int((steps["kind"] == "prefill").sum())
@@ -36,36 +42,46 @@ def hidden(steps: pd.DataFrame) -> list[str]:
     if long <= max(2, 0.01 * prefills):  # on the recorded runs, which hide nobody, it was one at the most
         return []
     return [
-        f"{long} of {len(plain)} decode steps took over three times the usual time with no prefill of this client's: "
-        "other clients' requests run on this server, and batch sizes are larger than they look"
+        notice(
+            "other-traffic",
+            f"{long} of {len(plain)} decode steps took over three times the usual time with no prefill of this "
+            "client's: other clients' requests run on this server, and batch sizes are larger than they look",
+        )
     ]
 
 
-def unstreamed(run: Run) -> list[str]:
+def unstreamed(run: Run) -> list[Notice]:
     """A warning where some answers were not streamed: they lengthened the batches at unknown times."""
     requests, times = run.requests, run.token_times or []
-    answered = (requests["status"] == "ok").to_numpy() & (requests["output_tokens"] > 1).to_numpy()
+    answered = (requests["status"] == Status.OK).to_numpy() & (requests["output_tokens"] > 1).to_numpy()
     whole = int((answered & np.array([not len(t) for t in times], dtype=bool)).sum()) if times else 0
     if not whole:
         return []
     return [
-        f"{run.name}: {whole} of {int(answered.sum())} answers were not streamed: batches were larger than they look"
+        notice(
+            "unstreamed-answers",
+            f"{run.name}: {whole} of {int(answered.sum())} answers were not streamed: batches were larger than they "
+            "look",
+        )
     ]
 
 
-def lost(run: Run) -> list[str]:
+def lost(run: Run) -> list[Notice]:
     """A warning where streams broke off: the server may have continued them unseen."""
     requests = run.requests
     broken = int((requests["status"].isin(BROKEN) & (requests["output_tokens"] > 0)).sum())
     if broken <= _FEW * len(requests):
         return []
     return [
-        f"{run.name}: {broken} of {len(requests)} streams broke off: as long as the server went on with them, batches "
-        "were larger than they look"
+        notice(
+            "broken-streams",
+            f"{run.name}: {broken} of {len(requests)} streams broke off: as long as the server went on with them, "
+            "batches were larger than they look",
+        )
     ]
 
 
-def absent(run: Run) -> list[str]:
+def absent(run: Run) -> list[Notice]:
     """A warning where some users of a load are not in the run: their requests lengthened the batches too."""
     requests, missing = run.requests, []
     for rung in run.rungs:
@@ -77,4 +93,6 @@ def absent(run: Run) -> list[str]:
             missing.append(f"{there} of {rung.users}")
     if not missing:
         return []
-    return [f"{run.name} shows only {', '.join(missing)} users: batches were larger than they look"]
+    return [
+        notice("users-missing", f"{run.name} shows only {', '.join(missing)} users: batches were larger than they look")
+    ]

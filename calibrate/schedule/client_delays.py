@@ -19,6 +19,7 @@ from calibrate.arrays import Floats
 from calibrate.schedule.admission_timing import UPLINK_SPREAD
 from calibrate.schedule.rebuild import Schedule
 from sim.model.calibration import Clocks, Delay
+from sim.model.status import Status
 from sim.run import Run
 
 # delays of a client on the same network, for runs that show none
@@ -71,7 +72,7 @@ def _follow_ups(run: Run, schedule: Schedule) -> pd.DataFrame:
             "sent": requests["sent"],
             "seen": requests["last_token"],
             "step": schedule.last,
-            "ok": requests["status"] == "ok",
+            "ok": requests["status"] == Status.OK,
             "prompt": requests["prompt_tokens"],
         }
     )

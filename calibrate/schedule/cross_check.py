@@ -10,6 +10,7 @@ import pandas as pd
 
 from calibrate.schedule.rebuild import Schedule
 from sim.model.files.records import Look, read_scrapes
+from sim.model.warning import Notice, notice
 from sim.run import Run
 
 TOLERANCE = 0.05  # relative; a step or two is cut off at either end
@@ -32,7 +33,7 @@ class Counts(NamedTuple):
         return float(getattr(self, f"{kind}_seconds")) / max(float(getattr(self, kind)), 1.0)
 
 
-def cross_check(run: Run, schedule: Schedule) -> list[str]:
+def cross_check(run: Run, schedule: Schedule) -> list[Notice]:
     """Warnings where the number of steps, their duration or the number of requests differ from the server's
     counters."""
     scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
@@ -47,16 +48,28 @@ def cross_check(run: Run, schedule: Schedule) -> list[str]:
     for kind in ("prefill", "decode"):
         found, count = getattr(ours, kind), getattr(theirs, kind)
         if abs(found - count) > max(TOLERANCE * count, 3):
-            warnings.append(f"{run.name}: the streams show {found:.0f} {kind} steps, the server counted {count:.0f}")
+            warnings.append(
+                notice(
+                    "steps-disagree",
+                    f"{run.name}: the streams show {found:.0f} {kind} steps, the server counted {count:.0f}",
+                )
+            )
         took, said = ours.mean(kind), theirs.mean(kind)
         if said > 0 and not -TOLERANCE * said <= took - said <= TOLERANCE * said + EXTRA[kind]:
             warnings.append(
-                f"{run.name}: the streams show {kind} steps of {1e3 * took:.1f} ms, the server says {1e3 * said:.1f} ms"
+                notice(
+                    "steps-disagree",
+                    f"{run.name}: the streams show {kind} steps of {1e3 * took:.1f} ms, the server says "
+                    f"{1e3 * said:.1f} ms",
+                )
             )
     if theirs.requests > (1 + TOLERANCE) * ours.requests + 3:
         warnings.append(
-            f"{run.name}: the server prefilled {theirs.requests:.0f} requests, this client's were "
-            f"{ours.requests:.0f}: other traffic runs on it, and batch sizes are larger than they look"
+            notice(
+                "other-traffic",
+                f"{run.name}: the server prefilled {theirs.requests:.0f} requests, this client's were "
+                f"{ours.requests:.0f}: other traffic runs on it, and batch sizes are larger than they look",
+            )
         )
     return warnings
 

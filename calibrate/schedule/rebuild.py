@@ -21,6 +21,7 @@ from calibrate.arrays import Floats, Ints
 from calibrate.schedule.checks import absent, coalesced, hidden, lost, unstreamed
 from calibrate.schedule.step_table import build_step_table, medians
 from sim.model.errors import NotEnoughData
+from sim.model.warning import Notice, notice
 from sim.results.events import merged
 from sim.run import Run
 
@@ -55,7 +56,7 @@ class Schedule:
     after: Ints
     written: Floats
     jitter: float
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
 
 
 def shows_steps(run: Run) -> bool:
@@ -69,11 +70,16 @@ def _merged_share(run: Run) -> float:
     return sum(map(merged, run.event_tokens or [])) / max(1, tokens)
 
 
-def merged_events(run: Run) -> list[str]:
+def merged_events(run: Run) -> list[Notice]:
     """A warning where some events carry several tokens: of the steps around those only the sum was seen."""
     if not (share := _merged_share(run)):
         return []
-    return [f"{run.name}: {share:.2%} of the tokens came several to an event: the steps beside those are not timed"]
+    return [
+        notice(
+            "bundled-tokens",
+            f"{run.name}: {share:.2%} of the tokens came several to an event: the steps beside those are not timed",
+        )
+    ]
 
 
 def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
@@ -92,8 +98,11 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
     first, misfits = _place(run.token_times, sorted(streams, key=lambda r: float(run.token_times[r][0])))  # type: ignore[index]
     if misfits > 0.01 * len(streams):
         warnings.append(
-            f"{misfits} of {len(streams)} streams do not share the steps of those they ran beside: several servers "
-            "behind one address, or something on the way that gathers or holds up tokens"
+            notice(
+                "several-servers",
+                f"{misfits} of {len(streams)} streams do not share the steps of those they ran beside: several servers "
+                "behind one address, or something on the way that gathers or holds up tokens",
+            )
         )
     counts = np.array([len(t) for t in run.token_times])
     request = np.repeat(np.arange(len(counts)), counts)

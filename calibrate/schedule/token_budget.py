@@ -22,6 +22,7 @@ from calibrate.schedule.step_table import UNCERTAIN_ARRIVAL
 from sim.engines.tgi_0_9_4 import BLOCK, Batch, Entry, Flags, ceil_block
 from sim.model.calibration import Parameter
 from sim.model.request import Request
+from sim.model.warning import Notice, notice
 from sim.run import Run
 
 MEANING = "tokens all running requests may hold"
@@ -53,7 +54,7 @@ class AdmissionEvidence:
 
 def fit_budget(
     runs: Sequence[Run], schedules: Sequence[Schedule], rng: np.random.Generator, n: int
-) -> tuple[Parameter, list[float], list[str]] | None:
+) -> tuple[Parameter, list[float], list[Notice]] | None:
     """The parameter, its draws and warnings; None where nothing tells.
 
     What every run's `/info` or scenario says, drawn among where they differ; else what the admissions of runs without
@@ -67,7 +68,12 @@ def fit_budget(
         if len(said) > 1:
             drawn = rng.choice(said, n)
             differ = ", ".join(f"{x:.0f}" for x in said)
-            warnings = [f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them"]
+            warnings = [
+                notice(
+                    "budget-differs",
+                    f"max_batch_total_tokens was {differ}: a forecast that is not told draws one of them",
+                )
+            ]
         return parameter(float(said[len(said) // 2]), drawn, "tokens", MEANING), drawn.tolist(), warnings
     evidence = AdmissionEvidence()
     for run, schedule in unknown:
@@ -80,17 +86,28 @@ def fit_budget(
         drawn = np.exp(rng.uniform(np.log(least), np.log(most), n))
         between = f"{least}" if least == most else f"{least} to {most}"
         warnings = [
-            f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen: taken to be "
-            f"{between}, as such servers have"
+            notice(
+                "budget-unseen",
+                f"max_batch_total_tokens is at least {low}; it never bound, so how much more is not seen: taken to be "
+                f"{between}, as such servers have",
+            )
         ]
     else:
         drawn = rng.uniform(low, high, n)
-        warnings = [f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait"]
+        warnings = [
+            notice(
+                "budget-inferred",
+                f"max_batch_total_tokens is between {low} and {high} by what was admitted and what had to wait",
+            )
+        ]
     if against:
         count = len(evidence.fitted) + len(evidence.refused)
         warnings.append(
-            f"{against} of {count} admissions speak against that: the server's flags may be others than the scenario's "
-            "(max_batch_prefill_tokens), or requests were long on their way"
+            notice(
+                "flags-contradicted",
+                f"{against} of {count} admissions speak against that: the server's flags may be others than the "
+                "scenario's (max_batch_prefill_tokens), or requests were long on their way",
+            )
         )
     draws = [float(round(x)) for x in drawn.tolist()]
     return parameter(float(np.median(drawn)), drawn, "tokens", MEANING), draws, warnings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from calibrate.arrays import Bools
+from sim.model.warning import Notice, notice
 from sim.run import Run, Rung
 
 _REMAINING = 0.25  # share of the steps that must remain without busy rungs, or these are used too
@@ -16,7 +17,7 @@ _NOTED = 0.002  # share of the steps left out that deserves a warning
 STALLED = 20.0  # ms: a client whose canary's 99th percentile exceeds this measures itself (docs/measuring.md)
 
 
-def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[str]) -> Bools:
+def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[Notice]) -> Bools:
     """Which of a run's `steps` can be fitted, (steps,): used ones whose start was seen or, at an `idle` server, is a
     request's.
 
@@ -30,8 +31,11 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[
     coalesced = _coalesced(steps) & usable
     if (share := coalesced.sum() / count) > _NOTED:
         warnings.append(
-            f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
-            "others (a client that was held up, or something on the way that gathers them)"
+            notice(
+                "steps-lumped",
+                f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
+                "others (a client that was held up, or something on the way that gathers them)",
+            )
         )
     usable &= ~coalesced & (steps["seconds"] > 0)
     stalled = _stalled(steps) & usable
@@ -39,8 +43,11 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[
         usable &= ~stalled
         longest = 1e3 * float(steps.loc[stalled, "seconds"].max())
         warnings.append(
-            f"{run.name}: {int(stalled.sum())} of {count} steps are left out, over {_STALL:.0f} times as long as those "
-            f"around them (up to {longest:.0f} ms): something stood still, and in a forecast nothing does"
+            notice(
+                "steps-stalled",
+                f"{run.name}: {int(stalled.sum())} of {count} steps are left out, over {_STALL:.0f} times as long as "
+                f"those around them (up to {longest:.0f} ms): something stood still, and in a forecast nothing does",
+            )
         )
     dropped = usable & steps["rung"].isin(limited)
     remaining = steps.loc[usable & ~dropped, "rung"].nunique()
@@ -49,12 +56,18 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[
         usable &= ~dropped
         loads = ", ".join(f"{run.rungs[i].load:g}" for i in limited)
         warnings.append(
-            f"{run.name}: {dropped.sum() / count:.0%} of the steps are left out, those at load {loads}: "
-            "the client was too busy to time them"
+            notice(
+                "client-limited-steps",
+                f"{run.name}: {dropped.sum() / count:.0%} of the steps are left out, those at load {loads}: "
+                "the client was too busy to time them",
+            )
         )
     elif limited:
         warnings.append(
-            f"{run.name}: the client was too busy to time itself at nearly every load used; its steps look longer"
+            notice(
+                "client-limited",
+                f"{run.name}: the client was too busy to time itself at nearly every load used; its steps look longer",
+            )
         )
     return usable.to_numpy(bool)
 

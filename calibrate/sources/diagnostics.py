@@ -12,6 +12,7 @@ from calibrate.sources.constrained_prior import ConstrainedPrior
 from calibrate.sources.figures import title
 from calibrate.sources.importance_sampling import Sample
 from sim.model.scenario import Figure, Scenario
+from sim.model.warning import Notice, notice
 from sim.steptime.linear import MEANING
 
 CLOSE = 0.05  # relative: tolerance of a figure, or its rounding where that is wider
@@ -36,7 +37,7 @@ def fitted(figures: Sequence[Figure], shown: Floats, center: int) -> str:
     return "; ".join(said)
 
 
-def contradictions(ladder: Sequence[Figure], found: Sample, center: Floats, figures: Sequence[Figure]) -> list[str]:
+def contradictions(ladder: Sequence[Figure], found: Sample, center: Floats, figures: Sequence[Figure]) -> list[Notice]:
     """Warnings about figures that do not hold together, from all simulations.
 
     `ladder` are the figures that needed a simulation; `center` has the values of the central draw for all `figures`.
@@ -53,16 +54,25 @@ def contradictions(ladder: Sequence[Figure], found: Sample, center: Floats, figu
     ]
     if off or (ladder and not everything):
         said.append(
-            f"the figures do not hold together in this model: of {machines} machines simulated {everything} show all "
-            f"within {100 * CLOSE:.0f} % or their rounding; the central one shows {', '.join(off) or 'each closely'}"
+            notice(
+                "figures-inconsistent",
+                f"the figures do not hold together in this model: of {machines} machines simulated {everything} show "
+                f"all within {100 * CLOSE:.0f} % or their rounding; the central one shows "
+                f"{', '.join(off) or 'each closely'}",
+            )
         )
         for i, figure in enumerate(ladder if len(ladder) > 1 else []):
             others = _together(close[:i] + close[i + 1 :])
-            said.append(f"without {title(figure)}, {others} of {machines} machines show the rest")
+            said.append(
+                notice("figure-left-out", f"without {title(figure)}, {others} of {machines} machines show the rest")
+            )
     if (power := found.likelihood_power) < 1:
         said.append(
-            f"few machines show the figures: the draws stand for {found.effective:.0f}, each figure taken "
-            f"{power**-0.5 if power > 0 else np.inf:.1f} times less sharply than printed"
+            notice(
+                "figures-few-machines",
+                f"few machines show the figures: the draws stand for {found.effective:.0f}, each figure taken "
+                f"{power**-0.5 if power > 0 else np.inf:.1f} times less sharply than printed",
+            )
         )
     return said
 
@@ -72,7 +82,7 @@ def _together(close: list[Bools]) -> int:
     return int(np.count_nonzero(np.logical_and.reduce(close).any(axis=-1))) if close else 0
 
 
-def not_identified(space: ConstrainedPrior, found: Sample) -> list[str]:
+def not_identified(space: ConstrainedPrior, found: Sample) -> list[Notice]:
     """A warning about the parameters that the figures leave as wide as the prior."""
     meaning = MEANING | published_priors.MEANING
     wide = [
@@ -82,29 +92,51 @@ def not_identified(space: ConstrainedPrior, found: Sample) -> list[str]:
     ]
     if not wide:
         return []
-    return [f"the figures do not pin down {', '.join(wide)}: these stay as wide as such machines are known to be"]
+    return [
+        notice(
+            "figures-undetermined",
+            f"the figures do not pin down {', '.join(wide)}: these stay as wide as such machines are known to be",
+        )
+    ]
 
 
-def assumptions(scenario: Scenario) -> list[str]:
+def assumptions(scenario: Scenario) -> list[Notice]:
     """What no figure says and was assumed."""
     limits = [figure.lengths == "limit" for figure in scenario.published]
     said = [
-        "answers whose figures say `lengths: limit` are taken to have come back at output_attained of their length (an "
-        "end-of-sequence token may have ended them); a forecast does the same to answers that end at their limit"
+        notice(
+            "output-attained",
+            "answers whose figures say `lengths: limit` are taken to have come back at output_attained of their "
+            "length (an end-of-sequence token may have ended them); a forecast does the same to answers that end at "
+            "their limit",
+        )
         if any(limits)
-        else "answers are taken to have come back in full, as output_tokens says; where that many were only asked for, "
-        "write `lengths: limit` beside the figure",
-        "figures do not tell noise from step to step, drift, or the client's delays: no noise, and delays of a few "
-        "milliseconds, are assumptions; joining and dropping requests is taken as free",
+        else notice(
+            "output-in-full",
+            "answers are taken to have come back in full, as output_tokens says; where that many were only asked for, "
+            "write `lengths: limit` beside the figure",
+        ),
+        notice(
+            "figures-no-noise",
+            "figures do not tell noise from step to step, drift, or the client's delays: no noise, and delays of a few "
+            "milliseconds, are assumptions; joining and dropping requests is taken as free",
+        ),
     ]
     if any(figure.metric == "rps_takeoff" for figure in scenario.published):
         said.append(
-            "rps_takeoff was read off a plot by eye: the factor of latency at which it was read is inferred with the "
-            "rest, and the plateau beyond it is a forecast, not a datum"
+            notice(
+                "read-off-plot",
+                "rps_takeoff was read off a plot by eye: the factor of latency at which it was read is inferred with "
+                "the rest, and the plateau beyond it is a forecast, not a datum",
+            )
         )
     if not published_priors.of_the_kind(scenario.machine):
         said.append(
-            f"the laws that machines were drawn from are those of {published_priors.KIND}, slowed or sped up by one "
-            "factor that the figures tell; this is another machine, and what of its time goes where may differ more"
+            notice(
+                "figures-prior",
+                f"the laws that machines were drawn from are those of {published_priors.KIND}, slowed or sped up by "
+                "one factor that the figures tell; this is another machine, and what of its time goes where may differ "
+                "more",
+            )
         )
     return said

@@ -31,6 +31,8 @@ from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.server import Bounds
+from sim.model.status import Status
+from sim.model.warning import Notice, notice
 from sim.replicate import Task
 from sim.results import metrics
 from sim.run import Run
@@ -80,7 +82,7 @@ class _SingleUser:
     latency: Distribution
     prompt: float
     output: float
-    warnings: list[str]
+    warnings: list[Notice]
 
 
 def fit_latencies(
@@ -90,7 +92,7 @@ def fit_latencies(
     rng: np.random.Generator,
     n: int,
     executor: Executor = IN_PROCESS,
-) -> tuple[dict[str, Floats], list[str]]:
+) -> tuple[dict[str, Floats], list[Notice]]:
     """`n` joint draws of every coefficient (and of a budget that is not told), and warnings.
 
     All runs must be of one machine. Raises `NotEnoughData` where no rung has a whole window with answers of known
@@ -190,10 +192,11 @@ def _single_user(runs: Sequence[Run], compared: Sequence[dict[int, int]]) -> _Si
         return _SingleUser(LogNormal(seconds, 1.25 * each / np.sqrt(len(ok))), prompt, output, [])
     concurrency = _concurrency(run, rung)
     low = seconds / concurrency  # as if batching gained nothing
-    warning = (
+    warning = notice(
+        "no-single-user",
         f"no rung of one user was fitted: a lone request takes anything from {low:.3g} to {seconds:.3g} s, what "
         f"{run.rungs[rung].load:g} {'users' if run.rungs[rung].users is not None else 'requests/s'} leave open; "
-        "forecasts for less load are wide"
+        "forecasts for less load are wide",
     )
     return _SingleUser(_LogUniform(low, seconds), prompt, output, [warning])
 
@@ -206,7 +209,7 @@ def _concurrency(run: Run, rung: int) -> float:
     return 1.0 + metrics.rung_metrics(run, run.rungs[rung])["in_flight"]
 
 
-def _budget(runs: Sequence[Run], compared: Sequence[dict[int, int]]) -> tuple[dict[str, Distribution], list[str]]:
+def _budget(runs: Sequence[Run], compared: Sequence[dict[int, int]]) -> tuple[dict[str, Distribution], list[Notice]]:
     """The prior of a token budget that some run does not tell, and warnings; none where all tell.
 
     Requests that surely ran at once, between their first and last tokens, had room. Where first tokens were not seen
@@ -232,8 +235,11 @@ def _budget(runs: Sequence[Run], compared: Sequence[dict[int, int]]) -> tuple[di
     else:
         low, high = budget_bounds([server_of(run) for run, _ in unknown], math.ceil(low))
     return {BUDGET: _LogUniform(low, high)}, [
-        f"max_batch_total_tokens is not told, only bounded: drawn from {low:.0f} to {high:.0f}, as far as the "
-        "latencies allow"
+        notice(
+            "budget-bounded",
+            f"max_batch_total_tokens is not told, only bounded: drawn from {low:.0f} to {high:.0f}, as far as the "
+            "latencies allow",
+        )
     ]
 
 
@@ -262,14 +268,14 @@ def _peak(begin: Floats, end: Floats, held: Ints) -> float:
 def _ended_in(run: Run, rung: int) -> pd.DataFrame:
     """The requests answered within the window of a rung."""
     r, window = run.requests, run.rungs[rung]
-    return r[(r["status"] == "ok") & (r["last_token"] >= window.settled) & (r["last_token"] < window.end)]
+    return r[(r["status"] == Status.OK) & (r["last_token"] >= window.settled) & (r["last_token"] < window.end)]
 
 
 def _answered(run: Run) -> Run:
     """The run with the end of every answer as the time of its last token, where nothing better is known."""
     requests = run.requests
     last = requests["last_token"].where(
-        requests["last_token"].notna() | (requests["status"] != "ok"), requests["ended"]
+        requests["last_token"].notna() | (requests["status"] != Status.OK), requests["ended"]
     )
     return replace(run, requests=requests.assign(last_token=last), token_times=None, event_tokens=None)
 
@@ -298,13 +304,24 @@ def _log_likelihood(measured: Floats, errors: Floats, shown: Floats, spread: Flo
     return np.asarray(-0.5 * (apart**2 / variance).sum(axis=1) / len(STATISTICS))
 
 
-def _warnings(found: Sample) -> list[str]:
+def _warnings(found: Sample) -> list[Notice]:
     warnings = [
-        "parameters are those of simulated machines that show the same latencies and throughput; where the latency "
-        "goes between prefill and decode stays wide",
-        "prompts or answers of other lengths than these can be off by more than their bands say: stream the answers to "
-        "forecast those",
+        notice(
+            "latency-only",
+            "parameters are those of simulated machines that show the same latencies and throughput; where the latency "
+            "goes between prefill and decode stays wide",
+        ),
+        notice(
+            "latency-only-lengths",
+            "prompts or answers of other lengths than these can be off by more than their bands say: stream the "
+            "answers to forecast those",
+        ),
     ]
     if found.likelihood_power < 0.3:
-        warnings.append("no simulated machine comes near the run: the form, or the server's flags, may be wrong")
+        warnings.append(
+            notice(
+                "no-machine-fits",
+                "no simulated machine comes near the run: the form, or the server's flags, may be wrong",
+            )
+        )
     return warnings

@@ -36,6 +36,7 @@ from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import read_file
 from sim.model.scenario import Machine
 from sim.model.server import Declaration
+from sim.model.warning import Notice, notice
 from sim.steptime.basis import MIXED
 from sim.steptime.linear import MEANING
 
@@ -62,7 +63,7 @@ def calibrate_table(
     equals the slowest, with a warning. Raises `BadInput` for what cannot be read, `NotEnoughData` for tables that leave
     prefill or decode open.
     """
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     rows = choose_machine(
         [row for path in paths for row in read_table(path)], where or {}, machine or Machine(), warnings
     )
@@ -72,7 +73,11 @@ def calibrate_table(
     steps = [row.seconds for row in rows if row.phase == "decode"]
     if steps and not SHORTEST <= (middle := float(np.median(steps))) <= SLOWEST:
         warnings.append(
-            f"the middle decode step takes {middle:.3g} s, as no machine is known to: is the table in another unit?"
+            notice(
+                "table-unit-odd",
+                f"the middle decode step takes {middle:.3g} s, as no machine is known to: is the table in another "
+                "unit?",
+            )
         )
     together = any(row.phase == "batch" for row in rows)  # a whole batch has prefill and decode in one number
     equal_lengths = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
@@ -98,8 +103,11 @@ def calibrate_table(
     if mixed := declared.forms[0] == "mixed":
         chosen, values, drawn = _mixed(chosen, values, drawn)
         warnings.append(
-            "the table times prefills and decode steps apart; a step that mixes them is taken to cost one decode "
-            "step's constant and what either part adds to it"
+            notice(
+                "table-no-mixed-steps",
+                "the table times prefills and decode steps apart; a step that mixes them is taken to cost one decode "
+                "step's constant and what either part adds to it",
+            )
         )
     calibration = Calibration(
         source=Source(
@@ -120,9 +128,16 @@ def calibrate_table(
         correlations=correlations(chosen, drawn),
         warnings=[
             *warnings,
-            "a table of static batches times neither joining two batches nor dropping finished requests: taken as free",
-            "a table of averages tells neither the noise from step to step nor the machine's drift: taken as none",
-            f"a table does not tell {declared.capacity}: the scenario must",
+            notice(
+                "table-no-joining",
+                "a table of static batches times neither joining two batches nor dropping finished requests: taken as "
+                "free",
+            ),
+            notice(
+                "table-no-noise",
+                "a table of averages tells neither the noise from step to step nor the machine's drift: taken as none",
+            ),
+            notice("table-no-budget", f"a table does not tell {declared.capacity}: the scenario must"),
         ],
     )
     foreign = check_suits(calibration, declared)
@@ -141,7 +156,7 @@ def _mixed(chosen: list[str], values: Floats, drawn: Floats) -> tuple[list[str],
     return list(MIXED), turned(values), turned(drawn)
 
 
-def _one_pass(rows: list[Row], warnings: list[str]) -> list[Row]:
+def _one_pass(rows: list[Row], warnings: list[Notice]) -> list[Row]:
     """Leave out whole batches that ran in waves because their KV cache did not fit, with a warning that says where that
     begins.
 
@@ -161,9 +176,12 @@ def _one_pass(rows: list[Row], warnings: list[str]) -> list[Row]:
             out = [row for row in whole if _held(row) >= level]
             far = np.array([row.seconds for row in out]) / (_design(out) @ fitted)
             warnings.append(
-                f"{len(out)} of {len(whole)} batches, those of {level} tokens and more, took {far.min():.1f} to "
-                f"{far.max():.1f} times one pass: their KV cache did not fit and they ran in waves; left out. "
-                f"The cache holds {below} to {level} tokens"
+                notice(
+                    "table-waves",
+                    f"{len(out)} of {len(whole)} batches, those of {level} tokens and more, took {far.min():.1f} to "
+                    f"{far.max():.1f} times one pass: their KV cache did not fit and they ran in waves; left out. "
+                    f"The cache holds {below} to {level} tokens",
+                )
             )
             return [row for row in rows if row.phase != "batch" or _held(row) < level]
     return rows
@@ -238,7 +256,7 @@ def _bootstrap(design: Floats, seconds: Floats, configuration: Ints, rng: np.ran
 
 
 def _share(
-    names: list[str], values: Floats, drawn: Floats, rng: np.random.Generator, warnings: list[str]
+    names: list[str], values: Floats, drawn: Floats, rng: np.random.Generator, warnings: list[Notice]
 ) -> tuple[list[str], Floats, Floats]:
     """Split the coefficient fitted as `a1` between prompt tokens and steps, at random in draws, in half at the
     centre."""
@@ -250,8 +268,12 @@ def _share(
     values = np.append(values, values[at] / 2)
     values[at] /= 2
     warnings.append(
-        "every batch has as many tokens out as in, so that a cost per prompt token (a1) and one per request and step "
-        "(b1) look alike: each draw splits their sum at random; what grows as length squared is laid on decode (b2)"
+        notice(
+            "table-collinear",
+            "every batch has as many tokens out as in, so that a cost per prompt token (a1) and one per request and "
+            "step (b1) look alike: each draw splits their sum at random; what grows as length squared is laid on "
+            "decode (b2)",
+        )
     )
     return [*names, "b1"], values, drawn
 
@@ -279,15 +301,23 @@ def _range(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _not_identified(selection: Selection, rows: Sequence[Row], phase: str) -> list[str]:
+def _not_identified(selection: Selection, rows: Sequence[Row], phase: str) -> list[Notice]:
     """Warnings about what this table cannot show."""
     warnings = []
     if selection.chosen.error > 0.15:
         warnings.append(
-            f"{phase}: left-out batches are missed by {100 * selection.chosen.error:.0f} % on average: "
-            "no form here follows this table"
+            notice(
+                "table-no-form",
+                f"{phase}: left-out batches are missed by {100 * selection.chosen.error:.0f} % on average: "
+                "no form here follows this table",
+            )
         )
     sizes = {row.sequences for row in rows if row.phase == phase or phase == "batch"}
     if len(sizes) == 1:
-        warnings.append(f"{phase}: every row is of {sizes.pop()} sequences; what a larger batch costs is extrapolated")
+        warnings.append(
+            notice(
+                "table-one-batch",
+                f"{phase}: every row is of {sizes.pop()} sequences; what a larger batch costs is extrapolated",
+            )
+        )
     return warnings

@@ -38,6 +38,7 @@ from sim.executors import IN_PROCESS, Executor
 from sim.model.calibration import Calibration, Source, SourceFile
 from sim.model.errors import NotEnoughData
 from sim.model.identity import Identity, named
+from sim.model.warning import Notice, notice
 from sim.results.events import tokens_per_event
 from sim.run import Run
 from sim.steptime.linear import LEVEL, MEANING
@@ -84,7 +85,11 @@ def calibrate_runs(
     # thousands of small matrices: threads wait for each other, and a fit took six times as long on a busy machine
     with threadpool_limits(limits=1, user_api="blas"):
         calibration = _from_steps([run for run, _ in streamed], [only for _, only in streamed], seed)
-    unseen = [f"{run.name}: {_why_no_steps(run)}, and so left out" for run in runs if not shows_steps(run)]
+    unseen = [
+        notice("run-without-steps", f"{run.name}: {_why_no_steps(run)}, and so left out")
+        for run in runs
+        if not shows_steps(run)
+    ]
     warnings = [*assumed, *calibration.warnings, *untold, *unseen, *_rung_warnings(streamed)]
     return msgspec.structs.replace(calibration, engine=engine, warnings=warnings)
 
@@ -98,15 +103,15 @@ def _one_engine(runs: Sequence[Run]) -> Identity | None:
     return runs[0].engine
 
 
-def _rung_warnings(chosen: Sequence[tuple[Run, Collection[int] | None]]) -> list[str]:
+def _rung_warnings(chosen: Sequence[tuple[Run, Collection[int] | None]]) -> list[Notice]:
     """The warnings of the rungs that were fitted; one that several rungs of a run share appears once."""
-    loads: dict[tuple[str, str], list[str]] = {}
+    loads: dict[tuple[str, Notice], list[str]] = {}
     for run, only in chosen:
         for i, rung in enumerate(run.rungs):
             if only is None or i in only:
-                for text in dict.fromkeys(rung.warnings):
-                    loads.setdefault((run.name, text), []).append(f"{rung.load:g}")
-    return [f"{name}, at {', '.join(dict.fromkeys(at))}: {text}" for (name, text), at in loads.items()]
+                for said in dict.fromkeys(rung.warnings):
+                    loads.setdefault((run.name, said), []).append(f"{rung.load:g}")
+    return [said.of(f"{name}, at {', '.join(dict.fromkeys(at))}") for (name, said), at in loads.items()]
 
 
 def _why_no_steps(run: Run) -> str:
@@ -143,7 +148,7 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
         noise=LATENCY_ONLY_NOISE,
         clocks=ASSUMED,
         correlations=correlations(list(drawn), np.array(list(drawn.values())).T),
-        warnings=[f"{why}: no step was seen", *warnings, *different_machines(runs)],
+        warnings=[notice("no-steps", f"{why}: no step was seen"), *warnings, *different_machines(runs)],
     )
 
 

@@ -10,6 +10,7 @@ from sim.engines.catalog import identity
 from sim.model.errors import BadInput
 from sim.model.identity import Identity
 from sim.model.scenario import Machine
+from sim.model.warning import Notice, notice
 
 # engines as files of step times name them
 ENGINES = (
@@ -19,7 +20,7 @@ ENGINES = (
 Who = tuple[tuple[str, str], ...]  # what the identity columns of a row say
 
 
-def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, warnings: list[str]) -> list[Row]:
+def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, warnings: list[Notice]) -> list[Row]:
     """The rows of one machine, chosen by `where` ({column: value}) or `machine`.
 
     Of several that remain the one with most rows, of equals the slowest, is taken, which is added to the warnings.
@@ -54,8 +55,11 @@ def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, 
         shown = [_name(other, groups) for other in among if other != who]
         more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
         warnings.append(
-            f"{path.name} holds {len(among)} machines; {_name(who, groups)} was taken, which has most rows, of equals "
-            f"the slowest; --where chooses another: {'; '.join(shown[:5])}{more}"
+            notice(
+                "table-machine-chosen",
+                f"{path.name} holds {len(among)} machines; {_name(who, groups)} was taken, which has most rows, of "
+                f"equals the slowest; --where chooses another: {'; '.join(shown[:5])}{more}",
+            )
         )
     return among[who]
 

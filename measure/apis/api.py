@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from measure.apis.sse import Event
 from measure.apis.tokens import NONE, OUTPUT
+from sim.model.status import Status
 
 Prompt = str | list[int]
 
@@ -19,7 +20,7 @@ class ParsedEvent(NamedTuple):
     finish_reason: str | None = None
     tokens: int | None = None
     prompt_tokens: int | None = None
-    status: str | None = None
+    status: Status | None = None
     error: str | None = None
     done: bool = False
 

@@ -9,13 +9,13 @@ import msgspec
 
 from measure.apis.api import ParsedEvent
 from measure.apis.http_error import clean, explain
+from sim.model.status import Status
 
-OVERLOADED, VALIDATION, GENERATION, INCOMPLETE = "overloaded", "validation", "generation", "incomplete"
 ERROR_TYPES = {
-    "overloaded": OVERLOADED,
-    "validation": VALIDATION,
-    "generation": GENERATION,
-    "incomplete_generation": INCOMPLETE,
+    "overloaded": Status.OVERLOADED,
+    "validation": Status.VALIDATION,
+    "generation": Status.GENERATION,
+    "incomplete_generation": Status.INCOMPLETE,
 }
 
 
@@ -24,10 +24,10 @@ def from_error(error: Any, error_type: str | None) -> ParsedEvent:
     `error.type`, `error.code`)."""
     if isinstance(error, dict):
         code = str(error.get("code"))
-        known = ERROR_TYPES.get(str(error.get("type")), "")
-        status = known or (status_of(int(code)) if code.isdecimal() and len(code) == 3 else GENERATION)
+        known = ERROR_TYPES.get(str(error.get("type")))
+        status = known or (status_of(int(code)) if code.isdecimal() and len(code) == 3 else Status.GENERATION)
         return ParsedEvent(status=status, error=clean(str(error.get("message") or error.get("detail") or error)))
-    return ParsedEvent(status=ERROR_TYPES.get(error_type or "", GENERATION), error=clean(str(error)))
+    return ParsedEvent(status=ERROR_TYPES.get(error_type or "", Status.GENERATION), error=clean(str(error)))
 
 
 def from_body(body: bytes, otherwise: ParsedEvent | None = None) -> ParsedEvent:
@@ -41,13 +41,13 @@ def from_body(body: bytes, otherwise: ParsedEvent | None = None) -> ParsedEvent:
         if found.get("object") == "error" or found.get("message") or found.get("detail"):
             return from_error(found, None)
     text = clean(body[:1000].decode("utf-8", "replace"))
-    return otherwise or ParsedEvent(status=INCOMPLETE, error=f"an answer without a choice: {text}")
+    return otherwise or ParsedEvent(status=Status.INCOMPLETE, error=f"an answer without a choice: {text}")
 
 
 def from_event(data: bytes) -> ParsedEvent:
     """The failure that an event of type `error` describes, whatever its data."""
     text = clean(data[:1000].decode("utf-8", "replace"))
-    otherwise = ParsedEvent(status=GENERATION, error=text or "an error without a message")
+    otherwise = ParsedEvent(status=Status.GENERATION, error=text or "an error without a message")
     try:
         return from_body(data, otherwise)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -64,8 +64,8 @@ def from_response(code: int, body: bytes, headers: Mapping[str, str] = {}, url: 
     return ParsedEvent(status=known or status_of(code), error=explain(code, headers, body, url))
 
 
-def status_of(code: int) -> str:
+def status_of(code: int) -> Status:
     """The status of a request for an HTTP status other than 200 (TGI: router/src/server.rs:797-825)."""
     if code in (429, 503):
-        return OVERLOADED
-    return GENERATION if code == 424 or code >= 500 else VALIDATION
+        return Status.OVERLOADED
+    return Status.GENERATION if code == 424 or code >= 500 else Status.VALIDATION

@@ -14,6 +14,7 @@ from measure.server.endpoint import Endpoint, Unreachable, decoded, rows, table
 from measure.server.exposition import parse
 from sim.model.errors import UserError
 from sim.model.scenario import Scenario
+from sim.model.warning import Notice, notice
 from sim.model.workload import RequestLengths, Sampler
 
 FEW, MANY = 64, 192  # words of the two probes; their difference gives the tokens of a word, the rest is the template's
@@ -33,7 +34,7 @@ def find_recipe(
     model: str | None,
     seed: int,
     deadline: Deadline | None = None,
-) -> tuple[Recipe, list[str]]:
+) -> tuple[Recipe, list[Notice]]:
     """The recipe for this server, and warnings about it."""
     deadline = deadline or Deadline(PROBE_SECONDS, f"{endpoint.url} to count the tokens of a prompt")
     tokens = _length(scenario, lengths, seed)
@@ -56,10 +57,15 @@ def find_recipe(
     found = _counted(endpoint, server, _prompt(recipe, tokens, seed), deadline)
     if found is None:
         unit = "token ids" if recipe.ids else "words"
-        return recipe, [f"the server does not count prompt tokens (usage): {unit} are counted as tokens instead"]
+        return recipe, [
+            notice(
+                "prompt-length-unconfirmed",
+                f"the server does not count prompt tokens (usage): {unit} are counted as tokens instead",
+            )
+        ]
     if found == tokens:
         return recipe, []
-    return recipe, [f"a prompt of {tokens} tokens has {found} by the server's count"]
+    return recipe, [notice("prompt-length-off", f"a prompt of {tokens} tokens has {found} by the server's count")]
 
 
 def sample_prompt(recipe: Recipe, scenario: Scenario, lengths: RequestLengths | None, seed: int) -> tuple[Prompt, int]:
@@ -96,7 +102,7 @@ def _counted(endpoint: Endpoint, server: Server, prompt: Prompt, deadline: Deadl
 
 def _verify_tgi(
     endpoint: Endpoint, recipe: Recipe, tokens: int, seed: int, deadline: Deadline, truncate: bool
-) -> list[str]:
+) -> list[Notice]:
     before = _input_lengths(endpoint, deadline)
     parameters: dict[str, Any] = {"max_new_tokens": 1, "details": True, "decoder_input_details": True}
     if truncate:
@@ -110,13 +116,24 @@ def _verify_tgi(
     total, count = (b - a for a, b in zip(before, after, strict=True))
     warnings = []
     if not prefill and count != 1:
-        warnings.append(f"the server does not confirm that prompts have {tokens} tokens")
+        warnings.append(
+            notice("prompt-length-unconfirmed", f"the server does not confirm that prompts have {tokens} tokens")
+        )
     if prefill and len(prefill) != tokens:
-        warnings.append(f"a prompt of {tokens} tokens has {len(prefill)} in its decoder_input_details")
+        warnings.append(
+            notice("prompt-length-off", f"a prompt of {tokens} tokens has {len(prefill)} in its decoder_input_details")
+        )
     if count == 1 and total != tokens:
-        warnings.append(f"a prompt of {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
+        warnings.append(
+            notice("prompt-length-off", f"a prompt of {tokens} tokens has {total:g} in the server's {INPUT_LENGTH}")
+        )
     if count > 1:
-        warnings.append("the server answered requests of other clients during the probe: its load is not ours alone")
+        warnings.append(
+            notice(
+                "other-traffic",
+                "the server answered requests of other clients during the probe: its load is not ours alone",
+            )
+        )
     return warnings
 
 

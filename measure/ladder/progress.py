@@ -11,6 +11,7 @@ from rich.text import Text
 
 from measure.ladder.totals import Window
 from sim.model.text import printable
+from sim.model.warning import Notice
 from sim.terminal.columns import Column, table
 from sim.terminal.console import Console
 
@@ -60,7 +61,7 @@ class Progress:
             rows = [*self._rows, cells(load, window)] if window is not None else self._rows
             self._live.update(Group(self._table(rows), Text(f"{load}: {doing}", style="dim")))
 
-    def finish(self, load: str, window: Window, status: str, warnings: Iterable[str]) -> None:
+    def finish(self, load: str, window: Window, status: str, warnings: Iterable[Notice]) -> None:
         """Show a finished rung."""
         row = cells(load, window)
         self._rows.append(row)

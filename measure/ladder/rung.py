@@ -11,10 +11,13 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import msgspec
+
 from measure.apis.http_error import clean
 from measure.ladder.precision import CYCLES
 from measure.ladder.totals import Totals, Window
 from sim.model.scenario import Load, least_completions
+from sim.model.warning import Notice, notice
 
 PRECISE = 0.02  # relative half-width of tokens/s, 95 %
 ERRORS_LIMIT = 0.01
@@ -48,7 +51,7 @@ class Rung:
         self.settled: float | None = None
         self.end: float | None = None
         self.status = "complete"
-        self.warnings: list[str] = []
+        self.warnings: list[Notice] = []
 
     @property
     def label(self) -> str:
@@ -86,7 +89,7 @@ class Rung:
         if self.ramped is None:
             assert self.users is not None
             if now - self.start > self.users / self._load.spawn_rate + SLACK_SECONDS:
-                self._limit("not all users could be started")
+                self._limit(notice("users-not-started", "not all users could be started"))
                 self.ramped = now
             return "starting users"
         if self.settled is None:
@@ -102,7 +105,11 @@ class Rung:
             return f"settling for {max(0.0, due - now):.0f} s more"
         self.settled = totals.settled(self.users, self.ramped)
         if self.settled is None and now - self.ramped >= self._load.max_seconds:
-            self._limit(f"not steady: not every user finished a request within {self._load.max_seconds:g} s")
+            self._limit(
+                notice(
+                    "not-settled", f"not steady: not every user finished a request within {self._load.max_seconds:g} s"
+                )
+            )
             self.settled = now
         missing = self.users - totals.users_finished(self.ramped)
         return f"settling: {missing} of {self.users} users have yet to finish a request at this load"
@@ -126,16 +133,21 @@ class Rung:
             self.end = window.end  # the window that was tested, which may be up to a second old
         elif now >= self.latest:
             self.end = self.latest
-            self._limit(f"the window reached its limit of {self._load.max_seconds:g} s with {' and '.join(pending)}")
+            self._limit(
+                notice(
+                    "imprecise-window",
+                    f"the window reached its limit of {self._load.max_seconds:g} s with {' and '.join(pending)}",
+                )
+            )
         return "measuring: " + " and ".join(pending)
 
     def cut(self, now: float) -> None:
         """End the window now, if it has begun: the budget is spent."""
         if self.settled is not None:
             self.end = now
-            self._limit("cut short: the budget was spent")
+            self._limit(notice("cut-short", "cut short: the budget was spent"))
 
-    def _limit(self, warning: str) -> None:
+    def _limit(self, warning: Notice) -> None:
         self.status = "limited"
         self.warnings.append(warning)
 
@@ -147,7 +159,7 @@ class Rung:
             **load,
             **{name: None if t is None else round(t, 6) for name, t in times.items()},
             "status": self.status if window is not None else "aborted",
-            "warnings": self.warnings,
+            "warnings": msgspec.to_builtins(self.warnings),
         }
         return head if window is None else head | client_view(window)
 
@@ -175,43 +187,69 @@ def client_limited(w: Window) -> bool:
     return w.canary_p99 > CANARY_LIMITED
 
 
-def window_warnings(w: Window, users: int | None, rate: float | None = None) -> list[str]:
+def window_warnings(w: Window, users: int | None, rate: float | None = None) -> list[Notice]:
     """Warnings about a window; `users` or `rate` is its load."""
     found = []
     lag = f"the load generator was delayed by {1000 * w.canary_p99:.1f} ms at p99"
     if client_limited(w):
         found.append(
-            f"client-limited: {lag} (gaps between tokens are {1000 * w.itl:.1f} ms); calibration excludes this load if "
-            "others are left; give the load generator more cores (--processes, or another machine)"
+            notice(
+                "client-limited",
+                f"client-limited: {lag} (gaps between tokens are {1000 * w.itl:.1f} ms); calibration excludes this "
+                "load if others are left; give the load generator more cores (--processes, or another machine)",
+            )
         )
     elif w.canary_p99 > CANARY_SUSPECT:
-        found.append(f"suspect: {lag}")
+        found.append(notice("client-late", f"suspect: {lag}"))
     if w.error_rate > ERRORS_LIMIT:
         kinds = ", ".join(f"{n} {status}" for status, n in sorted(w.errors.items()))
-        found.append(f"unhealthy: {w.error_rate:.1%} of the requests failed ({kinds})")
+        found.append(notice("requests-failed", f"unhealthy: {w.error_rate:.1%} of the requests failed ({kinds})"))
     if w.attained < ATTAINED:
-        found.append(f"answers have {w.attained:.0%} of the tokens requested: {_why_short(w.short)}")
+        found.append(
+            notice("answers-short", f"answers have {w.attained:.0%} of the tokens requested: {_why_short(w.short)}")
+        )
     if w.longer:
         found.append(
-            f"{w.longer} of {w.completions} answers are longer than requested: the server does not apply max_tokens; a "
-            "forecast of this scenario assumes the requested length"
+            notice(
+                "answers-long",
+                f"{w.longer} of {w.completions} answers are longer than requested: the server does not apply "
+                "max_tokens; a forecast of this scenario assumes the requested length",
+            )
         )
     if w.per_event != 1.0:
-        found.append(f"an event carries {w.per_event:.3g} tokens on average: ITL is the time between events")
+        found.append(
+            notice(
+                "bundled-tokens",
+                f"an event carries {w.per_event:.3g} tokens on average: ITL is the time between events",
+            )
+        )
     if w.spread:
         found.append(
-            f"for {w.spread} answers the server only counts the tokens in total: they are spread evenly over the events"
+            notice(
+                "tokens-spread",
+                f"for {w.spread} answers the server only counts the tokens in total: they are spread evenly over the "
+                "events",
+            )
         )
     if w.wrong_prompts:
-        found.append(f"{w.wrong_prompts} prompts do not have the intended length by the server's own count")
+        found.append(
+            notice(
+                "prompt-length-off",
+                f"{w.wrong_prompts} prompts do not have the intended length by the server's own count",
+            )
+        )
     if not w.completions:
-        found.append("no request was completed in the window")
+        found.append(notice("empty-window", "no request was completed in the window"))
     elif w.end - w.start < CYCLES * w.e2e_mean:
-        found.append(f"the window is only {(w.end - w.start) / w.e2e_mean:.1f} times as long as a request")
+        found.append(
+            notice(
+                "short-window", f"the window is only {(w.end - w.start) / w.e2e_mean:.1f} times as long as a request"
+            )
+        )
     if rate is not None and w.rps < KEPT_UP * rate - 2 * math.sqrt(rate / (w.end - w.start)):
-        found.append(f"not steady: {rate:g} requests/s were sent and {w.rps:.3g} answered")
+        found.append(notice("not-steady", f"not steady: {rate:g} requests/s were sent and {w.rps:.3g} answered"))
     if users is not None and w.completions and abs(w.in_flight / users - 1) > 0.02:
-        found.append(f"{w.in_flight:.2f} requests were in flight on average, not {users}")
+        found.append(notice("in-flight-off", f"{w.in_flight:.2f} requests were in flight on average, not {users}"))
     return found
 
 

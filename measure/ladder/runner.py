@@ -6,6 +6,8 @@ results go to the files (`journal`, `scrape`) and to the terminal (`progress`).
 
 from __future__ import annotations
 
+import msgspec
+
 from measure.deadline import Deadline, in_words, wait_for
 from measure.journal import Journal
 from measure.ladder import rung
@@ -22,7 +24,7 @@ from measure.server.scrape import Scraper
 from sim.model.errors import UserError
 from sim.model.files.lengths import arrivals
 from sim.model.scenario import Scenario
-from sim.model.warning import folded
+from sim.model.warning import Notice, folded, notice
 from sim.model.workload import RequestLengths
 from sim.run import read_run
 
@@ -168,14 +170,14 @@ class LadderRun:
             return False
         return True
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self) -> list[Notice]:
         """The warnings of all rungs, each with the loads that it concerns."""
-        loads: dict[str, list[str]] = {}
+        loads: dict[Notice, list[str]] = {}
         for record in self.journal.rungs:
             load = f"{record['rate']:g} requests/s" if "rate" in record else f"{record['users']} users"
-            for text in record["warnings"]:
-                loads.setdefault(text, []).append(load)
-        return [f"at {', '.join(at)}: {text}" for text, at in loads.items()]
+            for said in msgspec.convert(record["warnings"], list[Notice]):
+                loads.setdefault(said, []).append(load)
+        return [said.of(f"at {', '.join(at)}") for said, at in loads.items()]
 
     def _cross_check(self) -> None:
         try:
@@ -184,7 +186,7 @@ class LadderRun:
             return
         for number, warnings in found.items():
             known = self.journal.rungs[number]["warnings"]
-            known += [warning for warning in warnings if warning not in known]
+            known += [said for said in msgspec.to_builtins(warnings) if said not in known]
         self._saved()
 
     def _warm_up(self) -> None:
@@ -263,7 +265,7 @@ class LadderRun:
                 current.cut(self.totals.t)
         except BaseException as e:
             if isinstance(e, ServerGone):
-                current.warnings.append("the server stopped answering")
+                current.warnings.append(notice("server-stopped", "the server stopped answering"))
             self.journal.rungs[-1] = current.record()  # as far as it got
             raise
         return current
@@ -291,7 +293,11 @@ class LadderRun:
         if current.phase != "done":
             self.progress.update(current.label, doing, self.window)
         if self.totals.failures >= max(MAX_FAILURES, 2 * (current.users or 0)) and not is_alive(self.endpoint):
-            raise ServerGone(f"the server stopped answering at {now:.1f} s of the run ({self._last_error()})")
+            raise ServerGone(
+                notice(
+                    "server-stopped", f"the server stopped answering at {now:.1f} s of the run ({self._last_error()})"
+                )
+            )
 
     def _last_error(self) -> str:
         return "; ".join(f"{status}: {text}" for status, text in self.totals.errors.items())

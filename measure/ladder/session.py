@@ -38,7 +38,7 @@ from sim.model.flags import untold
 from sim.model.identity import Identity, is_engine, named
 from sim.model.scenario import Scenario
 from sim.model.text import printable
-from sim.model.warning import folded
+from sim.model.warning import Notice, folded, notice
 from sim.model.workload import RequestLengths
 from sim.terminal.console import Console
 
@@ -147,7 +147,7 @@ def _launch(
 
 
 def _record_server(
-    server: Server, warnings: Iterable[str], scenario: Scenario, journal: Journal, console: Console
+    server: Server, warnings: Iterable[Notice], scenario: Scenario, journal: Journal, console: Console
 ) -> None:
     """Write the server, its engine and its flags to `run.json`, and print the warnings.
 
@@ -156,8 +156,8 @@ def _record_server(
     head, lines = journal.head, list(warnings)
     engine = engine_of(server, head.get("container"))
     _check_engine(head, engine, journal.path)
-    for sentence in lines:
-        journal.warn(sentence)
+    for warning in lines:
+        journal.warn(warning)
     head |= {"info": server.info, "api": server.api, "engine": None if engine is None else msgspec.to_builtins(engine)}
     head["software"]["server"] = None if engine is None else engine.version
     asked = scenario.server.engine
@@ -167,7 +167,12 @@ def _record_server(
         lines += untold(flags, scenario.server.declared)
     else:
         head["scenario"].pop("server", None)
-        lines.append(f"the server is {named(engine)}: it is measured, and a forecast as {asked} needs --as {asked}")
+        lines.append(
+            notice(
+                "engine-differs",
+                f"the server is {named(engine)}: it is measured, and a forecast as {asked} needs --as {asked}",
+            )
+        )
     for line in folded(lines, f"{journal.path}/run.json has all"):
         console.print(printable(line), highlight=False, soft_wrap=True)
     journal.save()
@@ -201,7 +206,7 @@ def connect(
     say: Say,
     timeout: float | None = None,
     budget: Deadline | None = None,
-) -> tuple[Endpoint, Server, Recipe, list[str]]:
+) -> tuple[Endpoint, Server, Recipe, list[Notice]]:
     """Detect the server at a URL and compare it with the scenario.
 
     Returns its endpoint, its description, the recipe for prompts, and warnings.

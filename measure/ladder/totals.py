@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from measure.ladder.precision import half_width
-from measure.loadgen.client import ABORTED, OK
 from measure.loadgen.messages import FinishedRequest, Report
+from sim.model.status import Status
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ class Window:
     itl: float
     half_width: float
     in_flight: float
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: dict[Status, int] = field(default_factory=dict)
     attained: float = 1.0  # tokens received, as a share of those requested
     short: dict[str, int] = field(default_factory=dict)  # answers shorter than requested, by finish_reason
     longer: int = 0  # answers longer than requested
@@ -59,7 +59,7 @@ class Totals:
     def __init__(self) -> None:
         self.t = 0.0
         self.finished: list[FinishedRequest] = []
-        self.errors: dict[str, str] = {}  # the first error text of each status
+        self.errors: dict[Status, str] = {}  # the first error text of each status
         self.failures = 0  # since the last success
         self._tokens: dict[int, tuple[list[float], list[float]]] = {}  # by worker: times, and totals at these times
         self._in_flight: dict[int, list[tuple[int, float]]] = {}
@@ -79,9 +79,9 @@ class Totals:
         self._lags += [(report.t, lag) for lag in report.lags]
         self._cpu.append((report.t, report.cpu))
         for e in report.finished:
-            if e.status == OK:
+            if e.status == Status.OK:
                 self.failures = 0
-            elif e.status != ABORTED:
+            elif e.status != Status.ABORTED:
                 self.failures += 1
                 self.errors.setdefault(e.status, e.error or "")
 
@@ -117,7 +117,7 @@ class Totals:
     def window(self, start: float, end: float) -> Window:
         """What happened in [start, end): a completion counts by its last token, a first token by its own time."""
         span = max(end - start, 1e-9)
-        done = [e for e in self.finished if e.status == OK and e.last is not None and start <= e.last < end]
+        done = [e for e in self.finished if e.status == Status.OK and e.last is not None and start <= e.last < end]
         first = np.array(
             [e.first - e.scheduled for e in self.finished if e.first is not None and start <= e.first < end]
         )
@@ -127,7 +127,9 @@ class Totals:
         steps = sum(n for _, n in gaps)
         cycle = float(e2e.mean()) if len(e2e) else float("nan")
         edges = np.array([start, end])
-        failed = Counter(e.status for e in self.finished if e.status not in (OK, ABORTED) and start <= e.ended < end)
+        failed: Counter[Status] = Counter(
+            e.status for e in self.finished if e.status not in (Status.OK, Status.ABORTED) and start <= e.ended < end
+        )
         return Window(
             start=start,
             end=end,

@@ -11,14 +11,15 @@ import gevent
 
 from measure.apis import APIS
 from measure.apis.api import Prompt
-from measure.apis.failure import VALIDATION
 from measure.apis.openai import CONTINUOUS, FALLBACKS, USAGE
 from measure.deadline import Deadline
 from measure.ladder.probe import Refused
-from measure.loadgen.client import OK, Client, Record, RunClock
+from measure.loadgen.client import Client, Record, RunClock
 from measure.server.detection import PROBE_SECONDS, Server
 from measure.server.endpoint import Endpoint
 from measure.server.key import api_key
+from sim.model.status import Status
+from sim.model.warning import Notice, notice
 
 TOKENS = 4  # of the answer
 ATTEMPTS = 2  # a server that fails sometimes is still measured
@@ -26,7 +27,7 @@ ATTEMPTS = 2  # a server that fails sometimes is still measured
 
 def try_stream(
     endpoint: Endpoint, server: Server, prompt: Prompt, prompt_tokens: int, deadline: Deadline | None = None
-) -> tuple[tuple[str, ...], list[str]]:
+) -> tuple[tuple[str, ...], list[Notice]]:
     """The optional keys that an OpenAI-style server accepts, and warnings; `Refused` if it does not answer.
 
     If a server refuses a key (HTTP 400 or 422), the request is repeated with fewer keys.
@@ -37,9 +38,9 @@ def try_stream(
     record = Record(-1, -1, -1, 0.0, 0.0, prompt_tokens, TOKENS)
     for extras in FALLBACKS:
         record = _send(endpoint, server, extras, prompt, prompt_tokens, deadline)
-        if record.status != VALIDATION:
+        if record.status != Status.VALIDATION:
             break
-    if record.status != OK:
+    if record.status != Status.OK:
         raise Refused(f"the server does not answer a streamed request: {record.error}")
     return extras, [*_refused_keys(extras), *_missing_counts(record)]
 
@@ -54,30 +55,36 @@ def _send(
         record = Record(-1, -1, -1, 0.0, 0.0, prompt_tokens, TOKENS)
         with closing(client), gevent.Timeout(deadline.left(), deadline.passed()):
             client.send(record, prompt)
-        if record.status in (OK, VALIDATION):
+        if record.status in (Status.OK, Status.VALIDATION):
             break
     return record
 
 
-def _refused_keys(extras: Sequence[str]) -> list[str]:
+def _refused_keys(extras: Sequence[str]) -> list[Notice]:
     missing = [key for key in FALLBACKS[0] if key not in extras]
     if not missing or missing == [CONTINUOUS]:
         return []
     more = "; answers may be shorter than requested" if "ignore_eos" in missing else ""
     more += "; the server may not count tokens" if USAGE in missing else ""
-    return [f"the server refuses {', '.join(missing)}: requests are sent without{more}"]
+    return [notice("parameter-refused", f"the server refuses {', '.join(missing)}: requests are sent without{more}")]
 
 
-def _missing_counts(record: Record) -> list[str]:
+def _missing_counts(record: Record) -> list[Notice]:
     warnings = []
     if not record.token_times:
         warnings.append(
-            "the server does not stream its answers: TTFT, ITL and TPOT are unknown, and a calibration can only use "
-            "latencies"
+            notice(
+                "no-streaming",
+                "the server does not stream its answers: TTFT, ITL and TPOT are unknown, and a calibration can only "
+                "use latencies",
+            )
         )
     if record.generated_tokens is None:
         warnings.append(
-            "the server does not count the tokens of its answers (usage): "
-            + ("an event with text counts as one token" if record.token_times else "their lengths are not known")
+            notice(
+                "no-token-count",
+                "the server does not count the tokens of its answers (usage): "
+                + ("an event with text counts as one token" if record.token_times else "their lengths are not known"),
+            )
         )
     return warnings

@@ -22,12 +22,11 @@ from geventhttpclient.response import HTTPConnectionClosed, HTTPParseError, HTTP
 
 from measure.apis import failure
 from measure.apis.api import TOKEN, Api, ParsedEvent, Prompt
-from measure.apis.failure import INCOMPLETE
 from measure.apis.http_error import clean, explain
 from measure.apis.sse import EventParser, UnknownEncoding, unpacker
 from measure.apis.tokens import OUTPUT, EventProfile, TokenCounter
+from sim.model.status import Status
 
-ABORTED, OK, TIMEOUT, CONNECT, RESET = "aborted", "ok", "timeout", "connect", "reset"
 CONNECT_SECONDS = 10.0
 DRAIN_SECONDS = 0.02  # from `[DONE]` to the end of the message: longer than a packet takes, too short to delay a user
 MAX_SLOW_DRAINS = 3  # in a row, after which the end of the message is no longer awaited
@@ -56,7 +55,7 @@ class Record(msgspec.Struct):
     output_tokens: int = 0
     token_times: list[float] = []
     finish_reason: str | None = None
-    status: str = ABORTED  # stays so if the user is stopped midway
+    status: Status = Status.ABORTED  # stays so if the user is stopped midway
     error: str | None = None
     generated_tokens: int | None = None
     counted_prompt: int | None = None
@@ -199,25 +198,25 @@ class Client:
             if response.status_code != 200:
                 said = response.read(ERROR_BYTES)
                 failed = failure.from_response(response.status_code, said, headers_of(response), self._url)
-                record.status, record.error = failed.status or INCOMPLETE, failed.error
+                record.status, record.error = failed.status or Status.INCOMPLETE, failed.error
                 return
             self._receive(record, response, patience)
         except TimeoutError:
-            self._fail(record, TIMEOUT, f"no token for {self._patience:g} s")
+            self._fail(record, Status.TIMEOUT, f"no token for {self._patience:g} s")
         except (ConnectionRefusedError, socket.gaierror) as e:
-            self._fail(record, CONNECT, str(e))
+            self._fail(record, Status.CONNECT, str(e))
         except (HTTPParseError, OSError) as e:
             # errors of connecting, like "no route to host", are no resets
             connected = isinstance(e, HTTPParseError | ConnectionError)
-            self._fail(record, RESET if connected else CONNECT, clean(str(e)) or type(e).__name__)
+            self._fail(record, Status.RESET if connected else Status.CONNECT, clean(str(e)) or type(e).__name__)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            self._fail(record, INCOMPLETE, f"an event that does not belong to this API: {clean(str(e))}")
+            self._fail(record, Status.INCOMPLETE, f"an event that does not belong to this API: {clean(str(e))}")
         except (UnknownEncoding, zlib.error) as e:
-            self._fail(record, INCOMPLETE, f"the answer cannot be decompressed: {clean(str(e))}")
+            self._fail(record, Status.INCOMPLETE, f"the answer cannot be decompressed: {clean(str(e))}")
         finally:
             patience.close()
             if response is not None:
-                self._reused = self._keep_alive and record.status == OK and not response.should_close()
+                self._reused = self._keep_alive and record.status == Status.OK and not response.should_close()
                 response.release()
             else:
                 self._reused = False
@@ -237,7 +236,7 @@ class Client:
         finally:
             if parser.body is None:
                 limited = record.finish_reason == "length"
-                found = counter.finish(record.status == OK, record.max_new_tokens if limited else None)
+                found = counter.finish(record.status == Status.OK, record.max_new_tokens if limited else None)
                 record.token_times, record.output_tokens = found.times, len(found.times)
                 if any(n != 1 for n in found.carried):
                     record.event_tokens = found.carried
@@ -266,20 +265,23 @@ class Client:
                 response.unread = 0
                 events_left -= 1
                 if events_left < 0:
-                    record.status, record.error = INCOMPLETE, "the answer has far more events than requested tokens"
+                    record.status, record.error = (
+                        Status.INCOMPLETE,
+                        "the answer has far more events than requested tokens",
+                    )
                     return
                 if self._apply(record, counter, at, parse(event)):
                     self._drain(response, patience)
                     return
-                if record.status == OK:
+                if record.status == Status.OK:
                     patience.restart(USAGE_SECONDS if record.generated_tokens is None else DONE_SECONDS)
             if patience.expired():  # only comments or unused fields arrived
                 raise TimeoutError
         for event in parser.end():
             if self._apply(record, counter, now(), parse(event)):
                 return
-        if parser.body is None and record.status != OK:
-            record.status, record.error = INCOMPLETE, "the stream ended without a last token"
+        if parser.body is None and record.status != Status.OK:
+            record.status, record.error = Status.INCOMPLETE, "the stream ended without a last token"
 
     def _apply(self, record: Record, counter: TokenCounter, at: float, event: ParsedEvent) -> bool:
         """Record an event; returns whether the answer ends with it."""
@@ -292,25 +294,25 @@ class Client:
         if event.kind or event.tokens is not None:
             counter.add(at, event.kind, event.tokens)
         if event.finish_reason is not None:
-            record.finish_reason, record.status = event.finish_reason, OK
+            record.finish_reason, record.status = event.finish_reason, Status.OK
         if event.tokens is not None:
             record.generated_tokens = event.tokens
         if event.prompt_tokens is not None:
             record.counted_prompt = event.prompt_tokens
         if event.done and counter.begun:
-            record.status = OK
-        if record.status == OK:
+            record.status = Status.OK
+        if record.status == Status.OK:
             record.ended = at
         return event.done
 
     def _apply_answer(self, record: Record, body: bytes, headers: dict[str, str]) -> None:
         """Record a body that is not an event stream."""
         if body.startswith(b"<"):
-            self._fail(record, INCOMPLETE, explain(200, headers | {"content-encoding": ""}, body))
+            self._fail(record, Status.INCOMPLETE, explain(200, headers | {"content-encoding": ""}, body))
             return
         answer = self._api.parse_answer(body)
         record.finish_reason, record.error = answer.finish_reason, answer.error
-        record.status = answer.status or OK
+        record.status = answer.status or Status.OK
         record.generated_tokens, record.counted_prompt = answer.tokens, answer.prompt_tokens
         if answer.tokens is not None:
             record.output_tokens = answer.tokens
@@ -333,8 +335,8 @@ class Client:
             self._slow_drains = 0
 
     @staticmethod
-    def _fail(record: Record, status: str, error: str) -> None:
-        if record.status != OK:  # after the last token the connection no longer matters
+    def _fail(record: Record, status: Status, error: str) -> None:
+        if record.status != Status.OK:  # after the last token the connection no longer matters
             record.status, record.error = status, error
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from measure.apis.openai import EXTRAS
 from measure.loadgen.prompts import Recipe
+from sim.model.status import Status
 from sim.model.workload import Gamma, Workload
 
 REPORT_SECONDS = 0.25
@@ -73,7 +74,7 @@ class FinishedRequest(msgspec.Struct, frozen=True, array_like=True):
     first: float | None
     last: float | None
     tokens: int
-    status: str
+    status: Status
     error: str | None
     max_new_tokens: int
     prompt_tokens: int

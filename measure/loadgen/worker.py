@@ -21,11 +21,12 @@ import psutil
 
 from measure.apis import APIS
 from measure.apis.tokens import EventProfile
-from measure.loadgen.client import OK, Client, Record, RunClock
+from measure.loadgen.client import Client, Record, RunClock
 from measure.loadgen.messages import REPORT_SECONDS, Command, FinishedRequest, Report, Setup, boot_id
 from measure.loadgen.prompts import generator
 from measure.server.key import api_key
 from sim.model.files.json_lines import Lines
+from sim.model.status import Status
 from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
 
 CANARY_SECONDS = 0.01
@@ -109,7 +110,7 @@ class Worker:
             record.rung = self.rung_at(record.scheduled)
             del self.in_flight[number]
             self._write(record)
-        return record.status == OK
+        return record.status == Status.OK
 
     def _write(self, record: Record) -> None:
         line = msgspec.json.encode(record)
@@ -123,7 +124,7 @@ class Worker:
             self.runner.send_message("record", line.decode())
         times, carried = record.token_times, record.event_tokens
         self.tokens_finished += record.output_tokens
-        first, last = (times[0], times[-1]) if times else (None, record.ended if record.status == OK else None)
+        first, last = (times[0], times[-1]) if times else (None, record.ended if record.status == Status.OK else None)
         self.finished.append(
             FinishedRequest(
                 record.user,
@@ -163,7 +164,7 @@ class Worker:
             prompt = self.setup.recipe.prompt(spec.prompt_tokens, generator(self.setup.seed, 2**40 + i))
             record = Record(-1, -1, -1, 0.0, 0.0, spec.prompt_tokens, spec.max_new_tokens)
             client.send(record, prompt)
-            if record.status != OK:
+            if record.status != Status.OK:
                 errors.append(f"{record.status}: {record.error}")
         client.close()
         # a server that fails sometimes is measured, and its failures are counted

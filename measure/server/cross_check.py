@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.model.files.records import read_scrapes
+from sim.model.warning import Notice, notice
 from sim.run import Run
 
 AGREE = 0.05  # relative
@@ -71,10 +72,10 @@ def by_metrics(scrapes: Sequence[tuple[float, dict[str, float]]], start: float, 
     return Steps(decodes + prefills, took / decodes if decodes > 0 else float("nan"))
 
 
-def disagreements(run: Run) -> dict[int, list[str]]:
+def disagreements(run: Run) -> dict[int, list[Notice]]:
     """Warnings by rung number, where the server's metrics and the streams disagree."""
     scrapes = read_scrapes(run.path / "server.jsonl") if run.path is not None else []
-    found: dict[int, list[str]] = {}
+    found: dict[int, list[Notice]] = {}
     for i, rung in enumerate(run.rungs):
         if not rung.end > rung.settled or run.token_times is None or run.event_tokens is not None:
             continue  # events of several tokens show no single steps
@@ -85,10 +86,15 @@ def disagreements(run: Run) -> dict[int, list[str]]:
         seen = by_streams(near, rung.settled, rung.end)
         warnings = []
         if abs(seen.number / counted.number - 1) > AGREE:
-            warnings.append(f"the streams show {seen.number:.0f} steps, the server counted {counted.number:.0f}")
+            warnings.append(
+                notice(
+                    "steps-disagree",
+                    f"the streams show {seen.number:.0f} steps, the server counted {counted.number:.0f}",
+                )
+            )
         if counted.decode > 0 and abs(seen.decode / counted.decode - 1) > AGREE:
             ms = f"{1000 * seen.decode:.2f} ms by the streams, {1000 * counted.decode:.2f} ms by the server's metrics"
-            warnings.append(f"a decode step takes {ms}")
+            warnings.append(notice("steps-disagree", f"a decode step takes {ms}"))
         if warnings:
             found[i] = warnings
     return found

@@ -13,6 +13,7 @@ from measure.loadgen.prompts import tokenizer_file
 from measure.server.endpoint import Answer, Endpoint, Unreachable, decoded, rows, table
 from sim.engines.catalog import identity, of_info, of_owner
 from sim.model.identity import Identity
+from sim.model.warning import Notice, notice
 
 PROBE_SECONDS = 120.0
 # HTTP statuses that explain best why no API was detected, the best first; all others come after these
@@ -35,7 +36,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     extras: tuple[str, ...] = EXTRAS
     limits: dict[str, int] = {}
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     engine: Identity | None = None
 
 
@@ -80,7 +81,7 @@ def _tgi(endpoint: Endpoint, info: dict[str, Any], deadline: Deadline) -> Server
     except (Unreachable, OutOfTime) as e:
         if not deadline.left():
             raise
-        warnings = [f"the server's metrics cannot be read: {e}"]
+        warnings = [notice("no-metrics", f"the server's metrics cannot be read: {e}")]
     model = clean(str(info["model_id"]))
     return Server(api="tgi", info=info, metrics=metrics, model=model, warnings=warnings, engine=of_info(info))
 

@@ -175,7 +175,7 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
     yield Finding("server", True, f"{name}, {server.model}")
     if scenario is None:
         for warning in server.warnings:
-            yield Finding("server", None, warning)
+            yield Finding("server", None, str(warning))
         return
     yield _engine(server, scenario)
     try:
@@ -185,7 +185,7 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
         return
     yield Finding("workload", True, "the server can serve it")
     for warning in warnings:
-        yield Finding("flags", None, warning)
+        yield Finding("flags", None, str(warning))
     if is_engine(server.engine, scenario.server.declared):
         yield from _flags(server, scenario)
 
@@ -201,6 +201,6 @@ def _engine(server: Server, scenario: Scenario) -> Finding:
 def _flags(server: Server, scenario: Scenario) -> Iterator[Finding]:
     """Every flag with its value and its source."""
     found = flags_of(server, scenario)
-    warned = {text.partition(" ")[0]: text for text in untold(found, scenario.server.declared)}
+    warned = {said.text.partition(" ")[0]: str(said) for said in untold(found, scenario.server.declared)}
     for name, flag in found.items():
         yield Finding("flag", None, warned.get(name, f"{name} {plain_flag(flag)}: {WORDS[flag.source]}"))

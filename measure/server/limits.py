@@ -13,6 +13,7 @@ from sim.model.errors import UserError
 from sim.model.identity import is_engine
 from sim.model.scenario import Scenario
 from sim.model.server import EngineFlags
+from sim.model.warning import Notice, notice
 from sim.model.workload import Lengths, RequestLengths
 
 FITTING = ("max_batch_total_tokens", "max_input_length", "max_total_tokens")
@@ -53,7 +54,7 @@ def _check_fits(info: dict[str, Any], server: EngineFlags, prompt: int | None, n
     flags.check_fits(longest, min(new, flags.max_total_tokens - longest))
 
 
-def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[int, int | None]) -> Iterable[str]:
+def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[int, int | None]) -> Iterable[Notice]:
     """Compare (least, greatest) lengths with the limits that the server tells; returns warnings."""
     warnings = []
     limits = dict(server.limits)
@@ -72,10 +73,18 @@ def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[
                     f"{flag} {least}"
                 )
             if "batch" in name and most is not None and most > limit:
-                warnings.append(f"{what} may exceed the server's {name} {limit}; such requests may never be scheduled")
+                warnings.append(
+                    notice(
+                        "never-scheduled",
+                        f"{what} may exceed the server's {name} {limit}; such requests may never be scheduled",
+                    )
+                )
             elif "batch" not in name and (most is None or most > limit):
                 warnings.append(
-                    f"{what} may exceed the server's {name} {limit}; such requests end with status validation"
+                    notice(
+                        "refused-lengths",
+                        f"{what} may exceed the server's {name} {limit}; such requests end with status validation",
+                    )
                 )
         elif max(least, most or 0) > limit:
             raise Unfit(
@@ -83,11 +92,16 @@ def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[
                 f"would be cut short or refused; raise it (vLLM: --max-model-len {most or least}), or ask for less"
             )
         elif most is None:
-            warnings.append(f"{what} may exceed the server's {name} {limit}; such answers are cut short or refused")
+            warnings.append(
+                notice(
+                    "answers-limited",
+                    f"{what} may exceed the server's {name} {limit}; such answers are cut short or refused",
+                )
+            )
     return warnings
 
 
-def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | None = None) -> list[str]:
+def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | None = None) -> list[Notice]:
     """Warnings about measuring this scenario on this server; raises `Unfit` if no request can succeed, and `CannotFit`
     if one could never be scheduled."""
     info, warnings = server.info or {}, [*server.warnings, *(lengths.warnings if lengths is not None else ())]
@@ -109,10 +123,19 @@ def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | N
             and isinstance(wanted, int | float)
             and abs(told - wanted) > 1e-6 * abs(wanted)
         ):
-            warnings.append(f"the server's {name} is {told:g}, the scenario's {wanted:g}; the server's value is used")
+            warnings.append(
+                notice(
+                    "flag-differs",
+                    f"the server's {name} is {told:g}, the scenario's {wanted:g}; the server's value is used",
+                )
+            )
     permits = info.get("max_concurrent_requests")
     if isinstance(permits, int) and max(scenario.load.users or [0]) > permits:
         warnings.append(
-            f"the ladder goes to {max(scenario.load.users or [0])} users, but the server accepts {permits} at a time"
+            notice(
+                "permits-exceeded",
+                f"the ladder goes to {max(scenario.load.users or [0])} users, but the server accepts {permits} at a "
+                "time",
+            )
         )
     return warnings

@@ -12,6 +12,7 @@ from measure.deadline import Deadline, OutOfTime
 from measure.server.endpoint import Endpoint, Unreachable
 from measure.server.exposition import parse
 from sim.model.files.json_lines import Lines
+from sim.model.warning import Notice, notice
 
 EVERY_SECONDS = 1.0
 ANSWER_SECONDS = 5.0  # for one scrape; the ladder waits for those at the edges of windows
@@ -47,11 +48,15 @@ class Scraper:
             if not self._closed.is_set():
                 self._lines.write(msgspec.json.encode(line))
 
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Notice]:
         """A warning if scrapes failed, with the first cause."""
         if not self.gaps:
             return []
-        return [f"{self.gaps} of {self.scrapes} scrapes of the server's metrics failed: {self._cause}"]
+        return [
+            notice(
+                "scrapes-failed", f"{self.gaps} of {self.scrapes} scrapes of the server's metrics failed: {self._cause}"
+            )
+        ]
 
     def _failed(self, cause: str) -> None:
         self.gaps += 1

@@ -36,7 +36,7 @@ def _warned(fields: Sequence[str], lines: Sequence[tuple[Forecast | Comparison, 
     """Lines as CSV, each with what it is of; one more column where a warning belongs to every number of one."""
     if not any(of.assumptions for of, _ in lines):
         return _csv(fields, (line for _, line in lines))
-    return _csv((*fields, "warning"), ([*line, "; ".join(of.assumptions)] for of, line in lines))
+    return _csv((*fields, "warning"), ([*line, "; ".join(map(str, of.assumptions))] for of, line in lines))
 
 
 PLAN = (

@@ -10,8 +10,6 @@ from scenarios.forecast.forecast import Estimate, Row
 if TYPE_CHECKING:
     from scenarios.compare.comparison import Row as ComparisonRow
 
-PERCENT = ("overloaded_rate", "error_rate")
-
 
 def decimals(low: float, high: float) -> int:
     """How many decimals a band leaves: one digit of its half-width (two where it is a 1), three digits of a value."""
@@ -39,11 +37,6 @@ def parts(estimate: Estimate | Row, scale: float = 1.0) -> tuple[str, str]:
 def with_band(estimate: Estimate | Row, scale: float = 1.0) -> str:
     """`1.10 0.96–1.21`, as `parts` has them."""
     return " ".join(part for part in parts(estimate, scale) if part)
-
-
-def unit_of(metric: str) -> float:
-    """What a metric is multiplied by when printed: TPOT and ITL in ms, shares in percent."""
-    return 1000.0 if metric.startswith(("tpot", "itl")) else 100.0 if metric in PERCENT else 1.0
 
 
 def percent(share: float | None, sign: str = "", digits: int = 1) -> str:

@@ -16,10 +16,10 @@ from scenarios.compare.comparison import Comparison
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, Row, named
 from scenarios.forecast.slo import KEPT
+from sim.model.metric import label
+from sim.model.warning import Notice
 from sim.results import metrics
 from sim.run import Run, Rung
-
-WHAT = {"e2e": "E2E", "ttft": "TTFT", "itl": "ITL", "tpot": "TPOT"}
 
 
 class Check(NamedTuple):
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
     name: str
     sentences: list[str]
     checks: list[Check]
-    assumptions: Sequence[str] = ()
+    assumptions: Sequence[Notice] = ()
 
 
 def of_forecast(f: Forecast) -> Answer:
@@ -189,14 +189,6 @@ def of_comparison(c: Comparison) -> Answer:
     return Answer(
         f"{c.measured} against {c.simulated}", sentences, checks if c.passed is not None else [], c.assumptions
     )
-
-
-def label(metric: str) -> str:
-    """A metric in words: `E2E p95`, `requests/s`."""
-    head, _, tail = metric.partition("_")
-    if head in WHAT:
-        return f"{WHAT[head]} {tail}"
-    return {"rps": "requests/s"}.get(metric, metric.replace("_per_s", "/s").replace("_", " "))
 
 
 def _limit(metric: str, limit: float) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from scenarios.answer.numbers import percent, significant, simulated, unit_of, with_band
+from scenarios.answer.numbers import percent, significant, simulated, with_band
 from scenarios.answer.sentences import of_forecast, slo_sentence
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, named
 from sim.model.calibration import Calibration, Checked
 from sim.model.flags import in_words
+from sim.model.metric import METRICS
+from sim.model.warning import Notice
 from sim.steptime.linear import LEVEL
 from sim.terminal.columns import Column, show_columns, show_listed
 from sim.terminal.console import Console
@@ -26,15 +28,10 @@ if TYPE_CHECKING:
     from scenarios.load.variants import Variant
 
 WIDTH = 80
-# title, metric, and how soon the column is left out where there is little room
-LATENCY = (
-    ("E2E p50 s", "e2e_p50", 3),
-    ("E2E p95 s", "e2e_p95", 1),
-    ("TTFT p50 s", "ttft_p50", 4),
-    ("TTFT p95 s", "ttft_p95", 2),
-)
-RATES = (("RPS", "rps", 1), ("in tok/s", "input_tokens_per_s", 3), ("out tok/s", "output_tokens_per_s", 2))
-STEPS = (("TPOT ms", "tpot_mean", 1), ("TPOT p95 ms", "tpot_p95", 2), ("queue", "queue", 3))
+# metrics, and how soon the column of each is left out where there is little room
+LATENCY = {"e2e_p50": 3, "e2e_p95": 1, "ttft_p50": 4, "ttft_p95": 2}
+RATES = {"rps": 1, "input_tokens_per_s": 3, "output_tokens_per_s": 2}
+STEPS = {"tpot_mean": 1, "tpot_p95": 2, "queue": 3}
 CURVES = "--csv has every metric"
 
 
@@ -125,7 +122,7 @@ def show_evaluation(forecast: Forecast, comparison: Comparison, calibration: Cal
     show_check(calibration, out)
 
 
-def show_calibration(calibration: Calibration, assumptions: Sequence[str], out: Console) -> None:
+def show_calibration(calibration: Calibration, assumptions: Sequence[Notice], out: Console) -> None:
     """Print parameters, what they were fitted to, and the check of the fit."""
     show_assumptions(assumptions, out)
     show_parameters(calibration, out)
@@ -145,7 +142,7 @@ def show_findings(findings: Iterable[Finding], out: Console) -> None:
     show_listed(rows, out)
 
 
-def show_assumptions(assumptions: Sequence[str], out: Console) -> None:
+def show_assumptions(assumptions: Sequence[Notice], out: Console) -> None:
     """Print the warnings that belong to every number below."""
     for text in assumptions:
         out.print(Text(f"warning: {text}", style="bold red"))
@@ -156,12 +153,12 @@ def flags(forecast: Forecast) -> Text:
     return Text(f"flags {in_words(forecast.flags)}", style="dim")
 
 
-def curves(forecast: Forecast, columns: Sequence[tuple[str, str, int]]) -> list[Column]:
+def curves(forecast: Forecast, columns: Mapping[str, int]) -> list[Column]:
     """Some metrics at every load."""
     made = [_loads(forecast)]
-    for title, metric, rank in columns:
-        rows = forecast.rows(metric)
-        made.append(Column(title, [with_band(row, unit_of(metric)) for row in rows], rank))
+    for name, rank in columns.items():
+        metric = METRICS[name]
+        made.append(Column(metric.column, [with_band(row, metric.scale) for row in forecast.rows(name)], rank))
     return made
 
 
@@ -259,11 +256,7 @@ def show_parameters(calibration: Calibration, out: Console) -> None:
         show_listed([(name, p.meaning) for name, p in found.items() if p.meaning], out)
 
 
-CHECKED = {
-    "e2e_mean": ("E2E mean s", "E2E error"),
-    "ttft_p50": ("TTFT p50 s", "TTFT error"),
-    "output_tokens_per_s": ("out tok/s", "tok/s error"),
-}
+CHECKED = {"e2e_mean": "E2E error", "ttft_p50": "TTFT error", "output_tokens_per_s": "tok/s error"}
 
 
 def show_check(calibration: Calibration, out: Console) -> None:
@@ -277,9 +270,8 @@ def show_check(calibration: Calibration, out: Console) -> None:
             found = {(row.at, row.metric): row for row in mine}
             for metric in dict.fromkeys(row.metric for row in mine):
                 cells = [found.get((at, metric)) for at in loads]
-                value, error = CHECKED[metric]
-                columns.append(Column(value, ["" if c is None else _value(c) for c in cells], 2))
-                columns.append(Column(error, ["" if c is None else _error(c) for c in cells], 1))
+                columns.append(Column(METRICS[metric].column, ["" if c is None else _value(c) for c in cells], 2))
+                columns.append(Column(CHECKED[metric], ["" if c is None else _error(c) for c in cells], 1))
         else:
             columns = [
                 Column("fitted", [row.at for row in mine], 0, left=True),
@@ -303,14 +295,7 @@ def _error(row: Checked) -> str:
 
 EFFECTIVE = "effective: rungs that are independent, as neighbours share their machine's drift"
 MORE = "every metric at every load: --csv, --json, -o FOLDER"
-MAIN = {
-    "e2e_mean": "E2E mean s",
-    "e2e_p95": "E2E p95 s",
-    "ttft_p50": "TTFT p50 s",
-    "ttft_p95": "TTFT p95 s",
-    "rps": "RPS",
-    "output_tokens_per_s": "out tok/s",
-}
+MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per_s")
 
 
 def compared(comparison: Comparison) -> list[Column]:
@@ -320,7 +305,7 @@ def compared(comparison: Comparison) -> list[Column]:
     inside = {None: "–", True: "in", False: "out"}
     columns = [
         Column("load ", [f"{comparison.load(row)}{' ' if row.held_out else '*'}" for row in rows], 0),
-        Column("metric", [MAIN[row.metric] for row in rows], 0, left=True),
+        Column("metric", [METRICS[row.metric].column for row in rows], 0, left=True),
         Column(comparison.titles[0], [significant(row.measured) for row in rows], 4),
         Column(comparison.titles[1], [" ".join(simulated(row)).rstrip() for row in rows], 5),
         Column(error, [percent(row.relative_error, "+") for row in rows], 1),

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from rich.text import Text
 
-from scenarios.answer.numbers import parts, unit_of, with_band
-from scenarios.answer.tables import LATENCY, RATES, STEPS, load_title, show_assumptions
+from scenarios.answer.numbers import parts, with_band
+from scenarios.answer.tables import load_title, show_assumptions
 from scenarios.forecast.forecast import Estimate, Forecast, Row
 from scenarios.load.variants import Variant
+from sim.model.metric import METRICS
 from sim.terminal.columns import Column, fitting, show_columns
 from sim.terminal.console import Console
 
@@ -37,7 +38,6 @@ def show_variants(forecasts: Sequence[Forecast], asked: Sequence[Variant], out: 
 
 def _show_metric(forecasts: Sequence[Forecast], metric: str, titles: Sequence[str], out: Console) -> None:
     """One metric at every load that any of them has."""
-    names = {metric: title for title, metric, _ in (*LATENCY, *RATES, *STEPS)}
     limits = {f"{f.scenario.slo[metric]:g}" for f in forecasts if metric in f.scenario.slo}
     loads = sorted({row.load for f in forecasts for row in f.rows(metric)})
     found = [{row.load: row for row in f.rows(metric)} for f in forecasts]
@@ -48,7 +48,7 @@ def _show_metric(forecasts: Sequence[Forecast], metric: str, titles: Sequence[st
     first = [f"{load:g}{'*' if load in beyond else ' '}" for load in loads]
     notes = ["* beyond what was calibrated"] if beyond else []
     out.print()
-    out.print(Text(names.get(metric, metric) + (f" (SLO: {', '.join(sorted(limits))})" if limits else "")))
+    out.print(Text(METRICS[metric].column + (f" (SLO: {', '.join(sorted(limits))})" if limits else "")))
     _show_beside(Column(load_title(forecasts[0]), first, 0), columns, notes, out)
 
 
@@ -86,5 +86,5 @@ def _show_beside(
 
 def _scaled(row: Row) -> Estimate:
     """A metric in its customary unit."""
-    ends = [None if x is None else unit_of(row.metric) * x for x in (row.value, row.low, row.high)]
+    ends = [None if x is None else METRICS[row.metric].scale * x for x in (row.value, row.low, row.high)]
     return Estimate(value=ends[0], low=ends[1], high=ends[2])

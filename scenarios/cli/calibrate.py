@@ -75,10 +75,10 @@ def calibrate(
     elif as_json:
         print_result(msgspec.json.encode(calibration).decode())
     else:
-        show_calibration(calibration, [text for run in sources.runs for text in run.assumptions], console())
+        show_calibration(calibration, [said for run in sources.runs for said in run.assumptions], console())
         if output is None:
             print_note("Nothing is written; -o FILE keeps the calibration.")
-    print_warnings([f"{run.name}: {text}" for run in sources.runs for text in run.warnings] + calibration.warnings)
+    print_warnings([said.of(run.name) for run in sources.runs for said in run.warnings] + calibration.warnings)
     if target is not None:
         with workers(jobs) as (executor, _):
             lines = next_measurements(calibration, sources.runs, target, executor, seed)

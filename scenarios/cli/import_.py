@@ -31,4 +31,4 @@ def import_(file: Path, output: Path) -> None:
     check_run(output, inputs=[file])
     run = import_results(file)
     print_result(str(write_run(run, output, read_back=True)))
-    print_warnings([*run.warnings, *(f"at {rung.named}: {text}" for rung in run.rungs for text in rung.warnings)])
+    print_warnings([*run.warnings, *(said.of(f"at {rung.named}") for rung in run.rungs for said in rung.warnings)])

@@ -12,7 +12,7 @@ import msgspec
 
 from scenarios.cli.options import ALL_WARNINGS
 from sim.model.text import LINE, escaped, printable
-from sim.model.warning import SHOWN, folded
+from sim.model.warning import SHOWN, Notice, folded
 
 if TYPE_CHECKING:
     from scenarios.progress import ProgressDisplay
@@ -35,11 +35,11 @@ def print_note(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def print_warnings(texts: Iterable[str]) -> None:
+def print_warnings(warnings: Iterable[Notice]) -> None:
     """Print warnings on stderr, each once: the three that matter most, or with `--warnings` all of them."""
     ctx = click.get_current_context(silent=True)
     most = None if ctx is not None and ctx.meta.get(ALL_WARNINGS) else SHOWN
-    for line in folded(texts, "--warnings shows all", most):
+    for line in folded(warnings, "--warnings shows all", most):
         click.echo(printable(line, limit=10 * LINE), err=True)
 
 

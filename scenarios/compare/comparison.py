@@ -15,7 +15,8 @@ from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
 from sim.model.files.format import FORMAT
 from sim.model.files.shape import Key, known
-from sim.results.metrics import COMPARED
+from sim.model.metric import COMPARED
+from sim.model.warning import Notice, notice
 
 # the metrics whose modes are reported: rates, and far quantiles of few requests, often look bimodal by chance
 LATENCIES = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
@@ -77,17 +78,17 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "p
     summary: dict[str, Summary]
     tolerances: dict[str, float]
     passed: bool | None
-    warnings: list[str]
+    warnings: list[Notice]
     diagnostics: Diagnostics | None = None
     coverage: float | None = None
     of: str = "a forecast"
     taken_as: str | None = None
 
     @property
-    def assumptions(self) -> list[str]:
+    def assumptions(self) -> list[Notice]:
         """The warnings that belong to every number of it: those it begins with, if something is taken for what it is
         not known to be."""
-        return [text for text in self.warnings if "(--as)" in text] if self.taken_as is not None else []
+        return [said for said in self.warnings if said.code == "taken-as"] if self.taken_as is not None else []
 
     @property
     def titles(self) -> tuple[str, str]:
@@ -126,7 +127,7 @@ def _wrong_metric(where: str, key: Key, message: str) -> BadInput:
 
 
 def verdict(
-    rows: list[Row], measured: str, simulated: str, tolerances: Mapping[str, float], warnings: Iterable[str]
+    rows: list[Row], measured: str, simulated: str, tolerances: Mapping[str, float], warnings: Iterable[Notice]
 ) -> Comparison:
     """Summaries over the rungs held out of the fit, and whether each stated tolerance holds for their mean error."""
     scored = [row for row in rows if row.held_out]
@@ -147,11 +148,11 @@ def verdict(
     for metric, limit in tolerances.items() if scored else ():
         why = _no_verdict(metric, [row for row in scored if row.metric == metric])
         if why is not None:
-            said.append(f"{metric} counts as outside its tolerance: {why}")
+            said.append(notice("no-verdict", f"{metric} counts as outside its tolerance: {why}"))
         mape = summary[metric].mape if metric in summary else None
         held &= why is None and mape is not None and mape <= limit
     if tolerances and not scored:
-        said.append("every rung was used for the fit: there is nothing to judge")
+        said.append(notice("nothing-held-out", "every rung was used for the fit: there is nothing to judge"))
     return Comparison(
         measured=measured,
         simulated=simulated,
@@ -181,16 +182,19 @@ def _no_verdict(metric: str, rows: Sequence[Row]) -> str | None:
     return f"none was measured at {', '.join(endless)}, where some was forecast" if endless else None
 
 
-def _unforecast(rows: Iterable[Row]) -> list[str]:
+def _unforecast(rows: Iterable[Row]) -> list[Notice]:
     """What was measured but not forecast, load by load."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.simulated is None:
             found.setdefault(row.at, []).append(row.metric)
-    return [f"measured but not forecast at {at}: {', '.join(absent)}" for at, absent in found.items()]
+    return [
+        notice("not-forecast", f"measured but not forecast at {at}: {', '.join(absent)}")
+        for at, absent in found.items()
+    ]
 
 
-def _bimodal(rows: Iterable[Row]) -> list[str]:
+def _bimodal(rows: Iterable[Row]) -> list[Notice]:
     """A warning for every load at which the forecast has two modes."""
     found: dict[str, list[str]] = {}
     for row in rows:
@@ -198,8 +202,11 @@ def _bimodal(rows: Iterable[Row]) -> list[str]:
             one, other = row.modes
             found.setdefault(row.at, []).append(f"{row.metric} about {one:.3g} or {other:.3g}")
     return [
-        f"at {at} two patterns are stable: {', '.join(two[:NAMED])}"
-        + (f", and {len(two) - NAMED} metrics more" if len(two) > NAMED else "")
+        notice(
+            "two-patterns",
+            f"at {at} two patterns are stable: {', '.join(two[:NAMED])}"
+            + (f", and {len(two) - NAMED} metrics more" if len(two) > NAMED else ""),
+        )
         for at, two in found.items()
     ]
 

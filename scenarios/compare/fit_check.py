@@ -33,10 +33,11 @@ from calibrate.schedule.usable import client_limited
 from scenarios.compare.goals import Goal, goals
 from scenarios.compare.repeatability import relative
 from scenarios.compare.run_with_model import replays
-from scenarios.load.checks import RATES
 from sim.executors import IN_PROCESS, Executor
 from sim.model.calibration import Calibration, Checked, FitCheck
+from sim.model.metric import METRICS, Kind
 from sim.model.scenario import Scenario
+from sim.model.warning import notice
 from sim.results import metrics
 from sim.results.curve import band
 from sim.run import Run
@@ -198,7 +199,7 @@ def _checked(cell: _Cell, drawn: Floats, among: int) -> Checked:
     off = math.inf if middle is None else abs(middle - cell.measured)
     outside = low is None or high is None or not low <= cell.measured <= high
     error = off / cell.measured if cell.measured else math.inf
-    seconds = cell.metric not in RATES
+    seconds = METRICS[cell.metric].kind is Kind.LATENCY
     missed = outside and error > SMALL * cell.goal.error and not (seconds and off <= CLIENT)
     return Checked(
         of=cell.of,
@@ -272,9 +273,17 @@ def with_check(calibration: Calibration, check: FitCheck) -> Calibration:
     if not check.rows:
         warnings = [
             *warnings,
-            "no load that was fitted has a whole window: this calibration could not be checked against any",
+            notice(
+                "fit-unchecked",
+                "no load that was fitted has a whole window: this calibration could not be checked against any",
+            ),
         ]
     if not check.passed:
         missed = ", ".join(dict.fromkeys(f"{row.of} at {row.at}" for row in check.rows if row.missed))
-        warnings = [*warnings, f"this calibration does not show what it was fitted to ({missed}): see its check"]
+        warnings = [
+            *warnings,
+            notice(
+                "fit-check-failed", f"this calibration does not show what it was fitted to ({missed}): see its check"
+            ),
+        ]
     return msgspec.structs.replace(calibration, check=check, warnings=warnings)

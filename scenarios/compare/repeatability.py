@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 
 from scenarios.progress import read_run_with_progress
+from sim.model.metric import COMPARED
+from sim.model.warning import Notice, notice
 from sim.results import metrics
 from sim.run import Run
 
@@ -26,7 +28,7 @@ def read_repeats(run: Run, named: Iterable[Path] = ()) -> list[Run]:
 
 def repeat_errors(
     run: Run, measured: pd.DataFrame, repeats: Iterable[Run]
-) -> tuple[dict[tuple[int, str], float], list[str]]:
+) -> tuple[dict[tuple[int, str], float], list[Notice]]:
     """How far the real server is from itself: the same load measured again, relative to the first time (of several
     repeats, the farthest); and which repeats are none."""
     found: dict[tuple[int, str], float] = {}
@@ -34,16 +36,16 @@ def repeat_errors(
     for other in repeats:
         again = metrics.table(other)
         if again.empty:
-            warnings.append(f"{other.name} does not repeat {run.name}: it has no whole window")
+            warnings.append(notice("not-a-repeat", f"{other.name} does not repeat {run.name}: it has no whole window"))
             continue
         again = again.set_index("load")
         common = measured[measured["load"].isin(again.index)]
         if other.scenario.workload != run.scenario.workload or common.empty:
             why = "has no load in common with it" if common.empty else "asked for other lengths"
-            warnings.append(f"{other.name} does not repeat {run.name}: it {why}")
+            warnings.append(notice("not-a-repeat", f"{other.name} does not repeat {run.name}: it {why}"))
             continue
         for _, here in common.iterrows():
-            for metric in metrics.COMPARED:
+            for metric in COMPARED:
                 error = relative(float(again[metric].loc[[here["load"]]].iloc[0]), float(here[metric]))
                 key = int(here["rung"]), metric
                 if error is not None and not math.isnan(error) and abs(error) >= abs(found.get(key, 0.0)):

@@ -30,6 +30,8 @@ from sim.cluster.replay import with_users
 from sim.executors import IN_PROCESS, Executor, Progress, Tell, silent
 from sim.model.calibration import Calibration, check_suits, read_calibration
 from sim.model.errors import BadInput, NotEnoughData
+from sim.model.metric import COMPARED
+from sim.model.warning import Notice, notice
 from sim.replicate import Task, tasks_for
 from sim.results import metrics
 from sim.results.curve import band
@@ -82,16 +84,17 @@ def _described(streamed: bool, task: Task, tell: Tell) -> pd.DataFrame:
     return table
 
 
-def shared_metrics(run: Run, carried: float = 1.0) -> tuple[list[str], list[str]]:
+def shared_metrics(run: Run, carried: float = 1.0) -> tuple[list[str], list[Notice]]:
     """The metrics that mean the same on both sides, and what to say: `carried` is the other side's tokens an event."""
     own = tokens_per_event(run)
     if alike(own, carried):
-        return list(metrics.COMPARED), [] if (said := between_events(run)) is None else [said]
-    said = (
+        return list(COMPARED), [] if (text := between_events(run)) is None else [notice("bundled-tokens", text)]
+    said = notice(
+        "itl-not-compared",
         f"ITL is not compared: it is the time between events, and an event of {run.name} carries {own:.3g} tokens on "
-        f"average, one of the other side {carried:.3g}"
+        f"average, one of the other side {carried:.3g}",
     )
-    return [m for m in metrics.COMPARED if not m.startswith("itl_")], [said]
+    return [m for m in COMPARED if not m.startswith("itl_")], [said]
 
 
 def compare(
@@ -102,12 +105,12 @@ def compare(
     tolerances: Mapping[str, float] | None = None,
     repeats: Iterable[Run] = (),
     simulated: str = "simulated",
-    warnings: Iterable[str] = (),
+    warnings: Iterable[Notice] = (),
     details: Diagnostics | None = None,
     without: Collection[int] = (),
     carried: float = 1.0,
     taken_as: str | None = None,
-    assumed: Iterable[str] = (),
+    assumed: Iterable[Notice] = (),
 ) -> Comparison:
     """A measured run against replicates of its forecast; `fitted` are the rungs the calibration has seen, `repeats` are
     runs of the same server and workload, rungs `without` a counterpart are left out. `carried` is how many tokens an
@@ -224,9 +227,9 @@ def _against_forecast(
     repeats: Sequence[Run],
     fitted: Collection[int],
     simulated: str = "forecast",
-    said: Sequence[str] = (),
+    said: Sequence[Notice] = (),
     taken_as: str | None = None,
-    assumed: Sequence[str] = (),
+    assumed: Sequence[Notice] = (),
 ) -> Comparison:
     display.message(f"replaying {run.name} {replicates} times")
     tables = forecast_run(run, calibration, executor, replicates=replicates, seed=seed, taken_as=taken_as)

@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 
 from sim.model.calibration import Calibration, SourceFile
+from sim.model.warning import Notice, notice
 from sim.run import Run
 
 
-def training_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[str]]:
+def training_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[Notice]]:
     """The rungs of `run` that the calibration was fitted to, and a warning where that is a guess.
 
     Those of the requests that its source names, compressed or appended to since or not; what was compressed when it was
@@ -29,13 +30,21 @@ def training_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[s
         return every, []
     if any(content for content, _ in read):
         rungs = {line.rung for content, _ in read for line in _lines(content)}
-        return rungs, [f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out"]
+        return rungs, [
+            notice(
+                "fitted-run-grown",
+                f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out",
+            )
+        ]
     folder = Path(run.path).resolve().name
     names = {file.path for file in calibration.source.files}
     known = {file.sha256 for file in calibration.source.files}
     same_head = _digest((Path(run.path) / "run.json").read_bytes()) in known  # other runs have such names too
     if same_head and {f"{folder}/{file.name}.gz" for file in files} & names:
-        said = f"{run.name} is taken for a run that was fitted, by its run.json: its requests were compressed then"
+        said = notice(
+            "fitted-run-guessed",
+            f"{run.name} is taken for a run that was fitted, by its run.json: its requests were compressed then",
+        )
         return every, [said]
     return set(), []
 

@@ -18,7 +18,9 @@ from scenarios.load.assumed import AssumedServer
 from sim.cluster.replay import with_users
 from sim.model.errors import BadInput, NotEnoughData
 from sim.model.identity import check_engine, named
+from sim.model.metric import COMPARED
 from sim.model.scenario import Scenario
+from sim.model.warning import Notice, notice
 from sim.results import metrics, rates
 from sim.results.events import alike, tokens_per_event
 from sim.run import Run
@@ -48,7 +50,7 @@ def compare_runs(first: Run, second: Run, tolerances: Mapping[str, float] | None
         raise NotEnoughData("no rung has a complete window")
     missing = sorted(set(mine["load"]) - set(other["load"]))
     without = set(mine.loc[mine["load"].isin(missing), "rung"].astype(int))
-    warnings = [f"{second.name} has no load {load:g}: left out" for load in missing]
+    warnings = [notice("load-missing", f"{second.name} has no load {load:g}: left out") for load in missing]
     matched = [
         other[other["load"] == load].iloc[[0]].assign(rung=place)
         for place, load in enumerate(mine["load"])
@@ -110,8 +112,11 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
                 its = forecasts[metric, load]
                 rows.append(_row(metric, rung, load, run.rungs[rung].users, float(measured[metric]), its))
     warnings = [
-        "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones are "
-        "asked again, which is closer",
+        notice(
+            "own-requests",
+            "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones "
+            "are asked again, which is closer",
+        ),
         *_unlike(_of_run(run), forecast.scenario),
     ]
     said = [*assumed, *run.warnings, *unlike, *warnings]
@@ -124,17 +129,19 @@ def _of_run(run: Run) -> Scenario:
     return msgspec.structs.replace(run.scenario, server=run.server)
 
 
-def _unlike_runs(first: Run, second: Run) -> list[str]:
+def _unlike_runs(first: Run, second: Run) -> list[Notice]:
     """A warning where two runs are of different engines, or else of other lengths or flags."""
     if first.known and second.known:
         return _unlike(_of_run(first), _of_run(second))
     warnings = _unlike(first.scenario, second.scenario, ("workload",))
     if named(first.engine) != named(second.engine):
-        warnings.append(f"the first is of {named(first.engine)}, the second of {named(second.engine)}")
+        warnings.append(
+            notice("engines-differ", f"the first is of {named(first.engine)}, the second of {named(second.engine)}")
+        )
     return warnings
 
 
-def _unlike(first: Scenario, second: Scenario, of: Sequence[str] = ("workload", "server")) -> list[str]:
+def _unlike(first: Scenario, second: Scenario, of: Sequence[str] = ("workload", "server")) -> list[Notice]:
     """A warning where the two are known to ask for other lengths, or to have other flags."""
     warnings = []
     for what in of:
@@ -142,7 +149,9 @@ def _unlike(first: Scenario, second: Scenario, of: Sequence[str] = ("workload", 
         known = [key for key in mine if mine[key] is not None and its.get(key) is not None]
         differ = [f"{key} {_plain(mine[key])} and {_plain(its[key])}" for key in known if mine[key] != its[key]]
         if differ:
-            warnings.append(f"the first and the second are not of the same {what}: {', '.join(differ)}")
+            warnings.append(
+                notice("scenarios-differ", f"the first and the second are not of the same {what}: {', '.join(differ)}")
+            )
     return warnings
 
 
@@ -151,7 +160,7 @@ def _plain(value: object) -> str:
 
 
 def _by_metric_and_load(forecast: Forecast) -> dict[tuple[str, float], ForecastRow]:
-    return {(row.metric, row.load): row for row in forecast.curves if row.metric in metrics.COMPARED}
+    return {(row.metric, row.load): row for row in forecast.curves if row.metric in COMPARED}
 
 
 def _row(metric: str, rung: int, load: float, users: int | None, value: float, its: ForecastRow) -> Row:
@@ -176,7 +185,7 @@ def _verdict(
     first: str,
     second: str,
     tolerances: Mapping[str, float],
-    warnings: list[str],
+    warnings: list[Notice],
     of: str = "a forecast",
 ) -> Comparison:
     if not rows:

@@ -23,6 +23,7 @@ from sim.model.flags import Flag
 from sim.model.identity import Identity
 from sim.model.identity import named as named_engine
 from sim.model.scenario import Figure, Scenario, relocated
+from sim.model.warning import Notice, notice
 from sim.results.curve import band
 
 
@@ -178,18 +179,23 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bottleneck: list[Bottleneck]
     slo: list[SloProbability]
     published: list[ComparedFigure]
-    warnings: list[str]
+    warnings: list[Notice]
     crossing: Crossing | None = None  # without SLOs, and in older files
     engine: Identity | None = None
     taken_as: str | None = None
     flags: dict[str, Flag] = {}
 
     @property
-    def assumptions(self) -> list[str]:
+    def assumptions(self) -> list[Notice]:
         """The warning that belongs to every number of it, if the user takes its calibration for another engine's."""
         if self.taken_as is None:
             return []
-        return [f"{self.name} has the step times of {named_engine(self.engine)}, taken for {self.taken_as} (--as)"]
+        return [
+            notice(
+                "taken-as",
+                f"{self.name} has the step times of {named_engine(self.engine)}, taken for {self.taken_as} (--as)",
+            )
+        ]
 
     @property
     def unit(self) -> str:
@@ -209,17 +215,17 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return table.rename(columns={"load": self.unit})
 
 
-def common_warnings(forecasts: Sequence[Forecast]) -> list[str]:
+def common_warnings(forecasts: Sequence[Forecast]) -> list[Notice]:
     """The warnings that all these forecasts have."""
     return [text for text in forecasts[0].warnings if all(text in forecast.warnings for forecast in forecasts)]
 
 
-def shared_warnings(forecasts: Sequence[Forecast]) -> list[str]:
+def shared_warnings(forecasts: Sequence[Forecast]) -> list[Notice]:
     """The warnings of several forecasts: first what all of them have, then what single ones have, with their names."""
     if len(forecasts) == 1:
         return forecasts[0].warnings
     common = common_warnings(forecasts)
-    return common + [f"{f.name}: {text}" for f in forecasts for text in f.warnings if text not in common]
+    return common + [said.of(f.name) for f in forecasts for said in f.warnings if said not in common]
 
 
 def write_forecast(path: Path, forecast: Forecast) -> None:

@@ -10,9 +10,10 @@ import pandas as pd
 from scenarios.forecast.forecast import SloProbability, named, unit_of
 from scenarios.forecast.modes import modes
 from sim.model.calibration import Calibration
-from sim.model.request import BROKEN
 from sim.model.scenario import Scenario
 from sim.model.server import EngineFlags
+from sim.model.status import BROKEN
+from sim.model.warning import Notice, notice
 from sim.model.workload import RequestLengths
 from sim.results import metrics
 from sim.results.rates import growing
@@ -53,18 +54,21 @@ def _words(name: str, value: float) -> str:
     return named(value, "users") if name == "users" else WORDS[name].format(value)
 
 
-def undrawn(calibration: Calibration) -> list[str]:
+def undrawn(calibration: Calibration) -> list[Notice]:
     """That bands leave out what is not known of the parameters: they have intervals, but there are no draws."""
     wide = [name for name, p in calibration.parameters.items() if p.low < p.high]
     if calibration.draws or not wide:
         return []
     return [
-        f"the calibration has no draws, so bands leave out what is not known of its parameters ({', '.join(wide)}); "
-        "calibrate again to have them"
+        notice(
+            "no-draws",
+            "the calibration has no draws, so bands leave out what is not known of its parameters "
+            f"({', '.join(wide)}); calibrate again to have them",
+        )
     ]
 
 
-def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[str]:
+def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[Notice]:
     """Why a calibration may not be a measured run's, after its own warnings; `tables` are those of `forecast_run`."""
     rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
     found = [*undrawn(calibration), *calibration.warnings, *_other_machine(run.scenario, calibration)]
@@ -74,16 +78,21 @@ def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) 
     return found + _broken(run) + beyond(calibration, rungs, units)
 
 
-def _broken(run: Run) -> list[str]:
+def _broken(run: Run) -> list[Notice]:
     """That requests failed as no simulated one does."""
     failed = run.requests["status"][run.requests["status"].isin(BROKEN)].value_counts()
     if failed.sum() <= NOTED * len(run.requests):
         return []
     kinds = ", ".join(f"{count} {status}" for status, count in failed.items())
-    return [f"{failed.sum()} of {len(run.requests)} requests failed ({kinds}); in the forecast they are answered"]
+    return [
+        notice(
+            "requests-failed",
+            f"{failed.sum()} of {len(run.requests)} requests failed ({kinds}); in the forecast they are answered",
+        )
+    ]
 
 
-def beyond(calibration: Calibration, rungs: pd.DataFrame, units: Sequence[str]) -> list[str]:
+def beyond(calibration: Calibration, rungs: pd.DataFrame, units: Sequence[str]) -> list[Notice]:
     """From which load on, and up to which, the calibrated range is left; `rungs` are medians over replicates, `units`
     what each of their loads counts."""
     rows = list(zip((rung for _, rung in rungs.iterrows()), units, strict=True))
@@ -94,10 +103,15 @@ def beyond(calibration: Calibration, rungs: pd.DataFrame, units: Sequence[str]) 
         most, known = max(values.get(name, 0.0) for values in over), calibration.range[name][1]
         words = f"{_words(name, most)} (calibrated up to {known:,.0f})"
         since.setdefault(named(float(first["load"]), unit), []).append(words)
-    found = [f"extrapolated from {load} on: {'; '.join(what)}" for load, what in since.items()]
+    found = [notice("extrapolated", f"extrapolated from {load} on: {'; '.join(what)}") for load, what in since.items()]
     for name in dict.fromkeys(name for values in under for name in values):
         value = max(values[name] for values in under if name in values)
-        found.append(f"extrapolated: {_words(name, value)} (calibrated from {calibration.range[name][0]:,.0f} on)")
+        found.append(
+            notice(
+                "extrapolated",
+                f"extrapolated: {_words(name, value)} (calibrated from {calibration.range[name][0]:,.0f} on)",
+            )
+        )
     return found
 
 
@@ -112,7 +126,7 @@ def reasons(
     rungs: pd.DataFrame,
     growing: Sequence[bool],
     lengths: RequestLengths | None = None,
-) -> list[str]:
+) -> list[Notice]:
     """Every warning of a forecast; `rungs` are medians over replicates, one row a rung, `lengths` the requests of
     the workload's file."""
     unit = unit_of(scenario)
@@ -122,41 +136,62 @@ def reasons(
     found += beyond(calibration, rungs, [unit] * len(rungs))
     if any(growing):
         first = list(growing).index(True)
-        found.append(f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted")
+        found.append(
+            notice(
+                "no-steady-state",
+                f"no steady state from {named(loads[first], unit)} on: the queue grows, no latency is quoted",
+            )
+        )
     seconds = scenario.load.seconds
     if scenario.load.trace and lengths is not None and lengths.times is not None:
         lasts = float(lengths.times[-1])
         end = min(scenario.load.settle, lasts / 2) + (seconds or lasts)
         if end < lasts:
             found.append(
-                f"the trace lasts {lasts:.0f} s, of which {end:.0f} s are replayed (load.settle, load.seconds)"
+                notice(
+                    "trace-cut",
+                    f"the trace lasts {lasts:.0f} s, of which {end:.0f} s are replayed (load.settle, load.seconds)",
+                )
             )
     long = [load for load, e2e in zip(loads, rungs["e2e_mean"], strict=True) if seconds and seconds < 3 * e2e]
     if long:
-        found.append(f"from {named(long[0], unit)} on the window of {seconds:g} s is shorter than three answers")
+        found.append(
+            notice(
+                "short-window",
+                f"from {named(long[0], unit)} on the window of {seconds:g} s is shorter than three answers",
+            )
+        )
     refused = [
         load for load, share in zip(loads, rungs["error_rate"] - rungs["overloaded_rate"], strict=True) if share > 0
     ]
     if refused:
         status = scenario.server.declared.refused_status
-        found.append(f"from {named(refused[0], unit)} on the server refuses requests longer than its limits ({status})")
+        found.append(
+            notice(
+                "requests-refused",
+                f"from {named(refused[0], unit)} on the server refuses requests longer than its limits ({status})",
+            )
+        )
     return [*scenario.server.warnings, *_cut(scenario), *found, *undrawn(calibration), *calibration.warnings]
 
 
-def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[SloProbability]) -> list[str]:
+def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[SloProbability]) -> list[Notice]:
     """Where few answers decide whether an SLO on a far quantile is kept, its probability is one of windows."""
     answers = dict(zip(rungs["load"].tolist(), rungs["completions"].tolist(), strict=True))
     for p in promises:
         if p.metric.endswith(("_p95", "_p99")) and 0.02 < p.probability < 0.98 and 0 < answers[p.load] < FEW:
             return [
-                f"P({p.metric}) is the chance that one window looks well; that at {named(p.load, unit_of(scenario))} "
-                f"holds {answers[p.load]:.0f} answers, whose luck decides: longer ones (load.seconds) come nearer to "
-                "the long run"
+                notice(
+                    "short-window-slo",
+                    f"P({p.metric}) is the chance that one window looks well; that at "
+                    f"{named(p.load, unit_of(scenario))} holds {answers[p.load]:.0f} answers, whose luck decides: "
+                    "longer ones (load.seconds) come nearer to the long run",
+                )
             ]
     return []
 
 
-def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list[str]:
+def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list[Notice]:
     """Loads at which replicates fall into two separate groups: lock-stepped users have more than one stable pattern."""
     together = pd.concat(tables, ignore_index=True)
     found = []
@@ -165,12 +200,17 @@ def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list
             centres = modes(rung[metric].to_numpy(dtype=np.float64))
             if centres is not None:
                 at = named(float(rung["load"].iloc[0]), unit_of(scenario))
-                found.append(f"at {at} two patterns are stable: {what} about {centres[0]:.2g} or {centres[1]:.2g} s")
+                found.append(
+                    notice(
+                        "two-patterns",
+                        f"at {at} two patterns are stable: {what} about {centres[0]:.2g} or {centres[1]:.2g} s",
+                    )
+                )
                 break
     return found
 
 
-def _cut(scenario: Scenario) -> list[str]:
+def _cut(scenario: Scenario) -> list[Notice]:
     """Servers that cut answers to the room there is do so in silence."""
     work = scenario.workload
     asked = work.output_tokens if work.max_new_tokens is None else work.max_new_tokens
@@ -180,23 +220,27 @@ def _cut(scenario: Scenario) -> list[str]:
     if not 0 < most < asked:
         return []
     return [
-        f"the server cuts answers to {most} tokens, in silence: {asked} after {work.prompt_tokens} exceed its limit"
+        notice(
+            "answers-limited",
+            f"the server cuts answers to {most} tokens, in silence: {asked} after {work.prompt_tokens} exceed its "
+            "limit",
+        )
     ]
 
 
-def _other_padding(server: EngineFlags, calibration: Calibration) -> list[str]:
+def _other_padding(server: EngineFlags, calibration: Calibration) -> list[Notice]:
     """Padded batches cost more, and their step times have another form; only runs say which they were."""
     known = {bool(flags["requires_padding"]) for flags in calibration.server if "requires_padding" in flags}
     if not known and server.pads and calibration.model.startswith("affine"):
-        return ["this server pads its batches; nothing says that the calibrated one did"]
+        return [notice("padding-differs", "this server pads its batches; nothing says that the calibrated one did")]
     if not known or server.pads in known:
         return []
     if server.pads:
-        return ["this server pads its batches; the calibrated one did not"]
-    return ["this server does not pad its batches; the calibrated one did"]
+        return [notice("padding-differs", "this server pads its batches; the calibrated one did not")]
+    return [notice("padding-differs", "this server does not pad its batches; the calibrated one did")]
 
 
-def _other_machine(scenario: Scenario, calibration: Calibration) -> list[str]:
+def _other_machine(scenario: Scenario, calibration: Calibration) -> list[Notice]:
     found = []
     for what, name in (
         ("model", "model"),
@@ -206,5 +250,5 @@ def _other_machine(scenario: Scenario, calibration: Calibration) -> list[str]:
     ):
         asked, known = getattr(scenario.machine, what), getattr(calibration.machine, what)
         if asked is not None and known is not None and asked != known:
-            found.append(f"the step times are those of another {name}: {known}, not {asked}")
+            found.append(notice("other-machine", f"the step times are those of another {name}: {known}, not {asked}"))
     return found

@@ -29,7 +29,8 @@ from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, NOTHING, Floats, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
-from sim.model.request import ABORTED, OK
+from sim.model.status import Status
+from sim.model.warning import notice
 from sim.model.workload import MOST_TOKENS
 from sim.run import Run
 
@@ -170,10 +171,12 @@ def _level(documents: list[Any], file: Path, origin: int, summary: _Summary | No
     asked = summary.asked() if summary is not None else None
     warnings = []
     if len(records) < len(every):
-        warnings.append(f"{len(every) - len(records)} requests of a warm-up are left out")
+        warnings.append(notice("warm-up-left-out", f"{len(every) - len(records)} requests of a warm-up are left out"))
     users, rate = (asked.concurrency, asked.rate) if asked is not None else (None, None)
     if rate is not None and users is not None:
-        warnings.append(f"at most {users} requests were let in at once: not all of an open loop's load")
+        warnings.append(
+            notice("load-capped", f"at most {users} requests were let in at once: not all of an open loop's load")
+        )
         users = None
     # a cancelled request's end was, in some versions, a time of another clock
     ends = [m.request_end_ns for m in profiling if _same_clock(m)]
@@ -207,9 +210,9 @@ def _answer(record: _Record, origin: int, open_loop: bool) -> RequestRecord:
     if ttft is not None and ttft.ndim == 0:
         gaps = _seconds(record, "gaps")
         chunks = sent + np.cumsum(np.append(ttft, gaps if gaps is not None and gaps.ndim else NOTHING))
-    status = OK
+    status = Status.OK
     if metadata.was_cancelled or (error is not None and error.code == CANCELLED):
-        status = ABORTED
+        status = Status.ABORTED
     elif error is not None:
         status = status_of(error.code) if error.code else status_of_text(f"{error.type} {error.message}")
     return RequestRecord(

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from measure.apis.failure import GENERATION, OVERLOADED, VALIDATION
-from sim.model.request import ABORTED
+from sim.model.status import Status
 
 # The first that occurs in the text decides; aiohttp's and httpx's names of exceptions, and HTTP's reasons.
 WORDS = {
-    "requestcancellation": ABORTED,
-    "cancelled": ABORTED,
-    "too many requests": OVERLOADED,
-    "service unavailable": OVERLOADED,
-    "overloaded": OVERLOADED,
-    "timeout": "timeout",
-    "timed out": "timeout",
-    "disconnected": "reset",
-    "reset": "reset",
-    "broken pipe": "reset",
-    "readerror": "reset",
-    "remoteprotocolerror": "reset",
-    "connect": "connect",
-    "unprocessable": VALIDATION,
-    "bad request": VALIDATION,
-    "never received a valid chunk": "incomplete",
+    "requestcancellation": Status.ABORTED,
+    "cancelled": Status.ABORTED,
+    "too many requests": Status.OVERLOADED,
+    "service unavailable": Status.OVERLOADED,
+    "overloaded": Status.OVERLOADED,
+    "timeout": Status.TIMEOUT,
+    "timed out": Status.TIMEOUT,
+    "disconnected": Status.RESET,
+    "reset": Status.RESET,
+    "broken pipe": Status.RESET,
+    "readerror": Status.RESET,
+    "remoteprotocolerror": Status.RESET,
+    "connect": Status.CONNECT,
+    "unprocessable": Status.VALIDATION,
+    "bad request": Status.VALIDATION,
+    "never received a valid chunk": Status.INCOMPLETE,
 }
 
 
-def status_of_text(text: str) -> str:
+def status_of_text(text: str) -> Status:
     """The status of a request that failed with these words; a failure of the server's if nothing else is known."""
     low = text.lower()
-    return next((status for word, status in WORDS.items() if word in low), GENERATION)
+    return next((status for word, status in WORDS.items() if word in low), Status.GENERATION)
 
 
 def last_line(text: str) -> str:

@@ -22,7 +22,8 @@ import numpy as np
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
-from sim.model.request import OK
+from sim.model.status import Status
+from sim.model.warning import notice
 from sim.run import Run
 
 
@@ -73,7 +74,9 @@ def read(document: Any, path: Path) -> Run:
     levels = [_level(each) for each in measured]
     warnings = []
     if not any(_said(r.response_outputs).output_tokens for each in measured for r in each.requests):
-        warnings.append("tokens are not counted in the file: every response with output stands in for one")
+        warnings.append(
+            notice("tokens-guessed", "tokens are not counted in the file: every response with output stands in for one")
+        )
     return assemble(path, "genai-perf", levels, warnings=warnings)
 
 
@@ -110,7 +113,7 @@ def _answer(request: _Request) -> RequestRecord:
         max_new_tokens=asked if isinstance(asked, int) and not isinstance(asked, bool) else None,
         last=float(chunks[-1]) if len(chunks) else None,
         chunks=chunks,
-        status=status_of_text(request.error or "") if failed else OK,
+        status=status_of_text(request.error or "") if failed else Status.OK,
         error=request.error,
     )
 

@@ -22,7 +22,8 @@ import msgspec
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
-from sim.model.request import ABORTED, OK
+from sim.model.status import Status
+from sim.model.warning import notice
 from sim.run import Run
 
 ARRIVALS = {"constant": "constant", "async": "constant", "poisson": "poisson"}
@@ -124,7 +125,12 @@ def read(document: Any, path: Path) -> Run:
     report = decoded_as(raw, _Report, path)
     if not report.benchmarks:
         raise BadInput("empty; expected at least one benchmark", path=path, key="benchmarks")
-    warnings = ["guidellm keeps the first and the last token of an answer: no ITL, and no steps to calibrate from"]
+    warnings = [
+        notice(
+            "no-token-times",
+            "guidellm keeps the first and the last token of an answer: no ITL, and no steps to calibrate from",
+        )
+    ]
     levels = [_level(benchmark) for benchmark in report.benchmarks]
     known = report.metadata.guidellm_version
     return assemble(path, f"guidellm {known or 'before 0.5'}", levels, epoch=0.0, warnings=warnings)
@@ -172,29 +178,44 @@ def _level(benchmark: _Benchmark) -> LoadLevel:
         users = 1
     elif strategy.type_ == "throughput":
         users = strategy.max_concurrency
-        warnings.append("all requests were sent as fast as the server would take them")
+        warnings.append(notice("burst", "all requests were sent as fast as the server would take them"))
     open_loop = users is None and strategy.type_ != "throughput"
-    kept = [(OK, r) for r in requests.successful or []] + [(ABORTED, r) for r in requests.incomplete or []]
+    kept = [(Status.OK, r) for r in requests.successful or []] + [
+        (Status.ABORTED, r) for r in requests.incomplete or []
+    ]
     kept += [(status_of_text(r.info.error or ""), r) for r in requests.errored or []]
     sent = [(status, r) for status, r in kept if r.info.timings.request_start is not None]
     if len(sent) < len(kept):
-        warnings.append(f"{len(kept) - len(sent)} requests that were never sent are left out")
+        warnings.append(
+            notice("unsent-left-out", f"{len(kept) - len(sent)} requests that were never sent are left out")
+        )
     undated = sum((r.info.timings.targeted_start or 0.0) < CLOCK for _, r in sent) if open_loop else 0
     if undated:
         warnings.append(
-            f"{undated} of {len(sent)} requests have a due time that is none, and guidellm sent them without waiting "
-            "for it; when they were sent stands in for it"
+            notice(
+                "due-times-missing",
+                f"{undated} of {len(sent)} requests have a due time that is none, and guidellm sent them without "
+                "waiting for it; when they were sent stands in for it",
+            )
         )
     total = benchmark.metrics.request_totals.total if benchmark.metrics.request_totals is not None else None
     missing = (total or 0) - len(kept)
     if missing > 0:  # more are kept than counted when a warm-up was left out of the count
-        warnings.append(f"{missing} requests are not in the file (guidellm's sample_size): rates are too low")
+        warnings.append(
+            notice(
+                "requests-sampled",
+                f"{missing} requests are not in the file (guidellm's sample_size): rates are too low",
+            )
+        )
     cached = sum(r.cached_tokens or 0 for _, r in sent)
     prompts = sum(r.prompt_tokens or 0 for _, r in sent)
     if cached:
         warnings.append(
-            f"{cached} of {prompts} prompt tokens ({cached / max(1, prompts):.0%}) were in the server's cache: their "
-            "prefills were shorter than the prompts"
+            notice(
+                "prefix-cached",
+                f"{cached} of {prompts} prompt tokens ({cached / max(1, prompts):.0%}) were in the server's cache: "
+                "their prefills were shorter than the prompts",
+            )
         )
     return LoadLevel(
         users=users,
@@ -208,7 +229,7 @@ def _level(benchmark: _Benchmark) -> LoadLevel:
     )
 
 
-def _answer(status: str, request: _Request, open_loop: bool) -> RequestRecord:
+def _answer(status: Status, request: _Request, open_loop: bool) -> RequestRecord:
     timings = request.info.timings
     sent, due = timings.request_start or 0.0, timings.targeted_start
     first, ttft = timings.first_token_iteration, request.time_to_first_token_ms
@@ -225,7 +246,7 @@ def _answer(status: str, request: _Request, open_loop: bool) -> RequestRecord:
         output_tokens=output,
         max_new_tokens=_asked(request.request_args),
         first=first,
-        last=timings.last_token_iteration or (ended if status == OK else None),
+        last=timings.last_token_iteration or (ended if status == Status.OK else None),
         status=status,
         error=request.info.error,
     )

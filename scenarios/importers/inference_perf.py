@@ -20,7 +20,8 @@ import numpy as np
 
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, Floats, LoadLevel, RequestRecord, assemble, decoded_as, has
-from sim.model.request import OK
+from sim.model.status import Status
+from sim.model.warning import notice
 from sim.run import Run
 
 
@@ -79,8 +80,11 @@ def read(documents: list[Any], path: Path) -> Run:
     warnings = []
     if doubled:
         warnings.append(
-            f"in {doubled} of {len(answers)} answers every line of the stream has its time, blank ones, too: every "
-            "second one is taken"
+            notice(
+                "blank-lines",
+                f"in {doubled} of {len(answers)} answers every line of the stream has its time, blank ones, too: every "
+                "second one is taken",
+            )
         )
     level = LoadLevel(
         settled=min(a.sent for a in answers), end=max(a.ended for a in answers) + INSTANT, answers=answers
@@ -110,7 +114,7 @@ def _answer(request: _Request) -> tuple[RequestRecord, bool]:
             max_new_tokens=_limit(request.request),
             last=float(chunks[-1]) if len(chunks) else (request.end_time if error is None else None),
             chunks=chunks,
-            status=OK if error is None else status_of_text(words or ""),
+            status=Status.OK if error is None else status_of_text(words or ""),
             error=words,
         ),
         twice,

@@ -30,6 +30,7 @@ from sim.model.errors import BadInput
 from sim.model.files.rows import delimiter_of
 from sim.model.requests import REQUEST_COLUMNS
 from sim.model.scenario import Figure, Load, Scenario
+from sim.model.warning import notice
 from sim.run import Run, Rung
 
 HISTORY = (
@@ -38,7 +39,7 @@ HISTORY = (
 )
 ROWS = ("timeStamp", "elapsed", "success", "responseCode", "allThreads")
 SUMS = ("Type", "Name", "Request Count", "Failure Count")
-STREAMED = "of an answer that was streamed, locust's response time ends at the headers"
+STREAMED = notice("headers-only", "of an answer that was streamed, locust's response time ends at the headers")
 
 
 class _Snapshot(NamedTuple):
@@ -125,15 +126,26 @@ def _history(rows: list[Row], path: Path) -> Run:
     for level in levels:
         first, last = level[0], level[-1]
         users, seconds, done = int(first.users), last.time - first.time, last.requests - first.requests
-        warnings = ["locust kept sums, not requests: there is no window, and nothing to compare or to calibrate from"]
+        warnings = [
+            notice(
+                "only-sums",
+                "locust kept sums, not requests: there is no window, and nothing to compare or to calibrate from",
+            )
+        ]
         if seconds > 0 and done > 0:
             source = f"locust, {path.name}: {done:g} requests in {seconds:g} s"
             mean = (last.seconds - first.seconds) / done
             figures.append(_figure("rps", done / seconds, done / seconds**2, users, source))
             figures.append(_figure("e2e_mean", mean, 1e-6, users, source))
-            warnings.append(f"{done:g} requests in {seconds:g} s (whole seconds), {mean:.4g} s each on average")
+            warnings.append(
+                notice("sums", f"{done:g} requests in {seconds:g} s (whole seconds), {mean:.4g} s each on average")
+            )
         if last.failures > first.failures:
-            warnings.append(f"failed requests, which are in the sums: {last.failures - first.failures:g}")
+            warnings.append(
+                notice(
+                    "failures-in-sums", f"failed requests, which are in the sums: {last.failures - first.failures:g}"
+                )
+            )
         nan, start, end = float("nan"), first.time - zero, last.time - zero
         rungs.append(Rung(start, nan, nan, end, users, status="limited", warnings=warnings))
     name = named(path)
@@ -153,8 +165,11 @@ def _history(rows: list[Row], path: Path) -> Run:
         software=software("locust"),
         stopped="locust had done what it was asked",
         warnings=[
-            "a history of locust's holds no requests: this run has rungs and no metrics; what its sums determine is "
-            "under the scenario's `published`, and lacks only lengths to be calibrated from",
+            notice(
+                "only-sums",
+                "a history of locust's holds no requests: this run has rungs and no metrics; what its sums determine "
+                "is under the scenario's `published`, and lacks only lengths to be calibrated from",
+            ),
             STREAMED,
         ],
     )
@@ -180,13 +195,22 @@ def _requests(rows: list[Row], path: Path) -> Run:
     if not answers or min(users) < 1:
         raise BadInput("expected a row for every request, with the users of the moment", path=path, key="allThreads")
     warnings = [
-        "locust counts no tokens: lengths are 0, and there is no TTFT; give the scenario its lengths to simulate it",
+        notice(
+            "no-token-count",
+            "locust counts no tokens: lengths are 0, and there is no TTFT; give the scenario its lengths to simulate "
+            "it",
+        ),
         STREAMED,
     ]
     if all("." not in row["timeStamp"] for row in rows):
-        warnings.append("times are whole seconds; JmeterListener(timestamp_format='%Y-%m-%d %H:%M:%S.%f') keeps more")
+        warnings.append(
+            notice(
+                "whole-seconds",
+                "times are whole seconds; JmeterListener(timestamp_format='%Y-%m-%d %H:%M:%S.%f') keeps more",
+            )
+        )
     if len({row.get("label") for row in rows}) > 1:
-        warnings.append("requests of several labels are taken together")
+        warnings.append(notice("labels-merged", "requests of several labels are taken together"))
     return assemble(path, "locust", _levels(answers, users), warnings=warnings, anew=False)
 
 
@@ -212,7 +236,13 @@ def _levels(answers: list[RequestRecord], users: list[int]) -> list[LoadLevel]:
         ended = sorted(a.ended for a in begun)
         start = max(low, min(a.sent for a in answers))
         steady = len(ended) > count and ended[count - 1] < high
-        warnings = [] if steady else [f"not every one of {count} users finished a request here, so there is no window"]
+        warnings = (
+            []
+            if steady
+            else [
+                notice("not-settled", f"not every one of {count} users finished a request here, so there is no window")
+            ]
+        )
         settled = ended[count - 1] if steady else high
         levels.append(
             LoadLevel(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cluster.replay import ROUNDED
+from sim.model.warning import Notice, notice
 from sim.model.workload import Cv, Gamma
 
 Floats = NDArray[np.float64]
@@ -30,7 +31,7 @@ class Load:
     users: int | None = None
     rate: float | None = None
     arrivals: str | Gamma = "poisson"
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ def closed_loop(requests: RequestTimes, said: int | None) -> Load:
     users = most if most < said and requests.known.all() else max(said, held)
     if users == said or not users:
         return Load(users=said)
-    warning = f"the file says {said} users, but {users} requests were in flight at most: the load is {users} users"
+    warning = notice(
+        "load-differs",
+        f"the file says {said} users, but {users} requests were in flight at most: the load is {users} users",
+    )
     return Load(users=users, warnings=(warning,))
 
 
@@ -72,19 +76,24 @@ def open_loop(
             return Load(rate=said, arrivals=arrivals or "poisson")
         return replace(
             closed_loop(requests, None),
-            warnings=("all requests were sent at the same time, so they are one burst of users",),
+            warnings=(notice("burst", "all requests were sent at the same time, so they are one burst of users"),),
         )
     rate = (len(due) - 1) / span
     warnings = []
     if said is not None and abs(rate / said - 1) <= AS_SAID:
         rate = said
     elif said is not None:
-        warnings.append(f"the file says {said:.4g} requests/s, but {rate:.4g}/s came: that is the load")
+        warnings.append(
+            notice("load-differs", f"the file says {said:.4g} requests/s, but {rate:.4g}/s came: that is the load")
+        )
     changed = _trend(due)
     if changed is not None:
         warnings.append(
-            f"the rate changed, from {changed[0]:.3g} requests/s in the first third to {changed[1]:.3g}/s in the last: "
-            "no steady load, but a trace, which is replayed as it was recorded"
+            notice(
+                "rate-changed",
+                f"the rate changed, from {changed[0]:.3g} requests/s in the first third to {changed[1]:.3g}/s in the "
+                "last: no steady load, but a trace, which is replayed as it was recorded",
+            )
         )
     return Load(rate=float(f"{rate:.6g}"), arrivals=arrivals or _regularity(due), warnings=tuple(warnings))
 
@@ -98,11 +107,21 @@ def unstated_load(requests: RequestTimes) -> Load:
         busy = np.maximum(0.0, np.minimum(ended, high) - np.maximum(sent, low)).sum()
         busy += (~requests.known).sum() * float(np.mean(ended - sent))  # as long as the others took, for want of an end
         if high > low and busy >= ALWAYS * most * (high - low):
-            return Load(users=most, warnings=(f"the load is not stated; {most} requests were in flight all the time",))
+            return Load(
+                users=most,
+                warnings=(
+                    notice("load-guessed", f"the load is not stated; {most} requests were in flight all the time"),
+                ),
+            )
     if len(sent) <= 1 or float(np.ptp(requests.due)) <= BURST * float(ended.max() - sent.min()):
-        return Load(users=max(1, most), warnings=(f"the load is not stated; {most} requests were sent at once",))
+        return Load(
+            users=max(1, most),
+            warnings=(notice("load-guessed", f"the load is not stated; {most} requests were sent at once"),),
+        )
     load = open_loop(requests)
-    said = f"the load is not stated; requests came at {load.rate:.4g}/s, whether or not others had ended"
+    said = notice(
+        "load-guessed", f"the load is not stated; requests came at {load.rate:.4g}/s, whether or not others had ended"
+    )
     return replace(load, warnings=(said, *load.warnings))
 
 

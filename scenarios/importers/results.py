@@ -26,10 +26,11 @@ from sim.cluster.replay import lanes
 from sim.engines.catalog import DEFAULT, flags_of
 from sim.model.errors import BadInput
 from sim.model.files.records import CLOCKS
-from sim.model.request import ABORTED, OK
 from sim.model.requests import REQUEST_COLUMNS
 from sim.model.scenario import Load, Scenario
+from sim.model.status import Status
 from sim.model.text import shortened_name
+from sim.model.warning import Notice, notice
 from sim.model.workload import MOST_TOKENS, Gamma
 from sim.results.events import spread
 from sim.run import Run, Rung
@@ -56,7 +57,7 @@ class RequestRecord(NamedTuple):
     ended: float
     prompt_tokens: int
     output_tokens: int
-    status: str = OK
+    status: Status = Status.OK
     error: str | None = None
     due: float | None = None  # open loop: when it should have been sent
     max_new_tokens: int | None = None
@@ -86,7 +87,7 @@ class LoadLevel:
     arrivals: str | Gamma | None = None
     counted: bool = False
     start: float | None = None  # absent: the window's, or when the first request was due or sent if that was before
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
 
     def shown(self) -> LoadLevel:
         """The level with the load that its requests show."""
@@ -143,7 +144,7 @@ def _streamed(answer: RequestRecord) -> RequestRecord:
     """The answer, without the time of a first token if all of them came at once: then it was not streamed."""
     chunks = answer.chunks
     at_once = len(chunks) == 1 or (answer.first is not None and answer.last is not None and answer.first >= answer.last)
-    if not at_once or answer.output_tokens < 2 or answer.status != OK:
+    if not at_once or answer.output_tokens < 2 or answer.status != Status.OK:
         return answer
     return answer._replace(
         first=None, chunks=NOTHING, carried=None, last=float(chunks[-1]) if len(chunks) else answer.last
@@ -177,7 +178,7 @@ def assemble(
     *,
     epoch: float | None = None,
     anew: bool = True,
-    warnings: Sequence[str] = (),
+    warnings: Sequence[Notice] = (),
 ) -> Run:
     """The run of some levels; `tool` is its name and version, `epoch` the unix time of its zero.
 
@@ -185,7 +186,7 @@ def assemble(
     when nothing succeeded, or when two levels that began anew overlap.
     """
     levels = sorted(levels, key=lambda s: s.began)
-    if not any(a.status == OK for s in levels for a in s.answers):
+    if not any(a.status == Status.OK for s in levels for a in s.answers):
         raise BadInput(f"no request of it succeeded; expected results of {tool} with at least one answer", path=path)
     for before, after in pairwise(levels):
         if anew and after.began < max((a.ended for a in before.answers), default=before.began):
@@ -249,7 +250,7 @@ def _rung(level: LoadLevel, zero: float) -> Rung:
     )
 
 
-def _warnings_of(level: LoadLevel) -> list[str]:
+def _warnings_of(level: LoadLevel) -> list[Notice]:
     answers, seconds = level.answers, level.end - level.settled
     warnings = []
     if level.users is not None and seconds > 0:
@@ -257,23 +258,30 @@ def _warnings_of(level: LoadLevel) -> list[str]:
         busy = sum(max(0.0, overlap) for overlap in inside) / seconds
         if busy < BUSY * level.users:
             warnings.append(
-                f"on average {busy:.3g} of {level.users} users had a request in flight in the window: ramp, drain "
-                "or the tool's own pauses lie in it"
+                notice(
+                    "ramp-in-window",
+                    f"on average {busy:.3g} of {level.users} users had a request in flight in the window: ramp, drain "
+                    "or the tool's own pauses lie in it",
+                )
             )
     unended = sum(not a.end_known for a in answers)
     if unended:
-        warnings.append(f"when {unended} requests ended is not recorded; when they were sent stands in for it")
-    failed = sum(a.status not in (OK, ABORTED) for a in answers)
+        warnings.append(
+            notice(
+                "ends-missing", f"when {unended} requests ended is not recorded; when they were sent stands in for it"
+            )
+        )
+    failed = sum(a.status not in (Status.OK, Status.ABORTED) for a in answers)
     if failed:
-        warnings.append(f"{failed} of {len(answers)} requests failed")
+        warnings.append(notice("requests-failed", f"{failed} of {len(answers)} requests failed"))
     return warnings
 
 
 def _token_times(
     answers: Sequence[RequestRecord],
-) -> tuple[list[Floats] | None, list[Ints | None] | None, list[str]]:
+) -> tuple[list[Floats] | None, list[Ints | None] | None, list[Notice]]:
     """When every token came, how many came with each chunk where some had several, and what is to be said about it."""
-    streamed = [a for a in answers if a.status == OK and len(a.chunks)]
+    streamed = [a for a in answers if a.status == Status.OK and len(a.chunks)]
     if not streamed:
         return None, None, []
     # OpenAI-style servers other than vLLM say why an answer ended in a chunk of its own, without a token
@@ -282,14 +290,25 @@ def _token_times(
     warnings = []
     if closing:
         warnings.append(
-            f"{closing} of {len(streamed)} answers came in one chunk more than they have tokens; the last, which only "
-            "says why they ended, is left out, so E2E is to the last token"
+            notice(
+                "closing-chunk",
+                f"{closing} of {len(streamed)} answers came in one chunk more than they have tokens; the last, which "
+                "only says why they ended, is left out, so E2E is to the last token",
+            )
         )
     if miscounted:
         unknown = miscounted > MISCOUNTED * len(streamed)
         warnings.append(
-            f"{miscounted} of {len(streamed)} answers came in more chunks than they have tokens: when each token came "
-            + ("is not known, so there is no ITL" if unknown else "is not known of them, and they are left out of ITL")
+            notice(
+                "surplus-chunks",
+                f"{miscounted} of {len(streamed)} answers came in more chunks than they have tokens: when each token "
+                "came "
+                + (
+                    "is not known, so there is no ITL"
+                    if unknown
+                    else "is not known of them, and they are left out of ITL"
+                ),
+            )
         )
         if unknown:
             return None, None, warnings
@@ -300,12 +319,19 @@ def _token_times(
         return list(times), None, warnings
     if all(a.carried is not None for a in streamed):
         warnings.append(
-            f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others: ITL is between chunks"
+            notice(
+                "bundled-tokens",
+                f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others: ITL is between "
+                "chunks",
+            )
         )
         return list(times), list(carried), warnings
     warnings.append(
-        f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others, the file does not say in "
-        "which: they are spread evenly, and ITL is between chunks"
+        notice(
+            "tokens-spread",
+            f"{surplus} of {tokens} tokens ({surplus / tokens:.2g}) came in a chunk with others, the file does not "
+            "say in which: they are spread evenly, and ITL is between chunks",
+        )
     )
     return list(times), list(carried), warnings
 
@@ -313,7 +339,7 @@ def _token_times(
 def _stream(answer: RequestRecord) -> tuple[Floats, Ints | None]:
     """The time of every token of an answer, and the tokens of each chunk where some carried several."""
     chunks, tokens = answer.chunks, answer.output_tokens
-    if answer.status != OK or not len(chunks) or len(chunks) == tokens:
+    if answer.status != Status.OK or not len(chunks) or len(chunks) == tokens:
         return chunks, None
     if len(chunks) > tokens:
         return (chunks[:tokens] if len(chunks) == tokens + 1 else NOTHING), None
@@ -321,26 +347,39 @@ def _stream(answer: RequestRecord) -> tuple[Floats, Ints | None]:
     return np.repeat(chunks, each), each
 
 
-def _lacking(requests: pd.DataFrame, times: list[Floats] | None, said: Sequence[str]) -> list[str]:
+def _lacking(requests: pd.DataFrame, times: list[Floats] | None, said: Sequence[Notice]) -> list[Notice]:
     """The metrics that this run has not, because the file does not say what they need."""
-    ok = requests[(requests["status"] == OK) & (requests["output_tokens"] > 0)]
+    ok = requests[(requests["status"] == Status.OK) & (requests["output_tokens"] > 0)]
     found = []
     silent = int(ok["first_token"].isna().sum())
     if silent:
         which = "no record says" if silent == len(ok) else f"{silent} of {len(ok)} answers do not say"
-        found.append(f"{which} when the first token came: no TTFT and no TPOT of such answers")
-    if len(ok) and times is None and not any("no ITL" in text for text in said):
-        found.append("no record says when each token came: no ITL, and no steps to calibrate from")
+        found.append(
+            notice("no-first-token", f"{which} when the first token came: no TTFT and no TPOT of such answers")
+        )
+    if len(ok) and times is None and not any("no ITL" in warning.text for warning in said):
+        found.append(
+            notice("no-token-times", "no record says when each token came: no ITL, and no steps to calibrate from")
+        )
     if len(ok) and not ok["prompt_tokens"].any():
-        found.append("prompt lengths are not recorded: no input tokens/s, and nothing to forecast from")
+        found.append(
+            notice(
+                "no-prompt-lengths", "prompt lengths are not recorded: no input tokens/s, and nothing to forecast from"
+            )
+        )
     return found
 
 
-def _mixed(levels: Sequence[LoadLevel]) -> list[str]:
+def _mixed(levels: Sequence[LoadLevel]) -> list[Notice]:
     closed = sum(s.users is not None for s in levels)
     if closed in (0, len(levels)):
         return []
-    return [f"{closed} of {len(levels)} loads are users, the others requests/s: each is said with its warnings"]
+    return [
+        notice(
+            "mixed-loads",
+            f"{closed} of {len(levels)} loads are users, the others requests/s: each is said with its warnings",
+        )
+    ]
 
 
 def _table(levels: Sequence[LoadLevel], users: Sequence[int], times: list[Floats] | None, zero: float) -> pd.DataFrame:
@@ -374,13 +413,15 @@ def _users(group: Sequence[LoadLevel]) -> list[int]:
     return lanes([a.sent for a in answers], [a.ended for a in answers], most) if most else [-1] * len(answers)
 
 
-def _unasked(answers: Sequence[RequestRecord]) -> list[str]:
+def _unasked(answers: Sequence[RequestRecord]) -> list[Notice]:
     warnings = []
     if any(a.output_tokens for a in answers) and all(a.max_new_tokens is None for a in answers):
-        warnings.append("max_new_tokens is not recorded; what came back stands in for it")
+        warnings.append(notice("limits-missing", "max_new_tokens is not recorded; what came back stands in for it"))
     unknown = sum(a.prompt_tokens == 0 for a in answers)
     if 0 < unknown < len(answers):
-        warnings.append(f"{unknown} of {len(answers)} requests have no known prompt length")
+        warnings.append(
+            notice("no-prompt-lengths", f"{unknown} of {len(answers)} requests have no known prompt length")
+        )
     return warnings
 
 

@@ -30,6 +30,7 @@ from scenarios.importers import observed
 from scenarios.importers.failures import last_line, status_of_text
 from scenarios.importers.results import INSTANT, Ints, LoadLevel, RequestRecord, assemble, decoded_as, has
 from sim.model.errors import BadInput
+from sim.model.warning import notice
 from sim.run import Run
 
 
@@ -73,7 +74,12 @@ def read(documents: list[Any], path: Path) -> Run:
         began = max([levels[-1].end, *(a.ended for a in levels[-1].answers)]) + APART
     warnings = []
     if any(s.rate is not None and any(a.due is None for a in s.answers) for s in levels):
-        warnings.append("without queue_times due times are not known: waiting for max_concurrency is left out")
+        warnings.append(
+            notice(
+                "due-times-missing",
+                "without queue_times due times are not known: waiting for max_concurrency is left out",
+            )
+        )
     return assemble(path, tool, levels, warnings=warnings)
 
 
@@ -100,7 +106,11 @@ def _level(document: Any, path: Path, line: int, tool: str, began: float) -> Loa
             message = f"missing: {tool} did not write when each request was sent, which at a request_rate is not known"
             raise BadInput(message, path=path, line=line, key="start_times")
         starts = _rebuilt(result, began, path, line)
-        warnings.append("when each request was sent is not in the file: rebuilt from their order and durations")
+        warnings.append(
+            notice(
+                "sends-rebuilt", "when each request was sent is not in the file: rebuilt from their order and durations"
+            )
+        )
     queued = result.queue_times or [0.0] * count
     settled = min(sent - wait for sent, wait in zip(starts, queued, strict=True))
     spread = float(max(starts) - min(starts)) > observed.BURST * result.duration
@@ -109,12 +119,19 @@ def _level(document: Any, path: Path, line: int, tool: str, began: float) -> Loa
     if ramp is not None:
         start, end = result.ramp_up_start_rps, result.ramp_up_end_rps
         bounds = f", from {start:g} to {end:g} requests/s" if start and end else ""
-        warnings.append(f"the rate went up ({ramp}{bounds}): a trace, which is replayed as it was recorded")
+        warnings.append(
+            notice("rate-changed", f"the rate went up ({ramp}{bounds}): a trace, which is replayed as it was recorded")
+        )
     if not open_loop and result.max_concurrency is None:
-        warnings.append("all requests were sent at once: the window is one burst, with nothing steady in it")
+        warnings.append(
+            notice("burst", "all requests were sent at once: the window is one burst, with nothing steady in it")
+        )
     if open_loop and result.max_concurrency is not None:
         warnings.append(
-            f"at most {result.max_concurrency} requests were let in at once: not all of the open loop's load"
+            notice(
+                "load-capped",
+                f"at most {result.max_concurrency} requests were let in at once: not all of the open loop's load",
+            )
         )
     return LoadLevel(
         users=None if open_loop else result.max_concurrency,

@@ -13,15 +13,12 @@ from typing import Any
 from sim.model.errors import CannotFit, UserError
 from sim.model.files.shape import Fail, Key, known
 from sim.model.flags import check_sizes
+from sim.model.metric import COMPARED, LATENCIES, OF_A_LADDER
 from sim.model.scenario import Figure, Load, Scenario
 from sim.model.text import NAME_BYTES, shortened_name
 from sim.model.workload import UNITS, Gamma, Lengths, RequestFile, Workload
 
-# The names of sim.results.metrics.COMPARED; importing it would load pandas, which reading a scenario does not need.
-TIMES = (*(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", "p50", "p95", "p99")),)
-RATES = ("rps", "output_tokens_per_s", "input_tokens_per_s", "goodput", "error_rate", "overloaded_rate")
 LENGTHS = ("full", "limit")
-LADDER_METRICS = ("rps_takeoff", "rps_plateau")
 
 
 def check(s: Scenario, fail: Fail) -> None:
@@ -47,10 +44,10 @@ def check(s: Scenario, fail: Fail) -> None:
     for i, figure in enumerate(s.published):
         _figure(figure, ("published", i), fail)
     for name, limit in s.slo.items():
-        known(name, (*TIMES, "error_rate"), "metric", ("slo", name), fail)
+        known(name, (*LATENCIES, "error_rate"), "metric", ("slo", name), fail)
         _above_zero(limit, ("slo", name), fail)
     for name, tolerance in s.tolerances.items():
-        known(name, (*TIMES, *RATES), "metric", ("tolerances", name), fail)
+        known(name, COMPARED, "metric", ("tolerances", name), fail)
         _above_zero(tolerance, ("tolerances", name), fail)
     if s.price is not None:
         _positive(s.price, ("price",), ("usd_per_hour",), fail)
@@ -184,9 +181,9 @@ def _fits(s: Scenario, fail: Fail) -> None:
 
 
 def _figure(figure: Figure, at: Key, fail: Fail) -> None:
-    known(figure.metric, (*TIMES, *RATES, *LADDER_METRICS), "metric", (*at, "metric"), fail)
+    known(figure.metric, (*COMPARED, *OF_A_LADDER), "metric", (*at, "metric"), fail)
     _positive(figure, at, ("value", "prompt_tokens", "output_tokens", "users"), fail)
     _not_negative(figure, at, ("rounding",), fail)
     known(figure.lengths, LENGTHS, "meaning of output_tokens", (*at, "lengths"), fail)
-    if figure.users is None and figure.metric not in LADDER_METRICS:
+    if figure.users is None and figure.metric not in OF_A_LADDER:
         raise fail((*at, "users"), f"missing; {figure.metric} was measured at a number of users")

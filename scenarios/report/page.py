@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scenarios.answer import sentences, tables
-from scenarios.answer.numbers import parts, unit_of
+from scenarios.answer.numbers import parts
 from scenarios.compare.comparison import Comparison
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Estimate, Forecast, Row, common_warnings, named
@@ -23,12 +23,13 @@ from scenarios.forecast.forecast import unit_of as unit_of_loads
 from scenarios.report import plots
 from scenarios.report.sections import Section, grid, mark, of_comparison, of_flags, of_run, over_time, pictures
 from sim.cluster.replay import with_users
+from sim.model.metric import METRICS
 from sim.model.text import escaped
-from sim.model.warning import SHOWN, ranked
+from sim.model.warning import SHOWN, Notice, ranked
 from sim.results import rates
 from sim.run import Run
 
-CURVES = tables.LATENCY + tables.RATES + tables.STEPS
+CURVES = (*tables.LATENCY, *tables.RATES, *tables.STEPS)
 
 
 def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], title: str = "Servecast report") -> str:
@@ -92,9 +93,9 @@ def _answers(items: Sequence[Forecast | Run | Comparison]) -> list[dict[str, Any
     ]
 
 
-def folded_warnings(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+def folded_warnings(warnings: Sequence[Notice]) -> tuple[list[Notice], list[Notice]]:
     """The warnings that are shown, those that move the asked number most, and those that are folded."""
-    order = ranked(texts)
+    order = ranked(warnings)
     return order[:SHOWN], order[SHOWN:]
 
 
@@ -110,7 +111,7 @@ _EMPTY: Section = {
 }
 
 
-def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
+def _together(forecasts: list[Forecast], shared: list[Notice]) -> Section:
     rows = []
     for f in forecasts:
         cost = f.cost[0].per_1000_requests if f.cost else Estimate(value=None, low=None, high=None)
@@ -138,7 +139,7 @@ def _together(forecasts: list[Forecast], shared: list[str]) -> Section:
     }
 
 
-def _forecast(f: Forecast, run: Run | None, said: list[str], measured: Sequence[Run]) -> Section:
+def _forecast(f: Forecast, run: Run | None, said: list[Notice], measured: Sequence[Run]) -> Section:
     end = "knee" if f.knee.reached >= 0.5 else "top of the ladder"  # where the others count with it
     knee = _card(f"{f.unit} at the {end}", f.knee.load)
     if f.knee.below:
@@ -198,16 +199,16 @@ def _legend(f: Forecast, measured: bool) -> str:
 
 
 def _curves(f: Forecast) -> dict[str, Any]:
-    by_metric = [f.rows(metric) for _, metric, _ in CURVES]
+    by_metric = [f.rows(metric) for metric in CURVES]
     rows = [
         {
-            "cells": [f"{each[0].load:g}", *(_cell(row, unit_of(row.metric)) for row in each)],
+            "cells": [f"{each[0].load:g}", *(_cell(row, METRICS[row.metric].scale) for row in each)],
             "beyond": each[0].extrapolated,
         }
         for each in zip(*by_metric, strict=True)
     ]
     caption = "Shaded rows lie beyond what was calibrated." if any(row["beyond"] for row in rows) else ""
-    return grid([f.unit, *(title for title, _, _ in CURVES)], rows, caption=caption)
+    return grid([f.unit, *(METRICS[name].column for name in CURVES)], rows, caption=caption)
 
 
 def _bottleneck(f: Forecast) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from scenarios.report.figure import (
     svg,
     whole,
 )
+from sim.model.status import Status
 from sim.run import Run
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, GREY, "#7c3aed", "#0e7490", "#a16207", "#be185d")
@@ -57,7 +58,7 @@ def first_tokens(forecast: Forecast, measured: Sequence[pd.DataFrame] = ()) -> l
 
 def over_time(run: Run, width: float = 11.2, height: float = 5.0) -> bytes:
     """RPS, response times and users over a run's time, as load generators plot them; inches."""
-    requests = run.requests[run.requests["status"] == "ok"]
+    requests = run.requests[run.requests["status"] == Status.OK]
     end = float(np.nanmax([rung.end for rung in run.rungs]))  # a rung that was broken off has none
     e2e = requests["last_token"] - requests["scheduled"]
     bin_ = max(end / BINS, float(e2e.median()) if len(e2e) else 0.0)

@@ -11,7 +11,7 @@ import msgspec
 from markupsafe import Markup
 
 from scenarios.answer import tables
-from scenarios.answer.numbers import percent, significant, simulated, unit_of
+from scenarios.answer.numbers import percent, significant, simulated
 from scenarios.compare.comparison import Comparison
 from scenarios.compare.comparison import Row as ComparisonRow
 from scenarios.compare.diagnostics import Diagnostics, itl
@@ -19,6 +19,8 @@ from scenarios.report import overlays, plots
 from scenarios.report.figure import Drawing, panels
 from sim.model.flags import WORDS, Flag, plain_flag
 from sim.model.identity import named as named_engine
+from sim.model.metric import METRICS
+from sim.model.warning import notice
 from sim.results import metrics
 from sim.results.events import between_events
 from sim.run import Run
@@ -26,16 +28,8 @@ from sim.run import Run
 Section = dict[str, Any]
 NARROW = (4.2, 5.6)  # inches: a picture for a telephone
 OF_A_RUN = (
-    ("E2E mean s", "e2e_mean"),
-    ("E2E p50 s", "e2e_p50"),
-    ("E2E p95 s", "e2e_p95"),
-    ("TTFT p50 s", "ttft_p50"),
-    ("TTFT p95 s", "ttft_p95"),
-    ("ITL p50 ms", "itl_p50"),
-    ("RPS", "rps"),
-    ("in tok/s", "input_tokens_per_s"),
-    ("out tok/s", "output_tokens_per_s"),
-    ("errors %", "error_rate"),
+    *("e2e_mean", "e2e_p50", "e2e_p95", "ttft_p50", "ttft_p95", "itl_p50"),
+    *("rps", "input_tokens_per_s", "output_tokens_per_s", "error_rate"),
 )
 
 
@@ -43,19 +37,19 @@ def of_run(run: Run) -> Section:
     """A run as it was measured, or simulated."""
     table = metrics.table(run)
     counted = int(run.requests["output_tokens"].sum()) > 0
-    shown = [(title, name) for title, name in OF_A_RUN if counted or not name.endswith("tokens_per_s")]
+    shown = [METRICS[name] for name in OF_A_RUN if counted or not name.endswith("tokens_per_s")]
     units = {"users" if rung.users is not None else "requests/s" for rung in run.rungs}
     unit = "load" if len(units) > 1 else next(iter(units), "users")
     loads = [rung.named if len(units) > 1 else f"{rung.load:g}" for rung in run.rungs]
     rows = [
-        {"cells": [loads[int(row["rung"])], *(_number(unit_of(name) * row[name]) for _, name in shown)]}
+        {"cells": [loads[int(row["rung"])], *(_number(metric.scale * row[metric.name]) for metric in shown)]}
         for _, row in table.iterrows()
     ]
     untold = [] if run.kind == "simulated" else run.untold
     warnings = [*run.warnings, *untold]
-    warnings += [f"{rung.named}: {text}" for rung in run.rungs for text in rung.warnings]
+    warnings += [said.of(rung.named) for rung in run.rungs for said in rung.warnings]
     if run.requests.empty:
-        warnings.append("no request of it is on record")
+        warnings.append(notice("no-requests", "no request of it is on record"))
     drawn = [over_time(run, "Over time")] if len(table) else []
     said = between_events(run)
     if found := itl(run):
@@ -68,7 +62,7 @@ def of_run(run: Run) -> Section:
         "description": f"A {run.kind} run{f', {run.created}' if run.created else ''}. {stopped}",
         "warnings": warnings,
         "parts": [
-            {"table": grid([unit, *(title for title, _ in shown)], rows, caption=f"{said}." if said else "")},
+            {"table": grid([unit, *(metric.column for metric in shown)], rows, caption=f"{said}." if said else "")},
             *drawn,
             *flags,
         ],

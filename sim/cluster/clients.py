@@ -16,7 +16,8 @@ from sim.cluster.clock import Clock
 from sim.cluster.frontend import FrontEnd
 from sim.cluster.request_log import RequestLog
 from sim.model.calibration import Clocks, Delay
-from sim.model.request import ABORTED, OK, TIMEOUT, Request
+from sim.model.request import Request
+from sim.model.status import Status
 from sim.model.workload import RequestSpec, Source
 
 
@@ -116,14 +117,14 @@ class Clients:
         del self._in_flight[r.id]
         downlink = self.downlink.draw(0)
         ended = last = r.last_token + downlink
-        if r.status == OK:
+        if r.status == Status.OK:
             first = last if r.received == 1 else min(last, r.first_token + self.downlink.draw(0))
             self.log.append(r, ended, first, last)
         else:
             self.log.append(r, ended, float("nan"), float("nan"))
         self.on_ended(r, ended)
         if r.user >= 0:
-            pause = self.think if r.status == OK else self.retry
+            pause = self.think if r.status == Status.OK else self.retry
             asked = self.source.next(r.user)
             free = self._turn + self.spacing.draw(asked.prompt_tokens)
             self._turn = max(ended, free)
@@ -141,7 +142,7 @@ class Clients:
         if r.id not in self._in_flight or not (self.patience.whole or math.isnan(r.first_token)):
             return
         del self._in_flight[r.id]
-        r.status, r.received, now = TIMEOUT, self.server.received(r), self.clock.now
+        r.status, r.received, now = Status.TIMEOUT, self.server.received(r), self.clock.now
         if math.isnan(r.queued):
             r.gone = True  # on its way there
         else:
@@ -158,7 +159,7 @@ class Clients:
         for r in self._in_flight.values():
             if r.sent >= now:
                 continue  # its user would have sent it later
-            r.status = ABORTED
+            r.status = Status.ABORTED
             r.received = self.server.received(r)
             first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
             self.log.append(r, now, first if first <= now else float("nan"), float("nan"))

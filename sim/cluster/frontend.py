@@ -8,7 +8,8 @@ from heapq import heapreplace
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
 from sim.engines.engine import ServerState
-from sim.model.request import OVERLOADED, Request
+from sim.model.request import Request
+from sim.model.status import Status
 
 
 class FrontEnd:
@@ -59,7 +60,7 @@ class FrontEnd:
         Raises `CannotFit` for one that the real server would keep for ever.
         """
         if not self.has_permit:
-            request.status, request.last_token = OVERLOADED, self.clock.now
+            request.status, request.last_token = Status.OVERLOADED, self.clock.now
             self.on_end(request)
             return
         self.in_use += 1

@@ -16,9 +16,10 @@ from sim.cluster.testbed import Bench
 from sim.model.errors import BadInput
 from sim.model.files.lengths import arrivals
 from sim.model.machine import Model
-from sim.model.request import OK, Request
+from sim.model.request import Request
 from sim.model.scenario import Load, Scenario, least_completions
 from sim.model.server import EngineFlags
+from sim.model.status import Status
 from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
 from sim.run import Run, Rung
 
@@ -153,7 +154,7 @@ def _window(bench: Bench, load: Load, users: int) -> Generator[Event, Any, None]
 
     def ended(r: Request, at: float) -> None:
         nonlocal count
-        count += r.status == OK  # a user who is refused asks five times a second
+        count += r.status == Status.OK  # a user who is refused asks five times a second
         if count == wanted:
             bench.clients.on_ended = _ignore
             _happen(enough, clock.at(max(at, clock.now) + MOMENT))

@@ -20,7 +20,8 @@ from sim.cluster.synchroniser import Synchroniser
 from sim.cluster.testbed import Bench
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
-from sim.model.request import TIMEOUT
+from sim.model.status import Status
+from sim.model.warning import notice
 from sim.model.workload import RequestSpec
 from sim.run import Run, Rung
 from sim.steptime.work import StepWork
@@ -108,7 +109,10 @@ def with_users(run: Run) -> Run:
         most = max((rung.users or 0 for rung in run.rungs if start <= rung.start < end), default=0)
         here = np.flatnonzero((sent >= start) & (sent < end))
         users[here] = lanes(sent[here].tolist(), ended[here].tolist(), most) if most else -1
-    said = f"{run.name}: {int(unknown.sum())} requests do not say whose they are: taken for those of whoever was free"
+    said = notice(
+        "unknown-user",
+        f"{run.name}: {int(unknown.sum())} requests do not say whose they are: taken for those of whoever was free",
+    )
     return replace(run, requests=run.requests.assign(user=users), warnings=[*run.warnings, said])
 
 
@@ -131,14 +135,14 @@ def lanes(sent: Sequence[float], ended: Sequence[float], users: int) -> list[int
 
 def asked_of(requests: pd.DataFrame) -> Iterator[RequestSpec]:
     """What each request asked; one that did not end would have got all it asked for."""
-    back = np.where(requests["status"] == "ok", requests["output_tokens"], requests["max_new_tokens"])
+    back = np.where(requests["status"] == Status.OK, requests["output_tokens"], requests["max_new_tokens"])
     columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
     return map(RequestSpec, *(column.tolist() for column in columns))
 
 
 def patience_of(requests: pd.DataFrame) -> Patience:
     """How long the clients of these requests waited before they gave one up; for ever, if they gave up none."""
-    late = requests[requests["status"] == TIMEOUT]
+    late = requests[requests["status"] == Status.TIMEOUT]
     if late.empty:
         return FOR_EVER
     return Patience(float((late["ended"] - late["sent"]).median()), whole=bool((late["output_tokens"] > 0).any()))

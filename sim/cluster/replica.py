@@ -19,7 +19,8 @@ from simpy.events import EventPriority
 
 from sim.cluster.clock import ROUTER, Clock
 from sim.engines.engine import Engine, Outcome, Plan, Scheduled, ServerState
-from sim.model.request import OK, Request
+from sim.model.request import Request
+from sim.model.status import Status
 from sim.model.steps import DECODE, PREFILL, STEP_COLUMNS, Call
 from sim.steptime.linear import Line, StepTime
 from sim.steptime.noise import Noise
@@ -127,7 +128,7 @@ class Replica:
         counts = [name for name in STEP_COLUMNS if name not in seconds]
         return table.astype(dict.fromkeys(counts, "int64"))
 
-    def _end(self, request: Request, status: str) -> None:
+    def _end(self, request: Request, status: Status) -> None:
         request.status = status
         request.last_token = self.clock.now
         self.on_end(request)
@@ -192,7 +193,7 @@ class Replica:
                 r.first_token = now
             for r in outcome.finished:
                 r.received = r.output_tokens
-                self._end(r, OK)
+                self._end(r, Status.OK)
             if (after := outcome.after) is None:
                 self._last = plan, steps
                 continue

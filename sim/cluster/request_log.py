@@ -7,11 +7,12 @@ from array import array
 import numpy as np
 import pandas as pd
 
-from sim.model.request import ABORTED, OK, OVERLOADED, TIMEOUT, VALIDATION, Request
+from sim.model.request import Request
 from sim.model.requests import REQUEST_COLUMNS
+from sim.model.status import Status
 
-_STATUS = (OK, OVERLOADED, VALIDATION, ABORTED, TIMEOUT)
-_CODE = {name: i for i, name in enumerate(_STATUS)}
+_STATUS = tuple(Status)
+_CODE: dict[Status | None, int] = {status: code for code, status in enumerate(_STATUS)}
 _KEPT = (
     "id",
     "user",
@@ -53,7 +54,7 @@ class RequestLog:
         reason = np.full(len(rows), None, dtype=object)
         whole = column["output_tokens"] >= column["max_new_tokens"]
         for said, of in (("length", whole), ("eos_token", ~whole)):
-            reason[of & (status == _CODE[OK])] = said
+            reason[of & (status == _CODE[Status.OK])] = said
         made["finish_reason"] = reason
         made["error"] = np.full(len(rows), None, dtype=object)
         table = pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})

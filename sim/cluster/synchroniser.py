@@ -18,7 +18,8 @@ from simpy import Event
 
 from sim.cluster.clients import Clients
 from sim.cluster.clock import Clock
-from sim.model.request import OK, Request
+from sim.model.request import Request
+from sim.model.status import Status
 
 ROUNDED = 2e-6  # s: more than files round times by
 _ROUNDS = 2  # an answer is waited for as long as this many took in the recording
@@ -28,7 +29,7 @@ class Synchroniser:
     """Follows the answers of a simulated ladder; `late` is how far it is behind, s (negative: ahead)."""
 
     def __init__(self, clock: Clock, clients: Clients, recorded: pd.DataFrame):
-        answers = recorded[recorded["status"] == OK].sort_values("last_token")
+        answers = recorded[recorded["status"] == Status.OK].sort_values("last_token")
         self._ended = answers["last_token"].to_numpy(np.float64)
         self._took = self._ended - answers["sent"].to_numpy(np.float64)
         self._users = answers["user"].to_numpy()
@@ -65,7 +66,7 @@ class Synchroniser:
         return float(happened[ended]) if ended in happened else None
 
     def _on_ended(self, request: Request, ended: float) -> None:
-        if request.status != OK:
+        if request.status != Status.OK:
             return
         self._latest[request.user] = ended
         if self._awaited is not None:

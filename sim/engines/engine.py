@@ -15,9 +15,10 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from sim.model.request import Request
+from sim.model.status import Status
 from sim.steptime.work import NOTHING, StepWork
 
-Refusal = tuple[Request, str]  # and the status it ends with
+Refusal = tuple[Request, Status]  # how it ends
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -94,8 +95,8 @@ class Engine(Protocol):
     observer: Callable[[Scheduled], None] | None
     """Hears of every step as it is scheduled."""
 
-    def submit(self, request: Request, done: int = 0) -> str | None:
-        """Take a request in, or say with which status it is refused."""
+    def submit(self, request: Request, done: int = 0) -> Status | None:
+        """Take a request in, or say how it ends at once."""
 
     def cancel(self, request: Request, done: int = 0) -> None:
         """The client of a request that has not ended has left."""

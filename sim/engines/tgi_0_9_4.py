@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
 from sim.model.errors import BadInput, CannotFit
 from sim.model.files.shape import Fail
-from sim.model.request import VALIDATION, Request
+from sim.model.request import Request
 from sim.model.scenario import Machine
 from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
+from sim.model.status import Status
 from sim.steptime.work import NOTHING, StepWork
 
 PREFILL, DECODE, FILTER = "prefill", "decode", "filter"
@@ -271,10 +272,10 @@ class Engine:
         self._min_sizes: list[int] = []
         self._growths: dict[int, StepWork] = {}  # of a decode step, by the size of the batch
 
-    def submit(self, request: Request, done: int = 0) -> str | None:
+    def submit(self, request: Request, done: int = 0) -> Status | None:
         """Append a request to the queue. Raises `CannotFit` for one that the real server would keep for ever."""
         if self.config.refuses(request.prompt_tokens, request.max_new_tokens):
-            return VALIDATION
+            return Status.VALIDATION
         entry = Entry(request)
         if entry.prompt_blocks + entry.new_blocks > self._tightest:  # rare: look closely
             self.config.check_fits(request.prompt_tokens, request.max_new_tokens)

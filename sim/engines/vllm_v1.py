@@ -22,7 +22,8 @@ from sim.engines.decoders import Decoders
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
 from sim.engines.kv_cache import Blocks, Run
 from sim.engines.vllm_v1_flags import COUNTERS, KNOWN_VERSIONS, Flags, known_version
-from sim.model.request import VALIDATION, Request
+from sim.model.request import Request
+from sim.model.status import Status
 from sim.steptime.work import NOTHING, StepWork
 
 NEVER = 1 << 60  # a step that does not come
@@ -190,11 +191,11 @@ class Engine:
 
     # what the caller asks
 
-    def submit(self, request: Request, done: int = 0) -> str | None:
+    def submit(self, request: Request, done: int = 0) -> Status | None:
         """See `engines.engine.Engine.submit`; a prompt that the model has no room for is refused, an answer cut."""
         room = self.flags.max_model_len - request.prompt_tokens
         if room <= 0:
-            return VALIDATION
+            return Status.VALIDATION
         request.max_new_tokens = min(request.max_new_tokens, room)
         request.output_tokens = min(request.output_tokens, room)
         self._inbox.append((request, True, done + 1))

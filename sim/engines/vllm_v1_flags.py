@@ -16,6 +16,7 @@ from sim.model.errors import BadInput
 from sim.model.files.shape import Fail, known
 from sim.model.scenario import Machine
 from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
+from sim.model.warning import Notice, notice
 
 KNOWN_VERSIONS = ("0.9.2", "0.11.2", "0.14.1", "0.17.1", "0.20.2", "0.25.1", "0.32.0")
 
@@ -117,14 +118,17 @@ class Flags(
         return self.max_num_queued_reqs
 
     @property
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Notice]:
         """See `EngineFlags.warnings`."""
         rules = known_version(self.version)
         if rules == self.version:
             return []
         return [
-            f"vLLM {self.version} is not among the versions whose scheduler is known ({', '.join(KNOWN_VERSIONS)}): it "
-            f"is simulated with the rules of {rules}"
+            notice(
+                "version-unknown",
+                f"vLLM {self.version} is not among the versions whose scheduler is known "
+                f"({', '.join(KNOWN_VERSIONS)}): it is simulated with the rules of {rules}",
+            )
         ]
 
     @property

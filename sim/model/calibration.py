@@ -18,6 +18,7 @@ from sim.model.files.shape import Key, known
 from sim.model.identity import Identity, check_engine, is_engine, named
 from sim.model.scenario import Machine
 from sim.model.server import Declaration
+from sim.model.warning import Notice, notice
 from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
 
 MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
@@ -205,7 +206,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     noise: Noise = Noise()
     clocks: Clocks = Clocks()
     correlations: list[tuple[str, str, float]] = []
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     check: FitCheck | None = None
 
     @property
@@ -232,7 +233,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 def check_suits(
     calibration: Calibration, declared: Declaration, taken_as: str | None = None, path: str | Path | None = None
-) -> list[str]:
+) -> list[Notice]:
     """Raise `NotTheEngine` for a calibration from runs not known to be of an engine, unless the user takes them for it;
     the warning that then belongs to every number. Tables of other engines' step times only get a warning: what
     a step takes is the machine's in the first place.
@@ -242,16 +243,25 @@ def check_suits(
         return []
     if calibration.source.kind == "table":
         return [
-            f"the step times are of {named(found)}, scheduled here as {engine} does, which takes its own time "
-            "for a step; a run of your own server (`servecast measure`) would tell"
+            notice(
+                "other-engine-table",
+                f"the step times are of {named(found)}, scheduled here as {engine} does, which takes its own time "
+                "for a step; a run of your own server (`servecast measure`) would tell",
+            )
             if found is not None
-            else f"the table does not say which engine was timed; its steps are scheduled as {engine} does, which may "
-            "take another time for a step (a column `engine` would say)"
+            else notice(
+                "unknown-engine-table",
+                f"the table does not say which engine was timed; its steps are scheduled as {engine} does, which may "
+                "take another time for a step (a column `engine` would say)",
+            )
         ]
     check_engine(found, declared, taken_as, "what this calibration was fitted to", path)
     return [
-        f"the calibration was fitted to {named(found)} and is taken for {engine} (--as): the scheduler is assumed, and "
-        "a forecast can be far off"
+        notice(
+            "taken-as",
+            f"the calibration was fitted to {named(found)} and is taken for {engine} (--as): the scheduler is "
+            "assumed, and a forecast can be far off",
+        )
     ]
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from sim.model.files.shape import Fail
 from sim.model.server import Bounds, Declaration, EngineFlags
+from sim.model.warning import Notice, notice
 
 SERVER, LAUNCH, SCENARIO, DEFAULT = SOURCES = ("server", "launch", "scenario", "default")
 WORDS = {
@@ -114,23 +115,29 @@ def plain_flag(flag: Flag) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def unwritten(found: Mapping[str, Flag], declared: Declaration) -> list[str]:
+def unwritten(found: Mapping[str, Flag], declared: Declaration) -> list[Notice]:
     """A warning where nobody wrote the flag of a scenario that decides most."""
     for name in declared.decisive[:1]:
         if name in found and found[name].source == DEFAULT:
             return [
-                f"server.{name} {found[name].value} is only the default: it decides who waits (a wrong one can move "
-                "p95 by half); look it up in the server's launch command and write it into the scenario"
+                notice(
+                    "flag-default",
+                    f"server.{name} {found[name].value} is only the default: it decides who waits (a wrong one can "
+                    "move p95 by half); look it up in the server's launch command and write it into the scenario",
+                )
             ]
     return []
 
 
-def untold(found: Mapping[str, Flag], declared: Declaration) -> list[str]:
+def untold(found: Mapping[str, Flag], declared: Declaration) -> list[Notice]:
     """A warning for the decisive flags that neither a server nor its launch command told."""
     said = {SCENARIO: "is the scenario's", DEFAULT: "is only the default"}
     return [
-        f"{name} {found[name].value} {said[found[name].source]}: the server does not tell it, and it decides who waits "
-        "(a wrong one can move p95 by half); check it against the command that launched the server"
+        notice(
+            "flag-unconfirmed",
+            f"{name} {found[name].value} {said[found[name].source]}: the server does not tell it, and it decides who "
+            "waits (a wrong one can move p95 by half); check it against the command that launched the server",
+        )
         for name in declared.decisive
         if name in found and found[name].source in said
     ]

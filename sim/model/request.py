@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-OK, OVERLOADED, VALIDATION, ABORTED, TIMEOUT = "ok", "overloaded", "validation", "aborted", "timeout"
-BROKEN = ("generation", "incomplete", "connect", "reset")  # statuses: of the server or of the way, not of the load
-
+from sim.model.status import Status
 
 Text = Sequence[tuple[int, Hashable]]
 """What identifies the tokens of a request, prompt and answer: the end of each segment (0: no end), and a name that only
@@ -57,5 +55,5 @@ class Request:
         self.text: Text = ()
         self.arrived = self.queued = self.first_token = self.last_token = float("nan")
         self.received = 0  # tokens delivered; known once the request has ended
-        self.status = ""
+        self.status: Status | None = None  # how it ended
         self.gone = False  # its client has left

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sim.model.errors import BadInput
 from sim.model.files.records import RequestLine, kept_time
+from sim.model.status import Status
+from sim.model.warning import Notice, notice
 
 REQUEST_COLUMNS = {
     "id": "int64",
@@ -67,7 +69,7 @@ class Requests:
             self._first_wrong = self._first_wrong or (file, why)
             return
         times = r.token_times or []
-        ok = r.status == "ok"
+        ok = r.status == Status.OK
         if self._rungs and not 0 <= r.rung < self._rungs:
             self._strange.setdefault("name a rung that run.json does not list; they count by their times", []).append(
                 r.id
@@ -106,7 +108,7 @@ class Requests:
         self._counts.append(len(times))
 
     def table(
-        self, warnings: list[str]
+        self, warnings: list[Notice]
     ) -> tuple[pd.DataFrame, list[NDArray[np.float64]] | None, list[NDArray[np.int64] | None] | None]:
         """All of them in order of `sent`, each once; the token times and the tokens of events of each where there are
         any. `BadInput` where too many were wrong."""
@@ -122,14 +124,22 @@ class Requests:
         again = table.duplicated(["id", "user", "sent"])
         if again.any():  # a file that was compressed and kept tells of all of them again
             warnings.append(
-                f"{int(again.sum())} of {len(table)} requests are there twice (the same id, user and time sent) "
-                "and are counted once"
+                notice(
+                    "duplicate-requests",
+                    f"{int(again.sum())} of {len(table)} requests are there twice (the same id, user and time sent) "
+                    "and are counted once",
+                )
             )
         order = np.lexsort((table["id"], table["sent"]))
         order = order[~again.to_numpy()[order]]
         shared = int(table[~again].duplicated(["id", "user"]).sum())  # workers number their own users' requests
         if shared:
-            warnings.append(f"{shared} of {len(order)} requests have the id of another one; they count as they are")
+            warnings.append(
+                notice(
+                    "shared-ids",
+                    f"{shared} of {len(order)} requests have the id of another one; they count as they are",
+                )
+            )
         return table.iloc[order].reset_index(drop=True), self._streams(order), self._events(order)
 
     def _streams(self, order: NDArray[np.int64]) -> list[NDArray[np.float64]] | None:
@@ -143,7 +153,7 @@ class Requests:
     def _events(self, order: NDArray[np.int64]) -> list[NDArray[np.int64] | None] | None:
         return [self._carried.get(i) for i in order.tolist()] if self._carried else None
 
-    def _say(self, warnings: list[str]) -> None:
+    def _say(self, warnings: list[Notice]) -> None:
         wrong = sum(map(len, self._wrong.values()))
         if wrong > _TOO_MANY * self._seen and wrong > 1:
             assert self._first_wrong is not None
@@ -154,9 +164,13 @@ class Requests:
                 path=file,
             )
         for why, ids in self._wrong.items():
-            warnings.append(f"{len(ids)} of {self._seen} requests are left out: {why} ({_named(ids)})")
+            warnings.append(
+                notice(
+                    "impossible-requests", f"{len(ids)} of {self._seen} requests are left out: {why} ({_named(ids)})"
+                )
+            )
         for what, ids in self._strange.items():
-            warnings.append(f"{len(ids)} of {self._seen} requests {what} ({_named(ids)})")
+            warnings.append(notice("odd-requests", f"{len(ids)} of {self._seen} requests {what} ({_named(ids)})"))
 
 
 def _named(ids: list[int]) -> str:

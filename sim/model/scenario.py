@@ -13,6 +13,7 @@ import msgspec
 from sim.model.files.format import FORMAT
 from sim.model.flags import Flag, flags, names
 from sim.model.server import EngineFlags
+from sim.model.warning import Notice
 from sim.model.workload import Gamma, RequestFile, Workload
 
 
@@ -111,7 +112,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     tolerances: dict[str, float] = {}
     price: Price | None = None
     launch: Launch | None = None
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     written: list[str] | msgspec.UnsetType = msgspec.UNSET
 
     @property

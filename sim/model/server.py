@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail
+from sim.model.warning import Notice
 
 if TYPE_CHECKING:
     from sim.model.scenario import Machine
@@ -96,7 +97,7 @@ class EngineFlags:
         return False
 
     @property
-    def warnings(self) -> list[str]:
+    def warnings(self) -> list[Notice]:
         """What to know of every forecast with these flags."""
         return []
 

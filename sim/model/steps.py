@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sim.model.files.records import StepLine, kept_time, read_lines
 from sim.model.request import Request
+from sim.model.warning import Notice
 
 PREFILL, DECODE = 0, 1
 
@@ -86,7 +87,7 @@ def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | Non
         yield record
 
 
-def read_steps(path: Path, warnings: list[str]) -> tuple[pd.DataFrame | None, list[NDArray[np.float64]] | None]:
+def read_steps(path: Path, warnings: list[Notice]) -> tuple[pd.DataFrame | None, list[NDArray[np.float64]] | None]:
     """The steps of a run directory with `STEP_COLUMNS`, and the ends of every decode row's steps, s; None where a file
     has none, or not all a simulated run has. `BadInput` names file, line and key."""
     file = next((path / n for n in ("steps.jsonl", "steps.jsonl.gz") if (path / n).exists()), None)

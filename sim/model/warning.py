@@ -1,132 +1,227 @@
-"""How much a warning matters to the number that was asked for, and which are shown first.
+"""Warnings: why not to trust a number, how much that matters, and what to do about it.
 
-A forecast's band holds what its draws hold. So the order is: what makes the number one of something else; what moves it
-beyond its band; what already widens the band; how an input was read. Files of format 1 keep warnings as sentences, in
-the order in which they were found: a kind is known by words of its sentence. Unknown sentences, a user's own in
-`warnings:` among them, rank with those that move the number.
+`KINDS` has every kind of warning with its severity and advice; the text is written where the warning arises, which is
+where its numbers are. Output shows the few that matter most, files keep all.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from enum import IntEnum
+from enum import StrEnum
+
+import msgspec
 
 SHOWN = 3  # as many as are read
 
 
-class Severity(IntEnum):
-    """What a warning does to the number; the first matters most."""
+class Severity(StrEnum):
+    """What is wrong with the number; the first matters most. A forecast's band holds what its draws hold."""
 
-    WRONG = 0  # it is a number of something else: another machine, server or traffic, or nothing steady
-    MOVED = 1  # it is off by an amount that its band does not know
-    WIDE = 2  # its band knows, and is wider for it
-    NOTE = 3  # how an input was read: nothing is off
+    WRONG = "wrong"  # it is a number of something else: another machine, server or traffic, or nothing steady
+    BIASED = "biased"  # it is off by an amount that its band does not include
+    UNCERTAIN = "uncertain"  # its band includes the reason, and is wider for it
+    NOTE = "note"  # how an input was read: nothing is off
 
 
-# Words that only sentences of one kind have. A test looks for each in the source, so that none outlives its sentence.
-KINDS: tuple[tuple[Severity, tuple[str, ...]], ...] = (
-    (
+class Notice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A warning. `code` is the same for all of a kind, and in every version."""
+
+    text: str
+    code: str = "stated"  # by the author of a scenario
+    severity: Severity = Severity.BIASED
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}. {self.advice}" if self.advice else self.text
+
+    def of(self, what: str) -> Notice:
+        """The same warning about a part (a run, a load), which its text then begins with."""
+        return msgspec.structs.replace(self, text=f"{what}: {self.text}")
+
+
+KINDS: dict[str, tuple[Severity, str]] = {
+    "assumed-times": (Severity.WRONG, "Calibrate from a run of your own server."),
+    "different-machines": (Severity.WRONG, "Calibrate each machine from its own runs."),
+    "empty-window": (Severity.WRONG, "Measure a longer window (load.seconds)."),
+    "engines-differ": (Severity.WRONG, ""),
+    "figures-inconsistent": (Severity.WRONG, "Check the figures and the flags they were measured with."),
+    "fit-check-failed": (Severity.WRONG, ""),
+    "no-machine-fits": (Severity.WRONG, "Check the scenario's flags against the server's launch command."),
+    "no-requests": (Severity.WRONG, ""),
+    "no-steady-state": (Severity.WRONG, "Lower the rate, or add replicas."),
+    "no-verdict": (Severity.WRONG, ""),
+    "other-engine-table": (Severity.WRONG, "Calibrate from a run of your own server."),
+    "other-machine": (Severity.WRONG, "Calibrate from a run of this machine."),
+    "other-traffic": (Severity.WRONG, "Measure while nobody else uses the server."),
+    "padding-differs": (Severity.WRONG, "Calibrate from a run of a server with this setting."),
+    "scenarios-differ": (Severity.WRONG, "Compare two of the same."),
+    "server-stopped": (Severity.WRONG, "Look at the server's log."),
+    "several-servers": (Severity.WRONG, "Measure one server at a time, without a balancer in between."),
+    "table-no-form": (Severity.WRONG, "Calibrate from a run instead."),
+    "taken-as": (Severity.WRONG, "Calibrate from a run of the engine that is forecast."),
+    "unknown-engine-table": (
         Severity.WRONG,
-        (
-            "no steady state from",
-            "the step times are those of another",
-            "nobody measured these step times",
-            "pads its batches",
-            "does not pad its batches",
-            "answered requests of other clients",
-            "other traffic runs on it",
-            "no simulated machine comes near the run",
-            "the figures do not hold together",
-            "no form here follows this table",
-            "does not show what it was fitted to",
-            "not of the machine that",
-            "counts as outside its tolerance",
-            "are not of the same",
-            "no request was completed in the window",
-            "the server stopped answering",
-            "several servers behind one address",
-            "(--as)",
-            "scheduled here as",
-            "its steps are scheduled as",
-        ),
+        "Add a column `engine` to the table, or calibrate from a run of your own server.",
     ),
-    (
-        Severity.MOVED,
-        (
-            "extrapolated",
-            "client-limited",
-            "unhealthy",
-            "requests failed",
-            "rates are too low",
-            "requests/s were sent and",
-            "shorter than three answers",
-            "times as long as a request",
-            "refuses requests longer than its limits",
-            "speak against that",
-            "can move p95 by half",
-            "batches were larger than they look",
-            "its steps look longer",
-            "the machine was",
-            "could not be checked against any",
-        ),
+    "answers-limited": (Severity.BIASED, "Shorten the prompts or answers, or raise the limit."),
+    "answers-long": (Severity.BIASED, ""),
+    "answers-short": (
+        Severity.BIASED,
+        "Make the server heed the length asked, or write the lengths that come back into the scenario.",
     ),
-    (
-        Severity.WIDE,
-        (
-            "do not pin down",
-            "of the steps are left out: their tokens came",
-            "cannot be told apart",
-            "hardly told apart",
-            "moved together",
-            "few machines show the figures",
-            "show the rest",
-            "two patterns are stable",
-            "whose luck decides",
-            "look alike",
-            "off by more than their bands say",
-            "no step was seen",
-        ),
+    "broken-streams": (Severity.BIASED, "Find out why they broke off, and measure again."),
+    "burst": (Severity.BIASED, ""),
+    "client-late": (Severity.BIASED, "Use more --processes, fewer users, or a faster client."),
+    "client-limited": (Severity.BIASED, "Use more --processes, fewer users, or a faster client."),
+    "cut-short": (Severity.BIASED, "Give a larger budget, or continue with --resume."),
+    "extrapolated": (Severity.BIASED, "Measure and calibrate at such a load (`calibrate --advise`)."),
+    "failures-in-sums": (Severity.BIASED, ""),
+    "fit-unchecked": (Severity.BIASED, "Measure whole windows (load.seconds)."),
+    "flag-default": (Severity.BIASED, ""),
+    "flag-differs": (Severity.BIASED, "Correct the scenario."),
+    "flag-unconfirmed": (Severity.BIASED, ""),
+    "flags-contradicted": (Severity.BIASED, "Compare the scenario's flags with the server's launch command."),
+    "headers-only": (Severity.BIASED, "Measure streamed answers with `servecast measure`."),
+    "imprecise-window": (Severity.BIASED, "Raise load.max_seconds."),
+    "in-flight-off": (Severity.BIASED, "Measure a longer window (load.seconds)."),
+    "load-capped": (Severity.BIASED, ""),
+    "lumped-tokens": (Severity.BIASED, "Check proxies and the client between server and load generator for buffering."),
+    "never-scheduled": (Severity.BIASED, "Shorten the prompts or answers, or raise the limit."),
+    "no-draws": (Severity.BIASED, ""),
+    "no-first-token": (Severity.BIASED, ""),
+    "no-prompt-lengths": (Severity.BIASED, "Give the prompt lengths in a scenario, or measure again."),
+    "no-streaming": (Severity.BIASED, "Turn streaming on, or expect a calibration from latencies only."),
+    "not-forecast": (Severity.BIASED, ""),
+    "not-settled": (Severity.BIASED, "Raise load.max_seconds."),
+    "not-steady": (Severity.BIASED, "Lower the rate, or measure a longer window (load.seconds)."),
+    "only-sums": (Severity.BIASED, "Record every request: locust's events, or servecast measure."),
+    "outlying-rung": (Severity.BIASED, "Measure this load again."),
+    "prefix-cached": (Severity.BIASED, ""),
+    "prompt-length-off": (Severity.BIASED, "Check --model and the tokenizer of the prompts."),
+    "prompt-length-unconfirmed": (Severity.BIASED, "Check the length of a prompt with the server's tokenizer."),
+    "ramp-in-window": (Severity.BIASED, ""),
+    "rate-changed": (Severity.BIASED, ""),
+    "refused-lengths": (Severity.BIASED, "Shorten the prompts or answers, or raise the limit."),
+    "requests-failed": (Severity.BIASED, "Find the cause of the errors, and measure again."),
+    "requests-refused": (Severity.BIASED, "Raise max_input_length and max_total_tokens, or shorten the requests."),
+    "requests-sampled": (Severity.BIASED, "Run guidellm without sample_size."),
+    "short-window": (Severity.BIASED, "Measure a longer window (load.seconds)."),
+    "steps-disagree": (
+        Severity.BIASED,
+        "Compare the client's record with the server's /metrics before trusting the fit.",
     ),
-    (
-        Severity.NOTE,
-        (
-            "are taken to have come back at output_attained",
-            "are taken to have come back in full",
-            "do not tell noise from step to step",
-            "was read off a plot by eye",
-            "tells neither",
-            "times neither",
-            "stands in for it",
-            "says why they ended, is left out",
-            "are counted once",
-            "the last line was torn",
-            "does not repeat",
-            "the forecast draws its own requests",
-            "s are replayed (load.settle, load.seconds)",
-            "has grown since it was fitted",
-            "is taken for a run that was fitted",
-        ),
+    "table-unit-odd": (Severity.BIASED, "Check the unit of the table's times."),
+    "time-unit-odd": (Severity.BIASED, "Set `time_unit` of the trace."),
+    "tokens-guessed": (Severity.BIASED, ""),
+    "unknown-user": (Severity.BIASED, "Record the user of each request to replay it as it was."),
+    "unstreamed-answers": (Severity.BIASED, "Stream every answer."),
+    "users-missing": (Severity.BIASED, "Give all files of the run."),
+    "users-not-started": (Severity.BIASED, "Raise load.spawn_rate or load.max_seconds."),
+    "version-unknown": (Severity.BIASED, ""),
+    "whole-seconds": (Severity.BIASED, ""),
+    "batch-context-collinear": (
+        Severity.UNCERTAIN,
+        "Measure one rung with other output lengths (`--advise` says which).",
     ),
-)
+    "budget-bounded": (Severity.UNCERTAIN, "Write it into the scenario if it is known."),
+    "budget-differs": (Severity.UNCERTAIN, "Write it into the scenario."),
+    "budget-inferred": (Severity.UNCERTAIN, "Write it into the scenario if it is known."),
+    "budget-unseen": (
+        Severity.UNCERTAIN,
+        "Measure a load at which requests wait for it, or write it into the scenario.",
+    ),
+    "client-limited-steps": (Severity.UNCERTAIN, "Measure those loads with more --processes or a faster client."),
+    "figure-left-out": (Severity.UNCERTAIN, ""),
+    "figures-few-machines": (Severity.UNCERTAIN, ""),
+    "figures-prior": (Severity.UNCERTAIN, ""),
+    "figures-undetermined": (Severity.UNCERTAIN, "Measure a run of your own to narrow them."),
+    "latency-only": (Severity.UNCERTAIN, "Stream the answers to measure steps."),
+    "latency-only-lengths": (Severity.UNCERTAIN, "Stream the answers to forecast other lengths."),
+    "no-single-user": (Severity.UNCERTAIN, "Measure a rung of one user."),
+    "no-steps": (Severity.UNCERTAIN, "Stream the answers to measure steps."),
+    "one-prompt-length": (Severity.UNCERTAIN, "Measure one rung with other prompt lengths (`--advise` says which)."),
+    "prefill-collinear": (Severity.UNCERTAIN, "Measure one rung with other prompt lengths (`--advise` says which)."),
+    "run-without-steps": (Severity.UNCERTAIN, ""),
+    "short-window-slo": (Severity.UNCERTAIN, ""),
+    "steps-lumped": (Severity.UNCERTAIN, ""),
+    "steps-stalled": (Severity.UNCERTAIN, ""),
+    "table-collinear": (Severity.UNCERTAIN, ""),
+    "table-one-batch": (Severity.UNCERTAIN, "Add rows of larger batches."),
+    "turnaround-assumed": (Severity.UNCERTAIN, "Measure a ladder of users to know it."),
+    "two-patterns": (Severity.UNCERTAIN, "Compare several runs of this load, since each follows one of them."),
+    "answers-cut": (Severity.NOTE, ""),
+    "blank-lines": (Severity.NOTE, ""),
+    "bundled-tokens": (Severity.NOTE, ""),
+    "closing-chunk": (Severity.NOTE, ""),
+    "column-chosen": (Severity.NOTE, "Name the column under `columns` to choose another."),
+    "decimal-commas": (Severity.NOTE, ""),
+    "due-times-missing": (Severity.NOTE, ""),
+    "duplicate-requests": (Severity.NOTE, ""),
+    "ends-missing": (Severity.NOTE, ""),
+    "engine-differs": (Severity.NOTE, ""),
+    "figures-no-noise": (Severity.NOTE, ""),
+    "fitted-run-grown": (Severity.NOTE, ""),
+    "fitted-run-guessed": (Severity.NOTE, ""),
+    "impossible-info": (Severity.NOTE, "Check what the server answers at /info."),
+    "impossible-requests": (Severity.NOTE, "Check the clock and the tool that wrote the run."),
+    "itl-not-compared": (Severity.NOTE, ""),
+    "labels-merged": (Severity.NOTE, ""),
+    "lengths-missing": (Severity.NOTE, ""),
+    "limits-missing": (Severity.NOTE, ""),
+    "load-differs": (Severity.NOTE, ""),
+    "load-guessed": (Severity.NOTE, "Say which load it was if that is wrong."),
+    "load-missing": (Severity.NOTE, ""),
+    "mixed-loads": (Severity.NOTE, ""),
+    "no-metrics": (Severity.NOTE, "Check /metrics of the server."),
+    "no-token-count": (Severity.NOTE, ""),
+    "no-token-times": (Severity.NOTE, ""),
+    "not-a-repeat": (Severity.NOTE, ""),
+    "nothing-held-out": (Severity.NOTE, "Hold rungs out (--held-out), or compare with a run that was not fitted."),
+    "odd-requests": (Severity.NOTE, ""),
+    "output-attained": (Severity.NOTE, ""),
+    "output-in-full": (Severity.NOTE, ""),
+    "own-requests": (Severity.NOTE, ""),
+    "parameter-refused": (Severity.NOTE, ""),
+    "permits-exceeded": (Severity.NOTE, "Raise max_concurrent_requests, or end the ladder below it."),
+    "read-off-plot": (Severity.NOTE, ""),
+    "rows-left-out": (Severity.NOTE, ""),
+    "scrapes-failed": (Severity.NOTE, ""),
+    "sends-rebuilt": (Severity.NOTE, ""),
+    "shared-ids": (Severity.NOTE, ""),
+    "sums": (Severity.NOTE, ""),
+    "surplus-chunks": (Severity.NOTE, ""),
+    "table-machine-chosen": (Severity.NOTE, ""),
+    "table-no-budget": (Severity.NOTE, "Write it into the scenario."),
+    "table-no-joining": (Severity.NOTE, ""),
+    "table-no-mixed-steps": (Severity.NOTE, ""),
+    "table-no-noise": (Severity.NOTE, ""),
+    "table-waves": (Severity.NOTE, ""),
+    "time-unit-assumed": (Severity.NOTE, "Set `time_unit` of the trace if that is wrong."),
+    "times-unordered": (Severity.NOTE, ""),
+    "tokens-spread": (Severity.NOTE, ""),
+    "torn-line": (Severity.NOTE, ""),
+    "trace-cut": (Severity.NOTE, ""),
+    "unsent-left-out": (Severity.NOTE, ""),
+    "warm-up-left-out": (Severity.NOTE, ""),
+}
 _BEYOND = re.compile(r"([\d,.]+) [^\d();]*\(calibrated (?:up to|from) ([\d,.]+)")
 
 
-def severity(text: str) -> Severity:
-    """What a warning does to the number."""
-    for level, kinds in KINDS:
-        if any(words in text for words in kinds):
-            return level
-    return Severity.MOVED
+def notice(code: str, text: str) -> Notice:
+    """The warning of a kind; `LookupError` for a code that is not in `KINDS`."""
+    severity, advice = KINDS[code]
+    return Notice(code=code, severity=severity, text=text, advice=advice)
 
 
-def ranked(texts: Iterable[str]) -> list[str]:
-    """Each once, those that move the number most first; equals stay in the order given."""
-    return sorted(dict.fromkeys(texts), key=lambda text: (severity(text), -_factor(text)))
+def ranked(notices: Iterable[Notice]) -> list[Notice]:
+    """Each once, those that matter most first; equals stay in the order given."""
+    order = list(Severity)
+    return sorted(dict.fromkeys(notices), key=lambda found: (order.index(found.severity), -_factor(found.text)))
 
 
 def _factor(text: str) -> float:
-    """How far beyond the calibrated range a sentence says that it goes, as a factor; 1 where it says nothing."""
+    """How far beyond the calibrated range a text says that it goes, as a factor; 1 where it says nothing."""
     found = (
         (float(asked.replace(",", "")), float(known.rstrip(".,").replace(",", "")))
         for asked, known in _BEYOND.findall(text)
@@ -134,10 +229,10 @@ def _factor(text: str) -> float:
     return max((max(asked / known, known / asked) for asked, known in found if asked and known), default=1.0)
 
 
-def folded(texts: Iterable[str], rest: str, most: int | None = SHOWN) -> list[str]:
+def folded(notices: Iterable[Notice], rest: str, most: int | None = SHOWN) -> list[str]:
     """The lines to be shown of some warnings: the `most` that matter most (None: all), and how many more there are;
     `rest` says where those are."""
-    order = ranked(texts)
+    order = ranked(notices)
     shown = order[:most]
     more = len(order) - len(shown)
-    return [f"warning: {text}" for text in shown] + ([f"warning: and {more} more; {rest}"] if more else [])
+    return [f"warning: {found}" for found in shown] + ([f"warning: and {more} more; {rest}"] if more else [])

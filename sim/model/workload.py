@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.model.warning import Notice
+
 Ints = NDArray[np.int64]
 
 MOST_TOKENS = 10**9  # of one request: no model has a context of more, and sums of them stay exact in 64 bits
@@ -113,7 +115,7 @@ class RequestLengths(NamedTuple):
     output_tokens: Ints
     max_new_tokens: Ints
     times: NDArray[np.float64] | None = None
-    warnings: tuple[str, ...] = ()  # about the file
+    warnings: tuple[Notice, ...] = ()  # about the file
 
 
 def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> Ints:

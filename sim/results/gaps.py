@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.model.request import OK
+from sim.model.status import Status
 from sim.model.steps import DECODE, PREFILL
 from sim.results.events import event_times
 from sim.run import Run
@@ -97,7 +97,7 @@ def gaps(run: Run, low: float, high: float) -> Gaps:
         return _simulated(run.steps, run.step_ends or [], low, high)
     # of an answer that was not streamed it is only known when it came
     last = run.requests["last_token"].to_numpy()
-    whole = (last >= low) & (last < high) & (run.requests["status"].to_numpy() == OK)
+    whole = (last >= low) & (last < high) & (run.requests["status"].to_numpy() == Status.OK)
     times = run.token_times or []
     if times:
         whole &= np.array([not len(t) for t in times], dtype=bool)

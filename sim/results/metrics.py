@@ -14,23 +14,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.model.errors import NotEnoughData
+from sim.model.metric import QUANTILES
+from sim.model.status import Status
 from sim.model.steps import DECODE, PREFILL
 from sim.results.gaps import gaps, weighted_quantiles
 from sim.run import Run, Rung
 
 Floats = NDArray[np.float64]
 
-QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 SHARES = list(QUANTILES.values())
-COMPARED = (
-    *(f"{what}_{which}" for what in ("e2e", "ttft", "itl", "tpot") for which in ("mean", *QUANTILES)),
-    "rps",
-    "output_tokens_per_s",
-    "input_tokens_per_s",
-    "goodput",
-    "error_rate",
-    "overloaded_rate",
-)
 
 
 def table(run: Run, slo: Mapping[str, float] | None = None) -> pd.DataFrame:
@@ -55,14 +47,14 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
         raise NotEnoughData("the rung has no steady window")
     requests = run.requests
     status = requests["status"].to_numpy()
-    ok = status == "ok"
+    ok = status == Status.OK
     first, last = requests["first_token"].to_numpy(), requests["last_token"].to_numpy()
     sent, ended = requests["scheduled"].to_numpy(), requests["ended"].to_numpy()
     output = requests["output_tokens"].to_numpy()
 
     done = ok & (last >= low) & (last < high)
     began = (first >= low) & (first < high)
-    over = (ended >= low) & (ended < high) & (status != "aborted")
+    over = (ended >= low) & (ended < high) & (status != Status.ABORTED)
     e2e = (last - sent)[done]
     ttft = (first - sent)[began]
     several = done & (output > 1)
@@ -83,7 +75,7 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     found["input_tokens_per_s"] = float("nan") if unseen else float(prompts.sum()) / seconds
     found["goodput"] = float((done & keeps(run, slo)).sum()) / seconds
     found["error_rate"] = float((over & ~ok).sum() / max(1, over.sum()))
-    found["overloaded_rate"] = float((over & (status == "overloaded")).sum() / max(1, over.sum()))
+    found["overloaded_rate"] = float((over & (status == Status.OVERLOADED)).sum() / max(1, over.sum()))
     found["in_flight"] = _area(sent, ended, low, high) / seconds
     found["queue"] = _area(sent, np.where(np.isnan(first), ended, first), low, high) / seconds
     found["completions"] = float(done.sum())

@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.model.request import ABORTED, OK
+from sim.model.metric import RATES
+from sim.model.status import Status
 from sim.results import metrics
 from sim.run import Run, Rung
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-RATES = ("rps", "input_tokens_per_s", "output_tokens_per_s", "goodput")
 GROWING, TURNED_AWAY = 0.05, 0.01  # shares of the requests: with more left standing or refused there is no steady state
 
 
@@ -81,10 +81,10 @@ class _Ends:
         requests = run.requests
         status = requests["status"].to_numpy()
         ended, last = (requests[name].to_numpy(dtype=np.float64) for name in ("ended", "last_token"))
-        self.ok = status == OK
+        self.ok = status == Status.OK
         self.good = self.ok & keeps
         self.at: Floats = np.where(self.ok & ~np.isnan(last), last, ended)
-        self.by_itself = (status != ABORTED) & ~np.isnan(self.at)
+        self.by_itself = (status != Status.ABORTED) & ~np.isnan(self.at)
         self.sent = requests["scheduled"].to_numpy(dtype=np.float64)
         self.user = requests["user"].to_numpy()
         self.prompts, self.output = (requests[name].to_numpy() for name in ("prompt_tokens", "output_tokens"))

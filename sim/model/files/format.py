@@ -11,10 +11,66 @@ from __future__ import annotations
 
 from typing import Any
 
+from sim.model.warning import KINDS, Severity
+
 FORMAT = 2  # of what we write: runs, scenarios, calibrations, forecasts and comparisons alike
 READ = (1, FORMAT)
 EXPECTED = " or ".join(map(str, READ))
 NOW: dict[str | int, str] = {"doubts": "warnings", "binding": "bottleneck", "takeoff": "latency_onset"}
+
+# words of a sentence of format 1, and the code of the warning that it is today; the first that fit count
+WORDS = {
+    "(--as)": "taken-as",
+    "no steady state from": "no-steady-state",
+    "the step times are those of another": "other-machine",
+    "nobody measured these step times": "assumed-times",
+    "pads its batches": "padding-differs",
+    "does not pad its batches": "padding-differs",
+    "somebody else is using the server": "other-traffic",
+    "other traffic runs on it": "other-traffic",
+    "no simulated machine comes near the run": "no-machine-fits",
+    "the figures do not hold together": "figures-inconsistent",
+    "no form here follows this table": "table-no-form",
+    "does not show what it was fitted to": "fit-check-failed",
+    "not of the machine that": "different-machines",
+    "counts as outside its tolerance": "no-verdict",
+    "are not of the same": "scenarios-differ",
+    "no request was completed in the window": "empty-window",
+    "the server stopped answering": "server-stopped",
+    "several servers behind one address": "several-servers",
+    "scheduled here as": "other-engine-table",
+    "its steps are scheduled as": "unknown-engine-table",
+    "extrapolated": "extrapolated",
+    "client-limited": "client-limited",
+    "requests failed": "requests-failed",
+    "do not pin down": "figures-undetermined",
+    "of the steps are left out: their tokens came": "steps-lumped",
+    "cannot be told apart": "one-prompt-length",
+    "hardly told apart": "prefill-collinear",
+    "moved together": "batch-context-collinear",
+    "few machines show the figures": "figures-few-machines",
+    "show the rest": "figure-left-out",
+    "two patterns are stable": "two-patterns",
+    "whose luck decides": "short-window-slo",
+    "look alike": "table-collinear",
+    "off by more than their bands say": "latency-only-lengths",
+    "no step was seen": "no-steps",
+    "are taken to have come back at output_attained": "output-attained",
+    "are taken to have come back in full": "output-in-full",
+    "do not tell noise from step to step": "figures-no-noise",
+    "was read off a plot by eye": "read-off-plot",
+    "tells neither": "table-no-noise",
+    "times neither": "table-no-joining",
+    "stands in for it": "ends-missing",
+    "says why they ended, is left out": "closing-chunk",
+    "are counted once": "duplicate-requests",
+    "the last line was torn": "torn-line",
+    "does not repeat": "not-a-repeat",
+    "the forecast draws its own requests": "own-requests",
+    "are replayed (load.settle, load.seconds)": "trace-cut",
+    "has grown since it was fitted": "fitted-run-grown",
+    "is taken for a run that was fitted": "fitted-run-guessed",
+}
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
@@ -30,5 +86,12 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
             value = upgraded(value)
         elif name == "rungs" and isinstance(value, list):
             value = [upgraded(rung) if isinstance(rung, dict) else rung for rung in value]
+        elif name == "warnings" and isinstance(value, list):
+            value = [_warning(text) if isinstance(text, str) else text for text in value]
         now.setdefault(name, value)
     return now
+
+
+def _warning(text: str) -> dict[str, Any]:
+    code = next((code for words, code in WORDS.items() if words in text), "format-1")
+    return {"code": code, "severity": KINDS.get(code, (Severity.BIASED,))[0], "text": text}

@@ -21,6 +21,8 @@ from sim.model.files.records import RequestLine, read_lines
 from sim.model.files.rows import Rows, read_rows, under
 from sim.model.files.shape import nearest
 from sim.model.files.timestamps import has_zone, nanoseconds, number, unix_unit
+from sim.model.status import Status
+from sim.model.warning import Notice, notice
 from sim.model.workload import MOST_TOKENS, UNITS, RequestFile, RequestLengths, Workload
 
 EXPECTED = "a CSV or JSON lines of lengths, or a run"
@@ -58,7 +60,7 @@ class _Requests:
     charged: list[int] = field(default_factory=list)
     times: list[int | float] = field(default_factory=list)
     unit: float = 1.0
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
 
 
 def read_lengths(workload: Workload) -> RequestLengths | None:
@@ -72,7 +74,7 @@ def read_lengths(workload: Workload) -> RequestLengths | None:
     path = Path(source.file)
     found = _read(path, source)
     if not found.prompt:
-        left_out = f" ({'; '.join(found.warnings)})" if found.warnings else ""
+        left_out = f" ({'; '.join(said.text for said in found.warnings)})" if found.warnings else ""
         raise BadInput(f"expected at least one request, found none{left_out}", path=path)
     prompt, output, charged = (
         np.array(column, dtype=np.int64) for column in (found.prompt, found.output, found.charged)
@@ -83,16 +85,24 @@ def read_lengths(workload: Workload) -> RequestLengths | None:
         charged = np.full(len(prompt), workload.max_new_tokens, dtype=np.int64)
     longer = int((output > charged).sum())
     if longer:
-        found.warnings.append(f"{path.name}: {longer} answers are longer than max_new_tokens, and are cut to it")
+        found.warnings.append(
+            notice("answers-cut", f"{path.name}: {longer} answers are longer than max_new_tokens, and are cut to it")
+        )
     times = _seconds(found)
     if workload.trace is not None and times is not None:
         if (np.diff(times) < 0).any() and not path.is_dir() and "requests" not in path.name:
-            found.warnings.append(f"{path.name}: times are not in order; requests are sorted by them")
+            found.warnings.append(
+                notice("times-unordered", f"{path.name}: times are not in order; requests are sorted by them")
+            )
         order = np.argsort(times, kind="stable")
         span = float(times.max() - times.min())
         if span > 0 and len(times) > MOST_A_SECOND * span:
             found.warnings.append(
-                f"{path.name}: {len(times)} requests within {span:.3g} s: are the times in another unit (time_unit)?"
+                notice(
+                    "time-unit-odd",
+                    f"{path.name}: {len(times)} requests within {span:.3g} s: are the times in another unit "
+                    "(time_unit)?",
+                )
             )
         order, times = _scaled(order, times[order] - times[order[0]], source, path)
         prompt, output, charged = (column[order] for column in (prompt, output, charged))
@@ -130,7 +140,7 @@ def _run(files: list[Path], path: Path) -> _Requests:
     for file in files:
         for request in read_lines(file, found.warnings, RequestLine):
             charged = request.get("max_new_tokens") or request.get("output_tokens") or 0
-            got = request.get("output_tokens") or 0 if request["status"] == "ok" else charged
+            got = request.get("output_tokens") or 0 if request["status"] == Status.OK else charged
             if charged < 1 or request["prompt_tokens"] < 1:
                 silent.append(request["id"])
                 continue
@@ -142,7 +152,12 @@ def _run(files: list[Path], path: Path) -> _Requests:
     if silent and not found.prompt:
         raise BadInput(f"request {silent[0]} does not say how many tokens it asked for", path=files[0])
     if silent:
-        found.warnings.append(f"{path.name}: {len(silent)} requests do not say how long they were, and are left out")
+        found.warnings.append(
+            notice(
+                "lengths-missing",
+                f"{path.name}: {len(silent)} requests do not say how long they were, and are left out",
+            )
+        )
     return found
 
 
@@ -172,14 +187,16 @@ def _table(rows: Rows, source: RequestFile) -> _Requests:
     found.unit = clock.per_second
     for count, what in ((failed, "no answer (failed requests)"), (empty, "no prompt")):
         if count:
-            found.warnings.append(f"{rows.path.name}: {count} of {total} rows have {what} and are left out")
+            found.warnings.append(
+                notice("rows-left-out", f"{rows.path.name}: {count} of {total} rows have {what} and are left out")
+            )
     if decimals.commas:
-        found.warnings.append(f"{rows.path.name}: decimal commas are read as points")
+        found.warnings.append(notice("decimal-commas", f"{rows.path.name}: decimal commas are read as points"))
     found.warnings += [*rows.warnings, *clock.warnings]
     return found
 
 
-def _columns(rows: Rows, source: RequestFile, warnings: list[str]) -> dict[str, str | None]:
+def _columns(rows: Rows, source: RequestFile, warnings: list[Notice]) -> dict[str, str | None]:
     """The name of each column in this file; None for one that is not there and need not be."""
     plain = {each.strip().lower().replace(" ", "_"): each for each in reversed(rows.names)}
     names: dict[str, str | None] = {}
@@ -204,7 +221,12 @@ def _columns(rows: Rows, source: RequestFile, warnings: list[str]) -> dict[str, 
         if name in rows.repeated:
             raise BadInput(f"expected one column {name!r}, found several", path=rows.path, line=rows.line)
         if wanted is None and len(fitting) > 1:
-            warnings.append(f"{rows.path.name}: {what} is taken from {fitting[0]!r}, not from {_listed(fitting[1:])}")
+            warnings.append(
+                notice(
+                    "column-chosen",
+                    f"{rows.path.name}: {what} is taken from {fitting[0]!r}, not from {_listed(fitting[1:])}",
+                )
+            )
         names[what] = name
     return names
 
@@ -248,7 +270,7 @@ class _Clock:
 
     def __init__(self, path: Path, names: dict[str, str | None], unit: str | None, *, in_seconds: bool = False):
         self._path, self._names, self._unit, self._in_seconds = path, names, unit, in_seconds
-        self.per_second, self.warnings = 1.0, list[str]()
+        self.per_second, self.warnings = 1.0, list[Notice]()
         self._written: bool | None = None  # as times of the day, not as numbers
         self._zoned: bool | None = None
 
@@ -280,7 +302,10 @@ class _Clock:
         plain = {what: str(given).strip().lower() for what, given in self._names.items()}
         if (unit := unix_unit(first)) is not None:
             self.warnings.append(
-                f"{self._path.name}: times are taken for unix times in {unit} (time_unit says otherwise)"
+                notice(
+                    "time-unit-assumed",
+                    f"{self._path.name}: times are taken for unix times in {unit} (time_unit says otherwise)",
+                )
             )
             return unit
         # Mooncake's traces are whole ms; those of Alibaba's Bailian, which has chats, are seconds by the same names
@@ -294,7 +319,11 @@ class _Clock:
         if (name, plain["prompt_tokens"]) == ("timestamp", "request tokens"):
             return "s"  # BurstGPT
         if name not in SECONDS:
-            self.warnings.append(f"{self._path.name}: times are taken for seconds (time_unit says otherwise)")
+            self.warnings.append(
+                notice(
+                    "time-unit-assumed", f"{self._path.name}: times are taken for seconds (time_unit says otherwise)"
+                )
+            )
         return "s"
 
 

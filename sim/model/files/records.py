@@ -15,8 +15,9 @@ import msgspec
 
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail, Key, check_shape, dotted
+from sim.model.status import Status
+from sim.model.warning import Notice, notice
 
-STATUSES = ("ok", "overloaded", "validation", "generation", "incomplete", "timeout", "connect", "reset", "aborted")
 MOST_TOKENS = 10**9  # of one request: no context is that long
 MOST_COUNT = 2**53  # that a float counts exactly
 LATEST = 1e11  # s: where nothing says how long a run took; the clock of the wall is at 2e9
@@ -33,7 +34,7 @@ class HeadLine(msgspec.Struct):
     software: dict[str, Any] | None = None
     info: dict[str, Any] | None = None
     stopped: str | None = None
-    warnings: list[str] | None = None
+    warnings: list[Notice] | None = None
 
 
 class RungLine(msgspec.Struct):
@@ -46,7 +47,7 @@ class RungLine(msgspec.Struct):
     users: int | None = None
     rate: float | None = None
     status: str = "aborted"
-    warnings: list[str] = []
+    warnings: list[Notice] = []
 
 
 class SegmentLine(msgspec.Struct):
@@ -61,7 +62,7 @@ class RequestLine(msgspec.Struct):
     id: int
     sent: float
     prompt_tokens: int
-    status: str
+    status: Status
     rung: int = 0
     user: int = -1
     scheduled: float | None = None
@@ -101,8 +102,6 @@ class RequestLine(msgspec.Struct):
         for name in ("prompt_tokens", "max_new_tokens", "output_tokens", "sent"):
             if getattr(self, name) < 0:
                 return name, f"expected 0 or more, found {getattr(self, name)}"
-        if self.status not in STATUSES:
-            return "status", f"expected one of {', '.join(STATUSES)}, found {self.status!r}"
         if self.event_tokens:
             tokens = len(self.token_times or [])
             if min(self.event_tokens) < 1 or sum(self.event_tokens) != tokens:
@@ -161,7 +160,7 @@ PART = 1 << 20  # bytes of a file that are looked at together
 
 
 def each_line(
-    file: Path, warnings: list[str], progress: Callable[[int], None] = lambda done: None
+    file: Path, warnings: list[Notice], progress: Callable[[int], None] = lambda done: None
 ) -> Iterator[tuple[int, bytes]]:
     """The lines of a file (plain or `.gz`) with their numbers, empty ones left out, without holding them all.
 
@@ -185,12 +184,12 @@ def each_line(
     try:
         msgspec.json.decode(rest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        warnings.append(f"{file.name}: the last line was torn and is left out")
+        warnings.append(notice("torn-line", f"{file.name}: the last line was torn and is left out"))
     else:
         yield number + 1, rest
 
 
-def read_lines(file: Path, warnings: list[str], shape: type[msgspec.Struct]) -> list[dict[str, Any]]:
+def read_lines(file: Path, warnings: list[Notice], shape: type[msgspec.Struct]) -> list[dict[str, Any]]:
     """The records of a file (plain or `.gz`) of JSON lines, each of that shape.
 
     A torn last line is dropped with a warning. `BadInput` names file, line and key.
@@ -204,7 +203,7 @@ def read_lines(file: Path, warnings: list[str], shape: type[msgspec.Struct]) -> 
 
 
 def read_requests(
-    file: Path, warnings: list[str], progress: Callable[[int], None] = lambda done: None
+    file: Path, warnings: list[Notice], progress: Callable[[int], None] = lambda done: None
 ) -> Iterator[RequestLine]:
     """The requests of a file, one after another; else like `read_lines`."""
     decoder = msgspec.json.Decoder(RequestLine)

@@ -20,6 +20,7 @@ import msgspec
 
 from sim.model.errors import BadInput
 from sim.model.files.atomic import gunzip, read_file
+from sim.model.warning import Notice, notice
 
 DELIMITERS = ",;\t|"
 _GZIP = b"\x1f\x8b"
@@ -40,7 +41,7 @@ class Rows:
     line: int = 1
     delimiter: str = ""
     repeated: set[str] = field(default_factory=set)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Notice] = field(default_factory=list)
 
 
 def read_text(path: Path, expected: str) -> str:
@@ -94,7 +95,7 @@ def _csv(text: str, path: Path, expected: str) -> Rows:
 
 
 def _json(text: str, path: Path, expected: str) -> Rows:
-    warnings: list[str] = []
+    warnings: list[Notice] = []
     records = _array(text, path) if text.lstrip().startswith("[") else _lines(text, path, warnings)
     first = next(records, None)
     if first is None:
@@ -107,7 +108,7 @@ def _json(text: str, path: Path, expected: str) -> Rows:
     return Rows(path, list(first[1]), rows(), first[0], warnings=warnings)
 
 
-def _lines(text: str, path: Path, warnings: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(text: str, path: Path, warnings: list[Notice]) -> Iterator[tuple[int, dict[str, Any]]]:
     lines = text.split("\n")
     for line, raw in enumerate(lines, 1):
         if not raw.strip():
@@ -116,7 +117,7 @@ def _lines(text: str, path: Path, warnings: list[str]) -> Iterator[tuple[int, di
             record = msgspec.json.decode(raw)
         except (msgspec.DecodeError, RecursionError) as e:
             if line == len(lines) and line > 1:
-                warnings.append(f"{path.name}: the last line was torn and is left out")
+                warnings.append(notice("torn-line", f"{path.name}: the last line was torn and is left out"))
                 return
             raise BadInput(f"not JSON ({e})", path=path, line=line) from e
         yield line, _record(record, path, line)

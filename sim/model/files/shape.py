@@ -11,6 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -107,7 +108,9 @@ def expected(hint: Any) -> str:
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if option in NOTHING:
             continue
-        if isinstance(option, type) and issubclass(option, msgspec.Struct):
+        if isinstance(option, type) and issubclass(option, StrEnum):
+            words.append(f"one of {', '.join(option)}")
+        elif isinstance(option, type) and issubclass(option, msgspec.Struct):
             words.append(f"a map of {', '.join(option.__struct_fields__)}")
         elif origin is None and option not in NAMES:
             words.append("a map")
