@@ -65,7 +65,7 @@ def observe(
     """
     scenario = Scenario(name="seen", server=server, workload=workload, load=Load(users=list(users), spawn_rate=10.0))
     machine = Model(step_time(model, truth or TRUTH), server, noise or Noise(), clocks)
-    bench = Bench(scenario, machine, (seed,), Sampler(workload, np.random.default_rng([seed, 9])))
+    bench = Bench(scenario, machine, (seed,), Sampler(workload, seed))
     tokens: dict[Request, list[float]] = {}
     calls: list[tuple[str, list[Request]]] = []
 

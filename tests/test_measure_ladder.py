@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_open_loop_sends_what_was_scheduled_whether_or_not_the_server_keeps_up(
         run, _ = climb(scenario(**load), process.url, tmp_path / "run")
     assert [rung.rate for rung in run.rungs] == [20.0, 40.0]
     first = run.rungs[0]
-    due = first.start + np.cumsum(arrival_gaps("poisson", 20.0, np.random.default_rng([0, 2, 0, 0]), 1024))
+    due = first.start + np.cumsum(list(islice(arrival_gaps("poisson", 20.0, (0, 1, 0)), 100)))
     due = due[due < first.end - 0.1]
     scheduled = np.sort(run.requests["scheduled"].to_numpy())[: len(due)]
     assert np.allclose(scheduled, due, atol=2e-6)  # every one of them, at its time, answered or not

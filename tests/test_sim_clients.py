@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
-from sim.cluster.clients import Delays
+from sim.cluster.clients import BURST_UPLINK, FIRST, LAST, SPACING, TURNAROUND, UPLINK, Delays
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
@@ -15,12 +17,19 @@ from sim.model.workload import Lengths, Workload
 from sim.steptime.linear import affine
 
 
-def test_delays_have_the_quantiles_named_and_grow_with_the_prompt() -> None:
-    delays = Delays(Delay(quantiles=[0.0, 0.1, 0.5], per_token=0.001), np.random.default_rng(1))
-    drawn = np.array([delays.draw(100) for _ in range(100_000)]) - 0.1
-    assert np.quantile(drawn, [0, 0.25, 0.5, 0.75, 1]) == pytest.approx([0, 0.05, 0.1, 0.3, 0.5], abs=0.005)
-    constant = Delays(Delay(quantiles=[0.2], per_token=0.001), np.random.default_rng(1))
-    assert {constant.draw(50) for _ in range(9)} == {0.2 + 0.001 * 50}
+def test_delays_have_the_quantiles_named_and_belong_to_a_request() -> None:
+    law = Delay(quantiles=[0.0, 0.1, 0.5])
+    clocks = Clocks(uplink=law, downlink=law, turnaround=law, spacing=Delay(quantiles=[0.2]))
+    drawn = np.array(list(islice(Delays(clocks, 1).requests(3), 50_000)))
+    assert (drawn[:, SPACING] == 0.2).all()
+    for column in (TURNAROUND, UPLINK, BURST_UPLINK, FIRST, LAST):
+        found = np.quantile(drawn[:, column], [0, 0.25, 0.5, 0.75, 1])
+        assert found == pytest.approx([0, 0.05, 0.1, 0.3, 0.5], abs=0.008)
+    assert np.abs(np.corrcoef(drawn[:, 1:].T) - np.eye(5)).max() < 0.02
+    both = Delays(clocks, 1)
+    one, other = both.requests(3), both.requests(4)
+    assert [(next(other), next(one))[1] for _ in range(300)] == [tuple(row) for row in drawn[:300].tolist()]
+    assert set(islice(Delays(Clocks(), 1).requests(0), 9)) == {(0.0,) * 6}
 
 
 def test_every_request_is_sent_then_seen_to_begin_then_seen_to_end() -> None:

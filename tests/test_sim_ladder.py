@@ -117,9 +117,7 @@ def test_answers_that_end_together_are_dealt_with_one_after_another() -> None:
 def test_the_routers_two_workers_count_the_tokens_of_one_prompt_after_another() -> None:
     """Of three who send 100 tokens together at 1 ms a token two are in the queue after 0.1 s, the third after 0.2 s."""
     clocks = Clocks(uplink=Delay(quantiles=[0.05], per_token=1e-3))
-    bench = Bench(
-        closed([2]), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Sampler(FIXED, np.random.default_rng(0))
-    )
+    bench = Bench(closed([2]), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Sampler(FIXED, 0))
     reached = []
     bench.replica.submit = lambda r: reached.append((r.user, float(bench.clock.now)))  # type: ignore[method-assign]
     for user in range(3):
@@ -146,8 +144,7 @@ def test_refused_users_try_again_after_retry_and_are_counted() -> None:
 def test_who_gives_up_in_a_recording_gives_up_in_its_replay_after_as_long(patience: Patience) -> None:
     """Two at a time are served: the third waits for a first token, or all of them run out of time."""
     server = replace(SERVER, max_batch_total_tokens=2 * 160)
-    rng = np.random.default_rng(0)
-    bench = Bench(closed([3], retry=0.3), Model(STEP_TIME, server), (1, 0), Sampler(FIXED, rng), patience=patience)
+    bench = Bench(closed([3], retry=0.3), Model(STEP_TIME, server), (1, 0), Sampler(FIXED, 0), patience=patience)
     for user in range(3):
         bench.clients.add_user(user)
     bench.clock.run(until=60.0)
@@ -316,7 +313,7 @@ def test_what_came_before_the_first_segment_listed_is_replayed_too(listed: list[
 def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:
     """Who comes meanwhile is prefilled together, and users of equal lengths then stay together: history decides."""
     scenario = closed([3])
-    bench = Bench(scenario, MODEL, (1, 0), Sampler(FIXED, np.random.default_rng(0)), busy_until=1.0)
+    bench = Bench(scenario, MODEL, (1, 0), Sampler(FIXED, 0), busy_until=1.0)
     for user in range(3):
         bench.clients.add_user(user)
         bench.clock.run(until=0.1 * (user + 1))

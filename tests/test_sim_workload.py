@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sim.model.workload import (
     arrival_gaps,
     draw_lengths,
 )
+from sim.randomness import arrivals_at
 
 N = 200_000
 
@@ -60,8 +62,8 @@ def test_what_comes_back_never_exceeds_what_is_charged() -> None:
         output_tokens=Lengths(uniform=(1, 100)),
         max_new_tokens=Lengths(uniform=(40, 60)),
     )
-    drawn = Sampler(workload, np.random.default_rng(3))
-    asked = [drawn.next(0) for _ in range(3000)]
+    drawn = Sampler(workload, 3).requests(0)
+    asked = [next(drawn) for _ in range(3000)]
     assert all(1 <= a.output_tokens <= a.max_new_tokens for a in asked)
     assert any(a.output_tokens < a.max_new_tokens for a in asked)
     assert any(a.output_tokens == a.max_new_tokens for a in asked)
@@ -69,8 +71,8 @@ def test_what_comes_back_never_exceeds_what_is_charged() -> None:
 
 def test_charged_is_what_comes_back_where_only_one_is_given() -> None:
     for given in ({"output_tokens": Lengths(uniform=(1, 9))}, {"max_new_tokens": Lengths(uniform=(1, 9))}):
-        drawn = Sampler(Workload(prompt_tokens=5, **given), np.random.default_rng(3))
-        asked = [drawn.next(0) for _ in range(100)]
+        drawn = Sampler(Workload(prompt_tokens=5, **given), 3).requests(0)
+        asked = [next(drawn) for _ in range(100)]
         assert all(a.output_tokens == a.max_new_tokens and a.prompt_tokens == 5 for a in asked)
         assert len({a.output_tokens for a in asked}) == 9
 
@@ -86,17 +88,24 @@ def test_charged_is_what_comes_back_where_only_one_is_given() -> None:
     ],
 )
 def test_a_share_comes_back_of_answers_that_are_only_limited(given: dict[str, int], back: int) -> None:
-    drawn = Sampler(Workload(prompt_tokens=5, **given), np.random.default_rng(3), attained=0.8)
-    assert drawn.next(0) == RequestSpec(5, back, max(given.values()))
+    drawn = Sampler(Workload(prompt_tokens=5, **given), 3, attained=0.8).requests(0)
+    assert next(drawn) == RequestSpec(5, back, max(given.values()))
 
 
-def test_the_same_generator_gives_the_same_requests_and_another_others() -> None:
+def test_lengths_depend_on_the_seed_the_owner_and_the_request_only() -> None:
     workload = Workload(prompt_tokens=Lengths(uniform=(1, 999)), output_tokens=Lengths(uniform=(1, 999)))
-    first, again, other = (Sampler(workload, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    asked = [first.next(0) for _ in range(2500)]  # more than two blocks
-    assert asked == [again.next(user) for user in range(2500)]
-    assert asked != [other.next(0) for _ in range(2500)]
-    assert abs(np.corrcoef([a.prompt_tokens for a in asked], [a.output_tokens for a in asked])[0, 1]) < 0.06
+
+    def asked(seed: int, owner: int, n: int = 2500) -> list[RequestSpec]:  # more than two blocks
+        return list(islice(Sampler(workload, seed).requests(owner), n))
+
+    mine = asked(1, 3)
+    both = Sampler(workload, 1)
+    one, other = both.requests(3), both.requests(4)
+    together = [(next(one), next(other)) for _ in range(2500)]  # turn by turn
+    assert [spec for spec, _ in together] == mine == asked(1, 3)
+    assert [spec for _, spec in together] == asked(1, 4)
+    assert len({tuple(asked(seed, owner, 9)) for seed in (1, 2) for owner in (-1, 0, 3, arrivals_at(3.0))}) == 8
+    assert abs(np.corrcoef([a.prompt_tokens for a in mine], [a.output_tokens for a in mine])[0, 1]) < 0.06
 
 
 PAIRS = RequestLengths(*(np.array(column) for column in ([10, 20, 30], [1, 2, 3], [5, 6, 7])))
@@ -104,10 +113,10 @@ PAIRS = RequestLengths(*(np.array(column) for column in ([10, 20, 30], [1, 2, 3]
 
 def test_pairs_are_drawn_as_pairs_or_kept_in_order() -> None:
     rows = {RequestSpec(10, 1, 5), RequestSpec(20, 2, 6), RequestSpec(30, 3, 7)}
-    drawn = Sampler(Workload(), np.random.default_rng(1), PAIRS, attained=0.5)  # what came back was seen
-    assert {drawn.next(0) for _ in range(200)} == rows
+    drawn = Sampler(Workload(), 1, PAIRS, attained=0.5).requests(0)  # what came back was seen
+    assert {next(drawn) for _ in range(200)} == rows
     in_order = Trace(PAIRS)
-    assert [in_order.next(9).prompt_tokens for _ in range(5)] == [10, 20, 30, 10, 20]
+    assert [next(in_order.requests(user)).prompt_tokens for user in range(5)] == [10, 20, 30, 10, 20]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +124,11 @@ def test_pairs_are_drawn_as_pairs_or_kept_in_order() -> None:
     [("constant", 0.0), ("poisson", 1.0), (Gamma(gamma=Cv(cv=2.0)), 2.0), (Gamma(gamma=Cv(cv=0.5)), 0.5)],
 )
 def test_gaps_between_arrivals_have_the_rate_and_variation_asked(arrivals: str | Gamma, cv: float) -> None:
-    gaps = arrival_gaps(arrivals, 4.0, np.random.default_rng(2), N)
+    gaps = np.array(list(islice(arrival_gaps(arrivals, 4.0, 2), N)))
     assert gaps.mean() == pytest.approx(0.25, rel=0.02)
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.03, abs=1e-9)
     assert (gaps >= 0).all()
+    if cv > 0:  # another rung of the rate, and another rate, have gaps of their own
+        others = [arrival_gaps(arrivals, 4.0, 2, 1), arrival_gaps(arrivals, 5.0, 2)]
+        for other in others:
+            assert abs(np.corrcoef(gaps[:4000], list(islice(other, 4000)))[0, 1]) < 0.06

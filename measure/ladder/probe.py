@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from measure.apis.api import Prompt
 from measure.deadline import Deadline
 from measure.loadgen.prompts import WORDS, Recipe, by_counts, by_tokenizer, generator, tokenizer_file
@@ -75,7 +73,7 @@ def sample_prompt(recipe: Recipe, scenario: Scenario, lengths: RequestLengths | 
 
 
 def _length(scenario: Scenario, lengths: RequestLengths | None, seed: int) -> int:
-    return Sampler(scenario.workload, np.random.default_rng(seed), lengths).next(0).prompt_tokens
+    return next(Sampler(scenario.workload, seed, lengths).requests(0)).prompt_tokens
 
 
 def _prompt(recipe: Recipe, tokens: int, seed: int) -> Prompt:

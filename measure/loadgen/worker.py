@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from measure.server.key import api_key
 from sim.model.files.json_lines import Lines
 from sim.model.status import Status
 from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
+from sim.randomness import ARRIVALS, arrivals_at
 
 CANARY_SECONDS = 0.01
 
@@ -61,6 +63,7 @@ class Worker:
         self.since = 0.0
         self.idle: list[Client] = []
         self.profile = EventProfile()
+        self.seed = setup.seed, 1, setup.segment
         self.source, self.lengths = self._source()
         name = f"requests-{index}.jsonl" if index else "requests.jsonl"
         self.file = Lines(Path(setup.out) / name) if setup.boot == boot_id() else None
@@ -71,13 +74,12 @@ class Worker:
 
     def _source(self) -> tuple[Source, RequestLengths | None]:
         s = self.setup
-        rng = np.random.default_rng([s.seed, 1, s.segment, self.index])
         if s.lengths is None:
-            return Sampler(s.workload, rng), None
+            return Sampler(s.workload, self.seed), None
         prompt, output, new = (np.asarray(column, dtype=np.int64) for column in s.lengths)
         lengths = RequestLengths(prompt, output, new)
         if s.workload.trace is None:
-            return Sampler(s.workload, rng, lengths), lengths
+            return Sampler(s.workload, self.seed, lengths), lengths
         mine = slice(self.index, None, s.workers)
         return Trace(RequestLengths(prompt[mine], output[mine], new[mine])), lengths
 
@@ -93,10 +95,8 @@ class Worker:
             profile=self.profile,
         )
 
-    def send(self, client: Client, user: int, scheduled: float | None = None, spec: RequestSpec | None = None) -> bool:
+    def send(self, client: Client, user: int, spec: RequestSpec, scheduled: float | None = None) -> bool:
         """Send one request and record it, however it ends; returns whether it succeeded."""
-        if spec is None:
-            spec = self.source.next(user)
         number = self.setup.first_id + self.count * self.setup.workers + self.index
         self.count += 1
         prompt = self.setup.recipe.prompt(spec.prompt_tokens, generator(self.setup.seed, number))
@@ -159,8 +159,7 @@ class Worker:
         """Send a few requests of the workload's size that are not recorded."""
         client = self.client()
         errors = []
-        for i in range(requests):
-            spec = self.source.next(0)
+        for i, spec in enumerate(islice(self.source.requests(ARRIVALS), requests)):
             prompt = self.setup.recipe.prompt(spec.prompt_tokens, generator(self.setup.seed, 2**40 + i))
             record = Record(-1, -1, -1, 0.0, 0.0, spec.prompt_tokens, spec.max_new_tokens)
             client.send(record, prompt)
@@ -170,24 +169,25 @@ class Worker:
         # a server that fails sometimes is measured, and its failures are counted
         self.report("warmed", errors[0] if len(errors) == requests else "")
 
-    def arrivals(self, command: Command) -> Iterator[tuple[int, float]]:
-        """This worker's share of an open-loop rung: (number, due time), known before each is due.
+    def arrivals(self, command: Command) -> Iterator[tuple[float, RequestSpec]]:
+        """This worker's share of an open-loop rung: when each request is due, and its lengths.
 
         All workers draw the same schedule and take every `workers`-th request of it.
         """
+        owner = ARRIVALS
         if command.times is not None:
-            for number in range(self.index, len(command.times), self.setup.workers):
-                yield number, command.start + command.times[number]
-            return
-        assert command.rate is not None
-        rng = np.random.default_rng([self.setup.seed, 2, self.setup.segment, command.rung])
-        number, due = 0, command.start
-        while True:
-            for gap in arrival_gaps(command.arrivals, command.rate, rng, 1024).tolist():
-                due += gap
-                if number % self.setup.workers == self.index:
-                    yield number, due
-                number += 1
+            due: Iterator[float] = (command.start + time for time in command.times)
+        else:
+            assert command.rate is not None
+            before = sum(other.rate == command.rate and other.rung < command.rung for other in self.rungs)
+            owner, gaps = (
+                arrivals_at(command.rate, before),
+                arrival_gaps(command.arrivals, command.rate, self.seed, before),
+            )
+            due = islice(accumulate(gaps, initial=command.start), 1, None)
+        whole = self.lengths if self.setup.workload.trace is not None else None
+        source = self.source if whole is None else Trace(whole)
+        return islice(zip(due, source.requests(owner), strict=False), self.index, None, self.setup.workers)
 
     def run_user(self) -> None:
         """Closed loop: send a request, read the answer, wait the think time, repeat."""
@@ -195,8 +195,8 @@ class Worker:
         self.users += 1
         client = self.client()
         try:
-            while True:
-                succeeded = self.send(client, user)
+            for spec in self.source.requests(user):
+                succeeded = self.send(client, user, spec)
                 gevent.sleep(self.setup.think if succeeded else self.setup.retry)
         finally:
             client.close()
@@ -216,10 +216,10 @@ class Worker:
                 gevent.sleep(0.005)
             command = self.rungs[done]
             done += 1
-            for number, due in self.arrivals(command):
+            for due, spec in self.arrivals(command):
                 if not self._wait_until(due, done):
                     break
-                group.spawn(self._send_scheduled, number, due)
+                group.spawn(self._send_scheduled, due, spec)
 
     def _wait_until(self, due: float, done: int) -> bool:
         """Wait until a request is due; False if the next rung begins before."""
@@ -232,13 +232,9 @@ class Worker:
             # gevent rounds sleeps up to a millisecond: poll during the last one
             gevent.sleep(min(wait, 0.05) - 0.001 if wait > 0.002 else 0.0)
 
-    def _send_scheduled(self, number: int, due: float) -> None:
+    def _send_scheduled(self, due: float, spec: RequestSpec) -> None:
         client = self.idle.pop() if self.idle else self.client()
-        spec = None
-        if self.lengths is not None and self.setup.workload.trace is not None:
-            at = number % len(self.lengths.prompt_tokens)
-            spec = RequestSpec(*(int(column[at]) for column in self.lengths[:3]))
-        self.send(client, -1, due, spec)
+        self.send(client, -1, spec, due)
         self.idle.append(client)
 
     def report(self, event: str = "", text: str = "") -> None:

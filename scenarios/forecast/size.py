@@ -7,6 +7,7 @@ of the windows, or what a rate sends; the speeds and sizes are the best that `ma
 from __future__ import annotations
 
 import os
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,7 @@ class Size(NamedTuple):
 
 def least_size(scenario: Scenario, model: Model, lengths: RequestLengths | None = None) -> Size:
     """The least size of one replicate."""
-    probe = Sampler(scenario.workload, np.random.default_rng(0), lengths, model.output_attained)
-    asked = [probe.next(0) for _ in range(100)]
+    asked = list(islice(Sampler(scenario.workload, 0, lengths, model.output_attained).requests(0), 100))
     prompt, output = (float(np.mean([getattr(a, n) for a in asked])) for n in ("prompt_tokens", "output_tokens"))
     load = scenario.load
     window = load.seconds or 0.0

@@ -7,7 +7,8 @@ turnaround. Milliseconds decide which users share a prefill, so all three are di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -15,31 +16,41 @@ import numpy as np
 from sim.cluster.clock import Clock
 from sim.cluster.frontend import FrontEnd
 from sim.cluster.request_log import RequestLog
-from sim.model.calibration import Clocks, Delay
+from sim.model.calibration import Clocks
 from sim.model.request import Request
 from sim.model.status import Status
 from sim.model.workload import RequestSpec, Source
+from sim.randomness import ARRIVALS, BLOCK, Kind, Randomness
+
+SPACING, TURNAROUND, UPLINK, BURST_UPLINK, FIRST, LAST = range(6)  # of the delays of a request
+_ROWS = slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 6)  # of spacing, turnaround, uplink and downlink
 
 
 class Delays:
-    """Draws from a `Delay`, s."""
+    """What is random of the delays of requests (`Clocks`), s; those of an owner's k-th request depend on the seed, the
+    owner and k only."""
 
-    BLOCK = 4096
+    def __init__(self, clocks: Clocks, seed: int | Sequence[int]):
+        self._random = Randomness(seed)
+        laws = [
+            np.asarray(law.quantiles) for law in (clocks.spacing, clocks.turnaround, clocks.uplink, clocks.downlink)
+        ]
+        self._laws = [(np.linspace(0.0, 1.0, len(law)), law, rows) for law, rows in zip(laws, _ROWS, strict=True)]
+        self._constant = max(map(len, laws)) == 1
 
-    def __init__(self, law: Delay, rng: np.random.Generator):
-        self._law, self._rng = np.asarray(law.quantiles, dtype=np.float64), rng
-        self._per_token = law.per_token
-        self._block: list[float] = []
-        self._constant = float(self._law[0]) if len(self._law) == 1 else None
+    def requests(self, owner: int) -> Iterator[tuple[float, ...]]:
+        """Of every request of an owner from the first on: spacing and turnaround before it, two uplinks (the second is
+        for a request that is written at the end of a burst), and the downlinks of its first and last token."""
+        if self._constant:
+            return repeat(next(self._draw(owner, 0)))
+        return chain.from_iterable(self._draw(owner, block) for block in count())
 
-    def draw(self, prompt_tokens: int) -> float:
-        """One delay of a request with so many prompt tokens."""
-        if self._constant is not None:
-            return self._constant + self._per_token * prompt_tokens
-        if not self._block:
-            u = self._rng.random(self.BLOCK) * (len(self._law) - 1)
-            self._block = np.interp(u, np.arange(len(self._law)), self._law).tolist()
-        return self._block.pop() + self._per_token * prompt_tokens
+    def _draw(self, owner: int, block: int) -> Iterator[tuple[float, ...]]:
+        drawn = self._random.block(Kind.DELAYS, owner, block).random((6, BLOCK))
+        for ranks, law, rows in self._laws:
+            drawn[rows] = np.interp(drawn[rows], ranks, law)
+        numbers = iter(drawn.T.ravel().tolist())  # tuples are made when they are asked for: few objects at a time
+        return zip(*[numbers] * len(drawn), strict=True)
 
 
 class Patience(NamedTuple):
@@ -63,23 +74,19 @@ class Clients:
         clock: Clock,
         source: Source,
         clocks: Clocks,
-        rng: np.random.Generator,
+        seed: int | Sequence[int],
         *,
         think: float = 0.0,
         retry: float = 0.2,
         patience: Patience = FOR_EVER,
     ):
         self.clock, self.source = clock, source
-        self.uplink, self.downlink, self.turnaround, self.spacing = (
-            Delays(law, child)
-            for law, child in zip(
-                (clocks.uplink, clocks.downlink, clocks.turnaround, clocks.spacing), rng.spawn(4), strict=True
-            )
-        )
+        self._delays, self._reading = Delays(clocks, seed), clocks.reading
+        self._spacing, self._turnaround = clocks.spacing.per_token, clocks.turnaround.per_token
+        self._asks: dict[int, Iterator[tuple[RequestSpec, tuple[float, ...]]]] = {}  # what users ask next
         self._turn = -float("inf")  # when the client last began to deal with an answer: it does one at a time
         self._burst: set[int] = set()  # requests whose turns followed one another, not yet on their way
         self._burst_end = -float("inf")  # when the last of them was sent
-        self._reading = clocks.reading
         self.think, self.retry, self.patience = think, retry, patience
         self.log = RequestLog()
         self.server: FrontEnd
@@ -89,48 +96,52 @@ class Clients:
 
     def add_user(self, user: int) -> None:
         """A closed-loop user begins now and goes on for ever."""
-        self._send(user, self.source.next(user), self.clock.now)
+        self._asks[user] = zip(self.source.requests(user), self._delays.requests(user), strict=False)
+        self._send(user, *next(self._asks[user]), self.clock.now)
 
-    def ask(self, asked: RequestSpec, sent: float, scheduled: float | None = None) -> None:
-        """One open-loop request; `scheduled` is when it was due, if it is sent later than that."""
-        self._send(-1, asked, sent, scheduled)
+    def arrive(
+        self,
+        sent: Iterator[float],
+        asked: Iterator[RequestSpec],
+        owner: int = ARRIVALS,
+        scheduled: Iterator[float] | None = None,
+    ) -> None:
+        """A stream of open-loop requests with the times at which they are sent, which do not decrease.
 
-    def arrive(self, arrivals: Iterator[tuple[float, RequestSpec]], scheduled: Iterator[float] | None = None) -> None:
-        """A stream of open-loop requests, each with the time at which it is sent; these do not decrease.
-
-        `scheduled` are the times at which a late client should have sent them.
+        `owner` is whose delays they have; `scheduled` are the times at which a late client should have sent them.
         """
-        first = next(arrivals, None)
-        if first is None:
+        arrivals = zip(sent, repeat(None) if scheduled is None else scheduled, strict=False)
+        self._arrive(zip(arrivals, asked, self._delays.requests(owner), strict=False))
+
+    def _arrive(self, stream: Iterator[tuple[tuple[float, float | None], RequestSpec, tuple[float, ...]]]) -> None:
+        if (first := next(stream, None)) is None:
             return
-        sent, asked = first
-        due = None if scheduled is None else next(scheduled)
+        (sent, scheduled), asked, delays = first
 
         def fire(_: object) -> None:
-            self.ask(asked, sent, due)
-            self.arrive(arrivals, scheduled)
+            self._send(-1, asked, delays, sent, scheduled)
+            self._arrive(stream)
 
         self.clock.call(sent, fire)
 
     def ended(self, r: Request) -> None:
         """The server has answered (`FrontEnd.on_end`): note when the client saw it, and let a user go on."""
         del self._in_flight[r.id]
-        downlink = self.downlink.draw(0)
-        ended = last = r.last_token + downlink
+        ended = last = r.last_token + r.delays[LAST]
         if r.status == Status.OK:
-            first = last if r.received == 1 else min(last, r.first_token + self.downlink.draw(0))
+            first = last if r.received == 1 else min(last, r.first_token + r.delays[FIRST])
             self.log.append(r, ended, first, last)
         else:
             self.log.append(r, ended, float("nan"), float("nan"))
         self.on_ended(r, ended)
         if r.user >= 0:
             pause = self.think if r.status == Status.OK else self.retry
-            asked = self.source.next(r.user)
-            free = self._turn + self.spacing.draw(asked.prompt_tokens)
+            asked, delays = next(self._asks[r.user])
+            free = self._turn + delays[SPACING] + self._spacing * asked.prompt_tokens
             self._turn = max(ended, free)
             read = self._reading * self.server.running
-            at = self._turn + pause + read + self.turnaround.draw(asked.prompt_tokens)
-            self._send(r.user, asked, at)
+            at = self._turn + pause + read + delays[TURNAROUND] + self._turnaround * asked.prompt_tokens
+            self._send(r.user, asked, delays, at)
             if pause == 0.0:
                 if free < ended:
                     self._burst, self._burst_end = set(), at
@@ -147,11 +158,13 @@ class Clients:
             r.gone = True  # on its way there
         else:
             self.server.cancel(r)
-        first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
+        first = r.first_token + r.delays[FIRST] if r.received else float("nan")
         self.log.append(r, now, min(first, now), float("nan"))
         if r.user >= 0:
-            asked = self.source.next(r.user)
-            self._send(r.user, asked, now + self.retry + self.turnaround.draw(asked.prompt_tokens))
+            asked, delays = next(self._asks[r.user])
+            self._send(
+                r.user, asked, delays, now + self.retry + delays[TURNAROUND] + self._turnaround * asked.prompt_tokens
+            )
 
     def abort(self) -> None:
         """The run ends now: what is in flight is kept as `aborted`."""
@@ -161,16 +174,19 @@ class Clients:
                 continue  # its user would have sent it later
             r.status = Status.ABORTED
             r.received = self.server.received(r)
-            first = r.first_token + self.downlink.draw(0) if r.received else float("nan")
+            first = r.first_token + r.delays[FIRST] if r.received else float("nan")
             self.log.append(r, now, first if first <= now else float("nan"), float("nan"))
         self._in_flight.clear()
 
-    def _send(self, user: int, asked: RequestSpec, at: float, scheduled: float | None = None) -> None:
+    def _send(
+        self, user: int, asked: RequestSpec, delays: tuple[float, ...], at: float, scheduled: float | None = None
+    ) -> None:
         prompt, output, new = asked
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r
-        self.clock.call(at + self.uplink.draw(0), self._reach, r)
+        r.delays = delays
+        self.clock.call(at + delays[UPLINK], self._reach, r)
         if self.patience.seconds < math.inf:
             self.clock.call(at + self.patience.seconds, self._give_up, r)
 
@@ -178,6 +194,6 @@ class Clients:
         if r.id in self._burst:
             self._burst.remove(r.id)
             if self._burst_end > r.sent:  # the client wrote nothing before it had dealt with all the answers it had
-                self.clock.call(self._burst_end + self.uplink.draw(0), self._reach, r)
+                self.clock.call(self._burst_end + r.delays[BURST_UPLINK], self._reach, r)
                 return
         self.server.reach(r)

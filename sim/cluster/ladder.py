@@ -7,9 +7,11 @@ from empty are not what a ladder measures.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from itertools import accumulate, islice, takewhile
+from operator import gt
 from typing import Any
 
-import numpy as np
 from simpy import Event
 
 from sim.cluster.testbed import Bench
@@ -21,6 +23,7 @@ from sim.model.scenario import Load, Scenario, least_completions
 from sim.model.server import EngineFlags
 from sim.model.status import Status
 from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
+from sim.randomness import ARRIVALS, arrivals_at
 from sim.run import Run, Rung
 
 TOLD = 50  # times that a rung of its usual length tells how far it is
@@ -94,15 +97,14 @@ def _watch(bench: Bench, load: Load, lengths: RequestLengths | None, progress: C
 def _source(scenario: Scenario, lengths: RequestLengths | None, seed: Sequence[int], attained: float) -> Source:
     if lengths is not None and scenario.workload.trace is not None:
         return Trace(lengths)
-    return Sampler(scenario.workload, np.random.default_rng([*seed, 3]), lengths, attained)
+    return Sampler(scenario.workload, seed, lengths, attained)
 
 
 def _askable(scenario: Scenario, lengths: RequestLengths | None) -> Iterator[RequestSpec]:
     """Every request of the workload's file, or drawn ones (a longer one, should it come, is refused when it comes)."""
     if lengths is not None:
         return map(RequestSpec, *(column.tolist() for column in lengths[:3]))
-    probe = Sampler(scenario.workload, np.random.default_rng(0))
-    return (probe.next(0) for _ in range(1000))
+    return islice(Sampler(scenario.workload, 0).requests(0), 1000)
 
 
 def _closed(bench: Bench, load: Load) -> Generator[Event, Any, None]:
@@ -167,26 +169,17 @@ def _window(bench: Bench, load: Load, users: int) -> Generator[Event, Any, None]
 def _open(bench: Bench, load: Load) -> Generator[Event, Any, None]:
     clock, clients = bench.clock, bench.clients
     assert load.rate is not None
-    for rate in load.rate:
+    for number, rate in enumerate(load.rate):
         start = clock.now
         end = start + load.settle + (load.seconds or load.max_seconds)
-        clients.arrive(_stream(load, rate, start, end, bench.rng, clients.source))
+        before = load.rate[:number].count(rate)
+        owner, gaps = arrivals_at(rate, before), arrival_gaps(load.arrivals, rate, bench.seed, before)
+        due = takewhile(partial(gt, end), islice(accumulate(gaps, initial=start), 1, None))
+        clients.arrive(due, clients.source.requests(owner), owner)
         yield clock.at(start + load.settle)
         settled = clock.now
         yield clock.at(end)
         bench.rungs.append(Rung(start=start, ramped=start, settled=settled, end=end, rate=rate))
-
-
-def _stream(
-    load: Load, rate: float, start: float, end: float, rng: np.random.Generator, source: Source
-) -> Iterator[tuple[float, RequestSpec]]:
-    due = start
-    while True:
-        for gap in arrival_gaps(load.arrivals, rate, rng, 256).tolist():
-            due += gap
-            if due >= end:
-                return
-            yield due, source.next(-1)
 
 
 def _trace(bench: Bench, load: Load, lengths: RequestLengths | None) -> Generator[Event, Any, None]:
@@ -197,7 +190,7 @@ def _trace(bench: Bench, load: Load, lengths: RequestLengths | None) -> Generato
     if load.seconds is not None:
         end = min(end, settled + load.seconds)
     sent = due[due <= end].tolist()
-    bench.clients.arrive((at, bench.clients.source.next(-1)) for at in sent)
+    bench.clients.arrive(iter(sent), bench.clients.source.requests(ARRIVALS))
     yield clock.at(end + MOMENT)  # the last one is sent, too
     rate = int((due < end).sum()) / end
     bench.rungs.append(Rung(start=0.0, ramped=0.0, settled=settled, end=end, rate=rate))

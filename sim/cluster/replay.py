@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from sim.model.machine import Model
 from sim.model.status import Status
 from sim.model.warning import notice
 from sim.model.workload import RequestSpec
+from sim.randomness import BLOCK, Kind, Randomness
 from sim.run import Run, Rung
 from sim.steptime.work import StepWork
 
@@ -35,19 +37,21 @@ class Recorded:
     """Each user's k-th request as it was in the run; beyond its record, drawn from all requests *begun* (those that
     finished inside a window are biased towards short ones)."""
 
-    def __init__(self, requests: pd.DataFrame, rng: np.random.Generator):
+    def __init__(self, requests: pd.DataFrame, seed: Sequence[int]):
         asked = list(asked_of(requests))
         self._of: dict[int, list[RequestSpec]] = {}
         for user, one in zip(requests["user"].tolist(), asked, strict=True):
             self._of.setdefault(user, []).append(one)
-        for mine in self._of.values():
-            mine.reverse()
-        self._all, self._rng = asked, rng
+        self._all, self._random = asked, Randomness(seed)
 
-    def next(self, user: int) -> RequestSpec:
-        """The lengths of this user's next request."""
-        mine = self._of.get(user)
-        return mine.pop() if mine else self._all[int(self._rng.integers(len(self._all)))]
+    def requests(self, owner: int) -> Iterator[RequestSpec]:
+        """See `Source.requests`."""
+        drawn = (self._draw(owner, block) for block in count())
+        return chain(self._of.get(owner, ()), chain.from_iterable(drawn))
+
+    def _draw(self, owner: int, block: int) -> list[RequestSpec]:
+        at = self._random.block(Kind.LENGTHS, owner, block).integers(len(self._all), size=BLOCK)
+        return [self._all[i] for i in at.tolist()]
 
 
 def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
@@ -61,14 +65,14 @@ def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
     run = with_users(run)
     parts = []
     for number, (start, ladder, requests) in enumerate(_segments(run)):
-        source = Recorded(requests, np.random.default_rng([*seed, number, 3]))
+        source = Recorded(requests, (*seed, number))
         busy, patience = _busy_until(requests, model), patience_of(run.requests)
         bench = Bench(run.scenario, model, (*seed, number), source, start, busy, patience=patience)
         if any(rung.users is not None for rung in ladder):
             bench.clock.run(until=bench.clock.process(_climb(bench, ladder, requests)))
         else:
-            due = iter(requests["scheduled"].tolist())
-            bench.clients.arrive(zip(requests["sent"].tolist(), asked_of(requests), strict=True), due)
+            sent, due = (iter(requests[name].tolist()) for name in ("sent", "scheduled"))
+            bench.clients.arrive(sent, asked_of(requests), scheduled=due)
             bench.rungs.extend(rung for rung in ladder if rung.end > rung.settled)
             bench.clock.run(until=bench.rungs[-1].end)
         parts.append(bench.run())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
 from sim.cluster.clients import FOR_EVER, Clients, Patience
 from sim.cluster.clock import Clock
@@ -39,13 +38,13 @@ class Bench:
         if scenario.replicas != 1:
             raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
         self.scenario, self.model = scenario, model
-        noises, delays, self.rng = (np.random.default_rng([*seed, stream]) for stream in range(3))
+        self.seed = seed
         self.clock = Clock(initial_time=start)
         self.clients = Clients(
             self.clock,
             source,
             model.clocks,
-            delays,
+            seed,
             think=scenario.load.think,
             retry=scenario.load.retry,
             patience=patience,
@@ -58,7 +57,7 @@ class Bench:
             model.clocks.uplink.per_token,
             model.server.allowed,
         )
-        noise = None if model.noise.silent else Noise(model.noise, int(noises.integers(2**63)))
+        noise = None if model.noise.silent else Noise(model.noise, seed)
         self.replica = Replica(
             self.clock,
             scheduler(model.server),

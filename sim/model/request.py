@@ -20,6 +20,7 @@ class Request:
 
     __slots__ = (
         "arrived",
+        "delays",
         "first_token",
         "gone",
         "id",
@@ -54,6 +55,7 @@ class Request:
         self.priority = 0  # the smaller, the more urgent, where an engine heeds it
         self.text: Text = ()
         self.arrived = self.queued = self.first_token = self.last_token = float("nan")
+        self.delays: Sequence[float] = ()  # of its client, s
         self.received = 0  # tokens delivered; known once the request has ended
         self.status: Status | None = None  # how it ended
         self.gone = False  # its client has left

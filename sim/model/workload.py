@@ -6,6 +6,8 @@ Everything is drawn in blocks from a `numpy.random.Generator` that the caller ow
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from itertools import chain, count, cycle, repeat
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.model.warning import Notice
+from sim.randomness import BLOCK, Kind, Randomness, arrivals_at
 
 Ints = NDArray[np.int64]
 
@@ -139,41 +142,39 @@ def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> In
 class Source(Protocol):
     """Supplies the lengths of each request."""
 
-    def next(self, user: int) -> RequestSpec:
-        """The lengths of the user's next request."""
+    def requests(self, owner: int) -> Iterator[RequestSpec]:
+        """The lengths of every request of a user, or of a stream of arrivals, from the first on, without end."""
 
 
 class Sampler:
     """Draws lengths independently for every request, from a workload's distributions or rows of its file.
 
-    Where the workload gives one length for an answer, that is its limit, and answers reach the share `attained` of it.
-    Where it gives both, `output_tokens` is taken as it is.
+    Those of an owner's k-th request depend on the seed, the owner and k only. Where the workload gives one length for
+    an answer, that is its limit, and answers reach the share `attained` of it. Where it gives both, `output_tokens` is
+    taken as it is.
     """
 
-    BLOCK = 1024
-
     def __init__(
-        self, workload: Workload, rng: np.random.Generator, lengths: RequestLengths | None = None, attained: float = 1.0
+        self,
+        workload: Workload,
+        seed: int | Sequence[int],
+        lengths: RequestLengths | None = None,
+        attained: float = 1.0,
     ):
-        self._workload, self._rng, self._lengths, self._attained = workload, rng, lengths, attained
-        self._block: list[RequestSpec] = []
-        self._same: RequestSpec | None = None
+        self._workload, self._random, self._lengths, self._attained = workload, Randomness(seed), lengths, attained
         w = workload
-        if lengths is None and all(
+        self._same = lengths is None and all(
             x is None or isinstance(x, int) for x in (w.prompt_tokens, w.output_tokens, w.max_new_tokens)
-        ):
-            self._same = self._draw(1)[0]
+        )
 
-    def next(self, user: int) -> RequestSpec:
-        """See `Source.next`; all users are alike."""
-        if self._same is not None:
-            return self._same
-        if not self._block:
-            self._block = self._draw(self.BLOCK)[::-1]
-        return self._block.pop()
+    def requests(self, owner: int) -> Iterator[RequestSpec]:
+        """See `Source.requests`."""
+        if self._same:
+            return repeat(next(self._draw(owner, 0)))
+        return chain.from_iterable(self._draw(owner, block) for block in count())
 
-    def _draw(self, n: int) -> list[RequestSpec]:
-        w, rng = self._workload, self._rng
+    def _draw(self, owner: int, block: int) -> Iterator[RequestSpec]:
+        w, n, rng = self._workload, BLOCK, self._random.block(Kind.LENGTHS, owner, block)
         if self._lengths is not None:
             at = rng.integers(0, len(self._lengths.prompt_tokens), n)
             columns = (
@@ -181,7 +182,7 @@ class Sampler:
                 self._lengths.output_tokens[at],
                 self._lengths.max_new_tokens[at],
             )
-            return list(map(RequestSpec, *(c.tolist() for c in columns)))
+            return map(RequestSpec, *(c.tolist() for c in columns))
         assert w.prompt_tokens is not None
         prompt = draw_lengths(w.prompt_tokens, rng, n)
         charged = None if w.max_new_tokens is None else draw_lengths(w.max_new_tokens, rng, n)
@@ -191,7 +192,7 @@ class Sampler:
             charged = back
         if w.output_tokens is None or w.max_new_tokens is None:
             back = np.maximum(np.rint(back * self._attained).astype(np.int64), 1)
-        return list(map(RequestSpec, prompt.tolist(), np.minimum(back, charged).tolist(), charged.tolist()))
+        return map(RequestSpec, prompt.tolist(), np.minimum(back, charged).tolist(), charged.tolist())
 
 
 class Trace:
@@ -199,22 +200,24 @@ class Trace:
 
     def __init__(self, lengths: RequestLengths):
         columns = (lengths.prompt_tokens, lengths.output_tokens, lengths.max_new_tokens)
-        self._specs = list(map(RequestSpec, *(c.tolist() for c in columns)))
-        self._at = 0
+        self._specs = cycle(list(map(RequestSpec, *(c.tolist() for c in columns))))
 
-    def next(self, user: int) -> RequestSpec:
-        """See `Source.next`; all users are alike."""
-        spec = self._specs[self._at % len(self._specs)]
-        self._at += 1
-        return spec
+    def requests(self, owner: int) -> Iterator[RequestSpec]:
+        """See `Source.requests`; all owners share the file."""
+        return self._specs
 
 
-def arrival_gaps(arrivals: str | Gamma, rate: float, rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-    """`n` gaps between arrivals of `rate` requests/s, s."""
-    if arrivals == "constant":
-        return np.full(n, 1.0 / rate)
-    if arrivals == "poisson":
-        return rng.exponential(1.0 / rate, n)
-    assert isinstance(arrivals, Gamma)
-    shape = 1.0 / arrivals.gamma.cv**2
-    return rng.gamma(shape, 1.0 / (rate * shape), n)
+def arrival_gaps(arrivals: str | Gamma, rate: float, seed: int | Sequence[int], before: int = 0) -> Iterator[float]:
+    """The gaps between arrivals of `rate` requests/s, s, without end: functions of the seed, the rate, and how many
+    rungs of this rate there were `before`."""
+    random, owner = Randomness(seed), arrivals_at(rate, before)
+    for block in count():
+        rng = random.block(Kind.GAPS, owner, block)
+        if arrivals == "constant":
+            yield from repeat(1.0 / rate, BLOCK)
+        elif arrivals == "poisson":
+            yield from rng.exponential(1.0 / rate, BLOCK).tolist()
+        else:
+            assert isinstance(arrivals, Gamma)
+            shape = 1.0 / arrivals.gamma.cv**2
+            yield from rng.gamma(shape, 1.0 / (rate * shape), BLOCK).tolist()

@@ -8,11 +8,13 @@ short cells of time, for the same reason.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.model import calibration
+from sim.randomness import BLOCK, Kind, Randomness
 
 Floats = NDArray[np.float64]
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # the mean of anything of a standard normal score
@@ -20,24 +22,25 @@ _WEIGHTS /= _WEIGHTS.sum()
 
 
 class Noise:
-    """The noise of one run: `law` is the calibration's, `seed` the run's."""
+    """The noise of one replica in a run: `law` is the calibration's, `seed` the run's."""
 
     BLOCK = 4096
     CELLS = 8  # of drift per correlation time: within one, the factor moves by a few percent of its deviation
 
-    def __init__(self, law: calibration.Noise, seed: int):
-        self._key = seed
+    def __init__(self, law: calibration.Noise, seed: int | Sequence[int], replica: int = 0):
+        self._random, self._replica = Randomness(seed), replica
         self._blocks: dict[tuple[str, int], Floats] = {}
         self._memory, self._returned = law.memory, law.returned
         self._forget = math.exp(-1 / law.memory_steps)
-        rough = math.exp(law.roughness * np.random.default_rng([seed, 2]).standard_normal())
+        scale, level = self._random.block(Kind.RUN_EFFECT, replica).standard_normal(2).tolist()
+        rough = math.exp(law.roughness * scale)
         self._laws = {"prefill": _widened(law.prefill, rough), "decode": _widened(law.decode, rough)}
-        rng = np.random.default_rng([seed, 1])
-        self._level = math.exp(law.between * rng.standard_normal() - law.between**2 / 2)
-        self._rng, self._sd, self._skew = rng, law.drift * rough, law.drift_skew
+        self._level = math.exp(law.between * level - law.between**2 / 2)
+        self._sd, self._skew = law.drift * rough, law.drift_skew
         self._cell = max(law.drift_seconds, 0.01) / self.CELLS if law.drift else math.inf  # or it would fill the memory
         self._keep = math.exp(-1 / self.CELLS)
         self._score = 0.0  # of the last cell's factor
+        self._fresh: list[float] = []  # what is new in each cell of a block
         self._drifts: list[float] = []
         self._share = law.prefill_share
         self._mean = self._log_mean(1.0)
@@ -67,7 +70,10 @@ class Noise:
         elif cell * self._cell > time:
             cell -= 1
         while cell >= len(self._drifts):
-            fresh = self._rng.standard_normal()
+            number, at = divmod(len(self._drifts), BLOCK)
+            if at == 0:
+                self._fresh = self._random.block(Kind.DRIFT, self._replica, number).standard_normal(BLOCK).tolist()
+            fresh = self._fresh[at]
             self._score = self._keep * self._score + math.sqrt(1 - self._keep**2) * fresh if self._drifts else fresh
             self._drifts.append(self._level * math.exp(self._sd * _skewed(self._score, self._skew) - self._mean))
         return self._drifts[cell], (cell + 1) * self._cell
@@ -92,7 +98,7 @@ class Noise:
             if len(self._blocks) > 8:
                 self._blocks.pop(next(iter(self._blocks)))
             remember = self._memory + self._returned > 0.0 and kind == "decode"
-            rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, 2 * block + remember]))
+            rng = self._random.block(Kind.CORRELATED_STEP if remember else Kind.STEP, self._replica, block)
             ranks = self._remembering(rng) if remember else rng.random(self.BLOCK)
             law = self._laws[kind]
             self._blocks[kind, block] = np.interp(ranks * (len(law) - 1), np.arange(len(law)), law)
