@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 
 from sim.cluster.ladder import climb
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
-from sim.model.server import ServerConfig
 from sim.model.workload import Lengths, Lognormal, Workload
 from sim.randomness import Kind, Randomness, arrivals_at
 from sim.results import metrics
 from sim.steptime.linear import affine
 
-SERVER = ServerConfig(max_batch_total_tokens=8000)
+SERVER = Flags(max_batch_total_tokens=8000)
 STEP_TIME = affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4)
 CLOCKS = Clocks(
     uplink=Delay(quantiles=[0.0, 0.002]),
@@ -30,7 +30,7 @@ WORKLOAD = Workload(
 )
 
 
-def requests(server: ServerConfig = SERVER, seed: int = 1, **load: object) -> pd.DataFrame:
+def requests(server: Flags = SERVER, seed: int = 1, **load: object) -> pd.DataFrame:
     scenario = Scenario(name="x", server=server, workload=WORKLOAD, load=msgspec.convert(load, Load))
     return climb(scenario, Model(STEP_TIME, server, NOISE, CLOCKS), (seed, 0)).requests
 
@@ -44,7 +44,7 @@ def test_a_users_requests_are_the_same_with_more_users_and_with_other_flags() ->
     few = requests(users=[5], seconds=60.0)
     more = requests(users=[6], seconds=60.0)
     slow = requests(
-        msgspec.structs.replace(SERVER, max_batch_prefill_tokens=500, waiting_served_ratio=3.0), users=[5], seconds=60.0
+        msgspec.structs.replace(SERVER, max_batch_prefill_tokens=600, waiting_served_ratio=3.0), users=[5], seconds=60.0
     )
     for user in range(5):
         assert len(set(lengths(few, user, 8))) > 4
@@ -56,7 +56,7 @@ def test_a_users_requests_are_the_same_with_more_users_and_with_other_flags() ->
 def test_arrivals_of_a_rung_are_the_same_whatever_other_rungs_and_flags_there_are() -> None:
     load = {"seconds": 30.0, "settle": 5.0}
 
-    def asked(rates: list[float], place: int, server: ServerConfig = SERVER) -> pd.DataFrame:
+    def asked(rates: list[float], place: int, server: Flags = SERVER) -> pd.DataFrame:
         table = requests(server, rate=rates, **load)
         mine = table[table["rung"] == place].sort_values("scheduled")
         return pd.DataFrame(
@@ -91,7 +91,7 @@ def test_blocks_are_the_same_in_any_order_and_unlike_one_another() -> None:
 def test_two_variants_are_asked_the_same_so_that_their_difference_is_known_better(users: int) -> None:
     other = msgspec.structs.replace(SERVER, max_batch_prefill_tokens=600)
 
-    def mean(server: ServerConfig, seed: int) -> float:
+    def mean(server: Flags, seed: int) -> float:
         scenario = Scenario(name="x", server=server, workload=WORKLOAD, load=Load(users=[users], seconds=60.0))
         run = climb(scenario, Model(STEP_TIME, server, NOISE, CLOCKS), (seed, 0))
         return float(metrics.table(run)["e2e_mean"].iloc[0])
