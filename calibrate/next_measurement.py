@@ -20,7 +20,7 @@ import pandas as pd
 from calibrate.arrays import Bools, Floats
 from calibrate.schedule.rules import rules
 from sim.executors import IN_PROCESS, Executor, Tell
-from sim.model.calibration import Calibration, Noise
+from sim.model.calibration import Calibration
 from sim.model.machine import draw_model
 from sim.model.scenario import Scenario
 from sim.model.steps import DECODE, PREFILL
@@ -28,6 +28,7 @@ from sim.model.workload import RequestLengths, Workload
 from sim.replicate import Task
 from sim.results import metrics
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 DRAWS = 60
 TRUTHS, EACH = 9, 12

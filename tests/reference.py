@@ -33,7 +33,7 @@ class World:
     config: Flags
     step_time: StepTime
     arrivals: list[Arrival]
-    noise: tuple[object, int] | None = None  # calibration.Noise and a seed
+    noise: tuple[object, int] | None = None  # its parameters and a seed
 
     def new_noise(self) -> Noise | None:
         return None if self.noise is None else Noise(*self.noise)  # type: ignore[arg-type]

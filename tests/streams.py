@@ -10,7 +10,7 @@ import pandas as pd
 
 from sim.cluster.testbed import Bench
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.calibration import Clocks, Delay
 from sim.model.identity import Identity
 from sim.model.machine import Model
 from sim.model.request import Request
@@ -19,6 +19,7 @@ from sim.model.steps import Call
 from sim.model.workload import Lengths, Sampler, Workload
 from sim.run import Run, Rung
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 # A server of about a quarter of the article's step times: the kind that the recorded router-http runs have.
 TRUTH = {

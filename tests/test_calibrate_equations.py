@@ -20,8 +20,8 @@ from calibrate.regression.variance_components import fit_random_effects
 from calibrate.schedule.admission_timing import admission_timings
 from calibrate.schedule.rebuild import rebuild
 from calibrate.sources.streamed import calibrate_runs, candidate_forms
-from sim.model.calibration import Noise
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 EFFECTS = RandomEffects(drift=0.08, seconds=12.0, rung=0.05, prefill=0.6)
 CALM = RandomEffects(drift=0.02, seconds=12.0, rung=0.01)

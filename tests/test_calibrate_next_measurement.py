@@ -8,10 +8,11 @@ from streams import SERVER, lengths, observe
 
 from calibrate.next_measurement import Advice, Measurement, Question, advise, candidates, half_width, longer_window
 from calibrate.sources.streamed import calibrate_runs
-from sim.model.calibration import Calibration, Noise
+from sim.model.calibration import Calibration
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import RequestLengths, Workload
 from sim.run import Run
+from sim.steptime.noise_parameters import Noise
 
 NOISE = Noise(prefill=[0.98, 1.0, 1.02], decode=[0.97, 1.0, 1.03], drift=0.005, drift_seconds=6.0)
 LONG, SHORT = lengths(1500, 100), lengths(50, 500)

@@ -13,9 +13,10 @@ from warned import texts
 
 from calibrate.regression.priors import FIXED_PART
 from calibrate.sources.streamed import calibrate_runs
-from sim.model.calibration import Calibration, Noise
+from sim.model.calibration import Calibration
 from sim.run import read_run
 from sim.steptime.linear import StepTime, step_time
+from sim.steptime.noise_parameters import Noise
 
 DATA = Path(__file__).parent.parent / "data"
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)

@@ -19,9 +19,9 @@ from calibrate.regression.variance_components import DEFAULT_RUN_EFFECT, DRIFT_S
 from calibrate.schedule.admission_timing import admission_timings
 from calibrate.schedule.rebuild import rebuild
 from calibrate.sources.streamed import candidate_forms
-from sim.model.calibration import Noise
 from sim.run import Run, read_run
 from sim.steptime.linear import affine
+from sim.steptime.noise_parameters import Noise
 
 DATA = Path(__file__).parent.parent / "data"
 LADDER = [1, 4, 16]

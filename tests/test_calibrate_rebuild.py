@@ -16,10 +16,10 @@ from calibrate.schedule.cross_check import cross_check
 from calibrate.schedule.rebuild import rebuild
 from calibrate.schedule.step_table import works
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.run import Run, read_run
 from sim.steptime.basis import COLUMNS
+from sim.steptime.noise_parameters import Noise
 
 DATA = Path(__file__).parent.parent / "data"
 RECORDED = sorted(p.parent for p in DATA.glob("tgi-0.9.4-*/*/run.json"))

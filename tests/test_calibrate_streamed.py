@@ -15,12 +15,13 @@ from calibrate.schedule.admission_timing import LATENCY_BETWEEN_RUNS, UPLINK_SPR
 from calibrate.schedule.rebuild import rebuild
 from calibrate.schedule.token_budget import known_budget
 from calibrate.sources.streamed import calibrate_runs
-from sim.model.calibration import Calibration, Delay, Noise, read_calibration
+from sim.model.calibration import Calibration, Delay, read_calibration
 from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import write_file
 from sim.model.scenario import Machine
 from sim.run import Run, read_run
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 DATA = Path(__file__).parent.parent / "data"
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)

@@ -9,9 +9,9 @@ from warned import texts
 
 from calibrate.schedule.client_delays import ASSUMED
 from calibrate.sources.streamed import calibrate_runs
-from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
 

@@ -22,10 +22,10 @@ from schedule_vllm import (
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
 from sim.engines.vllm_v1 import Engine
-from sim.model.calibration import Noise as Law
 from sim.model.request import Request
 from sim.steptime.linear import affine
 from sim.steptime.noise import Noise
+from sim.steptime.noise_parameters import Noise as Law
 from sim.steptime.work import StepWork
 
 VERSIONS = ["0.32.0"] * 5 + ["0.25.1", "0.20.2", "0.17.1", "0.14.1", "0.11.2"]  # one of each set of rules

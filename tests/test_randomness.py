@@ -9,13 +9,14 @@ import pytest
 
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.calibration import Clocks, Delay
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Lognormal, Workload
 from sim.randomness import Kind, Randomness, arrivals_at
 from sim.results import metrics
 from sim.steptime.linear import affine
+from sim.steptime.noise_parameters import Noise
 
 SERVER = Flags(max_batch_total_tokens=8000)
 STEP_TIME = affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4)

@@ -10,11 +10,12 @@ import pytest
 from sim.cluster.clients import BURST_UPLINK, FIRST, LAST, SPACING, TURNAROUND, UPLINK, Delays
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.calibration import Clocks, Delay
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
 from sim.steptime.linear import affine
+from sim.steptime.noise_parameters import Noise
 
 
 def test_delays_have_the_quantiles_named_and_belong_to_a_request() -> None:

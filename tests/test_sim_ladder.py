@@ -15,7 +15,7 @@ from sim.cluster.ladder import climb
 from sim.cluster.replay import patience_of, replay, with_users
 from sim.cluster.testbed import Bench
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput, CannotFit
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
@@ -23,6 +23,7 @@ from sim.model.workload import Lengths, RequestLengths, Sampler, Workload
 from sim.results import metrics
 from sim.run import Run, Rung
 from sim.steptime.linear import affine
+from sim.steptime.noise_parameters import Noise
 
 SERVER = Flags(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
 STEP_TIME = affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)

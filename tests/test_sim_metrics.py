@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sim.cluster.ladder import climb
 from sim.cluster.replica import Replica
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.calibration import Clocks, Delay
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.metric import COMPARED
@@ -28,6 +28,7 @@ from sim.results import metrics
 from sim.results.gaps import FEW, Gaps, gaps, weighted_quantiles
 from sim.run import Run, Rung
 from sim.steptime.linear import affine
+from sim.steptime.noise_parameters import Noise
 
 
 def by_hand(rows: list[tuple[float, float, list[float], str]], slo: dict[str, float] | None = None) -> Run:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import skew
 
-from sim.model.calibration import Noise as Law
 from sim.steptime.noise import Floats, Noise
+from sim.steptime.noise_parameters import Noise as Law
 from sim.steptime.segment import NoisySegment
 
 LAW = Law(prefill=[0.5, 1.0, 1.5], decode=[0.8, 0.9, 1.0, 1.1, 1.2])

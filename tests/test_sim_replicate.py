@@ -10,13 +10,14 @@ from backwards import Backwards
 from scenarios.forecast.replicate import replicate
 from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import processes
-from sim.model.calibration import Calibration, Noise, Parameter, Source
+from sim.model.calibration import Calibration, Parameter, Source
 from sim.model.machine import Draw
 from sim.model.scenario import Load, Scenario
 from sim.model.server import Bounds
 from sim.model.workload import Lengths, Workload
 from sim.replicate import takeoff_factor, tasks_for
 from sim.results.curve import OperatingPoint, band, knee, latency_onset, plateau
+from sim.steptime.noise_parameters import Noise
 
 VALUES = {"a0": 0.02, "a1": 1e-4, "b0": 0.03, "b1": 5e-4, "b2": 1e-6}
 CALIBRATION = Calibration(

@@ -17,7 +17,7 @@ from warned import texts
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
 from sim.model.machine import Model
@@ -26,6 +26,7 @@ from sim.model.workload import Lengths, Workload
 from sim.results import metrics
 from sim.run import Run, read_run, write_run
 from sim.steptime.linear import affine
+from sim.steptime.noise_parameters import Noise
 
 SCENARIO = Scenario(
     server=Flags(),

@@ -11,11 +11,11 @@ from sim.cluster.clock import Clock
 from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
 from sim.engines.tgi_0_9_4 import Engine, Flags
-from sim.model.calibration import Noise
 from sim.model.request import Request
 from sim.model.steps import Call
 from sim.steptime.linear import affine
 from sim.steptime.linear import padded as padded_form
+from sim.steptime.noise_parameters import Noise
 
 LAW = Noise(
     prefill=[0.5, 1.0, 1.5],

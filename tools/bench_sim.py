@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.calibration import Clocks, Delay, Noise
+from sim.model.calibration import Clocks, Delay
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Exponential, Lengths, Workload
 from sim.results import metrics
 from sim.steptime.linear import affine
+from sim.steptime.noise_parameters import Noise
 
 STEP_TIME = affine(a0=0.05, a1=2.19997e-4, a2=6e-9, a3=2e-3, b0=0.045, b1=2.5e-4, b2=2e-7, b3=2e-6, c0=2e-3, f0=1e-3)
 NOISE = Noise(prefill=[0.96, 0.99, 1.0, 1.01, 1.04], decode=[0.95, 0.99, 1.0, 1.01, 1.05], drift=0.01)

@@ -21,11 +21,11 @@ from msgspec.structs import replace
 from sim.cluster import ladder, testbed
 from sim.engines.vllm_v1 import Engine
 from sim.engines.vllm_v1_flags import Flags
-from sim.model.calibration import Noise
 from sim.model.machine import Model
 from sim.model.request import Request
 from sim.model.workload import Exponential, Lengths, Workload
 from sim.results import metrics
+from sim.steptime.noise_parameters import Noise
 
 FULL = Workload(
     prompt_tokens=Lengths(uniform=(100, 500)), output_tokens=Lengths(exponential=Exponential(mean=400, high=1500))

@@ -30,10 +30,11 @@ from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import compare, replays
 from sim.cluster.ladder import climb
 from sim.executors import IN_PROCESS, Tell, processes, silent
-from sim.model.calibration import Delay, Noise
+from sim.model.calibration import Delay
 from sim.model.machine import Model
 from sim.model.scenario import Load, Scenario
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 NOISE = Noise(
     prefill=[0.96, 0.98, 1.0, 1.02, 1.04],

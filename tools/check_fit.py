@@ -32,8 +32,8 @@ from streams import SERVER, TRUTH, lengths, observe
 from calibrate.schedule.rebuild import rebuild
 from calibrate.sources.streamed import calibrate_runs
 from sim.executors import Tell, processes
-from sim.model.calibration import Noise
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 Floats = NDArray[np.float64]
 

@@ -30,9 +30,10 @@ from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.fit_check import check_runs
 from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import Tell, processes
-from sim.model.calibration import FitCheck, Noise
+from sim.model.calibration import FitCheck
 from sim.model.errors import UserError
 from sim.run import Run
+from sim.steptime.noise_parameters import Noise
 
 LADDERS = (  # lengths, users, s of a rung
     (lengths(1500, 100), [1, 2, 4, 8, 16, 32], 14.0),

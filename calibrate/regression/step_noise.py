@@ -11,7 +11,7 @@ import numpy as np
 from calibrate.arrays import Bools, Floats, Ints
 from calibrate.regression.design import Rows
 from calibrate.regression.random_effects import RandomEffects
-from sim.model.calibration import Noise
+from sim.steptime.noise_parameters import Noise
 
 CELL_SECONDS = 3.0  # shorter than a drift, longer than the autocorrelation of steps
 NO_DRIFT = 1e-4  # relative: a smaller drift is none

@@ -27,7 +27,6 @@ from calibrate.sources.published_priors import Distribution, HalfNormal, LogNorm
 from calibrate.sources.static_batch import prefill_terms
 from sim.engines.tgi_0_9_4 import Flags, ceil_block
 from sim.executors import IN_PROCESS, Executor, Tell
-from sim.model.calibration import Noise
 from sim.model.errors import NotEnoughData
 from sim.model.machine import Model
 from sim.model.server import Bounds
@@ -37,6 +36,7 @@ from sim.replicate import Task
 from sim.results import metrics
 from sim.run import Run
 from sim.steptime.linear import step_time
+from sim.steptime.noise_parameters import Noise
 
 SIMULATIONS = 40  # per dimension: an emulator of more dimensions needs more
 EFFECTIVE = 20.0  # least effective sample size

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from sim.model.calibration import Calibration, Clocks, Noise
+from sim.model.calibration import Calibration, Clocks
 from sim.model.errors import BadInput
 from sim.model.scenario import Machine
 from sim.model.server import EngineFlags
 from sim.steptime.linear import BASES, Linear, step_time
+from sim.steptime.noise_parameters import Noise
 
 
 @dataclass(frozen=True)

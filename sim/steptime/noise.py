@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.model import calibration
 from sim.randomness import BLOCK, Kind, Randomness
+from sim.steptime import noise_parameters
 
 Floats = NDArray[np.float64]
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(32)  # the mean of anything of a standard normal score
@@ -27,7 +27,7 @@ class Noise:
     BLOCK = 4096
     CELLS = 8  # of drift per correlation time: within one, the factor moves by a few percent of its deviation
 
-    def __init__(self, law: calibration.Noise, seed: int | Sequence[int], replica: int = 0):
+    def __init__(self, law: noise_parameters.Noise, seed: int | Sequence[int], replica: int = 0):
         self._random, self._replica = Randomness(seed), replica
         self._blocks: dict[tuple[str, int], Floats] = {}
         self._memory, self._returned = law.memory, law.returned

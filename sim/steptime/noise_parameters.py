@@ -1,0 +1,39 @@
+"""The parameters of what a step-time form leaves over."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the step-time form leaves over, as factors of mean 1.
+
+    `prefill` and `decode` are quantiles, at evenly spaced probabilities from 0 to 1, of a single step's factor (empty:
+    none). Successive decode steps resemble each other: the normal score of a step's rank is `sqrt(memory)` times an
+    autoregressive part, which forgets itself over `memory_steps` steps, plus a fresh one. Of its variance the next step
+    gives back the share `returned`: a token seen late makes one step long and the next one short, and no answer longer.
+    The slow drift of the machine is a factor whose logarithm has standard deviation `drift` and skewness `drift_skew`
+    (a neighbour on the same machine slows it much now and then, and does not quicken it) and forgets itself over
+    `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps. A prefill feels both to
+    the power of `prefill_share`: what computes is slowed by other things than what waits for memory.
+
+    Some minutes are rougher than others: in one run all these deviations but `between` are multiplied by a common
+    log-normal factor of median 1; `roughness` is the standard deviation of its logarithm.
+    """
+
+    prefill: list[float] = []
+    decode: list[float] = []
+    memory: float = 0.0
+    memory_steps: float = 1.0
+    returned: float = 0.0
+    drift: float = 0.0
+    drift_seconds: float = 20.0
+    drift_skew: float = 0.0
+    between: float = 0.0
+    prefill_share: float = 1.0
+    roughness: float = 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether there is no noise at all."""
+        return not (self.prefill or self.decode or self.drift or self.between)
