@@ -18,7 +18,9 @@ from sim.model.calibration import read_calibration
 from sim.model.errors import BadInput
 from sim.model.files.format import FORMAT
 from sim.model.machine import draw_model
+from sim.model.steps import STEP_COLUMNS
 from sim.results import metrics
+from sim.run import read_run, write_run
 from sim.steptime.linear import MEANING, Line, affine
 from sim.steptime.work import NOTHING, StepWork
 
@@ -94,3 +96,14 @@ def test_every_draw_keeps_its_prefill_even_if_its_linear_part_becomes_negative(t
     for values in (read.values, read.row(0)):
         work = StepWork(1, 70, 2, 50 * 51 // 2 + 20 * 21 // 2, 50)
         assert affine(**values).line(work).first == pytest.approx(squares.line(work).first, rel=1e-12)
+
+
+def test_steps_of_format_1_are_those_of_the_same_run_written_again(tmp_path: Path):
+    run = read_run(OLD / "run")
+    again = read_run(write_run(run, tmp_path / "run", steps=True))
+    assert run.steps is not None and again.steps is not None and set(STEP_COLUMNS) <= set(again.steps)
+    for name in STEP_COLUMNS:
+        assert (run.steps[name] == again.steps[name]).all(), name
+    line = json.loads((tmp_path / "run" / "steps.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert set(StepWork.__struct_fields__) | {"replica"} <= set(line)
+    assert (line["prefill_tokens"], line["prefill_attention"], line["replica"]) == (400, 400 * 401 // 2, 0)

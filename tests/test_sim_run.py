@@ -75,13 +75,13 @@ def test_steps_say_whose_they_are(tmp_path: Path) -> None:
     model = Model(STEP_TIME, Flags(max_batch_total_tokens=2000), NOISE, CLOCKS)
     write_run(climb(SCENARIO, model, (1, 0), members=True), tmp_path / "run", steps=True)
     steps = lines(tmp_path / "run" / "steps.jsonl")
-    assert all(len(step["members"]) == step["sequences"] for step in steps)
+    assert all(len(step["members"]) == step["decode_sequences"] + step["prefill_sequences"] for step in steps)
     tokens: Counter[int] = Counter()
     prefills: Counter[int] = Counter()
     for step in steps:
         for member in step["members"]:
             tokens[member] += step["count"]
-            prefills[member] += step["kind"] == "prefill"
+            prefills[member] += step["decode_sequences"] == 0
     asked = {r["id"]: r["output_tokens"] for r in lines(tmp_path / "run" / "requests.jsonl") if r["output_tokens"]}
     assert tokens == asked
     assert set(prefills.values()) == {1}

@@ -264,6 +264,7 @@ class Replica:
                 alone = StepWork(1, 0, 0, 0, 0, size, work.decode_context, work.decode_longest)
                 share = 1 - self.step_time.line(alone).first / first if first else 0.0
             self.steps.extend((ended, kept, state.kv_used, first, line.growth, extra, chunks, share, begun))
+            self.steps.extend((work.prefill_sequences, work.prefill_attention, work.prefill_longest, 0))
             if self.noise is not None:
                 assert self._segment is not None
                 self.step_ends.append(self._segment.ends(before + steps)[before:].copy())
@@ -275,6 +276,6 @@ class Replica:
             # fmt: off
             self.steps.extend((
                 PREFILL, start, end, steps, size, tokens, squares, longest, 0, begun - kept, kept, used,
-                end - start, 0.0, 0.0, 0, 0.0, begun,
+                end - start, 0.0, 0.0, 0, 0.0, begun, size, work.prefill_attention, longest, 0,
             ))
             # fmt: on

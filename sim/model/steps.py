@@ -35,6 +35,10 @@ STEP_COLUMNS = (
     "chunk_tokens",  # decode: prompt tokens that each step computes besides
     "chunk_share",  # and the share of its time that this takes, by the form
     "begun",  # sequences whose first token, or first after a preemption, came with the last step
+    "prefill_sequences",  # of `StepWork`, of the first step
+    "prefill_attention",
+    "prefill_longest",
+    "replica",
 )
 
 
@@ -54,28 +58,29 @@ class Call(NamedTuple):
 def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | None) -> Iterator[dict[str, Any]]:
     """The lines of `steps.jsonl`, with what the statistics of a simulated run need besides; `members` where known."""
     ends = iter(step_ends or [])
-    filtered = False
     for row in steps.to_dict("records"):
         decode = row["kind"] == DECODE
         record = {
             "start": kept_time(row["start"]),
             "end": kept_time(row["end"]),
-            "kind": "decode" if decode else "prefill",
             "count": row["count"],
-            "sequences": row["sequences"],
-            "tokens": row["tokens"],
-            "prompt_sq": row["prompt_sq"],
-            "max_prompt": row["longest"],
-            "concat": row["joined"] > 0,
-            "filtered": filtered,
+            "replica": row["replica"],
+            "passes": 1,
+            "prefill_tokens": row["chunk_tokens"] if decode else row["tokens"],
+            "prefill_sequences": row["prefill_sequences"],
+            "prefill_attention": row["prefill_attention"],
+            "prefill_longest": row["prefill_longest"],
+            "decode_sequences": row["sequences"] if decode else 0,
+            "decode_context": row["tokens"] if decode else 0,
+            "decode_longest": row["longest"] if decode else 0,
             "joined": row["joined"],
+            "dropped": row["ended"] if row["kept"] else 0,
             "ended": row["ended"],
             "kept": row["kept"],
             "used": row["used"],
             "first": row["first"],
             "growth": row["growth"],
             "extra": row["extra"],
-            "chunk_tokens": row["chunk_tokens"],
             "chunk_share": row["chunk_share"],
             "begun": row["begun"],
         }
@@ -83,7 +88,6 @@ def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | Non
             record["members"] = row["members"]
         if decode and step_ends:
             record["ends"] = [kept_time(t) for t in next(ends)]
-        filtered = row["ended"] > 0 and row["kept"] > 0
         yield record
 
 
@@ -97,10 +101,33 @@ def read_steps(path: Path, warnings: list[Notice]) -> tuple[pd.DataFrame | None,
     ends = [np.asarray(r.pop("ends"), dtype=np.float64) for r in records if "ends" in r]
     if not records:
         return None, None
-    steps = pd.DataFrame(records)
-    steps["kind"] = (steps["kind"] == "decode").astype(np.int64)
-    steps = steps.rename(columns={"max_prompt": "longest"})
-    if "begun" not in steps and "sequences" in steps:  # of before several engines were simulated
-        steps["begun"] = steps["sequences"].where(steps["kind"] == PREFILL, 0)
-        steps["chunk_tokens"], steps["chunk_share"] = 0, 0.0
+    steps = _of_format_1(pd.DataFrame(records)) if "kind" in records[0] else _of_format_2(pd.DataFrame(records))
     return (steps if set(STEP_COLUMNS) <= set(steps) else None), ends or None
+
+
+def _of_format_1(steps: pd.DataFrame) -> pd.DataFrame:
+    steps = steps.rename(columns={"max_prompt": "longest"})
+    steps["kind"] = (steps["kind"] == "decode").astype(np.int64)
+    prefill = steps["kind"] == PREFILL
+    if "begun" not in steps:
+        steps["begun"] = steps["sequences"].where(prefill, 0)
+        steps["chunk_tokens"], steps["chunk_share"] = 0, 0.0
+    if {"tokens", "prompt_sq", "longest"} <= set(steps):
+        steps["prefill_sequences"] = steps["sequences"].where(prefill, 0)
+        steps["prefill_attention"] = ((steps["prompt_sq"] + steps["tokens"]) // 2).where(prefill, 0)
+        steps["prefill_longest"], steps["replica"] = steps["longest"].where(prefill, 0), 0
+    return steps
+
+
+def _of_format_2(steps: pd.DataFrame) -> pd.DataFrame:
+    decode = steps["decode_sequences"] > 0
+    steps["kind"] = decode.astype(np.int64)
+    for name, ours, theirs in (
+        ("sequences", "decode_sequences", "prefill_sequences"),
+        ("tokens", "decode_context", "prefill_tokens"),
+        ("longest", "decode_longest", "prefill_longest"),
+    ):
+        steps[name] = steps[ours].where(decode, steps[theirs])
+    steps["prompt_sq"] = (2 * steps["prefill_attention"] - steps["prefill_tokens"]).where(~decode, 0)
+    steps["chunk_tokens"] = steps["prefill_tokens"].where(decode, 0)
+    return steps

@@ -111,14 +111,27 @@ class RequestLine(msgspec.Struct):
         return None
 
 
+_PREFILLED = "prefill_sequences"
+
+
 class StepLine(msgspec.Struct):
     """A line of `steps.jsonl`: what the reader itself needs of it, and what statistics of simulated runs do."""
 
     start: float
     end: float
-    kind: str
     count: int
-    sequences: int
+    replica: int = 0
+    passes: int = 1
+    prefill_tokens: int = 0
+    prefill_sequences: int = 0
+    prefill_attention: int = 0
+    prefill_longest: int = 0
+    decode_sequences: int = 0
+    decode_context: int = 0
+    decode_longest: int = 0
+    dropped: int = 0
+    kind: str | None = None  # format 1, as the next
+    sequences: int = 0
     ends: list[float] = []
     tokens: int = 0
     prompt_sq: int = 0
@@ -136,9 +149,10 @@ class StepLine(msgspec.Struct):
 
     def impossible(self) -> tuple[str, str] | None:
         """What cannot be: the key, and what was expected of it."""
-        if self.kind not in ("prefill", "decode"):
+        if self.kind not in (None, "prefill", "decode"):
             return "kind", f"expected prefill or decode, found {self.kind!r}"
-        for name in ("count", "sequences"):
+        size = "sequences" if self.kind is not None else "decode_sequences" if self.decode_sequences else _PREFILLED
+        for name in ("count", size):
             if not 1 <= getattr(self, name) <= MOST_TOKENS:
                 return name, f"expected 1 to {MOST_TOKENS}, found {getattr(self, name)}"
         if not 0 <= self.start <= LATEST:
@@ -147,7 +161,9 @@ class StepLine(msgspec.Struct):
             return "end", f"expected no time before its start ({self.start}), found {self.end:.15g}"
         if self.ends and (len(self.ends) != self.count or self.ends != sorted(self.ends)):
             return "ends", f"expected the {self.count} ends of its steps, in order"
-        for name in ("tokens", "prompt_sq", "max_prompt", "joined", "ended", "kept", "used", "begun", "chunk_tokens"):
+        for name in self.__struct_fields__:
+            if self.__annotations__[name] != "int":
+                continue
             if not 0 <= getattr(self, name) <= MOST_COUNT:
                 return name, f"expected 0 or more, found {getattr(self, name)}"
         for name in ("first", "growth", "extra"):
