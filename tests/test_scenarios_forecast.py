@@ -14,7 +14,7 @@ from backwards import Backwards
 from rich.console import Console
 from warned import texts
 
-from scenarios.answer.tables import show, show_cost, show_operating_points
+from scenarios.answer.tables import show_cost, show_forecast, show_operating_points
 from scenarios.forecast.bottleneck import bottleneck
 from scenarios.forecast.cost import costs
 from scenarios.forecast.forecast import Estimate, read_forecast, write_forecast
@@ -344,7 +344,7 @@ def test_a_knee_below_the_ladder_is_not_taken_for_its_first_rung(small):
     assert forecast.cost[0].at == "knee" and forecast.cost[0].per_1000_requests.value is None
     assert forecast.cost[1].per_1000_requests.value > 0
     console = Console(width=80, record=True, file=io.StringIO())
-    show(forecast, console)
+    show_forecast(forecast, console)
     text = console.export_text()
     assert re.search(r"^knee +< 16 +–$", text, re.MULTILINE)
     assert "knee: p95 E2E exceeds 0.3 s: at the first rung" in " ".join(text.split())
