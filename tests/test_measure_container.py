@@ -23,7 +23,9 @@ from measure.ladder.session import measure
 from measure.server.docker import LABEL, CannotStart, arguments, connect, launched, leftovers
 from measure.server.doctor import diagnose
 from measure.server.tokenizer_patch import patched_tokenizer
+from sim.engines import vllm_v1_flags
 from sim.engines.tgi_0_9_4 import Flags
+from sim.model.errors import BadInput
 from sim.model.scenario import Launch, Load, Scenario
 from sim.model.workload import Workload
 from sim.run import read_run
@@ -35,7 +37,9 @@ from pathlib import Path
 import msgspec
 from measure.ladder.session import measure
 from measure.server.tokenizer_patch import patched_tokenizer
+from sim.engines import vllm_v1_flags
 from sim.engines.tgi_0_9_4 import Flags
+from sim.model.errors import BadInput
 from sim.model.scenario import Scenario
 measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
 """
@@ -76,6 +80,11 @@ def start(launch: Launch, out: Path) -> None:
 def ours(client: docker.DockerClient, image: str) -> list[str]:
     found = client.containers.list(all=True, ignore_removed=True, filters={"label": LABEL, "ancestor": image})
     return [str(c.name) for c in found]
+
+
+def test_a_server_of_another_engine_is_not_launched_yet() -> None:
+    with pytest.raises(BadInput, match="found vllm-v1: launch: is implemented for no other yet"):
+        arguments(Launch(model="llama"), vllm_v1_flags.Flags())
 
 
 def test_the_flags_are_the_scenarios_own() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import msgspec
 import openai
 import pytest
 from rich.console import Console
@@ -22,8 +23,14 @@ from servers import Standin, standin
 from warned import texts
 
 from measure.ladder.session import measure
+from measure.server.detection import detect
+from measure.server.endpoint import Endpoint
 from measure.server.exposition import parse
+from measure.server.limits import check_limits
+from measure.server.provenance import flags_of
+from sim.engines import vllm_v1_flags
 from sim.engines.tgi_0_9_4 import Flags
+from sim.model.flags import SERVER
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 from sim.run import read_run
@@ -282,9 +289,18 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
         measure(scenario, server.url, tmp_path / "run", console=Console(file=null))
     run = read_run(tmp_path / "run")
     assert str(run.engine) == "vllm 0.32.0"
+    assert run.info == {"num_gpu_blocks": 65, "block_size": 16, "max_model_len": MODEL_LEN}
     ok = run.requests[run.requests["status"] == "ok"]
     assert len(ok) and (ok["output_tokens"] == 8).all() and (ok["prompt_tokens"] == 40).all()
     assert not any("server's own count" in warning for rung in run.rungs for warning in texts(rung.warnings))
+    served = msgspec.structs.replace(scenario, server=vllm_v1_flags.Flags(max_model_len=300))
+    found = detect(Endpoint(server.url))
+    flags = flags_of(found, served)
+    told = {"max_model_len": 256, "num_gpu_blocks": 65, "block_size": 16}
+    assert {name: flag.value for name, flag in flags.items() if flag.source == SERVER} == told
+    assert any(
+        "the server's max_model_len is 256, the scenario's 300" in text for text in texts(check_limits(found, served))
+    )
 
 
 def test_the_openai_package_reads_streams_usage_and_errors(server: Standin) -> None:

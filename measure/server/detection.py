@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -18,13 +19,14 @@ from sim.model.warning import Notice, notice
 PROBE_SECONDS = 120.0
 # HTTP statuses that explain best why no API was detected, the best first; all others come after these
 TELLING = (401, 407, *REDIRECTS, 503, 429, 502, 504, 403)
+CACHE_CONFIG, LABEL = "vllm:cache_config_info{", re.compile(r'(\w+)="([^"]*)"')
 # names of the context length in `/v1/models`: vLLM and SGLang, OpenRouter, Groq, Mistral and LM Studio
 CONTEXT = ("max_model_len", "context_length", "context_window", "max_context_length")
 
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
-    """The server at a URL: its `api` (a key of `apis.APIS`), its answer to `/info`, whether it has `/metrics`, and
-    which of `openai.EXTRAS` it accepts.
+    """The server at a URL: its `api` (a key of `apis.APIS`), what it tells of itself (`/info`), whether it has
+    `/metrics`, and which of `openai.EXTRAS` it accepts.
 
     `limits` are the lengths that an OpenAI-style server tells, tokens, by its own names; `warnings` what could not be
     detected.
@@ -65,7 +67,9 @@ def detect(endpoint: Endpoint, model: str | None = None, deadline: Deadline | No
     ):
         answer = answers[path] = endpoint.post(path, body | prompt, deadline)
         if answer.status == 200 and "choices" in decoded(answer.body):
-            return Server(api=api, model=model, limits=limits, engine=_engine(endpoint, offered, deadline))
+            engine = _engine(endpoint, offered, deadline)
+            told = _vllm_info(endpoint, limits, deadline) if engine is not None and engine.name == "vllm" else None
+            return Server(api=api, info=told, model=model, limits=limits, engine=engine)
     raise _undetected(endpoint, answers)
 
 
@@ -94,6 +98,18 @@ def _context_limits(endpoint: Endpoint, model: dict[str, Any], deadline: Deadlin
         if is_length(n_ctx):
             limits["n_ctx"] = n_ctx
     return limits
+
+
+def _vllm_info(endpoint: Endpoint, limits: dict[str, int], deadline: Deadline) -> dict[str, Any] | None:
+    """The flags that vLLM tells, having no `/info`: the labels of `vllm:cache_config_info`, and max_model_len."""
+    try:
+        body = endpoint.get("/metrics", deadline).body.decode("utf-8", "replace")
+    except Unreachable:
+        body = ""
+    labels = dict(LABEL.findall(next((line for line in body.splitlines() if line.startswith(CACHE_CONFIG)), "")))
+    numbers = {name: int(labels[name]) for name in ("num_gpu_blocks", "block_size") if labels.get(name, "").isdecimal()}
+    told = {name: value for name, value in numbers.items() if is_length(value)} | limits
+    return told or None
 
 
 def is_length(found: Any) -> bool:

@@ -24,9 +24,10 @@ import requests
 
 from measure.deadline import OutOfTime, wait_for
 from measure.server.endpoint import Endpoint, Unreachable
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import UserError
 from sim.model.scenario import Launch
-from sim.model.server import EngineFlags
+from sim.model.server import EngineFlags, expect
 from sim.terminal.console import Console
 
 LABEL = "servecast"
@@ -56,14 +57,14 @@ class Running(NamedTuple):
 
 def arguments(launch: Launch, server: EngineFlags) -> list[str]:
     """The launcher's command line, with the flags that are simulated."""
+    flags = expect(server, Flags, "launch: is implemented")
     argv = ["--model-id", launch.model, "--hostname", "127.0.0.1", "--port", str(launch.port)]
     if launch.num_shard is not None:
         argv += ["--num-shard", str(launch.num_shard)]
     for name in FLAGS:
-        argv += [f"--{name.replace('_', '-')}", str(getattr(server, name))]
-    capacity = getattr(server, server.declared.capacity)
-    if isinstance(capacity, int):
-        argv += [f"--{server.declared.capacity.replace('_', '-')}", str(capacity)]
+        argv += [f"--{name.replace('_', '-')}", str(getattr(flags, name))]
+    if isinstance(flags.max_batch_total_tokens, int):
+        argv += ["--max-batch-total-tokens", str(flags.max_batch_total_tokens)]
     for name, value in launch.args.items():
         flag = f"--{name.replace('_', '-')}"
         argv += [flag] if value is True else [] if value is False else [flag, str(value)]
