@@ -100,7 +100,7 @@ def test_the_mood_of_the_only_rung_is_the_machines_and_is_drawn_all_the_same(row
 
 
 def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_slow():
-    """Ladders of two lengths, of which the shorter's loads all met a slow hour: between them context looks free."""
+    """Ladders of two lengths, the shorter measured in a slow hour: without random effects context looks free."""
     runs = [observe([1, 4, 16], lengths(*of), seconds=20.0, seed=1).run for of in ((60, 200), (600, 200))]
     schedules = [rebuild(run) for run in runs]
     rows = build_rows(runs, schedules)

@@ -61,7 +61,7 @@ def test_the_promise_holds_where_no_straight_line_leads_to_the_answer():
     question = Question(Scenario(name="jumps", server=SERVER, workload=lengths(800, 40)), 6)
     seen = observe([1, 2], lengths(100, 60), noise=NOISE, seconds=30.0).run
     same = Measurement(question.scenario.workload, 6, 30.0)
-    # a seed without a truth at whose edge another grouping begins: of eight seeds five are, whatever the beliefs
+    # a seed without a truth at whose edge another grouping begins: of eight seeds five are, whatever the priors
     (promise,) = advise(calibrate_runs([seen]), question, [same], seed=2)
     assert promise.low <= promise.after <= promise.high < 0.1 * promise.now
     assert promise.low / 2 < after(seen, same, question) < 2 * promise.high

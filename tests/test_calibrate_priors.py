@@ -48,7 +48,7 @@ def test_one_prompt_length_leaves_the_rest_to_belief_and_says_so():
 
 
 def test_a_prefills_fixed_part_is_about_a_decode_step_on_published_machines():
-    """Of lone prompts up to 2,048 tokens: the time that a parabola or a line leaves for none, of a decode step."""
+    """Of single prompts up to 2,048 tokens: the time that a parabola or a line leaves for none, of a decode step."""
     splitwise = pd.read_csv(DATA / "splitwise_llama2_70b_a100_tp4_tp8_median.csv", comment="#")
     lmdeploy = pd.read_csv(DATA / "lmdeploy_v010a1_a100_static.csv", comment="#")
     shares = []
@@ -66,7 +66,7 @@ def test_a_prefills_fixed_part_is_about_a_decode_step_on_published_machines():
 
 
 def test_lone_prompts_tell_what_prompts_prefilled_together_take():
-    """A third of a lone prefill was believed to be its fixed part: four together came out a fifth too quick."""
+    """The prior took a third of a single prefill as its constant: four together came out a fifth too quick."""
     run = read_run(DATA / "tgi-0.9.4-router-http" / "long")
     few, known = (central(calibrate_runs([run], rungs=[rungs]), prefill(4, 1500)) for rungs in ({0, 1}, None))
     assert few == pytest.approx(known, rel=0.05)

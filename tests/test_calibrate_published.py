@@ -1,4 +1,4 @@
-"""The door of published figures: lone-user latencies exactly, the rest by simulation, and honest about what is left."""
+"""Published figures: single-user latencies are exact, the rest is simulated, and what stays open is said."""
 
 from __future__ import annotations
 
@@ -67,15 +67,16 @@ def fitted() -> Calibration:
 
 
 @pytest.mark.parametrize(
-    "law", [published_priors.LogNormal(0.05, 0.4), published_priors.HalfNormal(3.0), published_priors.Uniform(2.0, 5.0)]
+    "distribution",
+    [published_priors.LogNormal(0.05, 0.4), published_priors.HalfNormal(3.0), published_priors.Uniform(2.0, 5.0)],
 )
-def test_a_law_draws_what_its_density_says(law):
-    values = np.sort(law.at(np.random.default_rng(1).standard_normal(200_000)))
+def test_draws_follow_the_density(distribution):
+    values = np.sort(distribution.at(np.random.default_rng(1).standard_normal(200_000)))
     for low, high in ((0.1, 0.3), (0.4, 0.5), (0.6, 0.95)):  # between two quantiles lies that share of the density
         ends = values[[int(low * len(values)), int(high * len(values))]]
         grid = np.linspace(*ends, 2001)
-        assert np.trapezoid(law.density(grid), grid) == pytest.approx(high - low, abs=0.006)
-    assert law.density(np.array([-1.0]))[0] == 0.0
+        assert np.trapezoid(distribution.density(grid), grid) == pytest.approx(high - low, abs=0.006)
+    assert distribution.density(np.array([-1.0]))[0] == 0.0
 
 
 def test_a_lone_user_by_arithmetic_is_a_lone_user_in_the_simulator():
@@ -85,7 +86,7 @@ def test_a_lone_user_by_arithmetic_is_a_lone_user_in_the_simulator():
         terms, clocks = single_user_terms(of, np.array([0.87]))
         said = clocks + sum(machine[name] * times[0] for name, times in terms.items())
         table = metrics.table(FigureSimulator((), SERVER, {}).task(machine, of, [1], (0,)).run())
-        assert table["e2e_mean"].iloc[0] == pytest.approx(said, abs=2e-3)  # the way up takes 1 to 3 ms
+        assert table["e2e_mean"].iloc[0] == pytest.approx(said, abs=2e-3)  # the uplink takes 1 to 3 ms
 
 
 def test_machines_that_show_the_lone_user_figures_are_drawn_as_if_by_trial_and_error():
@@ -93,7 +94,10 @@ def test_machines_that_show_the_lone_user_figures_are_drawn_as_if_by_trial_and_e
     rng = np.random.default_rng(2)
     space = ConstrainedPrior.of(ALONE, SERVER)
     ours = space.values(space.draw(rng, 4000))
-    drawn = {name: law.at(rng.standard_normal(1_500_000)) for name, law in published_priors.STEP_TIMES.items()}
+    drawn = {
+        name: distribution.at(rng.standard_normal(1_500_000))
+        for name, distribution in published_priors.STEP_TIMES.items()
+    }
     drawn["output_attained"] = published_priors.OUTPUT_ATTAINED.at(rng.standard_normal(1_500_000))
     fits = np.ones(1_500_000, dtype=bool)
     for f in ALONE:

@@ -1,4 +1,4 @@
-"""The table door: planted parameters come back, the form follows the data, and what cannot be read is one line."""
+"""Step-time tables: planted parameters come back, the form follows the data, and what cannot be read is one line."""
 
 from pathlib import Path
 

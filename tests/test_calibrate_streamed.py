@@ -122,18 +122,18 @@ def test_the_way_of_another_day_is_drawn_longer_or_shorter(fits):
         assert LATENCY_BETWEEN_RUNS * 0.8 < spread < 0.5
 
 
-def test_the_second_look_tells_how_long_the_router_counts_tokens():
+def test_the_second_scheduling_point_tells_how_long_the_router_counts_tokens():
     """Requests of 1,500 tokens, up to eight together, scheduled at a point 5 to 25 ms after they were written."""
     rng = np.random.default_rng(0)
     tokens, after = 1500.0 * rng.integers(1, 9, 600), rng.uniform(0.005, 0.025, 600)
-    way = (1.5e-3 + 1.3e-6 * tokens) * (1 + UPLINK_SPREAD * rng.standard_normal(600))
+    latency = (1.5e-3 + 1.3e-6 * tokens) * (1 + UPLINK_SPREAD * rng.standard_normal(600))
     nothing = {"dropped": 0, "kept": 0, "decode_longest": 0, "weight": 1.0}
-    table = pd.DataFrame({"x": -after, "tokens": tokens, "won": way < after, **nothing})
+    table = pd.DataFrame({"x": -after, "tokens": tokens, "won": latency < after, **nothing})
     assert 100 < table["won"].sum() < 500
-    names, found, belief = ("f0", "u0", "u1"), np.array([0.0, 1.5e-3, 1e-6]), np.diag([1e3, 1e3, 1e6])
+    names, found, prior = ("f0", "u0", "u1"), np.array([0.0, 1.5e-3, 1e-6]), np.diag([1e3, 1e3, 1e6])
     for _ in range(8):
         rows, target = admission_rows(table, names, found, spread=0.1)
-        both = np.vstack([rows, belief]), np.concatenate([target, belief @ [0.0, 1.5e-3, 1e-6]])
+        both = np.vstack([rows, prior]), np.concatenate([target, prior @ [0.0, 1.5e-3, 1e-6]])
         found = np.linalg.lstsq(*both, rcond=None)[0]
     assert found == pytest.approx([0.0, 1.5e-3, 1.3e-6], rel=0.15)
 

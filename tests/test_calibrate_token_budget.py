@@ -95,7 +95,7 @@ def test_requests_that_were_not_yet_there_do_not_outvote_the_rest():
     run = hidden("tgi-0.9.4-router-http/long")
     sent = run.requests["sent"].copy()
     late = run.requests.index[run.requests["rung"] == 3][:40:8]
-    sent[late] -= 0.4  # as if long on their way: the router did not know of them
+    sent[late] -= 0.4  # as if their network latency were long: they were not queued yet
     low, high, warnings = found(replace(run, requests=run.requests.assign(sent=sent)))
     assert (low, high) == pytest.approx(found(run)[:2])
     assert "speak against" in warnings[1]

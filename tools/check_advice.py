@@ -49,14 +49,14 @@ def main() -> int:
     question = Question(msgspec.structs.replace(scenario, workload=ASKED), ASKED_USERS)
     with tempfile.TemporaryDirectory() as place, standin() as url:
         folder = Path(place)
-        first = look(scenario, KNOWN, KNOWN_USERS, asked.seconds, url, folder / "first")
+        first = measured(scenario, KNOWN, KNOWN_USERS, asked.seconds, url, folder / "first")
         before = calibrate_runs([first])
         ranked = advise(before, question, candidates(question, [KNOWN], asked.seconds))
         drawn = np.random.default_rng(asked.seed).permutation(len(ranked))[: asked.others]
         chosen = [ranked[0], *(ranked[i] for i in drawn)]
         got = []
         for number, one in enumerate(advice.measurement for advice in chosen):
-            more = look(scenario, one.workload, [one.users], one.seconds, url, folder / str(number))
+            more = measured(scenario, one.workload, [one.users], one.seconds, url, folder / str(number))
             got.append(half_width(calibrate_runs([first, more]), question))
     show(chosen, got)
     return judge(chosen[0], got)
@@ -74,7 +74,7 @@ def standin() -> Iterator[str]:
             server.terminate()
 
 
-def look(scenario: Scenario, workload: Workload, users: list[int], seconds: float, url: str, out: Path) -> Run:
+def measured(scenario: Scenario, workload: Workload, users: list[int], seconds: float, url: str, out: Path) -> Run:
     """What the clients saw of a load, `seconds` a rung."""
     there = Load(users=users, spawn_rate=10.0, seconds=seconds)
     with Path(os.devnull).open("w") as null:
