@@ -21,7 +21,7 @@ from calibrate.arrays import Bools, Floats
 from calibrate.schedule.rules import rules
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration
-from sim.model.machine import draw_model
+from sim.model.machine import draw_machine
 from sim.model.scenario import Scenario
 from sim.model.steps import DECODE, PREFILL
 from sim.model.workload import RequestLengths, Workload
@@ -123,7 +123,7 @@ def _widths(answers: Floats) -> Floats:
 def _answers(machines: Sequence[Calibration], question: Question, seed: int, executor: Executor) -> Floats:
     """The question's metric on every machine."""
     scenario = _at(question.scenario, question.scenario.workload, question.users, SECONDS)
-    tasks = [Task(scenario, draw_model(one, scenario.server, None), (seed, 1), question.lengths) for one in machines]
+    tasks = [Task(scenario, draw_machine(one, scenario.server, None), (seed, 1), question.lengths) for one in machines]
     return np.array(executor.run(partial(_answer, question.metric), tasks))
 
 
@@ -162,7 +162,7 @@ def _measured(calibration: Calibration, scenario: Scenario, candidate: Measureme
     """
     there = _at(scenario, candidate.workload, candidate.users, candidate.seconds)
     central = msgspec.structs.replace(calibration, draws={}, noise=Noise())
-    steps = Task(there, draw_model(central, there.server, None), (seed, 2), candidate.lengths).run().steps
+    steps = Task(there, draw_machine(central, there.server, None), (seed, 2), candidate.lengths).run().steps
     assert steps is not None
     groups = [steps[steps["kind"] == PREFILL]]
     decode = steps[steps["kind"] == DECODE]

@@ -11,7 +11,7 @@ from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
 from sim.executors import Tell, silent
 from sim.model.calibration import Calibration
-from sim.model.machine import Draw, Model, draw_model
+from sim.model.machine import Draw, Machine, draw_machine
 from sim.model.scenario import Scenario
 from sim.model.workload import RequestLengths
 from sim.results.curve import TAKEOFF_FACTOR
@@ -26,7 +26,7 @@ class Task:
     """
 
     of: Scenario | Run
-    model: Model
+    model: Machine
     seed: tuple[int, ...]
     lengths: RequestLengths | None = None
 
@@ -47,7 +47,7 @@ def tasks_for(
     """A task for each number: 0 has the central values of the calibration, the others a draw each."""
     server, machine = of.server, (of.scenario if isinstance(of, Run) else of).machine
     draws = ((number, draw_of(seed, number)) for number in numbers)
-    return [Task(of, draw_model(calibration, server, draw, machine), (seed, at), lengths) for at, draw in draws]
+    return [Task(of, draw_machine(calibration, server, draw, machine), (seed, at), lengths) for at, draw in draws]
 
 
 def takeoff_factor(calibration: Calibration, seed: int, number: int) -> float:

@@ -49,7 +49,7 @@ from sim.model.flags import (
 )
 from sim.model.identity import SOURCES, Identity, check_engine, is_engine, named
 from sim.model.requests import Requests, request_records
-from sim.model.scenario import Load, Machine, Scenario, relocated
+from sim.model.scenario import Hardware, Load, Scenario, relocated
 from sim.model.server import EngineFlags
 from sim.model.status import Status
 from sim.model.steps import read_steps, step_records
@@ -315,7 +315,7 @@ def _launched(document: Document, kind: type[EngineFlags]) -> dict[str, Any]:
 
 def _scenario(raw: dict[str, Any]) -> Scenario:
     """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
-    nested = {"workload": Workload, "load": Load, "machine": Machine}
+    nested = {"workload": Workload, "load": Load, "machine": Hardware}
     known = {key: _known(value, nested.get(key)) for key, value in _known(raw, Scenario).items()}
     server = known.get("server", {})
     if isinstance(server, dict):

@@ -12,7 +12,7 @@ from sim.cluster.testbed import Bench
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.identity import Identity
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.request import Request
 from sim.model.scenario import Load, Scenario
 from sim.model.steps import Call
@@ -65,7 +65,7 @@ def observe(
     Tokens of steps that were still under way are not seen; who needs the last window whole asks for some s `after` it.
     """
     scenario = Scenario(name="seen", server=server, workload=workload, load=Load(users=list(users), spawn_rate=10.0))
-    machine = Model(step_time(model, truth or TRUTH), server, noise or Noise(), clocks)
+    machine = Machine(step_time(model, truth or TRUTH), server, noise or Noise(), clocks)
     bench = Bench(scenario, machine, (seed,), Sampler(workload, seed))
     tokens: dict[Request, list[float]] = {}
     calls: list[tuple[str, list[Request]]] = []

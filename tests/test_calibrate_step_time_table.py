@@ -13,7 +13,7 @@ from calibrate.sources.table_layout import read_table
 from scenarios.cli.main import status
 from sim.model.calibration import read_calibration
 from sim.model.errors import BadInput, NotEnoughData
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.steptime.linear import affine
 
 DATA = Path(__file__).parent.parent / "data"
@@ -112,7 +112,7 @@ def test_splitwise_and_lmdeploy_agree_on_a_prefill_of_1500_tokens():
 
 
 def test_one_machine_of_several_is_chosen_by_where_by_machine_or_with_a_warning():
-    chosen = calibrate_table([LMDEPLOY], rng(), machine=Machine(model="meta-llama/Llama-2-7B", gpus=1))
+    chosen = calibrate_table([LMDEPLOY], rng(), machine=Hardware(model="meta-llama/Llama-2-7B", gpus=1))
     assert chosen.machine.model == "llama2-7b"  # not one of the larger
     guessed = calibrate_table([LMDEPLOY], rng())
     assert guessed.machine.model == "llama2-70b"

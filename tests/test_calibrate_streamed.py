@@ -18,7 +18,7 @@ from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Delay, read_calibration
 from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import write_file
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.run import Run, read_run
 from sim.steptime.linear import step_time
 from sim.steptime.noise_parameters import Noise
@@ -235,11 +235,11 @@ def test_runs_say_what_they_were_measured_on():
     run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
     assert not any("machine" in d for d in texts(calibrate_runs([run]).warnings))
     here, there = (
-        replace(run, name=gpu, scenario=msgspec.structs.replace(run.scenario, machine=Machine(gpu=gpu)))
+        replace(run, name=gpu, scenario=msgspec.structs.replace(run.scenario, machine=Hardware(gpu=gpu)))
         for gpu in ("A100", "H100")
     )
     both = calibrate_runs([here, there])
-    assert both.machine == Machine(gpu="A100")
+    assert both.machine == Hardware(gpu="A100")
     assert texts(both.warnings)[0] == "H100: not of the machine that A100 says it is of; fitted as one all the same"
 
 

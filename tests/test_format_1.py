@@ -17,7 +17,7 @@ from sim.cluster.ladder import climb
 from sim.model.calibration import read_calibration
 from sim.model.errors import BadInput
 from sim.model.files.format import FORMAT
-from sim.model.machine import draw_model
+from sim.model.machine import draw_machine
 from sim.model.steps import STEP_COLUMNS
 from sim.results import metrics
 from sim.run import read_run, write_run
@@ -77,7 +77,7 @@ def test_step_times_stay_where_attention_counts_pairs_and_not_squares():
     calibration = read_calibration(CALIBRATION)
     assert calibration.values == pytest.approx(read_calibration("measure/standin/calibration.json").values, rel=1e-12)
     scenario = load(OLD / "small.yaml")
-    model = draw_model(calibration, scenario.server, None)
+    model = draw_machine(calibration, scenario.server, None)
     before, after = (
         metrics.table(climb(scenario, replace(model, step_time=form), (1, 2)))
         for form in (_Squares(values), model.step_time)

@@ -10,7 +10,7 @@ import pytest
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Lognormal, Workload
 from sim.randomness import Kind, Randomness, arrivals_at
@@ -33,7 +33,7 @@ WORKLOAD = Workload(
 
 def requests(server: Flags = SERVER, seed: int = 1, **load: object) -> pd.DataFrame:
     scenario = Scenario(name="x", server=server, workload=WORKLOAD, load=msgspec.convert(load, Load))
-    return climb(scenario, Model(STEP_TIME, server, NOISE, CLOCKS), (seed, 0)).requests
+    return climb(scenario, Machine(STEP_TIME, server, NOISE, CLOCKS), (seed, 0)).requests
 
 
 def lengths(table: pd.DataFrame, user: int, n: int) -> list[tuple[int, int]]:
@@ -94,7 +94,7 @@ def test_two_variants_are_asked_the_same_so_that_their_difference_is_known_bette
 
     def mean(server: Flags, seed: int) -> float:
         scenario = Scenario(name="x", server=server, workload=WORKLOAD, load=Load(users=[users], seconds=60.0))
-        run = climb(scenario, Model(STEP_TIME, server, NOISE, CLOCKS), (seed, 0))
+        run = climb(scenario, Machine(STEP_TIME, server, NOISE, CLOCKS), (seed, 0))
         return float(metrics.table(run)["e2e_mean"].iloc[0])
 
     one = np.array([mean(SERVER, seed) for seed in range(12)])

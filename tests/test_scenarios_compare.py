@@ -20,7 +20,7 @@ from scenarios.forecast.modes import modes
 from scenarios.forecast.warnings import beyond, misfits
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.results import metrics
 from sim.results.gaps import gaps
 from sim.run import Run, read_run
@@ -331,8 +331,8 @@ def test_a_calibration_of_something_else_is_warned_about(flash, fitted):
     assert "this server does not pad its batches; the calibrated one did" in every
     assert "extrapolated: 1 user (calibrated from 2 on)" in every
     assert "extrapolated: prompts of 50 tokens (calibrated from 300 on)" in every
-    elsewhere = msgspec.structs.replace(fitted, machine=Machine(gpu="H100"))
-    here = replace(flash, scenario=msgspec.structs.replace(flash.scenario, machine=Machine(gpu="A100")))
+    elsewhere = msgspec.structs.replace(fitted, machine=Hardware(gpu="H100"))
+    here = replace(flash, scenario=msgspec.structs.replace(flash.scenario, machine=Hardware(gpu="A100")))
     every = texts(misfits(here, elsewhere, forecast(flash, fitted, 1)))
     assert "the step times are those of another GPU: H100, not A100" in every
 

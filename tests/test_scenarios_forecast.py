@@ -27,7 +27,7 @@ from scenarios.report.page import page
 from sim.executors import processes
 from sim.model.calibration import Calibration, Parameter, Source, read_calibration
 from sim.model.errors import BadInput, CannotFit
-from sim.model.scenario import Machine, Price
+from sim.model.scenario import Hardware, Price
 from sim.replicate import tasks_for
 from sim.results.curve import OperatingPoint
 from sim.results.metrics import table
@@ -49,7 +49,7 @@ def machine(**values: float) -> Calibration:
     return Calibration(
         source=Source(kind="assumed"),
         model="affine",
-        machine=Machine(gpu="A100-40GB"),
+        machine=Hardware(gpu="A100-40GB"),
         parameters={n: Parameter(value=v, stderr=v / 20, low=0.9 * v, high=1.1 * v) for n, v in known.items()},
         draws={n: (v * rng.lognormal(0, 0.05, 50)).tolist() for n, v in known.items()},
     )

@@ -11,7 +11,7 @@ from sim.cluster.clients import BURST_UPLINK, FIRST, LAST, SPACING, TURNAROUND, 
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
 from sim.steptime.linear import affine
@@ -41,7 +41,7 @@ def test_every_request_is_sent_then_seen_to_begin_then_seen_to_end() -> None:
     server = Flags(max_batch_total_tokens=2000)
     step_time = affine(a0=0.01, a1=1e-4, b0=0.02)
     scenario = Scenario(server=Flags(), name="seen", workload=workload, load=Load(users=[6], seconds=200.0))
-    requests = climb(scenario, Model(step_time, server, Noise(), clocks), (1, 0)).requests
+    requests = climb(scenario, Machine(step_time, server, Noise(), clocks), (1, 0)).requests
     ok = requests[requests["status"] == "ok"]
     assert len(ok) > 500
     assert (ok["first_token"] > ok["sent"]).all()

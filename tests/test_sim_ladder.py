@@ -17,7 +17,7 @@ from sim.cluster.testbed import Bench
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput, CannotFit
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, RequestLengths, Sampler, Workload
 from sim.results import metrics
@@ -27,7 +27,7 @@ from sim.steptime.noise_parameters import Noise
 
 SERVER = Flags(max_batch_prefill_tokens=1024, max_batch_total_tokens=8000)
 STEP_TIME = affine(a0=0.02, a1=1e-4, b0=0.03, b1=5e-4, b2=1e-6)
-MODEL = Model(STEP_TIME, SERVER)
+MODEL = Machine(STEP_TIME, SERVER)
 FIXED = Workload(prompt_tokens=100, output_tokens=20)
 SPREAD = Workload(prompt_tokens=Lengths(uniform=(10, 900)), output_tokens=Lengths(uniform=(1, 99)))
 
@@ -86,7 +86,7 @@ def test_think_time_and_turnaround_come_between_a_users_requests_and_delays_into
         turnaround=Delay(quantiles=[0.3]),
     )
     bare = metrics.table(climb(closed([1], seconds=50.0), MODEL, (1, 0))).iloc[0]
-    run = climb(closed([1], seconds=50.0, think=0.7), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0))
+    run = climb(closed([1], seconds=50.0, think=0.7), Machine(STEP_TIME, SERVER, Noise(), clocks), (1, 0))
     row = metrics.table(run).iloc[0]
     assert row["e2e_mean"] == pytest.approx(bare["e2e_mean"] + 0.2 + 0.05)
     assert row["ttft_mean"] == pytest.approx(bare["ttft_mean"] + 0.2 + 0.05)
@@ -97,7 +97,7 @@ def test_think_time_and_turnaround_come_between_a_users_requests_and_delays_into
 def test_a_turnaround_grows_with_the_prompt_to_be_written_and_the_streams_to_be_read() -> None:
     clocks = Clocks(turnaround=Delay(quantiles=[0.01], per_token=1e-4), reading=0.5)
     lengths = Workload(prompt_tokens=100, output_tokens=Lengths(uniform=(40, 99)))
-    run = climb(closed([1, 3], lengths, seconds=60.0), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0))
+    run = climb(closed([1, 3], lengths, seconds=60.0), Machine(STEP_TIME, SERVER, Noise(), clocks), (1, 0))
     requests = run.requests.sort_values(["user", "sent"])
     back = (requests["sent"] - requests.groupby("user")["ended"].shift(1)).dropna()
     alone = back[(requests["sent"] < run.rungs[0].end) & (requests["user"] == 0)]
@@ -109,7 +109,7 @@ def test_a_turnaround_grows_with_the_prompt_to_be_written_and_the_streams_to_be_
 
 
 def test_answers_that_end_together_are_dealt_with_one_after_another() -> None:
-    model = Model(STEP_TIME, SERVER, Noise(), Clocks(spacing=Delay(quantiles=[0.0], per_token=1e-3)))
+    model = Machine(STEP_TIME, SERVER, Noise(), Clocks(spacing=Delay(quantiles=[0.0], per_token=1e-3)))
     run = climb(closed([8], seconds=30.0, spawn_rate=1000.0), model, (1, 0))
     sent = np.sort(run.requests["sent"].to_numpy())
     assert np.diff(sent[16:]).min() == pytest.approx(0.1)
@@ -118,7 +118,7 @@ def test_answers_that_end_together_are_dealt_with_one_after_another() -> None:
 def test_the_routers_two_workers_count_the_tokens_of_one_prompt_after_another() -> None:
     """Of three who send 100 tokens together at 1 ms a token two are in the queue after 0.1 s, the third after 0.2 s."""
     clocks = Clocks(uplink=Delay(quantiles=[0.05], per_token=1e-3))
-    bench = Bench(closed([2]), Model(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Sampler(FIXED, 0))
+    bench = Bench(closed([2]), Machine(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Sampler(FIXED, 0))
     reached = []
     bench.replica.submit = lambda r: reached.append((r.user, float(bench.clock.now)))  # type: ignore[method-assign]
     for user in range(3):
@@ -132,7 +132,7 @@ def test_the_routers_two_workers_count_the_tokens_of_one_prompt_after_another() 
 
 def test_refused_users_try_again_after_retry_and_are_counted() -> None:
     server = replace(SERVER, max_concurrent_requests=3)
-    run = climb(closed([5], seconds=20.0, retry=0.5), Model(STEP_TIME, server), (1, 0))
+    run = climb(closed([5], seconds=20.0, retry=0.5), Machine(STEP_TIME, server), (1, 0))
     refused = run.requests[run.requests["status"] == "overloaded"]
     assert len(refused) > 10
     assert (refused["sent"] == refused["ended"]).all()
@@ -145,7 +145,7 @@ def test_refused_users_try_again_after_retry_and_are_counted() -> None:
 def test_who_gives_up_in_a_recording_gives_up_in_its_replay_after_as_long(patience: Patience) -> None:
     """Two at a time are served: the third waits for a first token, or all of them run out of time."""
     server = replace(SERVER, max_batch_total_tokens=2 * 160)
-    bench = Bench(closed([3], retry=0.3), Model(STEP_TIME, server), (1, 0), Sampler(FIXED, 0), patience=patience)
+    bench = Bench(closed([3], retry=0.3), Machine(STEP_TIME, server), (1, 0), Sampler(FIXED, 0), patience=patience)
     for user in range(3):
         bench.clients.add_user(user)
     bench.clock.run(until=60.0)
@@ -159,7 +159,7 @@ def test_who_gives_up_in_a_recording_gives_up_in_its_replay_after_as_long(patien
     pauses = (user["sent"].shift(-1) - user["ended"])[user["status"] == "timeout"].dropna()
     assert pauses.to_numpy() == pytest.approx(0.3)
     assert patience_of(run.requests) == pytest.approx(patience)
-    ours, theirs = (metrics.table(each).iloc[0] for each in (run, replay(run, Model(STEP_TIME, server), (5, 0))))
+    ours, theirs = (metrics.table(each).iloc[0] for each in (run, replay(run, Machine(STEP_TIME, server), (5, 0))))
     for metric in ("rps", "error_rate", "e2e_mean", "ttft_p50", "output_tokens_per_s"):
         assert theirs[metric] == pytest.approx(ours[metric], rel=0.1), metric
 
@@ -203,7 +203,7 @@ def same(a: Run, b: Run) -> bool:
 
 @pytest.mark.parametrize("load", [Load(users=[2, 7], seconds=20.0), Load(rate=[3.0], seconds=60.0)])
 def test_the_same_seed_gives_the_same_run_and_another_another(load: Load) -> None:
-    model = Model(STEP_TIME, SERVER, Noise(decode=[0.9, 1.0, 1.1]), Clocks(turnaround=Delay(quantiles=[0.0, 0.1])))
+    model = Machine(STEP_TIME, SERVER, Noise(decode=[0.9, 1.0, 1.1]), Clocks(turnaround=Delay(quantiles=[0.0, 0.1])))
     scenario = Scenario(server=Flags(), name="seeds", workload=SPREAD, load=load)
     run = climb(scenario, model, (1, 0))
     assert same(run, climb(scenario, model, (1, 0)))
@@ -226,7 +226,7 @@ def test_everything_alive_at_the_end_is_aborted_and_counted_once() -> None:
 def test_a_window_that_ends_in_mid_answer_has_all_tokens_up_to_its_end() -> None:
     for noise in (Noise(), Noise(decode=[1.0])):
         scenario = closed([1], Workload(prompt_tokens=50, output_tokens=500), seconds=40.0)
-        run = climb(scenario, Model(STEP_TIME, SERVER, noise), (1, 0))
+        run = climb(scenario, Machine(STEP_TIME, SERVER, noise), (1, 0))
         row = metrics.table(run).iloc[0]
         assert row["e2e_mean"] > 15
         step = row["itl_mean"]
@@ -236,11 +236,11 @@ def test_a_window_that_ends_in_mid_answer_has_all_tokens_up_to_its_end() -> None
 
 
 def test_what_can_never_fit_is_refused_before_the_clock_starts() -> None:
-    small = Model(STEP_TIME, replace(SERVER, max_batch_total_tokens=110))
+    small = Machine(STEP_TIME, replace(SERVER, max_batch_total_tokens=110))
     with pytest.raises(CannotFit, match="a request of 100 \\+ 20 tokens counts 144 tokens"):
         climb(closed([1]), small, (1, 0))
     with pytest.raises(CannotFit, match="max_batch_prefill_tokens 90"):
-        climb(closed([1]), Model(STEP_TIME, replace(SERVER, max_batch_prefill_tokens=90)), (1, 0))
+        climb(closed([1]), Machine(STEP_TIME, replace(SERVER, max_batch_prefill_tokens=90)), (1, 0))
     with pytest.raises(BadInput, match="replicas: expected 1"):
         climb(replace(closed([1]), replicas=2), MODEL, (1, 0))
 
@@ -331,7 +331,7 @@ def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:
 def test_a_window_ends_with_so_many_answers_and_refusals_are_none() -> None:
     """Who is refused asks again at once: counted, they ended a window above the permits in two seconds."""
     few = replace(SERVER, max_concurrent_requests=4)
-    run = climb(replace(closed([4, 12], retry=0.2), server=few), Model(STEP_TIME, few), (1, 0))
+    run = climb(replace(closed([4, 12], retry=0.2), server=few), Machine(STEP_TIME, few), (1, 0))
     table = metrics.table(run)
     assert table["completions"].tolist() == pytest.approx([30, 48], abs=3)  # a batch ends at once
     assert table["overloaded_rate"].iloc[1] > 0.5
@@ -368,7 +368,7 @@ def test_a_replays_window_begins_as_the_recorded_one_did() -> None:
     cycle = float(metrics.table(run)["e2e_mean"].iloc[0])
     for slower in (1.01, 1.02, 1.03, 1.05):
         values = {name: slower * value for name, value in STEP_TIME.parameters.items()}
-        again = replay(run, Model(affine(**values), SERVER), (5, 0))
+        again = replay(run, Machine(affine(**values), SERVER), (5, 0))
         (rung,) = again.rungs
         last = again.requests["last_token"]
         assert last[last < rung.settled].max() == pytest.approx(rung.settled, abs=2e-6)
@@ -382,6 +382,6 @@ def test_a_ladder_whose_every_request_is_refused_is_none() -> None:
         with pytest.raises(
             BadInput, match=r"workload: every request would be refused \(422\): .* prompts of 99 tokens"
         ):
-            climb(closed([1], workload), Model(STEP_TIME, few), (1, 0))
-    some = climb(closed([1], SPREAD, seconds=20.0), Model(STEP_TIME, few), (1, 0))
+            climb(closed([1], workload), Machine(STEP_TIME, few), (1, 0))
+    some = climb(closed([1], SPREAD, seconds=20.0), Machine(STEP_TIME, few), (1, 0))
     assert 0 < metrics.table(some)["error_rate"].iloc[0] < 1

@@ -18,7 +18,7 @@ from sim.cluster.replica import Replica
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import NotEnoughData
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.metric import COMPARED
 from sim.model.requests import REQUEST_COLUMNS
 from sim.model.scenario import Load, Scenario
@@ -137,7 +137,7 @@ def both(monkeypatch: pytest.MonkeyPatch, scenario: Scenario, noise: Noise, cloc
     monkeypatch.setattr("sim.cluster.testbed.Replica", partial(Replica, on_call=record))
     server = Flags(max_batch_total_tokens=1500, max_concurrent_requests=12)
     step_time = affine(a0=0.01, a1=1e-4, b0=0.02, b1=1e-3, b2=2e-6, b3=1e-6, c0=0.004, f0=0.003)
-    run = climb(scenario, Model(step_time, server, noise, clocks), (3, 0))
+    run = climb(scenario, Machine(step_time, server, noise, clocks), (3, 0))
     rows = zip(run.requests["user"], run.requests["sent"], run.requests["output_tokens"], strict=True)
     times = [np.array(seen.get((user, sent), [])[:n]) for user, sent, n in rows]
     return run, replace(run, kind="measured", token_times=times, steps=None, step_ends=None)

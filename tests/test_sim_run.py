@@ -20,7 +20,7 @@ from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
 from sim.results import metrics
@@ -41,7 +41,7 @@ NOISE = Noise(decode=[0.9, 1.0, 1.1])
 
 def simulated(noise: Noise | None = None) -> Run:
     server = Flags(max_batch_total_tokens=2000)
-    return climb(SCENARIO, Model(STEP_TIME, server, noise or Noise(), CLOCKS), (1, 0))
+    return climb(SCENARIO, Machine(STEP_TIME, server, noise or Noise(), CLOCKS), (1, 0))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def test_a_run_written_is_read_back_with_the_same_statistics(tmp_path: Path, noi
 
 def test_steps_say_whose_they_are(tmp_path: Path) -> None:
     """A request is in one prefill and in a decode step for each of its further tokens."""
-    model = Model(STEP_TIME, Flags(max_batch_total_tokens=2000), NOISE, CLOCKS)
+    model = Machine(STEP_TIME, Flags(max_batch_total_tokens=2000), NOISE, CLOCKS)
     write_run(climb(SCENARIO, model, (1, 0), members=True), tmp_path / "run", steps=True)
     steps = lines(tmp_path / "run" / "steps.jsonl")
     assert all(len(step["members"]) == step["decode_sequences"] + step["prefill_sequences"] for step in steps)
@@ -217,7 +217,7 @@ def test_a_segment_written_a_hair_after_its_rung_keeps_its_users(tmp_path: Path)
     path = write_run(replace(run, rungs=rungs, segments=exact), tmp_path / "run")
     later = [exact[0], {"start": read_run(path).rungs[1].start + 4e-7, "first_rung": 1}]
     head(segments=later)(path)
-    again = replay(read_run(path), Model(STEP_TIME, Flags(max_batch_total_tokens=2000)), (1,))
+    again = replay(read_run(path), Machine(STEP_TIME, Flags(max_batch_total_tokens=2000)), (1,))
     second = again.requests[again.requests["sent"] >= start - 1e-6]
     assert second["user"].nunique() == run.requests[run.requests["sent"] >= start]["user"].nunique()
     assert second["sent"].min() == pytest.approx(start, abs=2e-6)

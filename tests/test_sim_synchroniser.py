@@ -12,7 +12,7 @@ import pytest
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
 from sim.run import Run, read_run, write_run
@@ -28,8 +28,8 @@ SCENARIO = Scenario(
 )
 
 
-def server(slower: float = 1.0) -> Model:
-    return Model(affine(**{name: slower * value for name, value in TIMES.items()}), SERVER)
+def server(slower: float = 1.0) -> Machine:
+    return Machine(affine(**{name: slower * value for name, value in TIMES.items()}), SERVER)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from scipy import stats
 
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Exponential, Lengths, Workload, draw_lengths
 from sim.results import metrics
@@ -33,7 +33,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def replicates(scenario: Scenario, step_time: Linear, server: Flags, n: int = 12) -> list[pd.DataFrame]:
-    return [metrics.table(climb(scenario, Model(step_time, server), (7, seed))) for seed in range(n)]
+    return [metrics.table(climb(scenario, Machine(step_time, server), (7, seed))) for seed in range(n)]
 
 
 def sojourn(service: float, service_sq: float, rate: float) -> float:

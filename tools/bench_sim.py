@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from sim.cluster.ladder import climb
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Exponential, Lengths, Workload
 from sim.results import metrics
@@ -76,7 +76,7 @@ SERVER = Flags(
 def run(name: str, requests: int, noise: bool) -> dict[str, float]:
     """Simulate one load once: requests per CPU second, memory, and what the simulated server did."""
     scenario = BENCHES[name].scenario(requests)
-    model = Model(STEP_TIME, SERVER, NOISE if noise else Noise(), CLOCKS)
+    model = Machine(STEP_TIME, SERVER, NOISE if noise else Noise(), CLOCKS)
     began = time.process_time()
     simulated = climb(scenario, model, (1, 0))
     row = metrics.table(simulated).iloc[0]

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from sim.cluster import ladder, testbed
 from sim.engines.vllm_v1 import Engine
 from sim.engines.vllm_v1_flags import Flags
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.request import Request
 from sim.model.workload import Exponential, Lengths, Workload
 from sim.results import metrics
@@ -78,7 +78,7 @@ def run(name: str, requests: int, noise: bool, caching: bool) -> dict[str, float
     load = LOADS[name]
     scenario = load.load.scenario(requests)
     flags = replace(load.flags, enable_prefix_caching=caching)
-    model = Model(STEP_TIME, flags, NOISE if noise else Noise(), CLOCKS)
+    model = Machine(STEP_TIME, flags, NOISE if noise else Noise(), CLOCKS)
     engine = ChatEngine(flags) if name == "chats" else Engine(flags)
     began = time.process_time()
     with mock.patch.object(testbed, "scheduler", return_value=engine):  # one that makes chats, and that is asked below

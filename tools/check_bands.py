@@ -31,7 +31,7 @@ from scenarios.compare.run_with_model import compare, replays
 from sim.cluster.ladder import climb
 from sim.executors import IN_PROCESS, Tell, processes, silent
 from sim.model.calibration import Delay
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
 from sim.steptime.linear import step_time
 from sim.steptime.noise_parameters import Noise
@@ -101,7 +101,7 @@ def forecasts(seed: int, number: int, _: Tell = silent) -> pd.DataFrame:
     found = []
     for day, (what, (server, of, ladder)) in enumerate(DEFAULT_RUN_EFFECT.items(), len(MEASURED)):
         scenario = Scenario(name=what, server=server, workload=of, load=ladder)
-        run = climb(scenario, Model(step_time("affine", truth), server, NOISE, clocks), (seed, number, day))
+        run = climb(scenario, Machine(step_time("affine", truth), server, NOISE, clocks), (seed, number, day))
         asked = replace(run, kind="measured")
         tables = replays(asked, calibration, IN_PROCESS, range(1, REPLICATES + 1), seed=number)
         found += [

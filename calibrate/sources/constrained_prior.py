@@ -20,7 +20,7 @@ from calibrate.sources.published_priors import Distribution
 from calibrate.sources.static_batch import DECODE_TERMS, batch_terms
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
-from sim.model.scenario import Figure, Machine
+from sim.model.scenario import Figure, Hardware
 from sim.model.server import Bounds
 
 LEAST_SHARE = 1e-3  # share of drawn machines that must be able to have the single-user latencies
@@ -66,7 +66,7 @@ class ConstrainedPrior:
     fixed: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(figures: Sequence[Figure], server: Flags, machine: Machine | None = None) -> ConstrainedPrior:
+    def of(figures: Sequence[Figure], server: Flags, machine: Hardware | None = None) -> ConstrainedPrior:
         """The prior for some figures on a server: single-user latencies of two profiles at most, others are left to
         sampling.
 

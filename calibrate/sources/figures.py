@@ -23,7 +23,7 @@ from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import IN_PROCESS, Executor, Tell, silent
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Figure, Load, Scenario
 from sim.model.workload import Workload
 from sim.replicate import Task
@@ -133,7 +133,7 @@ class FigureSimulator:
             server = msgspec.structs.replace(server, max_batch_total_tokens=round(machine["max_batch_total_tokens"]))
         load = Load(users=list(users), spawn_rate=1.0, seconds=max(SECONDS, ANSWERS * alone))
         workload = Workload(prompt_tokens=of.prompt_tokens, output_tokens=of.output_tokens)
-        model = Model(step_time("affine", machine), server, clocks=CLOCKS, output_attained=attained)
+        model = Machine(step_time("affine", machine), server, clocks=CLOCKS, output_attained=attained)
         return Task(Scenario(name="published", server=server, workload=workload, load=load), model, seed)
 
     def show(

@@ -28,7 +28,7 @@ from calibrate.sources.static_batch import prefill_terms
 from sim.engines.tgi_0_9_4 import Flags, ceil_block
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.errors import NotEnoughData
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.server import Bounds
 from sim.model.status import Status
 from sim.model.warning import Notice, notice
@@ -117,7 +117,7 @@ def fit_latencies(
             drawn = {name: float(column[i]) for name, column in columns.items()}
             form = step_time(model, drawn)
             tasks += [
-                Task(run, Model(form, _with_budget(server_of(run), drawn), NOISE, ASSUMED), (first + i,))
+                Task(run, Machine(form, _with_budget(server_of(run), drawn), NOISE, ASSUMED), (first + i,))
                 for run in runs
             ]
         tables = executor.run(_statistics, tasks)

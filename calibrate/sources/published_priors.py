@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from calibrate.arrays import Floats
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.results.curve import TAKEOFF_FACTOR
 
 
@@ -83,7 +83,7 @@ class Uniform:
 KIND = "Llama-2-70B on four A100s"
 
 
-def of_the_kind(machine: Machine) -> bool:
+def of_the_kind(machine: Hardware) -> bool:
     """Whether nothing known of a machine makes it another than `KIND`."""
     plain = "".join(c for c in (machine.model or "").lower() if c.isalnum())
     return (not plain or "llama270b" in plain) and "A100" in (machine.gpu or "A100") and (machine.gpus or 4) == 4

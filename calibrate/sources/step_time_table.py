@@ -34,7 +34,7 @@ from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Calibration, Residual, Source, SourceFile, check_suits
 from sim.model.errors import NotEnoughData
 from sim.model.files.atomic import read_file
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.model.server import Declaration
 from sim.model.warning import Notice, notice
 from sim.steptime.basis import MIXED
@@ -52,7 +52,7 @@ def calibrate_table(
     rng: np.random.Generator,
     *,
     where: Mapping[str, str] | None = None,
-    machine: Machine | None = None,
+    machine: Hardware | None = None,
     declared: Declaration = Flags.declared,
     draws: int = DRAWS,
 ) -> Calibration:
@@ -65,7 +65,7 @@ def calibrate_table(
     """
     warnings: list[Notice] = []
     rows = choose_machine(
-        [row for path in paths for row in read_table(path)], where or {}, machine or Machine(), warnings
+        [row for path in paths for row in read_table(path)], where or {}, machine or Hardware(), warnings
     )
     rows = _one_pass(rows, warnings)
     design, seconds = _design(rows), np.array([row.seconds for row in rows])
@@ -116,7 +116,7 @@ def calibrate_table(
             note="; ".join(reports),
         ),
         model="mixed" if mixed else "affine",
-        machine=machine_of(rows[0].machine, machine or Machine()),
+        machine=machine_of(rows[0].machine, machine or Hardware()),
         engine=engine_of(rows),
         parameters={
             name: parameter(float(value), drawn[:, i], *MEANING[name])

@@ -9,7 +9,7 @@ from calibrate.sources.table_layout import Row
 from sim.engines.catalog import identity
 from sim.model.errors import BadInput
 from sim.model.identity import Identity
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.model.warning import Notice, notice
 
 # engines as files of step times name them
@@ -20,7 +20,7 @@ ENGINES = (
 Who = tuple[tuple[str, str], ...]  # what the identity columns of a row say
 
 
-def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, warnings: list[Notice]) -> list[Row]:
+def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Hardware, warnings: list[Notice]) -> list[Row]:
     """The rows of one machine, chosen by `where` ({column: value}) or `machine`.
 
     Of several that remain the one with most rows, of equals the slowest, is taken, which is added to the warnings.
@@ -45,8 +45,8 @@ def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Machine, 
     if len(groups) == 1:
         return rows
     alike = (
-        {who: own for who, own in groups.items() if _same(machine_of(who, Machine()), machine)}
-        if machine != Machine()
+        {who: own for who, own in groups.items() if _same(machine_of(who, Hardware()), machine)}
+        if machine != Hardware()
         else {}
     )
     among = alike or groups
@@ -70,12 +70,12 @@ def _name(who: Who, groups: Mapping[Who, object]) -> str:
     return " ".join(f"{column}={value}" for column, value in who if column in differing)
 
 
-def machine_of(who: Who, known: Machine) -> Machine:
+def machine_of(who: Who, known: Hardware) -> Hardware:
     """The machine by the identity columns, completed by what is known of it."""
     said = dict(who)
     gpus = said.get("n_gpu") or said.get("tensor_parallel") or said.get("tp")
     parallel = said.get("tensor_parallel") or said.get("tp")
-    return Machine(
+    return Hardware(
         model=said.get("model", known.model),
         gpu=said.get("gpu") or said.get("hardware") or known.gpu,
         gpus=int(gpus) if gpus and gpus.isdigit() else known.gpus,
@@ -92,7 +92,7 @@ def engine_of(rows: Sequence[Row]) -> Identity | None:
     return next((identity(engine, "file") for engine in ENGINES if engine in name), None)
 
 
-def _same(one: Machine, other: Machine) -> bool:
+def _same(one: Hardware, other: Hardware) -> bool:
     """Whether model and size do not differ where both are known; spellings of a model's name are one."""
 
     def plain(name: str) -> str:

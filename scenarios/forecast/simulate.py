@@ -23,7 +23,7 @@ from sim.executors import IN_PROCESS, Executor, Progress, silent
 from sim.model.calibration import Calibration, check_suits, read_calibration
 from sim.model.files.lengths import read_lengths
 from sim.model.flags import SCENARIO, Flag
-from sim.model.machine import draw_model
+from sim.model.machine import draw_machine
 from sim.model.scenario import Scenario
 from sim.replicate import tasks_for
 from sim.run import Run, write_run
@@ -54,7 +54,7 @@ def simulate(
     lengths = read_lengths(scenario.workload)
     check_size(scenario, calibration, replicates, lengths)
     check_servable(
-        scenario, draw_model(calibration, scenario.server, None, scenario.machine).server, lengths
+        scenario, draw_machine(calibration, scenario.server, None, scenario.machine).server, lengths
     )  # not first by a worker
     tasks = tasks_for(scenario, calibration, seed, range(1, replicates + 1), lengths)
     tables = executor.run(replicate, tasks, progress)

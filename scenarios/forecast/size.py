@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
-from sim.model.machine import Model, draw_model
+from sim.model.machine import Machine, draw_machine
 from sim.model.scenario import Scenario, least_completions
 from sim.model.workload import RequestLengths, Sampler
 
@@ -41,7 +41,7 @@ class Size(NamedTuple):
         return self.users * USER + self.requests * REQUEST + self.steps * STEP
 
 
-def least_size(scenario: Scenario, model: Model, lengths: RequestLengths | None = None) -> Size:
+def least_size(scenario: Scenario, model: Machine, lengths: RequestLengths | None = None) -> Size:
     """The least size of one replicate."""
     asked = list(islice(Sampler(scenario.workload, 0, lengths, model.output_attained).requests(0), 100))
     prompt, output = (float(np.mean([getattr(a, n) for a in asked])) for n in ("prompt_tokens", "output_tokens"))
@@ -74,7 +74,7 @@ def check_size(
     jobs: int | None = None,
 ) -> None:
     """Raise `BadInput`, with the estimate, for a simulation that cannot run on this machine."""
-    size = least_size(scenario, draw_model(calibration, scenario.server, None, scenario.machine), lengths)
+    size = least_size(scenario, draw_machine(calibration, scenario.server, None, scenario.machine), lengths)
     if size.users <= FREE_USERS and size.tokens * replicates <= FREE_TOKENS:
         return _check_clock(scenario)
     memory = size.memory + replicates * REPLICATE

@@ -17,7 +17,7 @@ from simpy import Event
 from sim.cluster.testbed import Bench
 from sim.model.errors import BadInput
 from sim.model.files.lengths import arrivals
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.request import Request
 from sim.model.scenario import Load, Scenario, least_completions
 from sim.model.server import EngineFlags
@@ -32,7 +32,7 @@ MOMENT = 1e-6  # s, which files tell apart: a window begins after the answer it 
 
 def climb(
     scenario: Scenario,
-    model: Model,
+    model: Machine,
     seed: Sequence[int],
     lengths: RequestLengths | None = None,
     *,

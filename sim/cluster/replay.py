@@ -20,7 +20,7 @@ from sim.cluster.clients import FOR_EVER, Patience
 from sim.cluster.synchroniser import Synchroniser
 from sim.cluster.testbed import Bench
 from sim.model.errors import NotEnoughData
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.status import Status
 from sim.model.warning import notice
 from sim.model.workload import RequestSpec
@@ -54,7 +54,7 @@ class Recorded:
         return [self._all[i] for i in at.tolist()]
 
 
-def replay(run: Run, model: Model, seed: Sequence[int]) -> Run:
+def replay(run: Run, model: Machine, seed: Sequence[int]) -> Run:
     """Simulate the ladder of a measured run. Rungs without a complete window are left out.
 
     Arrivals come at their recorded instants, and a late client's requests still count from when they were due. Users
@@ -152,7 +152,7 @@ def patience_of(requests: pd.DataFrame) -> Patience:
     return Patience(float((late["ended"] - late["sent"]).median()), whole=bool((late["output_tokens"] > 0).any()))
 
 
-def _busy_until(requests: pd.DataFrame, model: Model) -> float:
+def _busy_until(requests: pd.DataFrame, model: Machine) -> float:
     """When the server began with the first of these requests, s, if something else kept it from them; else 0.
 
     Whoever comes while a server still does what was asked of it before is prefilled together with all who come

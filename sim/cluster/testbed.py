@@ -12,7 +12,7 @@ from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
 from sim.engines.catalog import identity, scheduler
 from sim.model.errors import BadInput
-from sim.model.machine import Model
+from sim.model.machine import Machine
 from sim.model.scenario import Scenario
 from sim.model.steps import Call
 from sim.model.workload import Source
@@ -26,7 +26,7 @@ class Bench:
     def __init__(
         self,
         scenario: Scenario,
-        model: Model,
+        model: Machine,
         seed: Sequence[int],
         source: Source,
         start: float = 0.0,

@@ -24,7 +24,7 @@ from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerSt
 from sim.model.errors import BadInput, CannotFit
 from sim.model.files.shape import Fail
 from sim.model.request import Request
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
 from sim.model.status import Status
 from sim.steptime.work import NOTHING, StepWork
@@ -175,7 +175,7 @@ class Flags(
                     ("max_batch_total_tokens",), f"expected at least {name} ({getattr(self, name)}), found {low}"
                 )
 
-    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Machine) -> Flags:
+    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Hardware) -> Flags:
         """The token budget is the scenario's if it names one, else the calibration's. Of bounds, what the calibration
         inferred within them; else it is drawn."""
         budget, inferred = self.max_batch_total_tokens, values.get("max_batch_total_tokens")

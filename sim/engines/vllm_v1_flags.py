@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sim.engines.kv_memory import board_gigabytes, is_cpu, kv_cache, shape_of
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail, known
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
 from sim.model.warning import Notice, notice
 
@@ -151,7 +151,7 @@ class Flags(
         """See `EngineFlags.longest`."""
         return f"prompts of less than {self.max_model_len} tokens (server.max_model_len), and answers of no more"
 
-    def on(self, machine: Machine, written: Collection[str]) -> Flags:
+    def on(self, machine: Hardware, written: Collection[str]) -> Flags:
         """See `EngineFlags.on`."""
         defaults: dict[str, Any] = {}
         memory, shape = board_gigabytes(machine.gpu) or 0.0, shape_of(machine.model)
@@ -221,7 +221,7 @@ class Flags(
                 (key,), f"expected room for max_model_len ({self.max_model_len}) tokens, found room for {max(room, 0)}"
             )
 
-    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Machine) -> Flags:
+    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Hardware) -> Flags:
         """See `EngineFlags.settled`."""
         tokens, inferred = self.kv_cache_tokens, values.get("kv_cache_tokens")
         if tokens is None and self.num_gpu_blocks is None and inferred is None:

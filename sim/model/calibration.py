@@ -16,7 +16,7 @@ from sim.model.files.document import Document
 from sim.model.files.format import FORMAT
 from sim.model.files.shape import Key, known
 from sim.model.identity import Identity, check_engine, is_engine, named
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.model.server import Declaration
 from sim.model.warning import Notice, notice
 from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
@@ -163,7 +163,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     format: int = FORMAT
     source: Source
     model: str
-    machine: Machine = Machine()
+    machine: Hardware = Hardware()
     engine: Identity | None = None
     parameters: dict[str, Parameter]
     draws: dict[str, list[float]] = {}

@@ -9,24 +9,21 @@ import numpy as np
 
 from sim.model.calibration import Calibration, Clocks
 from sim.model.errors import BadInput
-from sim.model.scenario import Machine
+from sim.model.scenario import Hardware
 from sim.model.server import EngineFlags
 from sim.steptime.linear import BASES, Linear, step_time
 from sim.steptime.noise_parameters import Noise
 
 
 @dataclass(frozen=True)
-class Model:
-    """Everything a simulated server needs.
+class Machine:
+    """Everything a simulated server needs: what one draw of a calibration says, for the flags of a scenario."""
 
-    `output_attained` is the share of `max_new_tokens` that comes back of an answer that the workload only limits.
-    """
-
-    step_time: Linear
-    server: EngineFlags
+    step_time: Linear  # how long the work of a step takes, s
+    server: EngineFlags  # with a settled size of the KV cache, tokens
     noise: Noise = field(default_factory=Noise)
     clocks: Clocks = field(default_factory=Clocks)
-    output_attained: float = 1.0
+    output_attained: float = 1.0  # share of `max_new_tokens` that comes back where a workload only limits an answer
 
 
 @dataclass(frozen=True)
@@ -57,10 +54,10 @@ class Draw:
         return calibration.draw(self.place)
 
 
-def draw_model(
-    calibration: Calibration, server: EngineFlags, draw: Draw | None, machine: Machine | None = None
-) -> Model:
-    """The model of one joint draw; without one, of the central values. The server runs on the calibration's `machine`,
+def draw_machine(
+    calibration: Calibration, server: EngineFlags, draw: Draw | None, machine: Hardware | None = None
+) -> Machine:
+    """The machine of one joint draw, or of the central values. The server runs on the calibration's `machine`,
     if on no other.
 
     The size of the KV cache is the scenario's if it names one, else the calibration's (`EngineFlags.settled`).
@@ -76,7 +73,7 @@ def draw_model(
     def uniform(low: int, high: int) -> int:
         return (low + high) // 2 if draw is None else int(draw.rng().integers(low, high + 1))
 
-    return Model(
+    return Machine(
         step_time=step_time(calibration.model, values),
         server=server.settled(values, uniform, machine or calibration.machine),
         noise=calibration.noise,

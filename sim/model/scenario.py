@@ -81,8 +81,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     port: int = 80
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the model runs on, as far as known."""
+class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the model runs on, as far as known; files have it under `machine`."""
 
     model: str | None = None
     gpu: str | None = None
@@ -104,7 +104,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     workload: Workload = Workload()
     load: Load = Load()
     replicas: int = 1
-    machine: Machine = Machine()
+    machine: Hardware = Hardware()
     calibration: str | None = None
     table: str | None = None
     published: list[Figure] = []

@@ -18,7 +18,7 @@ from sim.model.files.shape import Fail
 from sim.model.warning import Notice
 
 if TYPE_CHECKING:
-    from sim.model.scenario import Machine
+    from sim.model.scenario import Hardware
 
 Uniform = Callable[[int, int], int]
 """Draws a whole number between two, both included."""
@@ -111,7 +111,7 @@ class EngineFlags:
         """The longest requests that the server takes, in words."""
         raise NotImplementedError
 
-    def on(self, machine: Machine, written: Collection[str]) -> Self:
+    def on(self, machine: Hardware, written: Collection[str]) -> Self:
         """The flags with the defaults that depend on the machine, where none was `written`."""
         return self
 
@@ -131,7 +131,7 @@ class EngineFlags:
         """Complain about the first flag that the server would not start with."""
         raise NotImplementedError
 
-    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Machine) -> Self:
+    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Hardware) -> Self:
         """The flags with every one known: what they do not say is taken from the parameters `values` of a calibration,
         or from what fits on the machine; what is known within bounds only is drawn. Raises `BadInput` where nothing
         tells."""
