@@ -97,9 +97,7 @@ def test_a_page_says_what_the_forecast_says(forecast: Forecast):
 
 
 def test_warnings_shared_by_all_forecasts_are_said_once(forecast: Forecast):
-    other = msgspec.structs.replace(
-        forecast, name="other", warnings=[*texts(forecast.warnings), Notice(text="mine alone")]
-    )
+    other = msgspec.structs.replace(forecast, name="other", warnings=[*forecast.warnings, Notice(text="mine alone")])
     text = page([forecast, other], {}).replace("&#39;", "'")
     assert text.count(texts(forecast.warnings)[-1]) == 1
     assert text.count("mine alone") == 1
