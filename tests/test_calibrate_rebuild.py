@@ -112,7 +112,7 @@ def test_lost_streams_leave_gaps_that_are_warned_about():
 def test_gathered_tokens_are_warned_about():
     seen = observe([3], lengths(200, 60), seconds=10.0)
     gathered = [t[np.minimum(np.arange(len(t)) // 4 * 4 + 3, len(t) - 1)] for t in seen.run.token_times or []]
-    assert any("gathers" in d for d in texts(rebuild(replace(seen.run, token_times=gathered)).warnings))
+    assert any("buffers" in d for d in texts(rebuild(replace(seen.run, token_times=gathered)).warnings))
 
 
 def test_a_client_that_sees_part_of_the_traffic_is_told_so():

@@ -228,7 +228,9 @@ def test_what_two_prompt_lengths_cannot_tell_apart_is_said(fits):
     assert not any("hardly told apart" in warning for warning in texts(calibrate_runs([mixed]).warnings))
     opened = [replace(run, rungs=[replace(g, users=None, rate=1.0) for g in run.rungs]) for run in two_profiles(0)]
     said = "".join(texts(calibrate_runs(opened).warnings))
-    assert "hardly told apart" in said and "arrivals waited for nobody" in said  # one warning does not silence another
+    assert (
+        "hardly told apart" in said and "requests did not wait for answers" in said
+    )  # one warning does not silence another
 
 
 def test_runs_say_what_they_were_measured_on():

@@ -98,7 +98,7 @@ def test_requests_that_were_not_yet_there_do_not_outvote_the_rest():
     sent[late] -= 0.4  # as if their network latency were long: they were not queued yet
     low, high, warnings = found(replace(run, requests=run.requests.assign(sent=sent)))
     assert (low, high) == pytest.approx(found(run)[:2])
-    assert "speak against" in warnings[1]
+    assert "contradict" in warnings[1]
 
 
 def test_who_never_came_into_the_queue_did_not_wait_in_it():

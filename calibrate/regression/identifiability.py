@@ -56,7 +56,7 @@ def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, st
         warnings.append(
             notice(
                 "turnaround-assumed",
-                "arrivals waited for nobody in these runs: how soon a user comes back after an answer is assumed, and "
+                "requests did not wait for answers in these runs: how soon a user sends the next is assumed, and "
                 "in forecasts of users milliseconds of that decide who shares a prefill",
             )
         )
@@ -66,8 +66,8 @@ def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, st
         warnings.append(
             notice(
                 "one-prompt-length",
-                f"every prompt had about {prompts.mean():.0f} tokens: what a token, a squared token and a prompt cost "
-                "each cannot be told apart; forecasts for other prompts carry that in their bands",
+                f"every prompt had about {prompts.mean():.0f} tokens: costs per token, per pair of tokens "
+                "attended and per prompt cannot be told apart; bands of forecasts for other prompts include that",
             )
         )
     elif alike:
@@ -75,8 +75,8 @@ def not_identified(runs: Sequence[Run], rows: Rows, together: list[tuple[str, st
         warnings.append(
             notice(
                 "prefill-collinear",
-                "what a prefill costs at all, per token, per squared token and per prompt is hardly told apart "
-                f"({pairs}); forecasts for other prompts carry that in their bands",
+                "a prefill's constant and its costs per token, per pair of tokens attended and per prompt are "
+                f"hardly told apart ({pairs}); bands of forecasts for other prompts include that",
             )
         )
     for one, other, r in together:

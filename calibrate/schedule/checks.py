@@ -24,7 +24,7 @@ def coalesced(times: list[Floats]) -> list[Notice]:
     return [
         notice(
             "lumped-tokens",
-            f"{lumps:.0%} of the tokens came together with the one before: something on the way gathers them",
+            f"{lumps:.0%} of the tokens arrived together with the one before: a proxy or the client buffers them",
         )
     ]
 
@@ -75,7 +75,7 @@ def lost(run: Run) -> list[Notice]:
     return [
         notice(
             "broken-streams",
-            f"{run.name}: {broken} of {len(requests)} streams broke off: as long as the server went on with them, "
+            f"{run.name}: {broken} of {len(requests)} streams broke off: if the server continued them, "
             "batches were larger than they look",
         )
     ]

@@ -100,8 +100,8 @@ def rebuild(run: Run, rungs: Collection[int] | None = None) -> Schedule:
         warnings.append(
             notice(
                 "several-servers",
-                f"{misfits} of {len(streams)} streams do not share the steps of those they ran beside: several servers "
-                "behind one address, or something on the way that gathers or holds up tokens",
+                f"{misfits} of {len(streams)} streams do not share the steps of others at the same time: several "
+                "servers behind one address, or a proxy that buffers tokens",
             )
         )
     counts = np.array([len(t) for t in run.token_times])

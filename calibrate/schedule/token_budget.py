@@ -105,8 +105,8 @@ def fit_budget(
         warnings.append(
             notice(
                 "flags-contradicted",
-                f"{against} of {count} admissions speak against that: the server's flags may be others than the "
-                "scenario's (max_batch_prefill_tokens), or requests were long on their way",
+                f"{against} of {count} admissions contradict that: flags of the server may differ from the "
+                "scenario's (max_batch_prefill_tokens), or the network latency was long",
             )
         )
     draws = [float(round(x)) for x in drawn.tolist()]

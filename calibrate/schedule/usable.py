@@ -33,8 +33,8 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[
         warnings.append(
             notice(
                 "steps-lumped",
-                f"{run.name}: {share:.1%} of the steps are left out: their tokens came in one lump with those of "
-                "others (a client that was held up, or something on the way that gathers them)",
+                f"{run.name}: {share:.1%} of the steps are left out: their tokens came together with those of "
+                "others (a delayed client, or a proxy that buffers)",
             )
         )
     usable &= ~coalesced & (steps["seconds"] > 0)
@@ -46,7 +46,7 @@ def usable_steps(run: Run, steps: pd.DataFrame, idle: pd.Series, warnings: list[
             notice(
                 "steps-stalled",
                 f"{run.name}: {int(stalled.sum())} of {count} steps are left out, over {_STALL:.0f} times as long as "
-                f"those around them (up to {longest:.0f} ms): something stood still, and in a forecast nothing does",
+                f"those around them (up to {longest:.0f} ms): a stall, and forecasts have none",
             )
         )
     dropped = usable & steps["rung"].isin(limited)
