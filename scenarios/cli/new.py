@@ -14,10 +14,11 @@ from scenarios.load.scenario import template
 
 @command("servecast new chat && servecast simulate chat.yaml")
 @click.argument("name")
-def new(name: str) -> None:
+@click.option("--engine", default="tgi-0.9.4", show_default=True, help="The server's engine (tgi-0.9.4, vllm-v1).")
+def new(name: str, engine: str) -> None:
     """Write a commented scenario to start from."""
     path = Path(name if name.endswith(".yaml") else f"{name}.yaml")
-    text = template(Path(name).stem)
+    text = template(Path(name).stem, engine)
     check_new(path)
     write(path, text.encode())
     print_result(str(path))

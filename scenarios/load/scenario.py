@@ -125,11 +125,12 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def template(name: str) -> str:
-    """A commented scenario of this name to start from; `BadInput` for a name that no file can have."""
+def template(name: str, engine: str = catalog.DEFAULT) -> str:
+    """A commented scenario of this name to start from, for a server of that engine; `BadInput` for a name that no file
+    can have, and for an engine that is not simulated."""
     if not name.strip() or shortened_name(name) != name:
         raise BadInput("expected a name, such as chat", path=f"new {name!r}")
-    return (SHIPPED / "template.txt").read_text(encoding="utf-8").replace("NAME", name)
+    return (SHIPPED / f"template-{catalog.declared(engine).name}.txt").read_text(encoding="utf-8").replace("NAME", name)
 
 
 def json_schema() -> str:
@@ -224,6 +225,8 @@ def _value(values: Any, key: Key) -> Any:
 def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]:
     """See `overlay`; of keys that exclude each other, those of `top` stay."""
     merged = dict(base)
+    if key == ("server",) and top.get("engine", merged.get("engine")) != merged.get("engine", catalog.DEFAULT):
+        merged = {}  # flags of another engine mean nothing to this one
     groups = INSTEAD.get(tuple(map(str, key)), LAWS if set(top) <= set().union(*LAWS) else ())
     chosen = [group for group in groups if group & set(top)]
     if chosen:

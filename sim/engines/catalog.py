@@ -56,7 +56,8 @@ def shape_of(hint: Any, value: Any, fail: Fail, key: Key) -> Any:
         raise fail((*key, "engine"), f"expected one of {', '.join(NAMES)}")
     known(engine, NAMES, "engine", (*key, "engine"), fail)
     for name, what in FLAGS[engine].declared.refused.items():
-        if value.get(name) not in (None, False, 1):
+        asked = value.get(name)
+        if asked is True or asked not in (None, False, 1):
             raise fail((*key, name), f"expected none: {what} is not simulated")
     return FLAGS[engine]
 

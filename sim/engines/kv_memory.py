@@ -64,8 +64,14 @@ BOARDS = {
 
 def shape_of(model: str | None) -> Shape | None:
     """The shape of a model by its name, as hubs write it too (`meta-llama/Llama-2-70b-chat-hf`); None if unknown."""
-    name = re.sub(r"meta-llama-", "llama-", (model or "").lower().rpartition("/")[2])
-    return next((MODELS[known] for known in sorted(MODELS, key=len, reverse=True) if name.startswith(known)), None)
+    name = _plain((model or "").rpartition("/")[2]).removeprefix("meta")
+    return next(
+        (MODELS[known] for known in sorted(MODELS, key=len, reverse=True) if name.startswith(_plain(known))), None
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())
 
 
 def board_gigabytes(gpu: str | None) -> float | None:
