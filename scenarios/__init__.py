@@ -1,6 +1,6 @@
-"""The questions people ask: scenarios in; forecasts, comparisons and reports out.
+"""The application: scenarios in; forecasts, comparisons and reports out.
 
-Reading guide: `load` turns YAML into a checked scenario; `forecast` simulates it many times and sums up what to expect,
-with bands; `compare` holds it against what was measured; `answer` and `report` show both; `importers` make runs of
-other tools' results; `cli` has one command per question. `shipped` are the scenarios that come with the package.
+Reading guide: `load` turns YAML into a checked scenario; `forecast` simulates it many times and summarises the
+replicates, with bands; `compare` holds it against measured runs; `answer` and `report` show both; `importers` convert
+other tools' results to runs; `cli` has a module for each command. `shipped` has the scenarios that come with servecast.
 """

@@ -1,4 +1,4 @@
-"""What is going on, on stderr: a bar on a terminal, elsewhere a line every few seconds; never silent."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sim.terminal.console import Console
 if TYPE_CHECKING:
     from sim.run import Run
 
-KNOWN = 5.0  # s after which the speed so far says something
+KNOWN = 5.0  # s after which the speed so far predicts the rest
 EVERY = 3.0  # s between lines where there is no terminal
 
 
 class ProgressDisplay:
-    """Tells how far things are: call it with what is being done, how much of it is done, and of how much."""
+    """Shows progress: call it with what is being done, how much of it is done, and of how much."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)

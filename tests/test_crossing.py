@@ -57,7 +57,10 @@ def test_a_crossing_between_grid_points_is_the_same_in_plan_report_and_knee(plan
     row, text, code = plan()
     assert (row["kept_at"], row["broken_at"], code) == (10, 60, 0)
     assert 12 < row["crossing"]["low"] < row["crossing"]["value"] < row["crossing"]["high"] < 40
-    assert "every SLO is kept at 10 users with a probability of 90%, broken at 60 users, crossing at about" in text
+    assert (
+        "E2E p95 ≤ 2 s is kept at 10 users with a probability of at least 90%, broken at 60 users, crossing at about"
+        in text
+    )
     quick = ["--replicates", "19", "--jobs", "1"]
     assert status(["plan", str(tmp_path / "grid.yaml"), *quick, "--csv"]) == 0
     for line in csv.DictReader(capsys.readouterr().out.splitlines()):
@@ -78,19 +81,19 @@ def test_a_crossing_between_grid_points_is_the_same_in_plan_report_and_knee(plan
 def test_kept_on_the_whole_ladder_there_is_no_crossing(plan) -> None:
     row, text, code = plan("slo.e2e_p95=100")
     assert (row["kept_at"], row["broken_at"], row["crossing"], code) == (60, None, None, 0)
-    assert "every SLO is kept up to 60 users, the top of this ladder" in text
+    assert "E2E p95 ≤ 100 s is kept up to 60 users, the top of this ladder" in text
 
 
 def test_kept_nowhere_it_is_broken_at_the_first_rung_and_the_status_says_so(plan) -> None:
     row, text, code = plan("slo.e2e_p95=0.5")
     assert (row["kept_at"], row["broken_at"], row["crossing"], code) == (None, 1, None, 1)
-    assert "no load keeps every SLO with a probability of 90%; broken at 1 user" in text
+    assert "No load keeps E2E p95 ≤ 0.5 s with a probability of at least 90%; broken at 1 user" in text
 
 
 def test_of_several_slos_the_one_that_is_broken_first_binds(plan) -> None:
     alone, _, _ = plan()
     tight, text, _ = plan("slo.tpot_p95=0.035", "slo.e2e_p95=4")
-    assert tight["breaks"] == "tpot_p95" and ", tpot_p95 first" in text
+    assert tight["breaks"] == "tpot_p95" and ", TPOT p95 first" in text
     assert 10 < tight["crossing"]["value"] < 60
     loose, _, _ = plan("slo.tpot_p95=0.5")
     assert loose["breaks"] == "e2e_p95" and loose["crossing"] == alone["crossing"]

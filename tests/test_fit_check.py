@@ -61,7 +61,7 @@ def test_a_right_calibration_passes_and_keeps_its_check_and_the_warnings_of_its_
     run, file = copied(tmp_path / "run", warn), tmp_path / "c.json"
     assert status(["calibrate", str(run), "-o", str(file), "--jobs", "1"]) == 0
     out, err = capfd.readouterr()
-    assert "check: what was fitted, simulated again (tgi-cpu-long-again)" in out
+    assert "Check of the fit: the loads it was fitted to, simulated again (tgi-cpu-long-again)" in out
     (row,) = [line.split() for line in out.splitlines() if line.startswith("16 users")]
     assert row[3][0] in "+-" and row[4] == "%", row
     assert "check failed" not in err

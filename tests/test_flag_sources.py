@@ -64,7 +64,7 @@ def test_a_value_that_a_scenario_writes_is_told_from_the_same_by_default(
     assert {name: flag["source"] for name, flag in simulated["flags"].items()} == sources
     assert "written" not in found["scenario"]
     shown = folded(capsys.readouterr().out)
-    assert "flags from the scenario: max_batch_total_tokens 20000" in shown
+    assert "Flags from the scenario: max_batch_total_tokens 20000" in shown
     assert "defaults: max_batch_prefill_tokens 4096" in shown
     assert run("report", tmp_path / "out" / "small", "-o", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text()

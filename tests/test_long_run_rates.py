@@ -122,7 +122,7 @@ def test_cost_by_the_month_and_the_year_is_said_beside_the_hour(tmp_path: Path, 
     for command in ("simulate", "plan"):
         assert status([command, scenario, *quick]) == 0
         printed = " ".join(capsys.readouterr().out.split())
-        assert "$36 an hour, $26,280 a month (730 h), $315,360 a year" in printed
+        assert "$36.00 an hour ($26,280 a month of 730 h, $315,360 a year)" in printed
     assert status(["simulate", scenario, *quick, "-o", str(tmp_path / "out")]) == 0
     assert status(["report", str(tmp_path / "out" / "fixed"), "-o", str(tmp_path / "report.html")]) == 0
     assert "$26,280 a month" in (tmp_path / "report.html").read_text()

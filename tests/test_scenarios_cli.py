@@ -140,7 +140,7 @@ def test_simulate_prints_tables_of_80_columns_and_warnings_apart(capfd: pytest.C
     assert status(["simulate", "llama2-70b-1500-100", *QUICK]) == 0
     out, err = capfd.readouterr()
     assert max(map(len, out.splitlines())) <= 80
-    for words in ("E2E p95 s", "in tok/s", "plateau", "latency onset", "rps_takeoff", "$/M tokens out", "token budget"):
+    for words in ("E2E p95, s", "in, tok/s", "plateau", "RPS at latency onset", "$/M tokens out", "token budget"):
         assert words in out
     assert "…" not in out
     assert "warning: from " in err and "shorter than three answers" in err
@@ -182,9 +182,9 @@ def test_the_same_seed_writes_the_same_bytes_and_a_run_is_never_overwritten(
 
 def test_a_plan_that_keeps_no_slo_fails(capfd: pytest.CaptureFixture[str]):
     assert status(["plan", "standin", *QUICK, "--set", "slo.e2e_p95=2"]) == 0
-    assert "every SLO is kept up to 8 users" in capfd.readouterr().out
+    assert "E2E p95 ≤ 2 s is kept up to 8 users" in capfd.readouterr().out
     assert status(["plan", "standin", *QUICK, "--set", "slo.e2e_p95=0.1"]) == 1
-    assert "no load keeps every SLO" in capfd.readouterr().out
+    assert "No load keeps E2E p95 ≤ 0.1 s" in capfd.readouterr().out
 
 
 def test_new_writes_a_scenario_that_loads_and_is_not_overwritten(
@@ -221,7 +221,7 @@ def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.Captur
     assert 0 < abs(errors["e2e_mean"]) < 0.5
     assert status(["compare", *runs, "--tolerance", "e2e_mean=0.5"]) == 0
     assert status(["compare", *runs, "--tolerance", "e2e_mean=1e-9"]) == 1
-    assert "outside the tolerances" in capfd.readouterr().out
+    assert "Outside the tolerances" in capfd.readouterr().out
     forecasts = [str(tmp_path / name / "standin" / "forecast.json") for name in "ab"]
     assert status(["compare", *forecasts]) == 0
     assert "MAPE" in capfd.readouterr().out
@@ -295,7 +295,7 @@ def test_a_tolerance_that_cannot_be_judged_fails(tmp_path: Path, capfd: pytest.C
     assert status(["calibrate", run_path, "-o", file]) == 0
     asked = ["compare", run_path, "--calibration", file, "--replicates", "19", "--jobs", "1"]
     assert status([*asked, "--tolerance", "e2e_mean=0.5"]) == 1
-    assert "no verdict: every rung was used for the fit" in capfd.readouterr().out
+    assert "No verdict: every rung was used for the fit" in capfd.readouterr().out
     assert status(asked) == 0
 
 
@@ -341,7 +341,7 @@ def test_spreadsheets_read_plans_and_comparisons(tmp_path: Path, capfd: pytest.C
     assert len(rows) == 3 * 22
     assert status(["compare", f"{cpu}/short", f"{cpu}/short-again"]) == 0
     out = capfd.readouterr().out
-    assert out.startswith("first: tgi-cpu-short; second: tgi-cpu-short-again") and "measured" not in out
+    assert out.startswith("First: tgi-cpu-short. Second: tgi-cpu-short-again.") and "measured" not in out
 
 
 def test_a_first_scenario_keeps_its_own_slo(
@@ -351,7 +351,7 @@ def test_a_first_scenario_keeps_its_own_slo(
     assert status(["new", "chat"]) == 0
     assert status(["plan", "chat.yaml", "--replicates", "19", "--set", "load.users=[1, 8]"]) == 0
     said = capfd.readouterr()
-    assert "every SLO is kept up to 8 users" in said.out
+    assert "Every SLO is kept up to 8 users" in said.out
     assert "422" not in said.err
 
 

@@ -172,7 +172,7 @@ def test_80_columns_are_enough_for_every_number_of_a_comparison(run: Run):
     tables.show_comparison(msgspec.structs.replace(found, rows=rows), console)
     text = console.export_text()
     assert "…" not in text and "0.00123 0.00101–0.00199  -987.6%" in text and "+12346%" in text
-    assert "in band, all together: " in text and "effective" in text
+    assert "in band, all metrics: " in text and "effective" in text
 
 
 def test_two_patterns_stand_on_the_page(run: Run):
@@ -182,7 +182,7 @@ def test_two_patterns_stand_on_the_page(run: Run):
     first = float(table["ttft_p50"].iloc[0])
     assert f", about {first:.3g} or {2 * first:.3g}</i>" in text
     assert "two patterns are stable" in text
-    assert "Inside their bands, all together: " in text and "<th>effective</th>" in re.sub(r' class="\w*"', "", text)
+    assert "Inside their bands, all metrics: " in text and "<th>effective</th>" in re.sub(r' class="\w*"', "", text)
 
 
 def test_a_run_that_was_broken_off_and_resumed_can_be_drawn(run: Run):
@@ -226,5 +226,5 @@ def test_a_measured_run_says_what_was_asked_of_what(run: Run):
     ):
         assert f">{words}<" in text
     uncounted = page([replace(run, requests=run.requests.assign(output_tokens=0), steps=None, step_ends=None)], {})
-    assert "out tok/s" in text and "out tok/s" not in uncounted
+    assert "out, tok/s" in text and "out, tok/s" not in uncounted
     assert "no request of it is on record" in page([replace(run, requests=run.requests.iloc[:0])], {})

@@ -60,8 +60,8 @@ def test_a_forecast_fits(width: int, capsys: pytest.CaptureFixture[str], monkeyp
     asked = ["simulate", "llama2-70b-1500-100", *QUICK, "--set", "load.seconds=20", "--users", "1,40,128", *SLOS]
     lines = written(capsys, width, monkeypatch, *asked, "--set", LONG)
     text = "\n".join(lines)
-    assert ("not shown: E2E p50 s, TTFT p50 s (--csv" in text) == (width == 40)
-    assert "E2E p95 s" in text
+    assert ("not shown: E2E p50, s; TTFT p50, s (--csv" in text) == (width == 40)
+    assert "E2E p95, s" in text
     loads = [row[0].rstrip("*") for row in rows_of(lines)]
     # one row a load in every table of a load, however narrow: no cell goes on in a second line
     assert loads.count("1") == loads.count("40") == loads.count("128") == 4
@@ -71,7 +71,7 @@ def test_a_forecast_fits(width: int, capsys: pytest.CaptureFixture[str], monkeyp
 def test_plans_and_lists_fit(width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     asked = ["plan", "llama2-70b-50-500", *QUICK, "--set", "load.seconds=20", "--users", "1,128", *SLOS]
     lines = written(capsys, width, monkeypatch, *asked, "--set", LONG)
-    assert any("P(e2e_p95 ≤ 15)" in line for line in lines)
+    assert any("P(E2E p95 ≤ 15 s)" in line for line in lines)
     assert any("$/1000 requests" in line for line in lines)
     assert any(line.startswith("not shown: ") for line in lines) or width == 80
     assert any("standin" in line for line in written(capsys, width, monkeypatch, "scenarios"))
@@ -83,7 +83,7 @@ def test_comparisons_and_parameters_fit(
     width: int, measured: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     lines = written(capsys, width, monkeypatch, "compare", str(measured), str(measured), "--tolerance", "e2e_mean=0.1")
-    assert len([row for row in rows_of(lines) if "out tok/s" in row]) == 4
+    assert len([row for row in rows_of(lines) if "out, tok/s" in row]) == 4
     assert any("metric" in line and "MAPE" in line and "tolerance" in line for line in lines)
     table = Path(__file__).parents[1] / "data" / "argonne_llama2_70b_4xa100_40gb.csv"
     lines = written(capsys, width, monkeypatch, "calibrate", str(table))

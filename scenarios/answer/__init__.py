@@ -1,1 +1,1 @@
-"""Answers in words, tables and CSV."""
+"""Results as sentences, tables for a terminal, and CSV."""

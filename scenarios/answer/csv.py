@@ -1,4 +1,4 @@
-"""Results as CSV, for a spreadsheet or a notebook: every digit, one line per load and metric."""
+"""Results as CSV, for a spreadsheet or a notebook: full precision, one line per load and metric."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def curves_as_csv(forecasts: Iterable[Forecast]) -> str:
 
 
 def rows_as_csv(comparison: Comparison) -> str:
-    """A comparison as CSV, one line per load and metric; of two patterns the centres are joined by a space."""
+    """A comparison as CSV, one line per load and metric; the centres of two modes are joined by a space."""
     rows = comparison.rows
     fields = [f.encode_name for f in msgspec.structs.fields(rows[0])] if rows else []
     lines = (msgspec.structs.astuple(msgspec.structs.replace(row, modes=None)) for row in rows)
@@ -33,7 +33,7 @@ def rows_as_csv(comparison: Comparison) -> str:
 
 
 def _warned(fields: Sequence[str], lines: Sequence[tuple[Forecast | Comparison, list[object]]]) -> str:
-    """Lines as CSV, each with what it is of; one more column where a warning belongs to every number of one."""
+    """Lines as CSV; with a column `warning` if something has a warning about all its numbers."""
     if not any(of.assumptions for of, _ in lines):
         return _csv(fields, (line for _, line in lines))
     return _csv((*fields, "warning"), ([*line, "; ".join(map(str, of.assumptions))] for of, line in lines))

@@ -1,4 +1,4 @@
-"""Numbers in print: a value has as many digits as its band leaves it, a metric its customary unit."""
+"""Numbers as text: as many digits as the band of a value justifies, and each metric in its customary unit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def decimals(low: float, high: float) -> int:
-    """How many decimals a band leaves: one digit of its half-width (two where it is a 1), three digits of a value."""
+    """The decimals that a band justifies: one digit of its half-width (two if it is a 1), three of the value."""
     half, size = abs(high - low) / 2, max(abs(low), abs(high))
     three = 2 - math.floor(math.log10(size)) if size else 2
     if half == 0:
@@ -43,7 +43,7 @@ def percent(share: float | None, sign: str = "", digits: int = 1) -> str:
     """A share as `1.2%`, with `sign` `+` as `+1.2%`; a dash where there is none."""
     if share is None or math.isnan(share):
         return "–"
-    return f"{share:{sign}.{digits if abs(share) < 10 else 0}%}"  # nobody needs the tenth of a thousand
+    return f"{share:{sign}.{digits if abs(share) < 10 else 0}%}"
 
 
 def simulated(row: ComparisonRow, digits: int = 3) -> tuple[str, str]:
@@ -56,5 +56,5 @@ def simulated(row: ComparisonRow, digits: int = 3) -> tuple[str, str]:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """So many digits that count, but never as a power of ten where plain digits are as short."""
+    """A value with so many significant digits; without an exponent where plain digits are as short."""
     return f"{value:.0f}" if 10.0**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"

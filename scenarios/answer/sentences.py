@@ -1,6 +1,6 @@
-"""The answer in a few sentences: what load is borne, how long answers take there, what it costs, which SLO is kept.
+"""The answer in a few sentences: which load meets the SLOs, how long answers take there, and what that costs.
 
-What is said is read off a forecast, a run or a comparison, and computed from nothing else.
+The sentences only restate a forecast, a run or a comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sim.run import Run, Rung
 
 
 class Check(NamedTuple):
-    """One thing that was to hold, whether it does (None: at some loads), and the words for that."""
+    """One requirement, whether it is met (None: at some loads), and that in words."""
 
     what: str
     passed: bool | None
@@ -31,7 +31,7 @@ class Check(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What it is about, the sentences, what was to hold, and the warnings that belong to every number of it."""
+    """The name of what is described, the sentences, the requirements, and the warnings about every number in them."""
 
     name: str
     sentences: list[str]
@@ -42,18 +42,14 @@ class Answer(NamedTuple):
 def of_forecast(f: Forecast) -> Answer:
     """The answer of a forecast, with bands and probabilities."""
     loads = [row.load for row in f.rows("rps")]
-    at, first = _borne(f, loads)
-    return Answer(f.name, [first, _takes(f, at), _costs(f, at)], _checks(f, loads), f.assumptions)
+    at, first = _largest_load(f, loads)
+    return Answer(f.name, [first, _latency_sentence(f, at), _cost_sentence(f, at)], _checks(f, loads), f.assumptions)
 
 
-def _borne(f: Forecast, loads: Sequence[float]) -> tuple[float, str]:
-    """The load that the other sentences are about, and what is said of it."""
+def _largest_load(f: Forecast, loads: Sequence[float]) -> tuple[float, str]:
+    """The load that the other sentences are about, and the sentence about it."""
     if f.crossing is not None:
-        kept = slo_sentence(f)
-        if len(f.scenario.slo) == 1:
-            limit = _limit(*next(iter(f.scenario.slo.items())))
-            kept = kept.replace("no load keeps every SLO", f"no load keeps {limit}").replace("every SLO", limit)
-        return f.crossing.kept_at or loads[0], f"{kept[0].upper()}{kept[1:]}."
+        return f.crossing.kept_at or loads[0], slo_sentence(f)
     knee, band = parts(f.knee.load)
     if f.knee.below:
         return loads[0], f"No SLO is set; {f.knee.meaning} at {named(loads[0], f.unit)} already."
@@ -67,7 +63,7 @@ def _borne(f: Forecast, loads: Sequence[float]) -> tuple[float, str]:
     ], f"No SLO is set; {f.knee.meaning} at about {knee} {f.unit}{_in(band)}, and {most}."
 
 
-def _takes(f: Forecast, load: float) -> str:
+def _latency_sentence(f: Forecast, load: float) -> str:
     at = named(load, f.unit)
     found = {metric: next((r for r in f.rows(metric) if r.load == load), None) for metric in _QUOTED}
     if (row := found["e2e_p50"]) is None or row.value is None:
@@ -86,12 +82,12 @@ def _latencies(at: str, take: str, come: str, said: Mapping[str, str]) -> str:
     return text + (f", at {said['rps']}." if "rps" in said else ".")
 
 
-def _costs(f: Forecast, load: float) -> str:
+def _cost_sentence(f: Forecast, load: float) -> str:
     row = next((cost for cost in f.cost if cost.at == named(load, f.unit)), None)
     if row is None:
-        return "What it costs is not known: no price is set (--set price.usd_per_hour=12)."
+        return "The cost is not known: no price is set (--set price.usd_per_hour=12)."
     value, band = parts(row.per_1000_requests)
-    return f"There 1,000 requests cost ${value}{_in(band)}: {of_the_machine(row.usd_per_hour)}."
+    return f"At this load 1,000 requests cost ${value}{_in(band)}, at {of_the_machine(row.usd_per_hour)}."
 
 
 def _checks(f: Forecast, loads: Sequence[float]) -> list[Check]:
@@ -101,24 +97,24 @@ def _checks(f: Forecast, loads: Sequence[float]) -> list[Check]:
         kept = [p.probability >= KEPT for p in mine]
         odds = f"{mine[-1].probability:.0%} at {named(mine[-1].load, f.unit)}" if mine else ""
         if all(kept):
-            found.append(Check(_limit(metric, limit), True, f"at every load asked (probability {odds})"))
+            found.append(Check(limit_text(metric, limit), True, f"at every load asked (probability {odds})"))
         elif not kept[0]:
             odds = f"{mine[0].probability:.0%} at {named(mine[0].load, f.unit)}"
-            found.append(Check(_limit(metric, limit), False, f"at every load asked (probability {odds})"))
+            found.append(Check(limit_text(metric, limit), False, f"at every load asked (probability {odds})"))
         else:
             i = kept.index(False)
             words = f"kept up to {named(mine[i - 1].load, f.unit)} (probability {mine[i - 1].probability:.0%}); "
             words += f"{mine[i].probability:.0%} at {mine[i].load:g}"
-            found.append(Check(_limit(metric, limit), None, words))
+            found.append(Check(limit_text(metric, limit), None, words))
     return found
 
 
 def of_run(run: Run) -> Answer:
-    """The answer of a run: what was seen at the loads it had, a window each, so without bands."""
+    """The answer of a run: what was observed at its loads, in one window each, so without bands."""
     table = metrics.table(run)
     name = f"{run.name}, {run.kind}"
     if table.empty:
-        return Answer(name, ["No load of this run has a complete window: it says nothing about a load."], [])
+        return Answer(name, ["No load of this run has a complete window, so it shows no metric."], [])
     loads = [_shortly(run.rungs[int(rung)]) for rung in table["rung"]]
     slo = run.scenario.slo
     kept = [all(row[metric] <= limit for metric, limit in slo.items()) for _, row in table.iterrows()]
@@ -141,19 +137,19 @@ def of_run(run: Run) -> Answer:
     sentences = [first, _latencies(loads[at], "took", "came", said) if "e2e_p50" in said else second]
     if (price := run.scenario.price) is not None and there["rps"] > 0:
         each = significant(price.usd_per_hour / 3.6 / float(there["rps"]))
-        sentences.append(f"There 1,000 requests cost ${each}: {of_the_machine(price.usd_per_hour)}.")
+        sentences.append(f"At this load 1,000 requests cost ${each}, at {of_the_machine(price.usd_per_hour)}.")
     return Answer(name, sentences, [_seen(table, m, limit, loads) for m, limit in slo.items()])
 
 
 def _shortly(rung: Rung) -> str:
-    """A rung's load in words, with the digits that anyone reads."""
+    """A rung's load in words, with four digits."""
     return named(float(f"{rung.load:.4g}"), "users" if rung.users is not None else "requests/s")
 
 
 def _seen(table: pd.DataFrame, metric: str, limit: float, loads: Sequence[str]) -> Check:
-    """Whether a run kept one SLO; what it does not show is not kept."""
+    """Whether a run kept one SLO; a metric that it does not show counts as not kept."""
     kept = [bool(value <= limit) for value in table[metric]]
-    what = _limit(metric, limit)
+    what = limit_text(metric, limit)
     if table[metric].isna().all():
         return Check(what, False, "not on record")
     if all(kept) or not kept[0]:
@@ -165,12 +161,12 @@ def _seen(table: pd.DataFrame, metric: str, limit: float, loads: Sequence[str]) 
 
 
 def of_comparison(c: Comparison) -> Answer:
-    """How far two are apart, and which tolerance holds."""
+    """How far the two sides differ, and which tolerance holds."""
     known = {metric: s for metric, s in c.summary.items() if s.mape is not None}
     shown = [metric for metric in (*c.tolerances, "e2e_mean", "ttft_p50", "rps") if metric in known]
     apart = ", ".join(f"{percent(known[m].mape)} in {label(m)}" for m in dict.fromkeys(shown))
     subject = "The forecast is off by" if c.of == "a forecast" else "The second differs from the first by"
-    sentences = [f"{subject} {apart} on average." if apart else "There is nothing that both have."]
+    sentences = [f"{subject} {apart} on average." if apart else "They have no metric in common."]
     if c.coverage is not None and c.of == "a forecast":
         sentences.append(f"{c.coverage:.0%} of what was measured lies inside its 90 % band.")
     verdicts = {
@@ -191,7 +187,14 @@ def of_comparison(c: Comparison) -> Answer:
     )
 
 
-def _limit(metric: str, limit: float) -> str:
+def figure_label(metric: str) -> str:
+    """A published metric in words; two of them are not of a load but of the whole ladder."""
+    ladder = {"rps_takeoff": "RPS at latency onset", "rps_plateau": "RPS at the plateau"}
+    return ladder[metric] if metric in ladder else label(metric)
+
+
+def limit_text(metric: str, limit: float) -> str:
+    """A limit in words: `E2E p95 ≤ 15 s`."""
     return f"{label(metric)} ≤ {_plain(metric, limit)}"
 
 
@@ -213,21 +216,23 @@ def _in(band: str) -> str:
 
 
 def slo_sentence(forecast: Forecast) -> str:
-    """Up to which load the SLOs are kept, in a sentence without its full stop."""
-    found, unit = forecast.crossing, forecast.unit
+    """Up to which load the SLOs are kept, in a sentence."""
+    found, unit, slo = forecast.crossing, forecast.unit, forecast.scenario.slo
     if found is None:
-        return "there is no SLO to keep"
+        return "There is no SLO to keep."
+    goal = limit_text(*next(iter(slo.items()))) if len(slo) == 1 else "every SLO"
+    goal_first = f"{goal[0].upper()}{goal[1:]}"
     top = forecast.curves[-1].load
     value, band = parts(found.load)
-    about = "" if found.load.value is None else f", crossing at about {value}" + (f" ({band})" if band else "")
-    which = f", {found.breaks} first" if found.breaks and len(forecast.scenario.slo) > 1 else ""
-    sure = f"with a probability of {found.probability:.0%}"
+    about = "" if found.load.value is None else f", crossing at about {value} {unit}{_in(band)}"
+    which = f", {label(found.breaks)} first" if found.breaks and len(slo) > 1 else ""
+    sure = f"with a probability of at least {found.probability:.0%}"
     if found.kept_at is None:
         broken = "" if found.broken_at is None else f"; broken at {named(found.broken_at, unit)}{about}{which}"
-        return f"no load keeps every SLO {sure}{broken}"
+        return f"No load keeps {goal} {sure}{broken}."
     if found.kept_at == top:
-        return f"every SLO is kept up to {named(top, unit)}, the top of this ladder, {sure}"
-    kept = f"every SLO is kept at {named(found.kept_at, unit)} {sure}"
+        return f"{goal_first} is kept up to {named(top, unit)}, the top of this ladder, {sure}."
+    kept = f"{goal_first} is kept at {named(found.kept_at, unit)} {sure}"
     if found.broken_at is None:
-        return f"{kept}; at {named(top, unit)}, the top of this ladder, it is not certain"
-    return f"{kept}, broken at {named(found.broken_at, unit)}{about}{which}"
+        return f"{kept}; at {named(top, unit)}, the top of this ladder, it is not certain."
+    return f"{kept}, broken at {named(found.broken_at, unit)}{about}{which}."

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from scenarios.answer.numbers import percent, significant, simulated, with_band
-from scenarios.answer.sentences import of_forecast, slo_sentence
+from scenarios.answer.sentences import figure_label, limit_text, of_forecast, slo_sentence
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, named
 from sim.model.calibration import Calibration, Checked
 from sim.model.flags import in_words
-from sim.model.metric import METRICS
+from sim.model.metric import METRICS, label
 from sim.model.warning import Notice
 from sim.steptime.linear import LEVEL
 from sim.terminal.columns import Column, show_columns, show_listed
@@ -46,7 +46,7 @@ def console() -> Console:
 
 
 def show_forecast(forecast: Forecast, out: Console) -> None:
-    """Print a forecast: the answer first, then what it is read off."""
+    """Print a forecast: the answer first, then the numbers behind it."""
     out.print(Text(forecast.name, style="bold"), Text(forecast.scenario.description))
     out.print()
     show_answer(forecast, out)
@@ -55,20 +55,20 @@ def show_forecast(forecast: Forecast, out: Console) -> None:
 
 
 def show_answer(forecast: Forecast, out: Console) -> None:
-    """Print what load is borne, how long answers take there, and what that costs: a sentence each."""
+    """Print which load meets the SLOs, how long answers take there, and what that costs: a sentence each."""
     show_assumptions(forecast.assumptions, out)
     for sentence in of_forecast(forecast).sentences:
         out.print(Text(sentence))
 
 
 def show_curves(forecast: Forecast, out: Console) -> None:
-    """Print what a forecast holds: curves, corners, what binds, the published figures beside it, SLOs and cost."""
-    out.print(Text(f"median and 90 % band of {forecast.provenance.replicates} replicates", style="dim"))
+    """Print curves, operating points, bottlenecks, published figures, SLOs and cost of a forecast."""
+    out.print(Text(f"Median and 90 % band of {forecast.provenance.replicates} simulations", style="dim"))
     for columns in (LATENCY, RATES, STEPS):
         out.print()
         show_columns(curves(forecast, columns), out, instead=CURVES)
     if any(row.extrapolated for row in forecast.curves):
-        out.print(Text("* beyond what was calibrated", style="dim"))
+        out.print(Text("* outside the calibrated range", style="dim"))
     out.print()
     show_operating_points(forecast, out)
     out.print()
@@ -145,12 +145,12 @@ def show_findings(findings: Iterable[Finding], out: Console) -> None:
 def show_assumptions(assumptions: Sequence[Notice], out: Console) -> None:
     """Print the warnings that belong to every number below."""
     for text in assumptions:
-        out.print(Text(f"warning: {text}", style="bold red"))
+        out.print(Text(f"Warning: {text}", style="bold red"))
 
 
 def flags(forecast: Forecast) -> Text:
     """The server's flags, and where each is from."""
-    return Text(f"flags {in_words(forecast.flags)}", style="dim")
+    return Text(f"Flags {in_words(forecast.flags)}", style="dim")
 
 
 def curves(forecast: Forecast, columns: Mapping[str, int]) -> list[Column]:
@@ -167,16 +167,16 @@ def show_operating_points(forecast: Forecast, out: Console) -> None:
     names = ("plateau", "knee", "latency onset")
     loads, rates, notes = [], [], []
     for name in names:
-        corner = getattr(forecast, name.replace(" ", "_"))
-        load, where = with_band(corner.load), corner.meaning
-        if corner.reached <= 0.95:
-            where = f"{corner.meaning} (in {corner.reached:.0%} of replicates)"
-        if corner.reached < 0.05:
-            load, where = f"> {forecast.curves[-1].load:g}", f"{corner.meaning}: beyond this ladder"
-        elif corner.below:
-            load, where = f"< {forecast.curves[0].load:g}", f"{corner.meaning}: at the first rung already"
+        point = getattr(forecast, name.replace(" ", "_"))
+        load, where = with_band(point.load), point.meaning
+        if point.reached <= 0.95:
+            where = f"{point.meaning} (in {point.reached:.0%} of replicates)"
+        if point.reached < 0.05:
+            load, where = f"> {forecast.curves[-1].load:g}", f"{point.meaning} (above this ladder)"
+        elif point.below:
+            load, where = f"< {forecast.curves[0].load:g}", f"{point.meaning} (at the first rung already)"
         loads.append(load)
-        rates.append(with_band(corner.rps))
+        rates.append(with_band(point.rps))
         notes.append(f"{name}: {where}")
     columns = [Column("", names, 0, left=True), Column(load_title(forecast), loads), Column("RPS", rates, 2)]
     show_columns(columns, out, notes)
@@ -188,37 +188,33 @@ def bottleneck(forecast: Forecast) -> list[str]:
     for binds, group in groupby(forecast.bottleneck, key=lambda rung: rung.binds):
         rungs = list(group)
         ends = list(dict.fromkeys((f"{rungs[0].load:g}", f"{rungs[-1].load:g}")))
-        lines.append(f"{' to '.join(ends)} {forecast.unit}: {binds} ({rungs[-1].words})")
+        lines.append(f"Bottleneck at {' to '.join(ends)} {forecast.unit}: {binds} ({rungs[-1].words})")
     return lines
 
 
 def published(forecast: Forecast) -> list[Column]:
-    """The figures somebody printed beside the same, simulated."""
+    """Published figures and their forecasts."""
     figures = [row.figure for row in forecast.published]
     return [
-        Column("published", [figure.metric for figure in figures], 0, left=True),
+        Column("published metric", [figure_label(figure.metric) for figure in figures], 0, left=True),
         Column("users", ["–" if figure.users is None else str(figure.users) for figure in figures], 3),
-        Column("printed", [f"{figure.value:g} ± {figure.rounding:g}" for figure in figures], 1),
+        Column("published", [f"{figure.value:g} ± {figure.rounding:g}" for figure in figures], 1),
         Column("simulated", [with_band(row.simulated) for row in forecast.published], 1),
         Column("band", ["in" if row.inside else "outside" for row in forecast.published], 2, left=True),
     ]
 
 
 def show_slo_probabilities(forecast: Forecast, out: Console) -> None:
-    """How probable it is, at every load, that each SLO is met; with what the server does there."""
+    """Print, for every load, the probability that each SLO is met, the batch size and the share refused."""
     batch, refused = forecast.rows("mean_batch"), forecast.rows("overloaded_rate")
     columns = [
         _loads(forecast),
-        Column("batch", [f"{row.value or 0:.3g}" for row in batch], 3),
-        Column(
-            f"{forecast.scenario.server.declared.overloaded_status} %",
-            [f"{100 * (row.value or 0):.2g}" for row in refused],
-            2,
-        ),
+        Column("batch size", [f"{row.value or 0:.3g}" for row in batch], 3),
+        Column("refused, %", [f"{100 * (row.value or 0):.2g}" for row in refused], 2),
     ]
     chances = {(p.load, p.metric): f"{p.probability:.0%}" for p in forecast.slo}
     for metric, limit in dict.fromkeys((p.metric, p.limit) for p in forecast.slo):
-        columns.append(Column(f"P({metric} ≤ {limit:g})", [chances[row.load, metric] for row in batch]))
+        columns.append(Column(f"P({limit_text(metric, limit)})", [chances[row.load, metric] for row in batch]))
     show_columns(columns, out)
 
 
@@ -226,8 +222,8 @@ def show_cost(forecast: Forecast, out: Console) -> None:
     """What every load costs."""
     growing = {named(row.load, forecast.unit) for row in forecast.rows("rps") if row.unstable}
     machine = of_the_machine(forecast.cost[0].usd_per_hour)
-    note = f"at {machine}; in and out each charge the whole machine, the last column counts both"
-    note += "; ! no steady state: of what it gets done" if growing else ""
+    note = f"At {machine}. Input and output tokens are each charged the whole machine; the last column counts both."
+    note += " ! No steady state: cost of the requests that are completed." if growing else ""
     columns = [
         Column("", [f"{row.at} !" if row.at in growing else row.at for row in forecast.cost], 0),
         Column("$/1000 requests", [with_band(row.per_1000_requests) for row in forecast.cost], 1),
@@ -249,7 +245,7 @@ def show_parameters(calibration: Calibration, out: Console) -> None:
         Column("95 % interval", [f"{p.low:.3g} to {p.high:.3g}" for p in found.values()], 2),
         Column("unit", [p.unit for p in found.values()], 3, left=True),
     ]
-    notes = [f"* no batch of more than {largest:g} requests was seen: the trend, continued"] if beyond else []
+    notes = [f"* Extrapolated: no batch of more than {largest:g} requests was measured."] if beyond else []
     show_columns(columns, out, notes)
     if any(p.meaning for p in found.values()):
         out.print()
@@ -260,13 +256,13 @@ CHECKED = {"e2e_mean": "E2E error", "ttft_p50": "TTFT error", "output_tokens_per
 
 
 def show_check(calibration: Calibration, out: Console) -> None:
-    """What was fitted beside what the calibration shows of it: the measured value, and how far off the simulated is."""
+    """Print the check of a fit: the measured values, and the relative errors of their simulation."""
     rows = [] if calibration.check is None else calibration.check.rows
     for of in dict.fromkeys(row.of for row in rows):
         mine = [row for row in rows if row.of == of]
         loads = list(dict.fromkeys(row.at for row in mine))
         if len(loads) < len(mine) and all(row.metric in CHECKED for row in mine):
-            columns = [Column("fitted", loads, 0, left=True)]
+            columns = [Column("load", loads, 0, left=True)]
             found = {(row.at, row.metric): row for row in mine}
             for metric in dict.fromkeys(row.metric for row in mine):
                 cells = [found.get((at, metric)) for at in loads]
@@ -274,14 +270,16 @@ def show_check(calibration: Calibration, out: Console) -> None:
                 columns.append(Column(CHECKED[metric], ["" if c is None else _error(c) for c in cells], 1))
         else:
             columns = [
-                Column("fitted", [row.at for row in mine], 0, left=True),
+                Column("load", [row.at for row in mine], 0, left=True),
                 Column("measured", [_value(row) for row in mine], 2),
                 Column("error", [_error(row) for row in mine], 1),
             ]
         missed = any(row.missed for row in mine)
         out.print()
-        out.print(Text(f"check: what was fitted, simulated again ({of})"))
-        show_columns(columns, out, ["* outside its 90 % band, by more than a client can tell"] if missed else [])
+        out.print(Text(f"Check of the fit: the loads it was fitted to, simulated again ({of})"))
+        show_columns(
+            columns, out, ["* Outside its 90 % band, by more than the client's timing error."] if missed else []
+        )
 
 
 def _value(row: Checked) -> str:
@@ -293,15 +291,15 @@ def _error(row: Checked) -> str:
     return f"{error}{'*' if row.missed else ''}"
 
 
-EFFECTIVE = "effective: rungs that are independent, as neighbours share their machine's drift"
-MORE = "every metric at every load: --csv, --json, -o FOLDER"
+EFFECTIVE = "effective: number of independent rungs, as neighbouring rungs share the machine's drift"
+MORE = "--csv, --json and -o FOLDER give every metric at every load"
 MAIN = ("e2e_mean", "e2e_p95", "ttft_p50", "ttft_p95", "rps", "output_tokens_per_s")
 
 
 def compared(comparison: Comparison) -> list[Column]:
     """The main metrics at every load."""
     rows = [row for row in comparison.rows if row.metric in MAIN]
-    error = "error" if comparison.of == "a forecast" else "apart"
+    error = "error" if comparison.of == "a forecast" else "difference"
     inside = {None: "–", True: "in", False: "out"}
     columns = [
         Column("load ", [f"{comparison.load(row)}{' ' if row.held_out else '*'}" for row in rows], 0),
@@ -321,7 +319,7 @@ def errors(comparison: Comparison) -> list[Column]:
     limits = [percent(comparison.tolerances.get(metric), digits=0) for metric in comparison.summary]
     found = list(comparison.summary.values())
     return [
-        Column("metric", list(comparison.summary), 0, left=True),
+        Column("metric", [label(metric) for metric in comparison.summary], 0, left=True),
         Column("MAPE", [percent(s.mape) for s in found], 0),
         Column("bias", [percent(s.bias, "+") for s in found], 3),
         Column("in band", [percent(s.coverage, digits=0) for s in found], 2),
@@ -335,23 +333,23 @@ def show_comparison(comparison: Comparison, out: Console) -> None:
     """Print a comparison and its verdict."""
     show_assumptions(comparison.assumptions, out)
     if comparison.of != "a forecast":
-        out.print(Text(f"first: {comparison.measured}; second: {comparison.simulated}"))
+        out.print(Text(f"First: {comparison.measured}. Second: {comparison.simulated}."))
     if any(row.metric in MAIN for row in comparison.rows):
-        notes = ["* seen by the fit"] if any(not row.held_out for row in comparison.rows) else []
+        notes = ["* used for the fit"] if any(not row.held_out for row in comparison.rows) else []
         if any(row.repeat_error is not None for row in comparison.rows):
-            notes.append("repeat: how far the real server was from itself")
+            notes.append("repeat: the same load measured again, against the first time")
         show_columns(compared(comparison), out, ["; ".join(notes)] if notes else [])
         out.print()
     if comparison.summary:
         note = f"{EFFECTIVE}; {MORE}"
         if comparison.coverage is not None:
-            note = f"in band, all together: {comparison.coverage:.0%} (90 % should be); {note}"
+            note = f"in band, all metrics: {comparison.coverage:.0%} (90 % expected); {note}"
         show_columns(errors(comparison), out, [note])
         out.print()
     words = {
-        None: "no verdict: every rung was used for the fit" if comparison.tolerances else "no tolerances, no verdict",
-        True: "within the tolerances",
-        False: "outside the tolerances",
+        None: f"No verdict: {'every rung was used for the fit' if comparison.tolerances else 'no tolerance is set'}.",
+        True: "Within the tolerances.",
+        False: "Outside the tolerances.",
     }
     out.print(words[comparison.passed])
 

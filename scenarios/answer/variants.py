@@ -20,17 +20,22 @@ BANDS = "bands: --csv, --json, or a wider terminal"
 
 
 def show_variants(forecasts: Sequence[Forecast], asked: Sequence[Variant], out: Console) -> None:
-    """Print variants of a scenario side by side: the metrics of its SLOs at every load, then corners and cost."""
+    """Print variants of a scenario side by side: the metrics of its SLOs at every load, operating points and cost."""
     titles = [" · ".join(variant.values) for variant in asked]
     out.print(Text(forecasts[0].name.rpartition(",")[0] or forecasts[0].name, style="bold"))
-    out.print(Text(f"columns: {' · '.join(v.key for v in asked[0].varied)}"))
+    out.print(Text(f"Columns: {' · '.join(v.key for v in asked[0].varied)}"))
     if max(map(len, titles)) > LONGEST_TITLE:
         for number, title in enumerate(titles, 1):
             out.print(Text(f"  {number}: {title}"))
         titles = [str(number) for number in range(1, len(titles) + 1)]
     show_assumptions(list(dict.fromkeys(text for f in forecasts for text in f.assumptions)), out)
     replicates = forecasts[0].provenance.replicates
-    out.print(Text(f"median and 90 % band of {replicates} replicates, the same ones in every column", style="dim"))
+    out.print(
+        Text(
+            f"Median and 90 % band of {replicates} simulations, with the same random numbers in every column",
+            style="dim",
+        )
+    )
     for metric in dict.fromkeys(p.metric for f in forecasts for p in f.slo) or ("e2e_p95",):
         _show_metric(forecasts, metric, titles, out)
     _show_operating_points(forecasts, titles, out)
@@ -46,14 +51,14 @@ def _show_metric(forecasts: Sequence[Forecast], metric: str, titles: Sequence[st
     for title, rows in zip(titles, found, strict=True):
         columns.append((title, [_scaled(rows[load]) if load in rows else None for load in loads]))
     first = [f"{load:g}{'*' if load in beyond else ' '}" for load in loads]
-    notes = ["* beyond what was calibrated"] if beyond else []
+    notes = ["* outside the calibrated range"] if beyond else []
     out.print()
     out.print(Text(METRICS[metric].column + (f" (SLO: {', '.join(sorted(limits))})" if limits else "")))
-    _show_beside(Column(load_title(forecasts[0]), first, 0), columns, notes, out)
+    _show_estimates(Column(load_title(forecasts[0]), first, 0), columns, notes, out)
 
 
 def _show_operating_points(forecasts: Sequence[Forecast], titles: Sequence[str], out: Console) -> None:
-    """Where they bend, and what that costs."""
+    """Plateaus, knees and the cost there."""
     lines: dict[str, list[Estimate | None]] = {
         "plateau, RPS": [f.plateau.rps for f in forecasts],
         f"knee, {forecasts[0].unit}": [f.knee.load for f in forecasts],
@@ -65,12 +70,12 @@ def _show_operating_points(forecasts: Sequence[Forecast], titles: Sequence[str],
     meanings = "; ".join(dict.fromkeys(f.knee.meaning for f in forecasts))
     notes = [f"knee: {meanings}; plateau: {forecasts[0].plateau.meaning}"]
     if any(f.knee.reached < REACHED for f in forecasts):
-        notes.append("where a ladder ends before the knee, its highest load counts")
+        notes.append("where a ladder ends below the knee, its highest load is taken")
     out.print()
-    _show_beside(Column("", list(lines), 0, left=True), columns, notes, out)
+    _show_estimates(Column("", list(lines), 0, left=True), columns, notes, out)
 
 
-def _show_beside(
+def _show_estimates(
     first: Column, columns: Sequence[tuple[str, Sequence[Estimate | None]]], notes: list[str], out: Console
 ) -> None:
     """Estimates side by side, with their bands where there is room for them."""

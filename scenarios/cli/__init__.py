@@ -1,1 +1,1 @@
-"""The command line: one command per question. Entry point: `main`."""
+"""The command line: a module a command. Entry point: `main`."""

@@ -1,1 +1,1 @@
-"""Measured against simulated, and any two runs or forecasts against each other."""
+"""How good is a forecast? Measured runs against their forecasts, and any two runs or forecasts."""

@@ -1,4 +1,4 @@
-"""A comparison: a row for every load and metric, summaries of what was held out, and the verdict; kept as a file."""
+"""A comparison: a row for every load and metric, summaries of the rungs held out of the fit, and a verdict."""
 
 from __future__ import annotations
 

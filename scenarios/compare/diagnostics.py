@@ -1,5 +1,5 @@
-"""What lies behind a comparison's numbers, small enough to be kept with it: the distribution of the gaps between tokens
-at every load, and how far single steps are from the model's step time.
+"""Diagnostics kept with a comparison: the distribution of the gaps between tokens at every load, and the residuals of
+single steps against the model's step time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Diagnostics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diagnose(run: Run, calibration: Calibration, executor: Executor = IN_PROCESS, seed: int = 0) -> Diagnostics:
-    """A measured run's gaps beside those of replays, and its steps beside the calibration's step time.
+    """A measured run's token gaps with those of replays, and its step residuals under the calibration.
 
     No gaps where an event carries several tokens: those of replays lie between tokens.
     """

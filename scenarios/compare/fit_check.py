@@ -1,7 +1,7 @@
-"""Whether a calibration shows what it was fitted to: every fitted load, simulated again, beside its measurement.
+"""Whether a calibration reproduces what it was fitted to: every fitted load, simulated again, against its measurement.
 
-A fit can go wrong without anybody seeing it: a flag that is not the server's, a machine that changed while it was
-measured, other people's requests. Then the loads that were fitted are missed too. Three metrics of every rung are
+A fit can go wrong unnoticed: a flag that is not the server's, a machine that changed while it was measured, other
+people's requests. Then the loads that were fitted are missed too. Three metrics of every rung are
 checked: mean E2E, TTFT p50 and output tokens/s. A metric is *missed* where the measured value lies outside the 90 %
 band of the replays and further from their median than a client can tell (`CLIENT`). The check fails
 
@@ -65,7 +65,7 @@ def check_runs(
     seed: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> FitCheck:
-    """Replay the runs that a calibration was fitted to, and hold every load against what was measured."""
+    """Replay the runs that a calibration was fitted to, and compare every load with what was measured."""
     streamed = [run for run in runs if shows_steps(run)] or runs
     fitted = [run for run in streamed if any(rung.end > rung.settled for rung in run.rungs)]
     if not fitted:
@@ -111,7 +111,7 @@ def check_published(
 
 
 def check_table(calibration: Calibration) -> FitCheck:
-    """Hold the times of a table against the fitted form. A table has no loads to be simulated: what it has is the error
+    """Compare the times of a table with the fitted form. A table has no loads to be simulated: what it has is the error
     of its rows, of which 95 % in a phase must be within `UNFOLLOWED`."""
     rows = [
         Checked(
@@ -192,7 +192,7 @@ def _judge(cells: Sequence[_Cell], drawn: Floats) -> FitCheck:
 
 
 def _checked(cell: _Cell, drawn: Floats, among: int) -> Checked:
-    """One of `among` cells, held against its replays."""
+    """One of `among` cells against its replays."""
     # in a short window there may be no first token; that there was one is a miss where hardly any replay has one
     nothing = bool(np.mean(~np.isnan(drawn)) < OUTSIDE / 2)
     middle, low, high = (None, None, None) if nothing else band(drawn)

@@ -1,4 +1,4 @@
-"""How far a forecast may be off, as a share of what was measured: the goals that `make validate` holds forecasts to.
+"""Goals for the relative error of forecasts, which `make validate` checks.
 
 They are set, not fitted: what decides a purchase is known well enough within them. A server that pads runs here on a
 shared CPU, whose neighbours move it by several percent from run to run, so its goals are wider.

@@ -1,4 +1,4 @@
-"""How far the real server is from itself: the same load measured again is the least error any model can have."""
+"""Repeatability of the server: the difference between two measurements of a load, below which no model can get."""
 
 from __future__ import annotations
 

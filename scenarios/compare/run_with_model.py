@@ -1,4 +1,4 @@
-"""A measured run beside its forecast, load by load and metric by metric; or any two runs beside each other.
+"""A measured run against its forecast, load by load and metric by metric.
 
 The forecast is a replay (`sim/cluster/replay.py`), many times over: a parameter draw, both noises and a fresh seed each
 time, so that the 5 % and 95 % quantiles over replicates are a 90 % prediction interval for a window of the measured

@@ -1,1 +1,1 @@
-"""What a scenario will do: latencies, rates, cost, SLOs, what limits the server, and warnings."""
+"""What will a scenario do? Forecasts: latencies, rates, cost, SLOs, bottlenecks, and warnings."""

@@ -16,10 +16,10 @@ MONTH, YEAR = 730.0, 8760.0  # hours
 
 
 def of_the_machine(usd_per_hour: float) -> str:
-    """What it costs to keep, in words: by the hour, the month and the year."""
+    """What the machine costs by the hour, the month and the year, in words."""
     return (
-        f"${usd_per_hour:g} an hour, ${MONTH * usd_per_hour:,.0f} a month ({MONTH:.0f} h), "
-        f"${YEAR * usd_per_hour:,.0f} a year"
+        f"${usd_per_hour:,.2f} an hour (${MONTH * usd_per_hour:,.0f} a month of {MONTH:.0f} h, "
+        f"${YEAR * usd_per_hour:,.0f} a year)"
     )
 
 

@@ -1,1 +1,1 @@
-"""Results of other tools as runs."""
+"""What did another tool measure? Its results as runs."""

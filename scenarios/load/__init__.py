@@ -1,1 +1,1 @@
-"""From YAML to a checked scenario."""
+"""What is asked? From YAML files and options to checked scenarios."""

@@ -1,6 +1,6 @@
-"""What can be meant: the values of a scenario against each other and against what the server accepts.
+"""Checks of a scenario's values: against each other and against what the server accepts.
 
-A complaint says what was expected and what was found; the caller knows the file and the line.
+An error says what was expected and what was found; the caller adds the file and the line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LENGTHS = ("full", "limit")
 
 
 def check(s: Scenario, fail: Fail) -> None:
-    """Complain about the first value that cannot be meant."""
+    """Raise an error for the first value that is not valid."""
     if len(s.name.encode(errors="replace")) > NAME_BYTES:
         raise fail(("name",), f"expected at most {NAME_BYTES} bytes, found {len(s.name.encode(errors='replace'))}")
     if not s.name.strip() or s.name.startswith(".") or set(s.name) & set("/\\") or s.name != shortened_name(s.name):

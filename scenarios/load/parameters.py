@@ -1,4 +1,4 @@
-"""Where a scenario's parameters come from: a calibration file, or a table or published figures fitted on the way."""
+"""Where a scenario's parameters come from: a calibration file, or a fit of its table or published figures."""
 
 from __future__ import annotations
 

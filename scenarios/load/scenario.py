@@ -1,7 +1,7 @@
-"""From YAML to a checked `Scenario`: read, lay over what it extends, apply `--set`, check; every complaint has a line.
+"""From YAML to a checked `Scenario`: read, merge with what it extends, apply `--set`, check; every error has a line.
 
-A scenario file is read into a `Tree`: plain values, and beside them where each key stands. Trees are merged, so that a
-value inherited from another file is still complained about where it was written.
+A scenario file is read into a `Tree`: plain values, and where each key stands. Trees are merged, so that an error in
+a value inherited from another file names the place where that was written.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from sim.model.text import shortened_name
 MOST = 1 << 20  # bytes of a scenario: YAML is read slowly
 SHIPPED = Path(__file__).parent.parent / "shipped"
 
-# What a figure was taken from is not what another one, laid over it, was taken from.
+# A figure that replaces another one does not inherit its source.
 SOURCED: dict[Key, str] = {("price",): "usd_per_hour"}
 
-# Keys that say the same thing in different ways: laying one over a file drops the others that file had.
+# Alternatives: a key of one group replaces those of the others that the base file had.
 INSTEAD = {
     (): ({"calibration"}, {"table"}),
     ("workload",): ({"prompt_tokens", "output_tokens"}, {"empirical"}, {"trace"}),
@@ -50,7 +50,7 @@ class Tree:
     places: dict[Key, tuple[str, int | None]] = field(default_factory=dict)
 
     def fail(self, key: Key, message: str) -> BadInput:
-        """The complaint about `key`, placed at it or at the nearest map around it that was written."""
+        """An error about `key`, at its place or that of the nearest map around it that was written."""
         around = key
         while around and around not in self.places:
             around = around[:-1]
@@ -62,7 +62,7 @@ def load(source: str | Path, *sets: str) -> Scenario:
     """The scenario in a file, or shipped under a name; each of `sets` is `a.b=value`, as given to `--set`.
 
     Published figures are of the server and the machine of the file they stand in: a what-if that changes those has
-    none. Raises `BadInput` for whatever the user can mend. File names in the result are relative to the working
+    none. Raises `BadInput` for whatever the user can fix. File names in the result are relative to the working
     directory.
     """
     tree = _resolved(source, sets)
@@ -207,7 +207,7 @@ def plain(text: str, key: Key, tree: Tree, path: str | Path) -> Any:
 
 
 def overlay(base: Tree, top: Tree) -> Tree:
-    """`base` with the keys of `top` laid over it: maps merge, lists and scalars replace."""
+    """`base` overridden by the keys of `top`: maps merge, lists and scalars replace."""
     replaced = {key for key in top.places if key and not isinstance(_value(top.values, key), dict)}
     kept = {key: at for key, at in base.places.items() if not any(key[:i] in replaced for i in range(1, len(key)))}
     tree = Tree({}, kept | {key: place for key, place in top.places.items() if key})
@@ -265,7 +265,7 @@ def option(text: str, onto: Tree) -> Tree:
 
 
 def nest(existing: Any, parts: list[str], value: Any, tree: Tree) -> Any:
-    """`value` under the names `parts`, with what a list in `existing` holds beside it."""
+    """`value` under the names `parts`; the other entries of a list in `existing` are kept."""
     if not parts:
         return value
     name, rest = parts[0], parts[1:]
@@ -281,7 +281,7 @@ def nest(existing: Any, parts: list[str], value: Any, tree: Tree) -> Any:
 
 
 def without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """A key with nothing behind it is as good as absent."""
+    """The values without keys that are null: those count as absent."""
     return {
         key: without_nulls(value) if isinstance(value, dict) else value
         for key, value in values.items()

@@ -1,5 +1,5 @@
-"""YAML 1.2 as plain values and the place of each, for files that strangers wrote: whatever they hold, it is read in
-bounded time and memory, or one line says why not.
+"""YAML 1.2 as plain values and the place of each, for untrusted files: they are read in bounded time and memory, or
+refused in one line.
 
 Values are taken from the composed nodes, not from ruamel's own objects: those know nothing of where a key stands that
 was merged in or has a tag, and fail on tags that do not fit. Aliases and merge keys (`<<`) are followed.
@@ -55,7 +55,7 @@ def parse_yaml(text: str, path: object) -> Node | None:
 
 
 class Values:
-    """Plain values of nodes; `place` hears the line of every key and entry, `fail` makes a complaint."""
+    """Plain values of nodes; `place` gets the line of every key and entry, `fail` makes an error."""
 
     def __init__(self, place: Callable[[Key, int], None], fail: Fail):
         self._place, self._fail = place, fail

@@ -29,7 +29,7 @@ def _compared(ax: Axes, comparison: Comparison, metric: str, named: bool) -> Non
     ax.plot(load, [row.simulated or 0.0 for row in forecast], "-", color=BLUE, label=comparison.simulated)
     ax.plot(load, [row.simulated or 0.0 for row in forecast], ".", color=BLUE)
     first = "measured" if comparison.of == "a forecast" else comparison.measured
-    for held_out, face, name in ((True, RED, first), (False, "white", f"{first}, seen by the fit")):
+    for held_out, face, name in ((True, RED, first), (False, "white", f"{first}, used for the fit")):
         shown = [row for row in rows if row.held_out is held_out]
         if shown:
             points = [row.load for row in shown], [row.measured for row in shown]

@@ -195,7 +195,7 @@ def _legend(f: Forecast, measured: bool) -> str:
     text = "Shaded: 90 % bands" + (", and the knee." if f.knee.reached >= 0.05 else ".")
     text += " Circles: measured." if measured else ""
     text += " Red: what was published." if f.published else ""
-    return text + " Dashed lines: beyond what was calibrated." if any(row.extrapolated for row in f.curves) else text
+    return text + " Dashed lines: outside the calibrated range." if any(row.extrapolated for row in f.curves) else text
 
 
 def _curves(f: Forecast) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _curves(f: Forecast) -> dict[str, Any]:
         }
         for each in zip(*by_metric, strict=True)
     ]
-    caption = "Shaded rows lie beyond what was calibrated." if any(row["beyond"] for row in rows) else ""
+    caption = "Shaded rows lie outside the calibrated range." if any(row["beyond"] for row in rows) else ""
     return grid([f.unit, *(METRICS[name].column for name in CURVES)], rows, caption=caption)
 
 

@@ -203,7 +203,7 @@ def _shares(ax: Axes, forecast: Forecast) -> None:
 
 
 def _curve(ax: Axes, rows: Sequence[Row], colour: str, label: str, scale: float = 1.0) -> None:
-    """A line with its band; dashed where it goes beyond what was calibrated. One load alone is a point with a bar."""
+    """A line with its band; dashed outside the calibrated range. One load alone is a point with a bar."""
     known = [row for row in rows if row.value is not None]
     load = [row.load for row in known]
     low, value, high = ([scale * getattr(row, part) for row in known] for part in ("low", "value", "high"))

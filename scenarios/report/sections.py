@@ -128,7 +128,7 @@ def of_comparison(c: Comparison) -> Section:
                 _simulated(row),
                 percent(row.relative_error, "+"),
                 {None: "", True: mark("in", "inside"), False: mark("out", "outside")}[row.inside],
-                "" if row.held_out else "seen by the fit",
+                "" if row.held_out else "used for the fit",
                 *([percent(row.repeat_error, "+")] if repeated else []),
             ]
         }
@@ -137,7 +137,7 @@ def of_comparison(c: Comparison) -> Section:
     against = c.of == "a forecast"
     error = "error" if against else "apart"
     titles = ["load", "metric", *c.titles, error, "band", "", *(["repeat"] if repeated else [])]
-    overall = "" if c.coverage is None else f"Inside their bands, all together: {c.coverage:.0%}; 90 % should be. "
+    overall = "" if c.coverage is None else f"Inside their bands, all metrics: {c.coverage:.0%} (90 % expected). "
     caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
     return {
         "name": f"{c.measured} against {c.simulated}",
@@ -146,7 +146,7 @@ def of_comparison(c: Comparison) -> Section:
             pictures(overlays.compared(c), "Measured over simulated" if against else "One over the other"),
             pictures(
                 overlays.parity(c),
-                text="Every load and metric: on the line is right; shaded: 5 %; hollow: seen by the fit.",
+                text="Every load and metric: on the line is right; shaded: 5 %; hollow: used for the fit.",
             ),
             *_behind(c),
             {

@@ -32,7 +32,7 @@ class Metric(NamedTuple):
     @property
     def column(self) -> str:
         """The head of a table's column."""
-        return f"{self.title} {self.unit}" if self.unit else self.title
+        return f"{self.title}, {self.unit}" if self.unit else self.title
 
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
@@ -53,12 +53,12 @@ METRICS: dict[str, Metric] = {
             for which in ("mean", *QUANTILES)
         ),
         Metric("rps", "RPS", Kind.RATE),
-        Metric("input_tokens_per_s", "in tok/s", Kind.RATE, needs=_LENGTHS),
-        Metric("output_tokens_per_s", "out tok/s", Kind.RATE, needs=_LENGTHS),
+        Metric("input_tokens_per_s", "in", Kind.RATE, "tok/s", needs=_LENGTHS),
+        Metric("output_tokens_per_s", "out", Kind.RATE, "tok/s", needs=_LENGTHS),
         Metric("goodput", "goodput", Kind.RATE),
         Metric("error_rate", "errors", Kind.SHARE, "%", 1e2),
         Metric("overloaded_rate", "429", Kind.SHARE, "%", 1e2),
-        Metric("queue", "queue", Kind.QUEUE, needs=_FIRST),
+        Metric("queue", "queued", Kind.QUEUE, needs=_FIRST),
         Metric("in_flight", "in flight", Kind.QUEUE),
         Metric("mean_batch", "batch", Kind.STATE, needs=_STEPS),
         Metric("prefill_share", "prefill share", Kind.STATE, needs=_STEPS),

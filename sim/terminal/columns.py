@@ -61,7 +61,7 @@ def show_columns(columns: Sequence[Column], out: Console, notes: Iterable[str] =
     out.print(made)
     said = [*notes]
     if dropped:
-        said.append(f"not shown: {', '.join(c.title.strip() for c in dropped)} ({instead}, or a wider terminal)")
+        said.append(f"not shown: {'; '.join(c.title.strip() for c in dropped)} ({instead}, or a wider terminal)")
     for note in said:
         out.print(Text(note, style="dim"))
 
