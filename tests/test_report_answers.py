@@ -66,8 +66,8 @@ def test_a_page_begins_with_the_answer_and_pass_or_fail(folder: Path, tmp_path: 
 def test_simulate_says_the_same_three_sentences_first(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert status(["simulate", "standin", *QUICK, *ASKED]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert out.index("Every SLO is kept at 2 users") < out.index("E2E p50 s")
-    assert out.index("a month (730 h)") < out.index("E2E p50 s")
+    assert out.index("Every SLO is kept at 2 users") < out.index("E2E p50, s")
+    assert out.index("a month (730 h)") < out.index("E2E p50, s")
 
 
 def test_pictures_have_the_slo_the_measured_points_and_the_loads_asked(folder: Path, measured: Path, tmp_path: Path):

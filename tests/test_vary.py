@@ -24,7 +24,7 @@ def test_variants_stand_side_by_side(width: int, capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert max(map(cell_len, lines)) <= width
-    assert "columns: server.max_batch_prefill_tokens" in lines
+    assert "Columns: server.max_batch_prefill_tokens" in lines
     titled = [line for line in lines if line.split() == ["users", "4096", "8192", "14000"]]
     assert len(titled) == 2 and "E2E p95, s (SLO: 9)" in lines and "TTFT p95, s (SLO: 1)" in lines
     assert [line.split()[0] for line in lines if re.match(r" +[124] +\d", line)] == ["1", "2", "4"] * 2

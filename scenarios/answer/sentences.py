@@ -166,7 +166,8 @@ def of_comparison(c: Comparison) -> Answer:
     shown = [metric for metric in (*c.tolerances, "e2e_mean", "ttft_p50", "rps") if metric in known]
     apart = ", ".join(f"{percent(known[m].mape)} in {label(m)}" for m in dict.fromkeys(shown))
     subject = "The forecast is off by" if c.of == "a forecast" else "The second differs from the first by"
-    sentences = [f"{subject} {apart} on average." if apart else "They have no metric in common."]
+    nothing = "They have no metric in common." if not c.rows else "Every load was used for the fit, so none is scored."
+    sentences = [f"{subject} {apart} on average." if apart else nothing]
     if c.coverage is not None and c.of == "a forecast":
         sentences.append(f"{c.coverage:.0%} of what was measured lies inside its 90 % band.")
     verdicts = {

@@ -1,4 +1,4 @@
-"""What pictures (SVG) have in common: their colours and style, their axes, and how they become bytes.
+"""What all pictures (SVG) share: colours, style, axes, and how they become bytes.
 
 The same picture gives the same bytes: fixed ids, no date.
 """

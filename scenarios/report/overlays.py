@@ -1,4 +1,4 @@
-"""Measured and simulated over each other: curves, every number, the gaps between tokens, what single steps miss."""
+"""Pictures of measured against simulated: curves, every number, gaps between tokens, residuals of steps."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _parity(ax: Axes, comparison: Comparison, title: str, prefixes: Mapping[str,
             ax.scatter(*points, s=16, c=faces, edgecolors=colour, label=name, zorder=3)
     ax.set(title=title, xlabel=comparison.titles[0], ylabel=comparison.titles[1])
     if not rows:
-        ax.text(0.5, 0.5, "nothing on record", ha="center", transform=ax.transAxes, color=GREY)
+        ax.text(0.5, 0.5, "no data", ha="center", transform=ax.transAxes, color=GREY)
         return
     ends = [min(row.measured for row in rows), max(row.measured for row in rows)]
     ax.plot(ends, ends, color=GREY, lw=1)

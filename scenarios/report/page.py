@@ -1,7 +1,6 @@
-"""Forecasts, runs and comparisons as one self-contained page, filled into `page.html`.
+"""Forecasts, runs and comparisons as one self-contained page, from the template `page.html`.
 
-A section is a dictionary the template knows: words, cards, pictures, tables. What is said here is read off the values;
-nothing is computed.
+A section is a dictionary that the template renders: text, cards, pictures, tables. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -66,14 +65,14 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
 
 
 def _shown(value: object) -> object:
-    """What the page shows of a value: text and names from outside cannot command a browser, nor look like others."""
+    """A value as the page shows it: text from outside cannot command a browser, nor look like other text."""
     if isinstance(value, Markup):
         return Markup(escaped(value))
     return escaped(value) if isinstance(value, str) else value
 
 
 def _answers(items: Sequence[Forecast | Run | Comparison]) -> list[dict[str, Any]]:
-    """What the page begins with: the answer of every forecast; of runs only where there is none; how good it is."""
+    """The head of the page: the answers of all forecasts, or of the runs if there is none; then the comparisons."""
     forecasts = [item for item in items if isinstance(item, Forecast)]
     found = [sentences.of_forecast(f) for f in forecasts]
     if not found:
@@ -94,7 +93,7 @@ def _answers(items: Sequence[Forecast | Run | Comparison]) -> list[dict[str, Any
 
 
 def folded_warnings(warnings: Sequence[Notice]) -> tuple[list[Notice], list[Notice]]:
-    """The warnings that are shown, those that move the asked number most, and those that are folded."""
+    """The warnings that are shown, those that matter most, and those that are folded."""
     order = ranked(warnings)
     return order[:SHOWN], order[SHOWN:]
 
@@ -129,8 +128,8 @@ def _together(forecasts: list[Forecast], shared: list[Notice]) -> Section:
         f"knee, {forecasts[0].unit}",
         "knee, RPS",
         "plateau, RPS",
-        "$/1000 requests at the knee",
-        "binds at the top",
+        "$ per 1,000 requests at the knee",
+        "bottleneck at the top",
     ]
     return {
         "name": "Side by side",
@@ -157,17 +156,17 @@ def _forecast(f: Forecast, run: Run | None, said: list[Notice], measured: Sequen
         pictures(plots.overview(f, points), "Throughput and latency", _legend(f, bool(points))),
         pictures(plots.first_tokens(f, points)),
         {"table": _curves(f)},
-        {"title": "What limits it", "table": _bottleneck(f)},
+        {"title": "Bottlenecks", "table": _bottleneck(f)},
     ]
     if f.published:
-        sections.append({"title": "Beside what was published", "table": _published(f)})
+        sections.append({"title": "Published figures", "table": _published(f)})
     if f.slo or f.cost:
-        sections.append({"title": "Cost and service levels", "table": _plan(f)})
+        sections.append({"title": "Cost and SLOs", "table": _plan(f)})
     if f.flags:
         sections.append({"title": "The server's flags", "table": of_flags(f.flags)})
     if run is not None:
-        text = "One simulated climb, with central parameters; the steady windows are shaded."
-        sections.append(over_time(run, "As a load generator would show it", text))
+        text = "One simulated run of the ladder, with the central parameters; steady windows are shaded."
+        sections.append(over_time(run, "One run over time", text))
     return {
         "name": f.name,
         "description": f.scenario.description,
@@ -188,13 +187,13 @@ def _same_question(run: Run, f: Forecast) -> bool:
 def _limits(f: Forecast) -> str:
     """What limits the top of the ladder."""
     top = f.bottleneck[-1]
-    return f"At {named(top.load, f.unit)} the limit is: {top.binds}."
+    return f"Bottleneck at {named(top.load, f.unit)}: {top.binds}."
 
 
 def _legend(f: Forecast, measured: bool) -> str:
     text = "Shaded: 90 % bands" + (", and the knee." if f.knee.reached >= 0.05 else ".")
     text += " Circles: measured." if measured else ""
-    text += " Red: what was published." if f.published else ""
+    text += " Red: published." if f.published else ""
     return text + " Dashed lines: outside the calibrated range." if any(row.extrapolated for row in f.curves) else text
 
 
@@ -213,7 +212,7 @@ def _curves(f: Forecast) -> dict[str, Any]:
 
 def _bottleneck(f: Forecast) -> dict[str, Any]:
     rows = [{"cells": [f"{rung.load:g}", rung.binds, rung.words]} for rung in f.bottleneck]
-    return grid([f.unit, "binds", "why"], rows, left=(1, 2), wide=(2,))
+    return grid([f.unit, "bottleneck", "why"], rows, left=(1, 2), wide=(2,))
 
 
 def _published(f: Forecast) -> dict[str, Any]:
@@ -222,10 +221,9 @@ def _published(f: Forecast) -> dict[str, Any]:
         figure = row.figure
         inside = mark("in", "in the band") if row.inside else mark("out", "outside the band")
         printed = f"{figure.value:g} ± {figure.rounding:g}"
-        rows.append(
-            {"cells": [figure.metric, figure.users or "–", printed, _cell(row.simulated), inside, figure.source]}
-        )
-    return grid(["metric", "users", "printed", "simulated", "", "source"], rows, left=(0, 4, 5))
+        name, users = sentences.figure_label(figure.metric), figure.users or "–"
+        rows.append({"cells": [name, users, printed, _cell(row.simulated), inside, figure.source]})
+    return grid(["metric", "users", "published", "simulated", "", "source"], rows, left=(0, 4, 5))
 
 
 def _plan(f: Forecast) -> dict[str, Any]:
@@ -241,16 +239,16 @@ def _plan(f: Forecast) -> dict[str, Any]:
             each = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
             cells += map(_cell, each)
         rows.append({"cells": cells})
-    titles = ["at", *(f"P({metric} ≤ {limit:g})" for metric, limit in limits)]
+    titles = ["at", *(f"P({sentences.limit_text(metric, limit)})" for metric, limit in limits)]
     price, caption = (
         f.scenario.price,
-        "P: the probability, over all that is not known for sure, that a service level is kept.",
+        "P: the probability, over all that is uncertain, that an SLO is kept.",
     )
     if f.cost and price is not None:
         titles += ["$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
         source = f" ({price.source})" if price.source else ""
         caption += (
-            f" At {of_the_machine(price.usd_per_hour)}{source}. Input alone and output alone each charge the whole "
+            f" At {of_the_machine(price.usd_per_hour)}{source}. Input and output tokens are each charged the whole "
             "machine; the last column counts both."
         )
     return grid(titles, rows, left=(0,), caption=caption)
@@ -266,7 +264,7 @@ def _parameters(f: Forecast) -> dict[str, Any]:
 
 def _provenance(f: Forecast) -> str:
     p = f.provenance
-    lines = [f"calibrated through: {p.kind}", p.note, *(f"{name} sha256 {digest}" for name, digest in p.files.items())]
+    lines = [f"calibrated from: {p.kind}", p.note, *(f"{name} sha256 {digest}" for name, digest in p.files.items())]
     lines += [f"step times: {p.model}", f"seed {p.seed}, {p.replicates} replicates"]
     lines += [f"--set {change}" for change in p.changes]
     lines += [", ".join(f"{name} {number}" for name, number in p.software.items())]

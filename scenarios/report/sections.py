@@ -1,4 +1,4 @@
-"""Sections of a report: dictionaries its template knows. Here of what was measured, and of what it is held against."""
+"""Sections of a report, as dictionaries for its template: those of runs and of comparisons."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def of_run(run: Run) -> Section:
     warnings = [*run.warnings, *untold]
     warnings += [said.of(rung.named) for rung in run.rungs for said in rung.warnings]
     if run.requests.empty:
-        warnings.append(notice("no-requests", "no request of it is on record"))
+        warnings.append(notice("no-requests", "the run has no requests"))
     drawn = [over_time(run, "Over time")] if len(table) else []
     said = between_events(run)
     if found := itl(run):
@@ -85,7 +85,7 @@ def _asked(run: Run) -> dict[str, Any]:
 def of_flags(flags: Mapping[str, Flag]) -> dict[str, Any]:
     """The flags of a server, and where each is from."""
     rows = [{"cells": [name, plain_flag(flag), WORDS[flag.source]]} for name, flag in flags.items()]
-    caption = "What only the scenario or a default says may not be so: check it against the server's launch command."
+    caption = "Check what only the scenario or a default says against the server's launch command."
     return grid(["flag", "value", "from"], rows, left=(0, 2), caption=caption)
 
 
@@ -135,18 +135,18 @@ def of_comparison(c: Comparison) -> Section:
         for row in c.rows
     ]
     against = c.of == "a forecast"
-    error = "error" if against else "apart"
+    error = "error" if against else "difference"
     titles = ["load", "metric", *c.titles, error, "band", "", *(["repeat"] if repeated else [])]
     overall = "" if c.coverage is None else f"Inside their bands, all metrics: {c.coverage:.0%} (90 % expected). "
-    caption = "Repeat: how far the real server was from itself when it was measured again." if repeated else ""
+    caption = "Repeat: the same load measured again, against the first time." if repeated else ""
     return {
         "name": f"{c.measured} against {c.simulated}",
         "warnings": c.warnings,
         "parts": [
-            pictures(overlays.compared(c), "Measured over simulated" if against else "One over the other"),
+            pictures(overlays.compared(c), "Measured and simulated" if against else "First and second"),
             pictures(
                 overlays.parity(c),
-                text="Every load and metric: on the line is right; shaded: 5 %; hollow: used for the fit.",
+                text="Every load and metric. On the line both are equal; shaded: within 5 %; hollow: used for the fit.",
             ),
             *_behind(c),
             {
@@ -174,19 +174,19 @@ def _simulated(row: ComparisonRow) -> Markup:
 
 
 def _behind(c: Comparison) -> list[dict[str, Any]]:
-    """The pictures of what lies behind a comparison."""
+    """The pictures of a comparison's diagnostics."""
     found: list[dict[str, Any]] = []
     if c.diagnostics is not None and c.diagnostics.itl:
         drawings = overlays.distributions(c.diagnostics, c.unit, (c.measured, c.simulated))
-        text = "The share of all gaps that are no longer, in each load's window."
+        text = "The cumulative share of the gaps, in each load's window."
         found.append(pictures(drawings, "The gaps between tokens", text))
     if c.diagnostics is not None and c.diagnostics.by_batch:
         text = (
-            "Steps as rebuilt from the streams against the model's step time: points are means, lines hold 90 % of the "
-            "steps. Where means leave zero with the batch size, the form is wrong; where they do over time, the "
-            "machine drifts."
+            "Step times reconstructed from the streams, relative to the model: points are means, lines hold 90 % of "
+            "them. Means that depart from zero with batch size mean that the form of the model is wrong; with time, "
+            "that the machine drifts."
         )
-        found.append(pictures(overlays.residuals(c.diagnostics), "What the step times miss", text))
+        found.append(pictures(overlays.residuals(c.diagnostics), "Residuals of the step times", text))
     return found
 
 
@@ -197,7 +197,7 @@ def grid(
     wide: Iterable[int] = (),
     caption: str = "",
 ) -> dict[str, Any]:
-    """A table as the template knows it; `left` and `wide` are numbers of columns."""
+    """A table for the template; `left` and `wide` are the numbers of columns."""
     rows = [{"beyond": False} | row for row in rows]
     return {"titles": titles, "rows": rows, "left": tuple(left), "wide": tuple(wide), "caption": caption}
 
