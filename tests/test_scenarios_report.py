@@ -227,4 +227,4 @@ def test_a_measured_run_says_what_was_asked_of_what(run: Run):
         assert f">{words}<" in text
     uncounted = page([replace(run, requests=run.requests.assign(output_tokens=0), steps=None, step_ends=None)], {})
     assert "out, tok/s" in text and "out, tok/s" not in uncounted
-    assert "no request of it is on record" in page([replace(run, requests=run.requests.iloc[:0])], {})
+    assert "the run has no requests" in page([replace(run, requests=run.requests.iloc[:0])], {})

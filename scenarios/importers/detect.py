@@ -1,8 +1,8 @@
-"""Results of other tools as runs: which tool wrote a file, told from what is in it.
+"""Which tool wrote a file, recognised by its content, and its results as a run.
 
-Each tool that is read has its module, whose table says what becomes what. A run keeps what the tool's data allow, and
-its warnings say what they do not. Files that only hold sums, or do not say when each request was sent, are named, with
-the file of the same tool that does (`SUMS`).
+Each tool has its module, whose table maps its fields to those of a run. A run keeps what the tool recorded, and its
+warnings say what is missing. Files that only hold aggregates, or do not record when each request was sent, are refused,
+with the name of the file of the same tool that does (`AGGREGATES`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ KNOWN = (
     "inference-perf's per_request_lifecycle_metrics.json, locust's _stats_history.csv, or the rows of locust-plugins' "
     "JmeterListener"
 )
-# Keys that tell a file of sums, and what it is: a run needs each request
-SUMS = {
+# Keys by which a file of aggregates is recognised, and what it is: a run needs each request
+AGGREGATES = {
     ("results_ttft_s_mean", "num_concurrent_requests"): (
         "llmperf's summary: sums over all requests, and its other file does not say when each was sent, either; its "
         "means can be the `published` figures of a scenario"
@@ -46,7 +46,7 @@ SUMS = {
     ("prompt_tokens", "output_tokens"): "a trace, not a measurement; name it in a scenario, as workload.trace",
     ("input_length", "output_length"): "a trace, not a measurement; name it in a scenario, as workload.trace",
 }
-CSV_SUMS = {
+CSV_AGGREGATES = {
     "Metric,avg,": "aiperf's or genai-perf's sums; expected profile_export.jsonl or profile_export.json beside them",
     "TIMESTAMP,ContextTokens": "a trace, not a measurement; name it in a scenario, as workload.trace",
     "Timestamp,Model,Request tokens": "a trace, not a measurement; name it in a scenario, as workload.trace",
@@ -75,7 +75,7 @@ def _read(path: Path) -> Run:
     if locust_csv.recognises(text):
         return locust_csv.read(text, path)
     plain = text.lstrip().replace('"', "").replace(";", ",")
-    for begins, what in CSV_SUMS.items():
+    for begins, what in CSV_AGGREGATES.items():
         if plain.startswith(begins):
             raise BadInput(what, path=path)
     documents = _documents(text, path)
@@ -94,7 +94,7 @@ def _read(path: Path) -> Run:
         return genai_perf.read(first, path)
     if inference_perf.recognises(first):
         return inference_perf.read(documents, path)
-    for keys, what in SUMS.items():
+    for keys, what in AGGREGATES.items():
         if has(first, *keys):
             raise BadInput(what, path=path)
     raise BadInput(f"not a known tool's results; {KNOWN}", path=path)

@@ -1,4 +1,4 @@
-"""Other tools' words for why a request failed, as the statuses of a run."""
+"""Other tools' messages about failed requests, as the statuses of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS = {
 
 
 def status_of_text(text: str) -> Status:
-    """The status of a request that failed with these words; a failure of the server's if nothing else is known."""
+    """The status of a request that failed with this message; the server's failure if nothing else is known."""
     low = text.lower()
     return next((status for word, status in WORDS.items() if word in low), Status.GENERATION)
 

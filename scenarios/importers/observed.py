@@ -1,7 +1,7 @@
-"""The load that requests show by when they were sent and when they ended, whatever the head of a file says of it.
+"""The load that the requests themselves show, by when they were sent and when they ended.
 
-Closed loop: the users are the requests in flight. Open loop: the rate is that of the arrivals, and a rate that changed
-is said (Laplace's test for a trend, Cox and Lewis, The Statistical Analysis of Series of Events, 1966, §3.3).
+Closed loop: the users are the requests in flight. Open loop: the rate is that of the arrivals, and a changing rate is
+reported (Laplace's test for a trend, Cox and Lewis, The Statistical Analysis of Series of Events, 1966, §3.3).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sim.model.workload import Cv, Gamma
 
 Floats = NDArray[np.float64]
 
-BRIEF = 0.01  # of the time: more in flight for less is a tool that noted an end late, not another user
+BRIEF = 0.01  # of the time: more in flight for less time is an end that the tool recorded late, not another user
 ALWAYS = 0.95  # of the users in flight on average: an open loop's numbers vary more
-AS_SAID = 0.01  # relative: a rate this near to what a tool was asked for is that rate
+AS_SAID = 0.01  # relative: a rate this close to the tool's setting is taken to be the setting
 BURST = 0.1  # of the time measured: requests that were sent within less came all at once
 TREND = 2.576  # standard deviations: 1 % of steady streams look as if their rate changed
 
@@ -45,7 +45,7 @@ class RequestTimes:
 
 
 def closed_loop(requests: RequestTimes, said: int | None) -> Load:
-    """The load of users who wait for their answers; `said` is how many the tool says there were."""
+    """The load of users who wait for their answers; `said` is the number that the tool states."""
     most, held = _in_flight(requests)
     if said is None:
         return Load(users=max(1, most))
@@ -65,8 +65,8 @@ def open_loop(
     arrivals: str | Gamma | None = None,
     window: tuple[float, float] = (-np.inf, np.inf),
 ) -> Load:
-    """The load of arrivals that wait for nobody; `said` and `arrivals` are what the tool says of them, `window` is
-    what it measured: warm-up before it is none."""
+    """The load of arrivals that wait for no answer; `said` and `arrivals` are what the tool states, and `window` is
+    what it measured, without warm-up."""
     due = np.sort(requests.due)
     inside = due[(due >= window[0]) & (due < window[1])]
     due = inside if len(inside) > 1 else due
@@ -99,7 +99,7 @@ def open_loop(
 
 
 def unstated_load(requests: RequestTimes) -> Load:
-    """The load of a tool that does not say whether its users waited for their answers."""
+    """The load where the tool does not state whether users waited for their answers."""
     most, _ = _in_flight(requests)
     sent, ended = requests.sent[requests.known], requests.ended[requests.known]
     if len(sent) > 2 * most and most:

@@ -47,7 +47,7 @@ NOTHING: Floats = np.empty(0)
 
 
 class RequestRecord(NamedTuple):
-    """One request as a tool recorded it; times in s of the tool's clock, None where it did not say.
+    """One request as a tool recorded it; times in s of the tool's clock, None where it recorded none.
 
     `chunks` are the arrivals of the parts of a streamed answer, which may or may not be tokens; `carried` says how many
     tokens each of them had, where the tool wrote that.
@@ -125,7 +125,7 @@ def _request_times(answers: Sequence[RequestRecord]) -> RequestTimes:
 
 
 def _possible(answer: RequestRecord, number: int, path: Path) -> RequestRecord:
-    """The answer, if it can be; one that ended before it was sent has an end of another clock, which is not known."""
+    """The request, checked; the end of one that ended before it was sent is unknown, as it is of another clock."""
     for name in ("prompt_tokens", "output_tokens", "max_new_tokens"):
         count = getattr(answer, name)
         if count is not None and not 0 <= count <= MOST_TOKENS:
@@ -141,7 +141,7 @@ def _possible(answer: RequestRecord, number: int, path: Path) -> RequestRecord:
 
 
 def _streamed(answer: RequestRecord) -> RequestRecord:
-    """The answer, without the time of a first token if all of them came at once: then it was not streamed."""
+    """The request, without the time of a first token if all tokens came at once: it was not streamed."""
     chunks = answer.chunks
     at_once = len(chunks) == 1 or (answer.first is not None and answer.last is not None and answer.first >= answer.last)
     if not at_once or answer.output_tokens < 2 or answer.status != Status.OK:
@@ -231,7 +231,7 @@ def moment(unix: float) -> str:
 
 
 def software(tool: str) -> dict[str, str]:
-    """What measured and what imported."""
+    """The versions of servecast and of the tool."""
     return {"servecast": version("servecast"), "client": tool}
 
 
@@ -280,7 +280,7 @@ def _warnings_of(level: LoadLevel) -> list[Notice]:
 def _token_times(
     answers: Sequence[RequestRecord],
 ) -> tuple[list[Floats] | None, list[Ints | None] | None, list[Notice]]:
-    """When every token came, how many came with each chunk where some had several, and what is to be said about it."""
+    """The time of every token, the tokens of each chunk where some had several, and warnings about them."""
     streamed = [a for a in answers if a.status == Status.OK and len(a.chunks)]
     if not streamed:
         return None, None, []
@@ -348,7 +348,7 @@ def _stream(answer: RequestRecord) -> tuple[Floats, Ints | None]:
 
 
 def _lacking(requests: pd.DataFrame, times: list[Floats] | None, said: Sequence[Notice]) -> list[Notice]:
-    """The metrics that this run has not, because the file does not say what they need."""
+    """A warning for every metric that the run lacks because the file does not record what it needs."""
     ok = requests[(requests["status"] == Status.OK) & (requests["output_tokens"] > 0)]
     found = []
     silent = int(ok["first_token"].isna().sum())
