@@ -67,7 +67,7 @@ def test_simulate_says_the_same_three_sentences_first(folder: Path, capsys: pyte
     assert status(["simulate", "standin", *QUICK, *ASKED]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert out.index("Every SLO is kept at 2 users") < out.index("E2E p50, s")
-    assert out.index("a month (730 h)") < out.index("E2E p50, s")
+    assert out.index("a month of 730 h") < out.index("E2E p50, s")
 
 
 def test_pictures_have_the_slo_the_measured_points_and_the_loads_asked(folder: Path, measured: Path, tmp_path: Path):

@@ -49,7 +49,7 @@ def test_a_calibration_says_what_is_wrong_with_its_runs_and_advises_on_recorded_
     assert status(["calibrate", str(folder), "--advise", "--jobs", "1"]) == 0
     out, err = capfd.readouterr()
     assert "warning: tgi-cpu-mixed: requests.jsonl: the last line was torn and is left out\n" in err
-    assert re.search(r"measure \d+ users of the same mix for (60|180) s", out)
+    assert re.search(r"Measure \d+ users of the same mix for (60|180) s", out)
 
 
 def test_advice_on_a_table_needs_a_question_and_on_a_scenario_is_for_it_as_it_was_changed(

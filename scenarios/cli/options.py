@@ -14,6 +14,7 @@ from scenarios.load.changes import OPTIONS, changes
 from sim.engines.catalog import NAMES
 from sim.model.errors import BadInput
 
+ENGINES = ", ".join(NAMES)
 F = TypeVar("F", bound=Callable[..., Any])
 ALL_WARNINGS = "servecast.all_warnings"  # in click's `Context.meta`
 
@@ -105,13 +106,13 @@ as_engine_option = click.option(
     "taken_as",
     metavar="ENGINE",
     callback=lambda _, __, name: _simulated(name),
-    help="Treat a server of another or an unknown engine as this one (tgi-0.9.4).",
+    help=f"Treat a server of another or an unknown engine as this one ({ENGINES}).",
 )
 as_server_option = click.option(
     "--as",
     "taken_as",
     metavar="ENGINE|SCENARIO",
-    help="Treat the server as this engine with default flags (tgi-0.9.4), or as that of a scenario with its flags, "
+    help=f"Treat the server as this engine with default flags ({ENGINES}), or as that of a scenario with its flags, "
     "whatever the run says. Every number then carries a warning.",
 )
 run_output_option = click.option("-o", "--output", type=here, required=True, help="The run directory to write.")
@@ -120,7 +121,7 @@ resume_option = click.option("--resume", is_flag=True, help="Continue the run in
 
 def _simulated(name: str | None) -> str | None:
     if name is not None and name not in NAMES:
-        raise BadInput(f"expected an engine that is simulated ({', '.join(NAMES)})", path=f"--as {name}")
+        raise BadInput(f"expected an engine that is simulated ({ENGINES})", path=f"--as {name}")
     return name
 
 

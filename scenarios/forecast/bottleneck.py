@@ -1,4 +1,4 @@
-"""What limits the server at a load, in words, from how full its budgets were and where its time went."""
+"""What limits the server at a load: how full the engine's limits were, and where its time went."""
 
 from __future__ import annotations
 

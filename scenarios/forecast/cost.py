@@ -1,4 +1,4 @@
-"""What a load costs: the hours of the machine over what it got done in them."""
+"""What a load costs: the price of the machine's hours, per request and per token completed in them."""
 
 from __future__ import annotations
 

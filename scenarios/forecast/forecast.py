@@ -36,7 +36,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """The estimate that these replicates make together; None where none of them has a value."""
+    """The median and 90 % band of replicates; None where none of them has a value."""
     found = [None if math.isnan(x) else x for x in band(values)]
     return Estimate(value=found[0], low=found[1], high=found[2])
 
@@ -161,7 +161,7 @@ def named(load: float, unit: str) -> str:
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that can be said about a scenario.
+    """The forecast of a scenario.
 
     `engine` is whose step times the calibration has; `taken_as` the engine for which the user takes them, if it is
     another; `flags` says where each flag of the server is from.

@@ -1,4 +1,4 @@
-"""What to measure next, in words: the loads whose measurement would narrow the answer to a question most."""
+"""What to measure next: the loads whose measurement would narrow a forecast most, as sentences."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def question_of(runs: Sequence[Run], asked: Scenario | None = None, file: str | 
 def _said(advice: Advice, question: Question) -> str:
     load = advice.measurement
     return (
-        f"measure {load.users} users of {_profile(load.workload)} for {load.seconds:.0f} s: the mean latency at "
+        f"Measure {load.users} users of {_profile(load.workload)} for {load.seconds:.0f} s: the mean latency at "
         f"{question.users} users of {_profile(question.scenario.workload)} would be known to ±{advice.after:.1%} "
-        f"(±{advice.low:.1%} to ±{advice.high:.1%}, by what it shows) instead of ±{advice.now:.1%}"
+        f"(±{advice.low:.1%} to ±{advice.high:.1%}, by what it shows) instead of ±{advice.now:.1%}."
     )
 
 

@@ -1,4 +1,4 @@
-"""One replicate of a forecast: a ladder simulated once, and what its windows show beyond the common metrics.
+"""One replicate of a forecast: a ladder simulated once, with the metrics of its windows and their circumstances.
 
 The extra columns say why a rung is what it is: how far its batches went (`max_…`) and how full the two budgets were.
 """

@@ -1,7 +1,7 @@
-"""Whether a simulation can run here at all: the least memory and time it takes, estimated before anything starts.
+"""Whether a simulation can run on this machine: lower bounds of its memory and time, before anything starts.
 
-Bounds from below: a refusal must not hit what would have run. The least number of requests is what one user would make
-of the windows, or what a rate sends; the speeds and sizes are the best that `make bench` has printed.
+Lower bounds, so that nothing is refused that would have run. The least number of requests is what a single user would
+send in the windows, or what a rate sends; speeds and sizes are the best that `make bench` has printed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sim.model.machine import Machine, draw_machine
 from sim.model.scenario import Scenario, least_completions
 from sim.model.workload import RequestLengths, Sampler
 
-FREE_USERS, FREE_TOKENS = 10**6, 10**7  # what is never refused, however long it takes
+FREE_USERS, FREE_TOKENS = 10**6, 10**7  # up to here nothing is refused, however long it takes
 SPEED = 150_000.0  # requests a second of one core (`make bench`: 123,110 of a load without noise)
 REQUEST, USER, STEP = 400.0, 1_000.0, 8.0  # bytes: 450 a request by `make bench`; a user's process; a step's end
 REPLICATE = 10_000.0  # bytes of its tables, which are kept until all are done
 TIME = 8.0  # bytes of a time at which a request is due
-LONGEST = 30 * 86400.0  # s: nobody waits a month for a forecast
+LONGEST = 30 * 86400.0  # s: a month
 LATEST = 1e9  # s, thirty years: a float that counts more of them no longer tells 0.1 us, and then no step passes
 
 
@@ -110,7 +110,7 @@ def check_measurable(scenario: Scenario) -> None:
 
 
 def _check_clock(scenario: Scenario) -> None:
-    """Raise `BadInput` for a ladder that lasts longer than the clock can count, naming what makes it so."""
+    """Raise `BadInput` for a ladder that lasts longer than the clock can resolve, naming the key that causes it."""
     load = scenario.load
     rungs = len(load.users or load.rate or [0])
     lasts = {"load.seconds": rungs * (load.seconds or 0.0), "load.max_seconds": rungs * load.max_seconds}
@@ -144,7 +144,7 @@ def _there() -> float:
 
 
 def _largest(scenario: Scenario, size: Size) -> str:
-    """The key that most of it comes from."""
+    """The key of the scenario that contributes most."""
     load = scenario.load
     if load.trace:
         return "workload.trace"

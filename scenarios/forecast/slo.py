@@ -1,9 +1,9 @@
-"""Up to which load the SLOs are kept: one computation, for plans, reports and the knee.
+"""Up to which load the SLOs are kept: one computation for plans, reports and the knee.
 
 In each replicate every SLO has a load at which it is first broken (`sim.results.curve.crossing`), and the least of them
 is the replicate's. What the replicates say together: kept at a rung, if nine of ten keep every SLO there and at all
-before it; broken at a rung, if most have broken one by then; and the crossing, with its band, in between. A rung is a
-grid point, and no answer: the crossing is.
+before it; broken at a rung, if most have broken one by then; and the crossing, with its band, in between. A rung
+is only a grid point; the crossing is the answer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ KEPT = 0.9  # the probability with which a plan must keep an SLO
 NOWHERE = Estimate(value=None, low=None, high=None)
 
 
-def corner(corners: Sequence[curve.OperatingPoint], first: float, meaning: str) -> OperatingPoint:
-    """Where a corner lies, over replicates; `first` is the lowest rung's load. No value where most lie below that."""
-    load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*corners, strict=True))
+def operating_point(points: Sequence[curve.OperatingPoint], first: float, meaning: str) -> OperatingPoint:
+    """An operating point over replicates; `first` is the lowest rung's load. No value where most lie below that."""
+    load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     passed = float(np.mean((load == first) & (reached > 0)))
-    if passed > 0.5:  # it lies below the ladder, nobody knows where
+    if passed > 0.5:  # it lies somewhere below the ladder
         return OperatingPoint(load=NOWHERE, rps=NOWHERE, reached=1.0, meaning=meaning, passed=passed)
     return OperatingPoint(
         load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning, passed=passed
@@ -52,7 +52,7 @@ def crossing(slo: Mapping[str, float], tables: Sequence[pd.DataFrame], growing: 
     loads = tables[0]["load"].tolist()
     kept = [float(load) for load, share in zip(loads, keep, strict=True) if share >= KEPT]
     broken = [float(load) for load, share in zip(loads, keep, strict=True) if share < 0.5]
-    at = corner(firsts, loads[0], "an SLO is broken")
+    at = operating_point(firsts, loads[0], "an SLO is broken")
     return Crossing(
         kept_at=kept[-1] if kept else None,
         broken_at=broken[0] if broken else None,

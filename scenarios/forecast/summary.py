@@ -1,4 +1,4 @@
-"""What the replicates of a simulation say together: medians and 90 % bands of curves, operating points and costs.
+"""Replicates summarised: medians and 90 % bands of curves, operating points and costs.
 
 Operating points of the curves and costs are computed in each replicate and only then summarised: the knee of the mean
 curve is not the mean of the knees.
@@ -30,7 +30,7 @@ from scenarios.forecast.forecast import (
     named,
     unit_of,
 )
-from scenarios.forecast.slo import corner, crossing
+from scenarios.forecast.slo import crossing, operating_point
 from scenarios.forecast.warnings import above, below, luck, reasons, several_patterns, unstable
 from sim.model.calibration import Calibration, check_suits
 from sim.model.flags import Flag, unwritten
@@ -57,7 +57,7 @@ def summarise(
     taken_as: str | None = None,
     flags: Mapping[str, Flag] | None = None,
 ) -> Forecast:
-    """What the replicates (`tables` of `replicate`, one for each of `tasks`) say together."""
+    """The forecast of replicates (`tables` of `replicate`, one for each of `tasks`)."""
     rungs = _medians(tables)
     unit = unit_of(scenario)
     outside = [bool(above(calibration, rung, unit) or below(calibration, rung, unit)) for _, rung in rungs.iterrows()]
@@ -79,19 +79,21 @@ def summarise(
     knees = [curve.knee(table, limit, without) for table in tables]
     first = float(rungs["load"].iloc[0])
     bends = f"p95 E2E exceeds {limit:g} s" if limit else "p95 E2E exceeds twice the first rung's mean"
-    knee = corner(knees, first, bends)
+    knee = operating_point(knees, first, bends)
     if knee.below:
         knees = [curve.OperatingPoint(math.nan, math.nan, True)] * len(knees)
     factors = [takeoff_factor(calibration, *task.seed) for task in tasks]
     onsets = [curve.latency_onset(table, factor) for table, factor in zip(tables, factors, strict=True)]
-    latency_onset = _corner(onsets, "mean E2E leaves its first value (judged by eye, at 1.15 to 2.5 times it)")
+    latency_onset = _operating_point(
+        onsets, "mean E2E rises above its first value (1.15 to 2.5 times it: a judgement by eye)"
+    )
     warnings += [*several_patterns(scenario, tables), *luck(scenario, rungs, promises)]
     return Forecast(
         name=scenario.name,
         scenario=msgspec.structs.replace(scenario, written=msgspec.UNSET),
         provenance=_provenance(calibration, tasks, changes),
         curves=list(_rows(scenario, tables, outside, growing)),
-        plateau=_corner(plateaus, "the largest RPS over the rungs"),
+        plateau=_operating_point(plateaus, "the largest RPS over the rungs"),
         knee=knee,
         crossing=crossing(scenario.slo, tables, without),
         latency_onset=latency_onset,
@@ -132,8 +134,8 @@ def _rows(scenario: Scenario, tables: Sequence[pd.DataFrame], beyond: list[bool]
             )
 
 
-def _corner(corners: Sequence[curve.OperatingPoint], meaning: str) -> OperatingPoint:
-    load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*corners, strict=True))
+def _operating_point(points: Sequence[curve.OperatingPoint], meaning: str) -> OperatingPoint:
+    load, rps, reached = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
     return OperatingPoint(load=estimate(load), rps=estimate(rps), reached=float(reached.mean()), meaning=meaning)
 
 
