@@ -156,7 +156,7 @@ def test_tpot_p95_and_p99_are_metrics(ask, tmp_path: Path, capsys) -> None:
     assert status(["plan", scenario, *asked, "--json"]) == 0
     assert {p["metric"] for p in json.loads(capsys.readouterr().out)[0]["slo"]} == {"e2e_p95", "tpot_p95", "tpot_p99"}
     assert status(["simulate", scenario, *asked, "-o", str(tmp_path / "out")]) == 0
-    assert "TPOT p95 ms" in capsys.readouterr().out
+    assert "TPOT p95, ms" in capsys.readouterr().out
     run = str(tmp_path / "out" / "fixed" / "run")
     assert status(["compare", run, run, "--tolerance", "tpot_p99=0.1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
