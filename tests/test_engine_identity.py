@@ -120,7 +120,7 @@ def test_a_warning_stands_at_every_number_of_what_is_forecast_all_the_same(
     out = tmp_path / "out"
     assert run("simulate", small, "--as", "tgi-0.9.4", "-o", out, *QUICK) == 0
     shown = capsys.readouterr()
-    assert "warning: small has the step times of vllm 0.6.3" in " ".join(shown.out.split())
+    assert "Warning: small has the step times of vllm 0.6.3" in " ".join(shown.out.split())
     assert "(--as)" in shown.err
     for found in (planned, json.loads((out / "small" / "forecast.json").read_text())):
         assert found["taken_as"] == "tgi-0.9.4"
