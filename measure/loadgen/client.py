@@ -196,8 +196,8 @@ class Client:
                 self._keep_alive = self._reused = False
                 response = self._post(record.id, body)
             if response.status_code != 200:
-                said = response.read(ERROR_BYTES)
-                failed = failure.from_response(response.status_code, said, headers_of(response), self._url)
+                text = response.read(ERROR_BYTES)
+                failed = failure.from_response(response.status_code, text, headers_of(response), self._url)
                 record.status, record.error = failed.status or Status.INCOMPLETE, failed.error
                 return
             self._receive(record, response, patience)

@@ -135,13 +135,13 @@ def _disk(root: Path, wanted: float, needed: bool) -> Finding:
 
 def _gpus(launch: Launch, needed: bool, runtime: bool) -> Iterator[Finding]:
     missing = False if needed else None
-    ask = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        said = subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         yield Finding("GPUs", missing, "nvidia-smi does not answer: no driver", "apt-get install nvidia-driver")
         return
-    boards = [line.strip() for line in said.splitlines() if line.strip()]
+    boards = [line.strip() for line in output.splitlines() if line.strip()]
     wanted = launch.num_shard or 1
     enough = len(boards) >= wanted or missing
     yield Finding("GPUs", enough, f"{len(boards)} ({boards[0] if boards else 'none'}), {wanted} needed")

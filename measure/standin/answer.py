@@ -54,7 +54,7 @@ class Answer:
         """See `realtime.Job`."""
         if self.fault is not None and len(self.sent) == self.fault_at and self._strike(self.fault):
             return perf_counter()
-        now = perf_counter()  # before writing: whoever reads it reads it later
+        now = perf_counter()  # before writing, so that no client can read it earlier
         if self.transport is not None and (data := self._events.token(self, last)):
             self.transport.write(data)
         self.sent.append(now)

@@ -1,4 +1,4 @@
-"""What the stand-in can be told to do wrong, so that clients can be tested on it."""
+"""Faults of a stand-in, to test clients: requests that fail, and a server that dies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ KINDS = ("reset", "stall", "overloaded", "error", "eos", "incomplete")
 
 
 class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Shares of requests (0 to 1) that go wrong in each way, and what happens to the server as a whole.
+    """Shares of requests (0 to 1) that fail in each way, and faults of the whole server.
 
-    `reset` cuts the connection midway, `stall` falls silent (but for comments), `overloaded` answers 429, `error` ends
-    with TGI's error event, `eos` ends early as a model does, `incomplete` ends the stream without a last token. The
-    first `after` requests are spared. `die` kills the server after so many seconds; `crlf` ends lines as others do;
-    `comments` is how long a stream is silent, s, before a comment says that the server is still there.
+    `reset` cuts the connection midway, `stall` sends no more tokens, `overloaded` refuses with the server's status for
+    it, `error` ends with its error event, `eos` ends early as a model does, `incomplete` ends the stream without a last
+    token. The first `after` requests are spared. `die` kills the server after so many seconds; `crlf` ends lines with
+    CRLF; `comments` is how long TGI's streams are silent, s, before they send a comment.
     """
 
     reset: float = 0.0
@@ -29,7 +29,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     comments: float = 15.0  # axum's default, router/src/server.rs:491
 
     def draw(self, rng: np.random.Generator, before: int) -> str | None:
-        """What goes wrong with a request that comes after `before` others; None for nothing."""
+        """The fault of a request that arrives after `before` others; None for none."""
         if before < self.after:
             return None
         at = float(rng.random())
@@ -41,7 +41,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def parse_faults(texts: list[str]) -> Faults:
-    """Faults as given on a command line: `reset=0.1`, `die=30`, `crlf`. Raises `ValueError` with what was expected."""
+    """Parse faults of a command line: `reset=0.1`, `die=30`, `crlf`. Raises `ValueError` with what was expected."""
     values: dict[str, float | bool] = {}
     for text in texts:
         name, _, value = text.partition("=")

@@ -1,6 +1,6 @@
 """The HTTP of text-generation-inference 0.9.4: its routes, headers, errors and their order (router/src/server.rs).
 
-A stream is 200 whatever becomes of it; a permit is taken before a request is validated; what is no request at all is
+A stream is HTTP 200 however it ends; a permit is taken before a request is validated; a body that is no request is
 refused in plain text.
 """
 
@@ -31,7 +31,7 @@ from measure.standin.tgi.validation import (
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Calibration
 
-COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4, whatever it runs on
+COMPUTE = {"x-compute-type": "gpu+optimized"}  # hard-coded in 0.9.4
 
 
 class Routes(Surface):
@@ -166,7 +166,7 @@ class Routes(Surface):
                     await response.write(b":" + self._events.end * 2)
             answer.done.result()
             if answer.fault == "stall":
-                while True:  # it has answered everything and told nobody; the client must give up
+                while True:  # all tokens were computed and none sent: the client must give up
                     await asyncio.sleep(self.faults.comments)
                     await response.write(b":" + self._events.end * 2)
             self._succeeded(answer)
@@ -204,15 +204,15 @@ class Routes(Surface):
                 self.serving.leave(answer)
         answer = answers[0]
         answer.arrived = arrived
-        said = self._described(answer, body)
+        result = self._described(answer, body)
         headers = COMPUTE | {"x-compute-characters": str(len(body.inputs))} | self._succeeded(answer)
-        return web.json_response([said] if as_list else said, headers=headers)
+        return web.json_response([result] if as_list else result, headers=headers)
 
     def _described(self, answer: Answer, body: Body) -> dict[str, Any]:
-        said: dict[str, Any] = {"generated_text": answer.text}
+        result: dict[str, Any] = {"generated_text": answer.text}
         if body.parameters.details or body.parameters.decoder_input_details:
             tokens = range(answer.request.output_tokens)
-            said["details"] = {
+            result["details"] = {
                 "finish_reason": finish_reason(answer),
                 "generated_tokens": answer.request.output_tokens,
                 "seed": None,
@@ -221,10 +221,10 @@ class Routes(Surface):
             }
         if body.parameters.decoder_input_details:
             words = ["<s>", *body.inputs.split()[-(answer.request.prompt_tokens - 1) :]][: answer.request.prompt_tokens]
-            said["details"]["prefill"] = [
+            result["details"]["prefill"] = [
                 {"id": i, "text": word, "logprob": -0.5 if i else None} for i, word in enumerate(words)
             ]
-        return said
+        return result
 
     def _succeeded(self, answer: Answer) -> dict[str, str]:
         """Count a success; returns the timing headers, in whole milliseconds."""
