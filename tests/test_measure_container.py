@@ -189,7 +189,7 @@ def test_the_doctor_finds_engine_image_and_port(client: docker.DockerClient, ima
     assert (found["NOT_SET_ANYWHERE"].ok, found["NOT_SET_ANYWHERE"].fix) == (False, "export NOT_SET_ANYWHERE=...")
     missing = {f.what: f for f in diagnose(scenario("nobody/has-this:1", gpus="all"))}
     assert (missing["image"].ok, missing["image"].fix) == (False, "docker pull nobody/has-this:1")
-    assert missing["GPUs"].ok is False or "wanted" in missing["GPUs"].found
+    assert missing["GPUs"].ok is False or "needed" in missing["GPUs"].found
 
 
 def test_a_container_that_goes_while_leftovers_are_looked_for_is_none(

@@ -1,4 +1,4 @@
-"""The doctor says what is missing, and the command that mends it."""
+"""The doctor says what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def test_a_killed_load_generator_is_one_line_and_the_run_is_kept(
         "servecast: the load generator was killed (SIGKILL), probably because memory ran out; "
         "try fewer users or fewer --processes"
     )
-    assert f"all that was measured is in {out}; --resume goes on from there" in said
+    assert f"everything measured is in {out}; --resume continues the run" in said
     run = read_run(out)
     assert [r.status for r in run.rungs] == ["aborted"] and len(run.requests) >= 10
 

@@ -331,7 +331,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_measurement_keeps_what_was_meas
     done = subprocess.run(["bash", "-c", f"ulimit -f 8; {measure}"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert re.fullmatch(rf"servecast: {tmp_path}/run/\w+\.jsonl: File too large", done.stderr.splitlines()[-1])
-    assert "--resume goes on from there" in done.stderr
+    assert "--resume continues the run" in done.stderr
     assert "Traceback" not in done.stderr
     lines = (tmp_path / "run" / "requests.jsonl").read_bytes()
     assert lines.endswith(b"}\n")
