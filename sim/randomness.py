@@ -27,6 +27,7 @@ class Kind(IntEnum):
     DRIFT = 4  # of a replica in a cell of time
     STEP = 5  # of a replica's k-th forward pass
     CORRELATED_STEP = 6  # likewise, where one depends on those before
+    TURNS = 7  # of a user's k-th session, or of a stream's k-th arrival
 
 
 class Randomness:

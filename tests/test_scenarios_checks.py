@@ -193,12 +193,12 @@ BAD = {
     "two-laws": (
         "workload",
         "workload: {prompt_tokens: {uniform: [1, 3], exponential: {mean: 4}}, output_tokens: 100}",
-        ":8: workload.prompt_tokens: expected one of uniform, lognormal, exponential, found uniform and exponential",
+        ":8: workload.prompt_tokens: expected one of uniform, lognormal, exponential, geometric, found uniform and",
     ),
     "no-law": (
         "workload",
         "workload: {prompt_tokens: {}, output_tokens: 100}",
-        ":8: workload.prompt_tokens: expected one of uniform, lognormal, exponential, found none",
+        ":8: workload.prompt_tokens: expected one of uniform, lognormal, exponential, geometric, found none",
     ),
     "unknown-law": (
         "workload",

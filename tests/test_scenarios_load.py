@@ -9,6 +9,7 @@ import pytest
 from test_scenarios_checks import GOOD
 
 from scenarios.load.scenario import load, origin, shipped
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
 from sim.model.server import Bounds
 from sim.model.workload import Exponential, Gamma, Lengths, Lognormal
@@ -168,3 +169,11 @@ def test_what_stands_wrong_in_a_map_that_was_set_is_blamed_on_the_option():
         load("standin", "slo={e2e_p95: 15000ms}")
     message = "--set slo={e2e_p95: 15000ms}: slo.e2e_p95: expected a number, found '15000ms'"
     assert str(raised.value) == message
+
+
+def test_options_do_not_drop_flags_of_a_server_whose_engine_is_not_named(tmp_path: Path):
+    path = tmp_path / "unnamed.yaml"
+    path.write_text("name: a\nserver: {max_total_tokens: 3000}\nworkload: {prompt_tokens: 1, output_tokens: 1}\n")
+    flags = load(path, "load.users=[1]", "server.max_input_length=2000").server
+    assert isinstance(flags, Flags)
+    assert flags.max_total_tokens == 3000

@@ -2,7 +2,7 @@
 
 Machine, network and loads C and A are those of `bench_sim.py`, with the defaults of vLLM on an A100 otherwise: steps
 scheduled ahead, 2,048 tokens a step, 256 requests at once. The third load keeps the KV cache full, so that requests are
-preempted; the fourth is chats that share a system prompt and send all that was said.
+preempted; the fourth is sessions that share a system prompt.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from sim.cluster import ladder, testbed
 from sim.engines.vllm_v1 import Engine
 from sim.engines.vllm_v1_flags import Flags
 from sim.model.machine import Machine
-from sim.model.request import Request
-from sim.model.workload import Exponential, Lengths, Workload
+from sim.model.workload import Exponential, Lengths, Sessions, Workload
 from sim.results import metrics
 from sim.steptime.noise_parameters import Noise
 
 FULL = Workload(
     prompt_tokens=Lengths(uniform=(100, 500)), output_tokens=Lengths(exponential=Exponential(mean=400, high=1500))
 )
-SYSTEM, TURNS = 500, 8  # tokens of the system prompt; questions of a chat
-CHATS = Workload(prompt_tokens=Lengths(uniform=(20, 150)), output_tokens=Lengths(uniform=(20, 250)))  # of a question
+CHATS = Workload(
+    prompt_tokens=Lengths(uniform=(20, 150)),
+    output_tokens=Lengths(uniform=(20, 250)),
+    sessions=Sessions(turns=8, system_prompt_tokens=500),
+)
 
 
 @dataclass(frozen=True)
@@ -51,37 +53,15 @@ LOADS = {
 }
 
 
-class ChatEngine(Engine):
-    """Makes requests turns of chats, as long as scenarios cannot: a user's next question comes with all that was said.
-
-    What is asked and answered in it is drawn as the lengths of a request.
-    """
-
-    def __init__(self, flags: Flags):
-        super().__init__(flags)
-        self._turns: dict[int, int] = {}
-        self._said: dict[int, int] = {}  # tokens of each user's chat
-
-    def submit(self, request: Request, done: int = 0) -> str | None:
-        """See `engines.engine.Engine.submit`."""
-        user = request.user
-        turn = self._turns[user] = self._turns.get(user, -1) + 1
-        said = self._said[user] if turn % TURNS else SYSTEM
-        request.prompt_tokens += said
-        self._said[user] = request.prompt_tokens + request.output_tokens
-        request.text = ((SYSTEM, "system"), (0, (user, turn // TURNS)))
-        return super().submit(request, done)
-
-
 def run(name: str, requests: int, noise: bool, caching: bool) -> dict[str, float]:
     """Simulate one load once: requests per CPU second, and what the simulated server did."""
     load = LOADS[name]
     scenario = load.load.scenario(requests)
     flags = replace(load.flags, enable_prefix_caching=caching)
     model = Machine(STEP_TIME, flags, NOISE if noise else Noise(), CLOCKS)
-    engine = ChatEngine(flags) if name == "chats" else Engine(flags)
+    engine = Engine(flags)
     began = time.process_time()
-    with mock.patch.object(testbed, "scheduler", return_value=engine):  # one that makes chats, and that is asked below
+    with mock.patch.object(testbed, "scheduler", return_value=engine):  # which is asked for its counters below
         simulated = ladder.climb(scenario, model, (1, 0))
     metrics.table(simulated)
     took = time.process_time() - began

@@ -84,7 +84,8 @@ def resolve(scenario: Scenario) -> list[Figure]:
         lengths = {}
         for name in ("prompt_tokens", "output_tokens"):
             value = getattr(figure, name)
-            value = getattr(scenario.workload, name) if value is None else value
+            if value is None and scenario.workload.conversations is None:
+                value = getattr(scenario.workload, name)
             if not isinstance(value, int):
                 raise BadInput(
                     "expected a number of tokens: the figure's, or the workload's", key=f"published[{i}].{name}"

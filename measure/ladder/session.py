@@ -29,7 +29,7 @@ from measure.loadgen.prompts import Recipe
 from measure.server.detection import PROBE_SECONDS, Server, detect
 from measure.server.docker import START_SECONDS, launched
 from measure.server.endpoint import ANSWER_SECONDS, Endpoint
-from measure.server.limits import check_limits
+from measure.server.limits import check_limits, check_measurable
 from measure.server.provenance import engine_of, flags_of
 from measure.server.tokenizer_patch import patched_tokenizer
 from sim.model.errors import BadInput, UserError
@@ -81,6 +81,7 @@ def measure(
     if not resume:
         refuse_existing(out)
     host, port = ("127.0.0.1", free_port()) if bind is None else listening(bind)
+    check_measurable(scenario)
     lengths = read_lengths(scenario.workload)
     if scenario.load.trace:
         arrivals(scenario.workload, lengths)

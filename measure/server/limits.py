@@ -9,7 +9,7 @@ import msgspec
 
 from measure.server.detection import Server, is_length
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.errors import UserError
+from sim.model.errors import BadInput, UserError
 from sim.model.identity import is_engine
 from sim.model.scenario import Scenario
 from sim.model.server import EngineFlags
@@ -37,7 +37,7 @@ def bounds(lengths: int | Lengths | None, column: Any = None) -> tuple[int, int 
         return lengths, lengths
     if lengths is not None and lengths.uniform is not None:
         return lengths.uniform
-    drawn = None if lengths is None else lengths.lognormal or lengths.exponential
+    drawn = None if lengths is None else lengths.lognormal or lengths.exponential or lengths.geometric
     return (1, None) if drawn is None else (drawn.low, drawn.high)
 
 
@@ -101,9 +101,17 @@ def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[
     return warnings
 
 
+def check_measurable(scenario: Scenario) -> None:
+    """Raise `BadInput` for a workload that the load generator cannot send."""
+    if scenario.workload.conversations is not None:
+        key = "sessions" if scenario.workload.sessions is not None else "system_prompt_tokens"
+        raise BadInput("is simulated only: the load generator sends independent prompts", key=f"workload.{key}")
+
+
 def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | None = None) -> list[Notice]:
     """Warnings about measuring this scenario on this server; raises `Unfit` if no request can succeed, and `CannotFit`
     if one could never be scheduled."""
+    check_measurable(scenario)
     info, warnings = server.info or {}, [*server.warnings, *(lengths.warnings if lengths is not None else ())]
     work = scenario.workload
     new = work.max_new_tokens if work.max_new_tokens is not None else work.output_tokens

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sim.cluster.sessions import foreseen
 from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
 from sim.model.machine import Machine, draw_machine
 from sim.model.scenario import Scenario, least_completions
-from sim.model.workload import RequestLengths, Sampler
+from sim.model.workload import RequestLengths
 
 FREE_USERS, FREE_TOKENS = 10**6, 10**7  # up to here nothing is refused, however long it takes
 SPEED = 150_000.0  # requests a second of one core (`make bench`: 123,110 of a load without noise)
@@ -43,7 +44,7 @@ class Size(NamedTuple):
 
 def least_size(scenario: Scenario, model: Machine, lengths: RequestLengths | None = None) -> Size:
     """The least size of one replicate."""
-    asked = list(islice(Sampler(scenario.workload, 0, lengths, model.output_attained).requests(0), 100))
+    asked = list(islice(foreseen(scenario.workload, model.server, lengths, model.output_attained), 100))
     prompt, output = (float(np.mean([getattr(a, n) for a in asked])) for n in ("prompt_tokens", "output_tokens"))
     load = scenario.load
     window = load.seconds or 0.0
@@ -55,9 +56,11 @@ def least_size(scenario: Scenario, model: Machine, lengths: RequestLengths | Non
         users = max(load.users)
         step, _ = model.step_time.decode(1, int(prompt), int(prompt))
         alone = model.step_time.prefill(1, int(prompt), int(prompt) ** 2, int(prompt)) + max(output - 1, 0.0) * step
-        each = [window / (alone + load.think) if window else float(least_completions(n)) for n in load.users]
+        sessions = scenario.workload.sessions
+        pause = load.think if sessions is None else max(load.think, sessions.think)
+        each = [window / (alone + pause) if window else float(least_completions(n)) for n in load.users]
         capped = [min(n, load.max_seconds / alone) for n in each] if not window else each
-        before = max(0, users - 1) / load.spawn_rate / (alone + load.think)  # while users are added
+        before = max(0, users - 1) / load.spawn_rate / (alone + pause)  # while users are added
         requests = max(float(users), sum(capped) + before)
     else:
         users = 0
@@ -119,6 +122,8 @@ def _check_clock(scenario: Scenario) -> None:
         lasts |= {"load.retry": load.retry}
     else:
         lasts |= {"load.settle": rungs * load.settle}
+    if scenario.workload.sessions is not None:
+        lasts["workload.sessions.think"] = scenario.workload.sessions.think
     if load.seconds is not None or load.trace:
         del lasts["load.max_seconds"]
     key = max(lasts, key=lasts.__getitem__)

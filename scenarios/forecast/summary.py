@@ -169,7 +169,7 @@ def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], onset_rps: Es
 
 
 def _same_profile(figure: Figure, workload: Workload) -> bool:
-    same_input = figure.prompt_tokens in (None, workload.prompt_tokens)
+    same_input = figure.prompt_tokens in (None, workload.prompt_tokens) and workload.conversations is None
     return same_input and figure.output_tokens in (None, workload.output_tokens)
 
 

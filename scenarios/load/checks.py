@@ -16,7 +16,7 @@ from sim.model.flags import check_sizes
 from sim.model.metric import COMPARED, LATENCIES, OF_A_LADDER
 from sim.model.scenario import Figure, Load, Scenario
 from sim.model.text import NAME_BYTES, shortened_name
-from sim.model.workload import UNITS, Gamma, Lengths, RequestFile, Workload
+from sim.model.workload import MOST_TURNS, UNITS, Gamma, Lengths, RequestFile, Sessions, Workload
 
 LENGTHS = ("full", "limit")
 
@@ -105,10 +105,27 @@ def _workload(w: Workload, fail: Fail) -> None:
             _source(source, (*at, name), fail)
     for name in given:
         _lengths(getattr(w, name), (*at, name), fail)
+    _not_negative(w, at, ("system_prompt_tokens",), fail)
+    if w.sessions is not None:
+        _sessions(w.sessions, (*at, "sessions"), fail)
+        if w.system_prompt_tokens:
+            raise fail((*at, "system_prompt_tokens"), "expected it under workload.sessions")
+    if w.conversations is not None and w.trace is not None:
+        key = "sessions" if w.sessions is not None else "system_prompt_tokens"
+        raise fail((*at, key), "expected none beside a trace, whose prompts are whole")
+    if w.ignore_eos and w.max_new_tokens is not None and (w.output_tokens is not None or not lengths):
+        raise fail((*at, "max_new_tokens"), "expected none: with ignore_eos every answer is as long as is asked for")
     if isinstance(w.output_tokens, int) and isinstance(w.max_new_tokens, int) and w.output_tokens > w.max_new_tokens:
         raise fail(
             (*at, "output_tokens"), f"expected at most max_new_tokens ({w.max_new_tokens}), found {w.output_tokens}"
         )
+
+
+def _sessions(sessions: Sessions, at: Key, fail: Fail) -> None:
+    _lengths(sessions.turns, (*at, "turns"), fail)
+    if isinstance(sessions.turns, int) and sessions.turns > MOST_TURNS:
+        raise fail((*at, "turns"), f"expected at most {MOST_TURNS}, found {sessions.turns}")
+    _not_negative(sessions, at, ("think", "system_prompt_tokens"), fail)
 
 
 def _source(source: RequestFile, at: Key, fail: Fail) -> None:
@@ -123,9 +140,9 @@ def _source(source: RequestFile, at: Key, fail: Fail) -> None:
 def _lengths(lengths: int | Lengths, key: Key, fail: Fail) -> None:
     if isinstance(lengths, int):
         return _above_zero(lengths, key, fail)
-    laws = [name for name in ("uniform", "lognormal", "exponential") if getattr(lengths, name) is not None]
+    laws = [name for name in Lengths.__struct_fields__ if getattr(lengths, name) is not None]
     if len(laws) != 1:
-        raise fail(key, f"expected one of uniform, lognormal, exponential, found {' and '.join(laws) or 'none'}")
+        raise fail(key, f"expected one of {', '.join(Lengths.__struct_fields__)}, found {' and '.join(laws) or 'none'}")
     at = (*key, laws[0])
     if lengths.uniform is not None:
         low, high = lengths.uniform
@@ -133,7 +150,9 @@ def _lengths(lengths: int | Lengths, key: Key, fail: Fail) -> None:
             raise fail(at, f"expected [low, high] with 1 <= low <= high, found [{low}, {high}]")
     if lengths.lognormal is not None:
         _positive(lengths.lognormal, at, ("cv",), fail)
-    law = lengths.lognormal or lengths.exponential
+    if lengths.geometric is not None and lengths.geometric.mean < 1:
+        raise fail((*at, "mean"), f"expected 1 or more, found {lengths.geometric.mean}")
+    law = lengths.lognormal or lengths.exponential or lengths.geometric
     if law is not None:
         _positive(law, at, ("mean", "low", "high"), fail)
         if law.high is not None and law.high < law.low:
@@ -175,7 +194,8 @@ def _fits(s: Scenario, fail: Fail) -> None:
     if not isinstance(w.prompt_tokens, int) or not isinstance(asked, int):
         return
     try:
-        s.server.check_fits(w.prompt_tokens, asked)
+        shared = 0 if w.conversations is None else w.conversations.system_prompt_tokens
+        s.server.check_fits(shared + w.prompt_tokens, asked)
     except CannotFit as e:
         raise fail(("workload",), str(e)) from e
 

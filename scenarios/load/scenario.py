@@ -38,7 +38,7 @@ INSTEAD = {
     ("workload",): ({"prompt_tokens", "output_tokens"}, {"empirical"}, {"trace"}),
     ("load",): ({"users"}, {"rate"}, {"trace"}),
 }
-LAWS = ({"uniform"}, {"lognormal"}, {"exponential"})
+LAWS = ({"uniform"}, {"lognormal"}, {"exponential"}, {"geometric"})
 FILES = ((None, "calibration"), (None, "table"), ("workload", "empirical"), ("workload", "trace"))
 
 
@@ -225,7 +225,7 @@ def _value(values: Any, key: Key) -> Any:
 def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]:
     """See `overlay`; of keys that exclude each other, those of `top` stay."""
     merged = dict(base)
-    if key == ("server",) and top.get("engine", merged.get("engine")) != merged.get("engine", catalog.DEFAULT):
+    if key == ("server",) and "engine" in top and top["engine"] != merged.get("engine", catalog.DEFAULT):
         merged = {}  # flags of another engine mean nothing to this one
     groups = INSTEAD.get(tuple(map(str, key)), LAWS if set(top) <= set().union(*LAWS) else ())
     chosen = [group for group in groups if group & set(top)]

@@ -16,6 +16,7 @@ import numpy as np
 from sim.cluster.clock import Clock
 from sim.cluster.frontend import FrontEnd
 from sim.cluster.request_log import RequestLog
+from sim.cluster.sessions import Ask, SessionSource
 from sim.model.calibration import Clocks
 from sim.model.request import Request
 from sim.model.status import Status
@@ -76,14 +77,15 @@ class Clients:
         clocks: Clocks,
         seed: int | Sequence[int],
         *,
+        sessions: SessionSource | None = None,
         think: float = 0.0,
         retry: float = 0.2,
         patience: Patience = FOR_EVER,
     ):
-        self.clock, self.source = clock, source
+        self.clock, self.source, self.sessions = clock, source, sessions
         self._delays, self._reading = Delays(clocks, seed), clocks.reading
         self._spacing, self._turnaround = clocks.spacing.per_token, clocks.turnaround.per_token
-        self._asks: dict[int, Iterator[tuple[RequestSpec, tuple[float, ...]]]] = {}  # what users ask next
+        self._asks: dict[int, Iterator[Ask]] = {}  # what users ask next, but for later turns of sessions
         self._turn = -float("inf")  # when the client last began to deal with an answer: it does one at a time
         self._burst: set[int] = set()  # requests whose turns followed one another, not yet on their way
         self._burst_end = -float("inf")  # when the last of them was sent
@@ -96,8 +98,8 @@ class Clients:
 
     def add_user(self, user: int) -> None:
         """A closed-loop user begins now and goes on for ever."""
-        self._asks[user] = zip(self.source.requests(user), self._delays.requests(user), strict=False)
-        self._send(user, *next(self._asks[user]), self.clock.now)
+        self._asks[user] = self._first(user, self.source.requests(user))
+        self._send(user, next(self._asks[user]), self.clock.now)
 
     def arrive(
         self,
@@ -106,20 +108,26 @@ class Clients:
         owner: int = ARRIVALS,
         scheduled: Iterator[float] | None = None,
     ) -> None:
-        """A stream of open-loop requests with the times at which they are sent, which do not decrease.
+        """A stream of open-loop requests, or sessions, with the times at which they are sent, which do not decrease.
 
         `owner` is whose delays they have; `scheduled` are the times at which a late client should have sent them.
         """
         arrivals = zip(sent, repeat(None) if scheduled is None else scheduled, strict=False)
-        self._arrive(zip(arrivals, asked, self._delays.requests(owner), strict=False))
+        self._arrive(zip(arrivals, self._first(owner, asked), strict=False))
 
-    def _arrive(self, stream: Iterator[tuple[tuple[float, float | None], RequestSpec, tuple[float, ...]]]) -> None:
+    def _first(self, owner: int, asked: Iterator[RequestSpec]) -> Iterator[Ask]:
+        delays = self._delays.requests(owner)
+        if self.sessions is None:
+            return map(Ask, asked, delays)
+        return self.sessions.begin(owner, zip(asked, delays, strict=False))
+
+    def _arrive(self, stream: Iterator[tuple[tuple[float, float | None], Ask]]) -> None:
         if (first := next(stream, None)) is None:
             return
-        (sent, scheduled), asked, delays = first
+        (sent, scheduled), ask = first
 
         def fire(_: object) -> None:
-            self._send(-1, asked, delays, sent, scheduled)
+            self._send(-1, ask, sent, scheduled)
             self._arrive(stream)
 
         self.clock.call(sent, fire)
@@ -134,14 +142,14 @@ class Clients:
         else:
             self.log.append(r, ended, float("nan"), float("nan"))
         self.on_ended(r, ended)
-        if r.user >= 0:
-            pause = self.think if r.status == Status.OK else self.retry
-            asked, delays = next(self._asks[r.user])
+        if (following := self._following(r)) is not None:
+            ask, pause = following
+            asked, delays, _ = ask
             free = self._turn + delays[SPACING] + self._spacing * asked.prompt_tokens
             self._turn = max(ended, free)
             read = self._reading * self.server.running
             at = self._turn + pause + read + delays[TURNAROUND] + self._turnaround * asked.prompt_tokens
-            self._send(r.user, asked, delays, at)
+            self._send(r.user, ask, at)
             if pause == 0.0:
                 if free < ended:
                     self._burst, self._burst_end = set(), at
@@ -160,11 +168,18 @@ class Clients:
             self.server.cancel(r)
         first = r.first_token + r.delays[FIRST] if r.received else float("nan")
         self.log.append(r, now, min(first, now), float("nan"))
-        if r.user >= 0:
-            asked, delays = next(self._asks[r.user])
-            self._send(
-                r.user, asked, delays, now + self.retry + delays[TURNAROUND] + self._turnaround * asked.prompt_tokens
-            )
+        if (following := self._following(r)) is not None:
+            ask, pause = following
+            turnaround = ask.delays[TURNAROUND] + self._turnaround * ask.asked.prompt_tokens
+            self._send(r.user, ask, now + pause + turnaround)
+
+    def _following(self, r: Request) -> tuple[Ask, float] | None:
+        """What the client of a request that has ended sends next, and after which pause, s: the session's next turn or
+        the user's next request."""
+        pause = self.think if r.status == Status.OK else self.retry
+        if r.session is not None and (turn := r.session.after(r)) is not None:
+            return turn, self.sessions.think if self.sessions is not None and r.status == Status.OK else self.retry
+        return (next(self._asks[r.user]), pause) if r.user >= 0 else None
 
     def abort(self) -> None:
         """The run ends now: what is in flight is kept as `aborted`."""
@@ -178,14 +193,14 @@ class Clients:
             self.log.append(r, now, first if first <= now else float("nan"), float("nan"))
         self._in_flight.clear()
 
-    def _send(
-        self, user: int, asked: RequestSpec, delays: tuple[float, ...], at: float, scheduled: float | None = None
-    ) -> None:
-        prompt, output, new = asked
+    def _send(self, user: int, ask: Ask, at: float, scheduled: float | None = None) -> None:
+        (prompt, output, new), delays, session = ask
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r
         r.delays = delays
+        if session is not None:
+            r.session, r.text = session, session.text
         self.clock.call(at + delays[UPLINK], self._reach, r)
         if self.patience.seconds < math.inf:
             self.clock.call(at + self.patience.seconds, self._give_up, r)

@@ -14,6 +14,7 @@ from typing import Any
 
 from simpy import Event
 
+from sim.cluster.sessions import foreseen
 from sim.cluster.testbed import Bench
 from sim.model.errors import BadInput
 from sim.model.files.lengths import arrivals
@@ -64,7 +65,7 @@ def check_servable(scenario: Scenario, server: EngineFlags, lengths: RequestLeng
     """Raise `CannotFit` for a workload with a request that would wait for ever, `BadInput` where all would be refused;
     `server` is the scenario's with every flag known."""
     refused = True
-    for asked in _askable(scenario, lengths):
+    for asked in _askable(scenario, server, lengths):
         server.check_fits(asked.prompt_tokens, asked.max_new_tokens)
         refused &= server.refuses(asked.prompt_tokens, asked.max_new_tokens)
     if refused:
@@ -100,11 +101,11 @@ def _source(scenario: Scenario, lengths: RequestLengths | None, seed: Sequence[i
     return Sampler(scenario.workload, seed, lengths, attained)
 
 
-def _askable(scenario: Scenario, lengths: RequestLengths | None) -> Iterator[RequestSpec]:
+def _askable(scenario: Scenario, server: EngineFlags, lengths: RequestLengths | None) -> Iterator[RequestSpec]:
     """Every request of the workload's file, or drawn ones (a longer one, should it come, is refused when it comes)."""
-    if lengths is not None:
+    if lengths is not None and scenario.workload.conversations is None:
         return map(RequestSpec, *(column.tolist() for column in lengths[:3]))
-    return islice(Sampler(scenario.workload, 0).requests(0), 1000)
+    return islice(foreseen(scenario.workload, server, lengths), 1000)
 
 
 def _closed(bench: Bench, load: Load) -> Generator[Event, Any, None]:

@@ -19,7 +19,7 @@ from simpy import Event
 from sim.cluster.clients import FOR_EVER, Patience
 from sim.cluster.synchroniser import Synchroniser
 from sim.cluster.testbed import Bench
-from sim.model.errors import NotEnoughData
+from sim.model.errors import BadInput, NotEnoughData
 from sim.model.machine import Machine
 from sim.model.status import Status
 from sim.model.warning import notice
@@ -62,6 +62,10 @@ def replay(run: Run, model: Machine, seed: Sequence[int]) -> Run:
     recorded ones. Each segment of a resumed run begins anew. Clients give up after as long as the recorded ones did.
     Raises `NotEnoughData` if no rung was finished.
     """
+    if run.scenario.workload.conversations is not None:
+        raise BadInput(
+            "a run of sessions is not replayed: its requests do not tell whose turns they are", path=run.name
+        )
     run = with_users(run)
     parts = []
     for number, (start, ladder, requests) in enumerate(_segments(run)):

@@ -10,6 +10,7 @@ from sim.cluster.clients import FOR_EVER, Clients, Patience
 from sim.cluster.clock import Clock
 from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
+from sim.cluster.sessions import SessionSource
 from sim.engines.catalog import identity, scheduler
 from sim.model.errors import BadInput
 from sim.model.machine import Machine
@@ -45,6 +46,7 @@ class Bench:
             source,
             model.clocks,
             seed,
+            sessions=SessionSource.of(scenario.workload, model.server, seed),
             think=scenario.load.think,
             retry=scenario.load.retry,
             patience=patience,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from sim.model.status import Status
 
@@ -33,6 +34,7 @@ class Request:
         "received",
         "scheduled",
         "sent",
+        "session",
         "status",
         "text",
         "user",
@@ -54,6 +56,7 @@ class Request:
         self.scheduled = sent if scheduled is None else scheduled
         self.priority = 0  # the smaller, the more urgent, where an engine heeds it
         self.text: Text = ()
+        self.session: Any = None  # that it is a turn of; its clients' matter
         self.arrived = self.queued = self.first_token = self.last_token = float("nan")
         self.delays: Sequence[float] = ()  # of its client, s
         self.received = 0  # tokens delivered; known once the request has ended

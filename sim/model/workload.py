@@ -21,6 +21,8 @@ Ints = NDArray[np.int64]
 
 MOST_TOKENS = 10**9  # of one request: no model has a context of more, and sums of them stay exact in 64 bits
 
+MOST_TURNS = 10_000  # of one session, whose turns are all drawn when it begins
+
 UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of times in files, per second
 
 
@@ -43,12 +45,22 @@ class Exponential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     high: int | None = None
 
 
+class Geometric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A geometric on 1, 2, ... of mean `mean` (after each, the next one comes with the same probability), clipped to
+    `low`..`high`."""
+
+    mean: float
+    low: int = 1
+    high: int | None = None
+
+
 class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A distribution of a number of tokens: exactly one of the three is given."""
+    """A distribution of a number of tokens or of turns: exactly one of these is given."""
 
     uniform: tuple[int, int] | None = None
     lognormal: Lognormal | None = None
     exponential: Exponential | None = None
+    geometric: Geometric | None = None
 
 
 class Cv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,14 +99,39 @@ class RequestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     compress: float = 1.0
 
 
+class Sessions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Conversations of several `turns`, `think` s after each answer; all begin with the same system prompt.
+
+    The prompt of a turn holds what was said before it: the system prompt, earlier prompts and earlier answers.
+    """
+
+    turns: int | Lengths
+    think: float = 0.0
+    system_prompt_tokens: int = 0
+
+
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Lengths from distributions, from random rows of a file (`empirical`), or from a file in order (`trace`)."""
+    """Lengths from distributions, from random rows of a file (`empirical`), or from a file in order (`trace`).
+
+    In `sessions` they are those of a turn: what it adds to the conversation. `system_prompt_tokens` stand before the
+    prompt of every request, where there are no sessions. With `ignore_eos` no answer ends before its limit.
+    """
 
     prompt_tokens: int | Lengths | None = None
     output_tokens: int | Lengths | None = None
     max_new_tokens: int | Lengths | None = None
     empirical: str | RequestFile | None = None
     trace: str | RequestFile | None = None
+    sessions: Sessions | None = None
+    system_prompt_tokens: int = 0
+    ignore_eos: bool = False
+
+    @property
+    def conversations(self) -> Sessions | None:
+        """Its sessions; requests that share a system prompt are sessions of one turn. None where no text is shared."""
+        if self.sessions is None and self.system_prompt_tokens:
+            return Sessions(turns=1, system_prompt_tokens=self.system_prompt_tokens)
+        return self.sessions
 
     @property
     def source(self) -> RequestFile | None:
@@ -122,7 +159,7 @@ class RequestLengths(NamedTuple):
 
 
 def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> Ints:
-    """`n` numbers of tokens, each at least 1."""
+    """`n` numbers of tokens (or turns), each at least 1."""
     if isinstance(lengths, int):
         return np.full(n, lengths, dtype=np.int64)
     if lengths.uniform is not None:
@@ -133,6 +170,9 @@ def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> In
         var = math.log1p(cv * cv)
         drawn = np.minimum(np.rint(rng.lognormal(math.log(mean) - var / 2, math.sqrt(var), n)), MOST_TOKENS)
         return np.clip(drawn.astype(np.int64), max(1, lengths.lognormal.low), lengths.lognormal.high)
+    if lengths.geometric is not None:
+        drawn = rng.geometric(1.0 / lengths.geometric.mean, n).astype(np.int64)
+        return np.clip(drawn, max(1, lengths.geometric.low), lengths.geometric.high)
     assert lengths.exponential is not None
     law = lengths.exponential
     drawn = np.ceil(rng.exponential(law.mean, n)).astype(np.int64)
@@ -150,8 +190,8 @@ class Sampler:
     """Draws lengths independently for every request, from a workload's distributions or rows of its file.
 
     Those of an owner's k-th request depend on the seed, the owner and k only. Where the workload gives one length for
-    an answer, that is its limit, and answers reach the share `attained` of it. Where it gives both, `output_tokens` is
-    taken as it is.
+    an answer, that is its limit, and answers reach the share `attained` of it (all of it with `ignore_eos`). Where it
+    gives both, `output_tokens` is taken as it is.
     """
 
     def __init__(
@@ -161,7 +201,8 @@ class Sampler:
         lengths: RequestLengths | None = None,
         attained: float = 1.0,
     ):
-        self._workload, self._random, self._lengths, self._attained = workload, Randomness(seed), lengths, attained
+        self._workload, self._random, self._lengths = workload, Randomness(seed), lengths
+        self._attained = 1.0 if workload.ignore_eos else attained
         w = workload
         self._same = lengths is None and all(
             x is None or isinstance(x, int) for x in (w.prompt_tokens, w.output_tokens, w.max_new_tokens)
@@ -205,6 +246,14 @@ class Trace:
     def requests(self, owner: int) -> Iterator[RequestSpec]:
         """See `Source.requests`; all owners share the file."""
         return self._specs
+
+
+def session_turns(sessions: Sessions, seed: int | Sequence[int], owner: int) -> Iterator[int]:
+    """How many turns each session of a user or of a stream of arrivals is to have, without end."""
+    random = Randomness(seed)
+    for block in count():
+        drawn = draw_lengths(sessions.turns, random.block(Kind.TURNS, owner, block), BLOCK)
+        yield from np.minimum(drawn, MOST_TURNS).tolist()
 
 
 def arrival_gaps(arrivals: str | Gamma, rate: float, seed: int | Sequence[int], before: int = 0) -> Iterator[float]:

@@ -83,6 +83,8 @@ def read_lengths(workload: Workload) -> RequestLengths | None:
         if not isinstance(workload.max_new_tokens, int):
             raise BadInput("expected a whole number beside a file of lengths", key="workload.max_new_tokens")
         charged = np.full(len(prompt), workload.max_new_tokens, dtype=np.int64)
+    if workload.ignore_eos:
+        charged = output
     longer = int((output > charged).sum())
     if longer:
         found.warnings.append(
