@@ -124,8 +124,13 @@ def calibrated(run: Run, folder: Path, capsys: Capture) -> tuple[dict[str, Any],
 
 
 def test_events_of_four_tokens_are_not_read_as_steps(streamed: Run, tmp_path: Path, capsys: Capture) -> None:
-    found, said = calibrated(merged_run(streamed, 1.0), tmp_path, capsys)
-    assert "fitted through the simulator: an event carries 3.98 tokens on average" in found["source"]["note"]
+    merged = merged_run(streamed, 1.0)
+    events = sum(1 if n is None else len(n) for n in merged.event_tokens or []) / len(merged.requests)
+    tokens = sum(map(len, merged.token_times or [])) / len(merged.requests) / events
+    found, said = calibrated(merged, tmp_path, capsys)
+    note = f"fitted through the simulator: an event carries {tokens:.3g} tokens on average"
+    assert 3 < tokens <= 4
+    assert note in found["source"]["note"]
     assert any("no step was seen" in warning for warning in texts(found["warnings"]))
     assert "tokens on average: no step was seen" in said
     step = found["parameters"]["b0"]["value"] + found["parameters"]["b1"]["value"]
