@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.engines.catalog import DEFAULT, FLAGS, NAMES, convert, flags_of, identity, of_info
+from sim.engines.catalog import DEFAULT, FLAGS, NAMES, convert, flags_of, identity, of_info, shape_of
 from sim.model.errors import BadInput
 from sim.model.files.atomic import TEMPORARY, folder_of, in_the_name_of, target_of
 from sim.model.files.document import Document
@@ -33,13 +33,12 @@ from sim.model.files.records import (
     kept_time,
     read_requests,
 )
-from sim.model.files.shape import Key, found
+from sim.model.files.shape import Key, check_shape, found
 from sim.model.flags import (
     LAUNCH,
-    MOST,
     SCENARIO,
     Flag,
-    check_sizes,
+    check_bounds,
     flags,
     in_words,
     launched_by,
@@ -48,6 +47,7 @@ from sim.model.flags import (
     untold,
 )
 from sim.model.identity import SOURCES, Identity, check_engine, is_engine, named
+from sim.model.quantity import MOST
 from sim.model.requests import Requests, request_records
 from sim.model.scenario import Hardware, Load, Scenario, relocated
 from sim.model.server import EngineFlags
@@ -221,11 +221,11 @@ def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda don
     steps, ends = read_steps(path, warnings)
     engine = _engine(document)
     try:
-        scenario = relocated(_scenario(_its_server(head, path)), path, Path())
+        scenario = relocated(_scenario(document, _its_server(head, path)), path, Path())
     except msgspec.ValidationError as e:
         message, _, key = str(e).partition(" - at `$.")
         raise BadInput(message, path=path / "run.json", key="scenario." + key.rstrip("`")) from e
-    check_sizes(scenario.server, lambda key, message: document.fail(("scenario", "server", *key), message))
+    check_bounds(scenario.server, lambda key, message: document.fail(("scenario", "server", *key), message))
     warnings += _not_told(scenario.server, head.get("info"))
     return Run(
         kind=head.get("kind", "measured"),
@@ -313,7 +313,7 @@ def _launched(document: Document, kind: type[EngineFlags]) -> dict[str, Any]:
     return launched_by(kind, [str(word) for word in argv]) if isinstance(argv, list) else {}
 
 
-def _scenario(raw: dict[str, Any]) -> Scenario:
+def _scenario(document: Document, raw: dict[str, Any]) -> Scenario:
     """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
     nested = {"workload": Workload, "load": Load, "machine": Hardware}
     known = {key: _known(value, nested.get(key)) for key, value in _known(raw, Scenario).items()}
@@ -321,6 +321,7 @@ def _scenario(raw: dict[str, Any]) -> Scenario:
     if isinstance(server, dict):
         engine = server.get("engine", DEFAULT)
         known["server"] = {"engine": engine} | _known(server, flags_of(engine))
+    check_shape(known, Scenario, lambda key, message: document.fail(("scenario", *key), message), (), shape_of)
     return msgspec.convert(known, Scenario, dec_hook=convert)
 
 

@@ -92,7 +92,7 @@ BROKEN = {
     "a negative error": (_set("parameters/b0/stderr", -1), "parameters.b0.stderr: expected 0 or more, found -1"),
     "draws of another machine": (_set("draws/b0", [0.9] * 200), "draws.b0: expected draws around the interval"),
     "draws of unequal lengths": (_set("draws/b0", [0.06] * 10), "draws.b0: expected 200 draws, found 10"),
-    "draws that are empty": (_all(lambda column: []), "draws.a0: expected at least one draw, found none"),
+    "draws that are empty": (_all(lambda column: []), "draws.a0: expected at least one value, found an empty list"),
     "prefills for nothing": (
         lambda values: [
             values["draws"].update({name: [0.0] * 200}) or values["parameters"][name].update(value=0.0, low=0.0)

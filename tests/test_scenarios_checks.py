@@ -226,7 +226,7 @@ BAD = {
         ":8: workload.trace: no such file: ",
     ),
     # loads
-    "empty-ladder": ("users", "  users: []", ":10: load.users: expected at least one rung, found an empty list"),
+    "empty-ladder": ("users", "  users: []", ":10: load.users: expected at least one value, found an empty list"),
     "no-load": ("users", "  users:", ":9: load: expected one of users, rate, trace, found none"),
     "two-loads": (
         "users",

@@ -207,6 +207,15 @@ def test_schema_knows_every_key_of_a_scenario(capfd: pytest.CaptureFixture[str])
     assert {"extends", "server", "workload", "load", "published", "slo", "price", "launch"} <= set(known)
 
 
+def test_schema_shows_the_limits_that_files_are_held_to(capfd: pytest.CaptureFixture[str]):
+    assert status(["schema"]) == 0
+    schema = json.loads(capfd.readouterr().out)
+    load = schema["$defs"]["Load"]["properties"]
+    users = {"type": "array", "items": {"type": "integer", "exclusiveMinimum": 0}, "minItems": 1}
+    assert load["users"]["anyOf"] == [users, {"type": "null"}]
+    assert load["think"]["minimum"] == 0 and load["retry"]["exclusiveMinimum"] == 0
+
+
 def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     for name, seed in (("a", "0"), ("b", "1")):
         arguments = [*QUICK, "--set", "workload.output_tokens={uniform: [10, 60]}", "--set", "tolerances="]

@@ -19,8 +19,8 @@ from calibrate.arrays import Bools, Floats, Ints
 from calibrate.regression.design import BLOCK_SECONDS, Rows
 from calibrate.regression.fit import Regression, design
 from calibrate.regression.random_effects import RandomEffects
-from sim.model.calibration import MOST_SKEWED
 from sim.run import Run
+from sim.steptime.noise_parameters import MOST_SKEWED
 
 LEAST_RATIO = 0.5  # of the drift: the effect of a run, or of one of two rungs, that is assumed without a repetition
 MOST_INTERVALS = 400  # in the likelihood at most; longer runs have longer ones

@@ -5,20 +5,17 @@ An error says what was expected and what was found; the caller adds the file and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sim.model.errors import CannotFit, UserError
 from sim.model.files.shape import Fail, Key, known
-from sim.model.flags import check_sizes
+from sim.model.flags import check_bounds
 from sim.model.metric import COMPARED, LATENCIES, OF_A_LADDER
 from sim.model.scenario import Figure, Load, Scenario
 from sim.model.text import NAME_BYTES, shortened_name
-from sim.model.workload import MOST_TURNS, UNITS, Gamma, Lengths, RequestFile, Sessions, Workload
-
-LENGTHS = ("full", "limit")
+from sim.model.workload import Gamma, Lengths, RequestFile, Workload
 
 
 def check(s: Scenario, fail: Fail) -> None:
@@ -27,14 +24,13 @@ def check(s: Scenario, fail: Fail) -> None:
         raise fail(("name",), f"expected at most {NAME_BYTES} bytes, found {len(s.name.encode(errors='replace'))}")
     if not s.name.strip() or s.name.startswith(".") or set(s.name) & set("/\\") or s.name != shortened_name(s.name):
         raise fail(("name",), f"expected a name that can be a folder's, found {s.name!r}")
-    _positive(s, (), ("replicas",), fail)
     if s.replicas > 1:
         raise fail(("replicas",), f"expected 1, found {s.replicas}: several replicas cannot be forecast yet")
 
     def of_server(key: Key, message: str) -> UserError:
         return fail(("server", *key), message)
 
-    check_sizes(s.server, of_server)
+    check_bounds(s.server, of_server)
     s.server.check(of_server)
     _workload(s.workload, fail)
     _load(s.load, s.workload, fail)
@@ -43,16 +39,11 @@ def check(s: Scenario, fail: Fail) -> None:
         raise fail(("table",), "expected either calibration or table, found both")
     for i, figure in enumerate(s.published):
         _figure(figure, ("published", i), fail)
-    for name, limit in s.slo.items():
+    for name in s.slo:
         known(name, (*LATENCIES, "error_rate"), "metric", ("slo", name), fail)
-        _above_zero(limit, ("slo", name), fail)
-    for name, tolerance in s.tolerances.items():
+    for name in s.tolerances:
         known(name, COMPARED, "metric", ("tolerances", name), fail)
-        _above_zero(tolerance, ("tolerances", name), fail)
-    if s.price is not None:
-        _positive(s.price, ("price",), ("usd_per_hour",), fail)
     if s.launch is not None:
-        _positive(s.launch, ("launch",), ("num_shard", "port"), fail)
         for i, name in enumerate(s.launch.env):
             if "=" in name:
                 raise fail(
@@ -68,23 +59,6 @@ def check(s: Scenario, fail: Fail) -> None:
     for key, file in files:
         if file is not None and not Path(file).exists():
             raise fail(key, f"no such file: {file}")
-
-
-def _above_zero(value: float, key: Key, fail: Fail) -> None:
-    if not value > 0:
-        raise fail(key, f"expected more than 0, found {value}")
-
-
-def _positive(values: Any, at: Key, names: Iterable[str], fail: Fail) -> None:
-    for name in names:
-        if (value := getattr(values, name)) is not None:
-            _above_zero(value, (*at, name), fail)
-
-
-def _not_negative(values: Any, at: Key, names: Iterable[str], fail: Fail) -> None:
-    for name in names:
-        if getattr(values, name) < 0:
-            raise fail((*at, name), f"expected 0 or more, found {getattr(values, name)}")
 
 
 def _workload(w: Workload, fail: Fail) -> None:
@@ -105,9 +79,8 @@ def _workload(w: Workload, fail: Fail) -> None:
             _source(source, (*at, name), fail)
     for name in given:
         _lengths(getattr(w, name), (*at, name), fail)
-    _not_negative(w, at, ("system_prompt_tokens",), fail)
     if w.sessions is not None:
-        _sessions(w.sessions, (*at, "sessions"), fail)
+        _lengths(w.sessions.turns, (*at, "sessions", "turns"), fail)
         if w.system_prompt_tokens:
             raise fail((*at, "system_prompt_tokens"), "expected it under workload.sessions")
     if w.conversations is not None and w.trace is not None:
@@ -121,17 +94,7 @@ def _workload(w: Workload, fail: Fail) -> None:
         )
 
 
-def _sessions(sessions: Sessions, at: Key, fail: Fail) -> None:
-    _lengths(sessions.turns, (*at, "turns"), fail)
-    if isinstance(sessions.turns, int) and sessions.turns > MOST_TURNS:
-        raise fail((*at, "turns"), f"expected at most {MOST_TURNS}, found {sessions.turns}")
-    _not_negative(sessions, at, ("think", "system_prompt_tokens"), fail)
-
-
 def _source(source: RequestFile, at: Key, fail: Fail) -> None:
-    _positive(source, at, ("scale", "compress"), fail)
-    if source.time_unit is not None:
-        known(source.time_unit, UNITS, "unit of time", (*at, "time_unit"), fail)
     for name in ("scale", "compress"):
         if at[-1] == "empirical" and getattr(source, name) != 1:
             raise fail((*at, name), "expected it under trace: lengths alone have no arrivals to change")
@@ -139,25 +102,18 @@ def _source(source: RequestFile, at: Key, fail: Fail) -> None:
 
 def _lengths(lengths: int | Lengths, key: Key, fail: Fail) -> None:
     if isinstance(lengths, int):
-        return _above_zero(lengths, key, fail)
+        return
     laws = [name for name in Lengths.__struct_fields__ if getattr(lengths, name) is not None]
     if len(laws) != 1:
         raise fail(key, f"expected one of {', '.join(Lengths.__struct_fields__)}, found {' and '.join(laws) or 'none'}")
     at = (*key, laws[0])
     if lengths.uniform is not None:
         low, high = lengths.uniform
-        if not 1 <= low <= high:
+        if low > high:
             raise fail(at, f"expected [low, high] with 1 <= low <= high, found [{low}, {high}]")
-    if lengths.lognormal is not None:
-        _positive(lengths.lognormal, at, ("cv",), fail)
-    if lengths.geometric is not None and lengths.geometric.mean < 1:
-        raise fail((*at, "mean"), f"expected 1 or more, found {lengths.geometric.mean}")
     law = lengths.lognormal or lengths.exponential or lengths.geometric
-    if law is not None:
-        _positive(law, at, ("mean", "low", "high"), fail)
-        if law.high is not None and law.high < law.low:
-            raise fail((*at, "high"), f"expected at least low ({law.low}), found {law.high}")
-    return None
+    if law is not None and law.high is not None and law.high < law.low:
+        raise fail((*at, "high"), f"expected at least low ({law.low}), found {law.high}")
 
 
 def _load(load: Load, workload: Workload, fail: Fail) -> None:
@@ -166,25 +122,16 @@ def _load(load: Load, workload: Workload, fail: Fail) -> None:
     if len(ways) != 1:
         raise fail((*at, *ways[1:2]), f"expected one of users, rate, trace, found {' and '.join(ways) or 'none'}")
     ladder: list[Any] | None = load.users if load.users is not None else load.rate
-    if ladder is not None and not ladder:
-        raise fail((*at, ways[0]), "expected at least one rung, found an empty list")
-    for i, rung in enumerate(ladder or []):
-        _above_zero(rung, (*at, ways[0], i), fail)
     for i, (before, after) in enumerate(pairwise(ladder or []), 1):
         if after <= before:  # users are added to those already running, and corners are read off rising loads
             what = "users" if ways[0] == "users" else "requests/s"
             raise fail((*at, ways[0], i), f"expected more {what} than the rung before ({before:g}), found {after:g}")
     if load.trace and workload.trace is None:
         raise fail((*at, "trace"), "expected a workload.trace to take the arrivals from")
-    if isinstance(load.arrivals, Gamma):
-        _positive(load.arrivals.gamma, (*at, "arrivals", "gamma"), ("cv",), fail)
-    else:
+    if not isinstance(load.arrivals, Gamma):
         known(load.arrivals, ("poisson", "constant", "gamma"), "arrivals", (*at, "arrivals"), fail)
         if load.arrivals == "gamma":
             raise fail((*at, "arrivals"), "expected its burstiness with it: {gamma: {cv: 2}}")
-    # who is refused and asks again at once would ask for ever in no time
-    _positive(load, at, ("spawn_rate", "seconds", "max_seconds", "retry"), fail)
-    _not_negative(load, at, ("think", "settle"), fail)
 
 
 def _fits(s: Scenario, fail: Fail) -> None:
@@ -202,8 +149,5 @@ def _fits(s: Scenario, fail: Fail) -> None:
 
 def _figure(figure: Figure, at: Key, fail: Fail) -> None:
     known(figure.metric, (*COMPARED, *OF_A_LADDER), "metric", (*at, "metric"), fail)
-    _positive(figure, at, ("value", "prompt_tokens", "output_tokens", "users"), fail)
-    _not_negative(figure, at, ("rounding",), fail)
-    known(figure.lengths, LENGTHS, "meaning of output_tokens", (*at, "lengths"), fail)
     if figure.users is None and figure.metric not in OF_A_LADDER:
         raise fail((*at, "users"), f"missing; {figure.metric} was measured at a number of users")

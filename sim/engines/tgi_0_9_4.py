@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from sim.engines.engine import Decision, Outcome, Plan, Row, Scheduled, ServerState
 from sim.model.errors import BadInput, CannotFit
 from sim.model.files.shape import Fail
+from sim.model.quantity import Countable, Size
 from sim.model.request import Request
 from sim.model.scenario import Hardware
 from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
@@ -88,13 +89,13 @@ class Flags(
         tokenizer_workers=2,  # threads that count tokens, each of one prompt at a time (router/src/validation.rs:34-48)
     )
 
-    max_batch_prefill_tokens: int = 4096
-    max_batch_total_tokens: int | Bounds | None = None
-    max_input_length: int = 1024
-    max_total_tokens: int = 2048
-    waiting_served_ratio: float = 1.2
-    max_waiting_tokens: int = 20
-    max_concurrent_requests: int = 128
+    max_batch_prefill_tokens: Size = 4096
+    max_batch_total_tokens: Size | Bounds | None = None
+    max_input_length: Size = 1024
+    max_total_tokens: Size = 2048
+    waiting_served_ratio: Countable = 1.2
+    max_waiting_tokens: Size = 20
+    max_concurrent_requests: Size = 128
     requires_padding: bool = False
 
     @property

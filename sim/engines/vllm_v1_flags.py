@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from sim.engines.kv_memory import board_gigabytes, is_cpu, kv_cache, shape_of
 from sim.model.errors import BadInput
-from sim.model.files.shape import Fail, known
+from sim.model.files.shape import Fail
+from sim.model.quantity import MOST, Countable, Size
 from sim.model.scenario import Hardware
 from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
 from sim.model.warning import Notice, notice
@@ -87,30 +88,29 @@ class Flags(
             "stream_interval": "several tokens an event",
             "max_num_queued_tokens": "a limit of queued tokens",
         },
-        may_be_zero=("long_prefill_token_threshold",),
         counters=COUNTERS,
         image="vllm/vllm-openai:v0.32.0",
     )
 
     version: str = "0.32.0"
-    max_model_len: int = 4096
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
+    max_model_len: Size = 4096
+    max_num_seqs: Size = 256
+    max_num_batched_tokens: Size = 2048
     enable_chunked_prefill: bool = True
-    long_prefill_token_threshold: int = 0
+    long_prefill_token_threshold: Annotated[int, msgspec.Meta(ge=0, le=MOST)] = 0
     long_prefill_token_threshold_adaptive: bool = False
-    scheduling_policy: str = "fcfs"
-    max_num_active_seqs: int | None = None
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    max_num_active_seqs: Size | None = None
     scheduler_reserve_full_isl: bool = True
-    watermark: float = 0.0
+    watermark: Countable = 0.0
     async_scheduling: bool = True
-    block_size: int = 16
+    block_size: Size = 16
     enable_prefix_caching: bool = True
-    num_gpu_blocks: int | None = None
-    kv_cache_tokens: int | Bounds | None = None
-    gpu_memory_utilization: float = 0.92
-    max_num_queued_reqs: int | None = None
-    performance_mode: str = "balanced"
+    num_gpu_blocks: Size | None = None
+    kv_cache_tokens: Size | Bounds | None = None
+    gpu_memory_utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.92
+    max_num_queued_reqs: Size | None = None
+    performance_mode: Literal["balanced", "interactivity", "throughput"] = "balanced"
 
     @property
     def permits(self) -> int | None:
@@ -195,12 +195,6 @@ class Flags(
 
     def check(self, fail: Fail) -> None:
         """See `EngineFlags.check`."""
-        known(self.scheduling_policy, ("fcfs", "priority"), "policy", ("scheduling_policy",), fail)
-        known(self.performance_mode, ("balanced", "interactivity", "throughput"), "mode", ("performance_mode",), fail)
-        if not 0 < self.gpu_memory_utilization <= 1:
-            raise fail(
-                ("gpu_memory_utilization",), f"expected more than 0 up to 1, found {self.gpu_memory_utilization:g}"
-            )
         if self.max_num_seqs > self.max_num_batched_tokens:
             raise fail(
                 ("max_num_batched_tokens",),

@@ -6,47 +6,60 @@ every replicate of a forecast takes one row, so that whatever the data could not
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
 from sim.model.files.document import Document
 from sim.model.files.format import FORMAT
-from sim.model.files.shape import Key, known
+from sim.model.files.shape import Key, check_shape, known
 from sim.model.identity import Identity, check_engine, is_engine, named
+from sim.model.quantity import MOST, Countable, Seconds
 from sim.model.scenario import Hardware
 from sim.model.server import Declaration
 from sim.model.warning import Notice, notice
 from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
 from sim.steptime.noise_parameters import Noise
 
-MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
-MOST_SECONDS = 86400.0  # no pass of a model, nor a way through a network, takes a day
-MOST_TOKENS = 2.0**53  # that a float counts exactly
 MOST_SEQUENCES = 100_000  # in a batch; one of 1,024 is large
-MOST_DEVIATION = 3.0  # of the logarithm of a factor: times twenty either way
-MOST_FACTOR = 1e6  # of one step
 OFF_ONE = 0.1  # that the mean of a law of factors may be: fits leave 0.002, by the ends of a table of quantiles
 ROUNDING = 1e-5  # draws are kept to six digits
 RANGES = ("prompt_tokens", "batch_prefill_tokens", "sequences", "context_tokens", "users")
-# what a calibration may hold beside the coefficients of a form
-BESIDES = (
-    "max_batch_total_tokens",
-    "kv_cache_tokens",
-    "uplink",
-    "uplink_per_token",
-    "output_attained",
-    "takeoff_factor",
-)
+
+
+class SystemParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """What one draw says beside the coefficients of a step-time form; None for what a calibration does not have.
+
+    `max_batch_total_tokens` and `kv_cache_tokens` are the size of the KV cache, tokens, under the flag of the engine.
+    `uplink` is the mean time from `sent` to the queue, s, and `uplink_per_token` what each prompt token adds, s/token.
+    `output_attained` is the share of `max_new_tokens` that comes back where a workload only limits an answer.
+    `takeoff_factor` is how many times the one-user latency was read as the onset of queueing.
+    """
+
+    max_batch_total_tokens: Annotated[float, msgspec.Meta(ge=1, le=MOST)] | None = None
+    kv_cache_tokens: Annotated[float, msgspec.Meta(ge=1, le=MOST)] | None = None
+    uplink: Seconds | None = None
+    uplink_per_token: Seconds | None = None
+    output_attained: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    takeoff_factor: Annotated[float, msgspec.Meta(ge=1, le=1000)] | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> SystemParameters:
+        """Those among all parameters of a draw."""
+        return cls(**{name: values[name] for name in cls.__struct_fields__ if name in values})
+
+
+BESIDES: dict[str, Any] = get_type_hints(SystemParameters, include_extras=True)
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One fitted number; `low`..`high` is its 95 % interval."""
 
     value: float
-    stderr: float
+    stderr: Countable
     low: float
     high: float
     unit: str = ""
@@ -76,8 +89,8 @@ class Delay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     per prompt token.
     """
 
-    quantiles: list[float] = msgspec.field(default_factory=lambda: [0.0])
-    per_token: float = 0.0
+    quantiles: Annotated[list[Seconds], msgspec.Meta(min_length=1)] = msgspec.field(default_factory=lambda: [0.0])
+    per_token: Seconds = 0.0
 
     @property
     def mean(self) -> float:
@@ -111,15 +124,15 @@ class Clocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     downlink: Delay = Delay()
     turnaround: Delay = Delay()
     spacing: Delay = Delay()
-    reading: float = 0.0
+    reading: Seconds = 0.0
 
 
 class Residual(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far the fitted form is from its rows: `rms` in seconds, and the 95 % quantile of |relative error|."""
 
-    rms: float
-    p95_relative: float
-    rows: int = 0
+    rms: Countable
+    p95_relative: Countable
+    rows: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -166,13 +179,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     machine: Hardware = Hardware()
     engine: Identity | None = None
     parameters: dict[str, Parameter]
-    draws: dict[str, list[float]] = {}
-    range: dict[str, tuple[float, float]] = {}
+    draws: dict[str, Annotated[list[float], msgspec.Meta(min_length=1)]] = {}
+    range: dict[str, tuple[Countable, Countable]] = {}
     server: list[dict[str, Any]] = []
     residuals: dict[str, Residual] = {}
     noise: Noise = Noise()
     clocks: Clocks = Clocks()
-    correlations: list[tuple[str, str, float]] = []
+    correlations: list[tuple[str, str, Annotated[float, msgspec.Meta(ge=-1, le=1)]]] = []
     warnings: list[Notice] = []
     check: FitCheck | None = None
 
@@ -257,36 +270,13 @@ def _check_parameter(name: str, parameter: Parameter, document: Document) -> Non
             raise document.fail(key, f"expected a batch of 1 to {MOST_SEQUENCES} requests after {LEVEL}")
     else:
         known(name, (*MEANING, *BESIDES), "parameter", key, document.fail)
-    low, high = _bounds(name)
     for what in ("low", "high", "value"):
-        _check_bounds(getattr(parameter, what), low, high, (*key, what), document)
-    _check_bounds(parameter.stderr, 0.0, high, (*key, "stderr"), document)
+        check_shape(getattr(parameter, what), BESIDES.get(name, Seconds), document.fail, (*key, what))
     if not parameter.low <= parameter.high:
         raise document.fail((*key, "low"), f"expected at most high ({parameter.high}), found {parameter.low}")
     if not parameter.low <= parameter.value <= parameter.high:
         raise document.fail(
             (*key, "value"), f"expected low to high ({parameter.low} to {parameter.high}), found {parameter.value}"
-        )
-
-
-def _bounds(name: str) -> tuple[float, float]:
-    """What a parameter can be: times are no days, a budget is a number of tokens, a share is one."""
-    if name in ("max_batch_total_tokens", "kv_cache_tokens"):
-        return 1.0, MOST_TOKENS
-    if name == "output_attained":
-        return MOST_TOKENS**-1, 1.0
-    if name == "takeoff_factor":
-        return 1.0, 1e3
-    return 0.0, MOST_SECONDS
-
-
-def _check_bounds(value: float, low: float, high: float, key: Key, document: Document) -> None:
-    if not low <= value <= high:
-        raise document.fail(
-            key,
-            f"expected {low:.16g} or more, found {value}"
-            if value < low
-            else f"expected at most {high:.16g}, found {value:g}",
         )
 
 
@@ -297,13 +287,9 @@ def _check_draws(calibration: Calibration, document: Document) -> None:
     for name, column in calibration.draws.items():
         if name not in calibration.parameters:
             raise document.fail(("draws", name), "expected only names of parameters")
-        if not column:
-            raise document.fail(("draws", name), "expected at least one draw, found none")
         if len(column) != calibration.n_draws:
             raise document.fail(("draws", name), f"expected {calibration.n_draws} draws, found {len(column)}")
-        low, high = _bounds(name)
-        for i, value in enumerate(column):
-            _check_bounds(value, low, high, ("draws", name, i), document)
+        check_shape(column, list[BESIDES.get(name, Seconds)], document.fail, ("draws", name))  # type: ignore[misc]
         said, middle = calibration.parameters[name], sorted(column)[len(column) // 2]
         slack = ROUNDING * abs(middle)
         if not said.low - slack <= middle <= said.high + slack:
@@ -321,41 +307,18 @@ def _check_draws(calibration: Calibration, document: Document) -> None:
             )
 
 
-def _check_delay(name: str, delay: Delay, document: Document) -> None:
-    key: Key = ("clocks", name)
-    if not delay.quantiles or min(delay.quantiles) < 0 or delay.per_token < 0:
-        raise document.fail(key, "expected at least one quantile, none of them below 0")
-    _check_bounds(delay.per_token, 0.0, MOST_SECONDS, (*key, "per_token"), document)
-    _check_quantiles(delay.quantiles, MOST_SECONDS, (*key, "quantiles"), document)
-
-
-def _check_quantiles(quantiles: list[float], high: float, key: Key, document: Document) -> None:
-    for i, (before, after) in enumerate(pairwise([0.0, *quantiles])):
+def _check_quantiles(quantiles: list[float], key: Key, document: Document) -> None:
+    for i, (before, after) in enumerate(pairwise(quantiles), 1):
         if after < before:
             raise document.fail((*key, i), f"expected no less than the quantile before ({before}), found {after}")
-        _check_bounds(after, 0.0, high, (*key, i), document)
 
 
 def _check_noise(noise: Noise, document: Document) -> None:
-    for name in ("drift", "between", "roughness", "prefill_share"):
-        _check_bounds(getattr(noise, name), 0.0, MOST_DEVIATION, ("noise", name), document)
-    if not abs(noise.drift_skew) <= MOST_SKEWED:
-        raise document.fail(
-            ("noise", "drift_skew"), f"expected -{MOST_SKEWED:g} to {MOST_SKEWED:g}, found {noise.drift_skew}"
-        )
-    for name in ("memory_steps", "drift_seconds"):
-        if not getattr(noise, name) > 0:
-            raise document.fail(("noise", name), f"expected more than 0, found {getattr(noise, name)}")
-    for name in ("memory", "returned"):
-        if not 0 <= getattr(noise, name) <= 1:
-            raise document.fail(("noise", name), f"expected a share from 0 to 1, found {getattr(noise, name)}")
     if noise.memory + noise.returned > 1:
         raise document.fail(("noise", "returned"), f"expected at most 1 with memory, found {noise.returned}")
     for name in ("prefill", "decode"):
         law = getattr(noise, name)
-        if law and min(law) <= 0:
-            raise document.fail(("noise", name), f"expected factors of more than 0, found {min(law)}")
-        _check_quantiles(law, MOST_FACTOR, ("noise", name), document)
+        _check_quantiles(law, ("noise", name), document)
         mean = Delay(quantiles=law).mean if law else 1.0
         if abs(mean - 1.0) > OFF_ONE:
             raise document.fail(("noise", name), f"expected factors whose mean is 1, found a mean of {mean:.3g}")
@@ -374,24 +337,14 @@ def read_calibration(path: str | Path) -> Calibration:
     _check_form(calibration, document)
     _check_noise(calibration.noise, document)
     for name in ("uplink", "downlink", "turnaround", "spacing"):
-        _check_delay(name, getattr(calibration.clocks, name), document)
-    _check_bounds(calibration.clocks.reading, 0.0, MOST_SECONDS, ("clocks", "reading"), document)
+        _check_quantiles(getattr(calibration.clocks, name).quantiles, ("clocks", name, "quantiles"), document)
     for name, (low, high) in calibration.range.items():
         known(name, RANGES, "range", ("range", name), document.fail)
         if low > high:
             raise document.fail(("range", name), f"expected low up to high, found {low} to {high}")
-        for i, end in enumerate((low, high)):
-            _check_bounds(end, 0.0, MOST_TOKENS, ("range", name, i), document)
-    for i, (first, second, r) in enumerate(calibration.correlations):
+    for i, (first, second, _) in enumerate(calibration.correlations):
         for name in (first, second):
             known(name, calibration.parameters, "parameter", ("correlations", i), document.fail)
-        _check_bounds(r, -1.0, 1.0, ("correlations", i, 2), document)
-    for name, residual in calibration.residuals.items():
-        for what in ("rms", "p95_relative", "rows"):
-            _check_bounds(getattr(residual, what), 0.0, MOST_TOKENS, ("residuals", name, what), document)
-    for what in ("gpus", "tensor_parallel"):
-        if (count := getattr(calibration.machine, what)) is not None:
-            _check_bounds(count, 1, MOST_TOKENS, ("machine", what), document)
     return upgraded_attention(calibration) if document.format == 1 else calibration
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sim.model.files.shape import Fail
+from sim.model.quantity import MOST
 from sim.model.server import Bounds, Declaration, EngineFlags
 from sim.model.warning import Notice, notice
 
@@ -19,7 +20,6 @@ WORDS = {
     SCENARIO: "from the scenario",
     DEFAULT: "defaults",
 }
-MOST = 2**53  # that a float counts exactly
 
 
 class Flag(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,18 +82,10 @@ def launched_by(kind: type[EngineFlags], arguments: Sequence[str]) -> dict[str, 
     return found
 
 
-def check_sizes(config: EngineFlags, fail: Fail) -> None:
-    """Complain about a flag that is zero or less, or too large to be counted; some may be zero."""
-    for name, kind in _types(type(config)).items():
+def check_bounds(config: EngineFlags, fail: Fail) -> None:
+    """Complain about bounds of a flag that are reversed."""
+    for name in names(type(config)):
         value = getattr(config, name)
-        for part in (value.low, value.high) if isinstance(value, Bounds) else (value,):
-            if part is None or isinstance(part, bool | str):
-                continue
-            if kind is float or name in config.declared.may_be_zero:
-                if not 0 <= part <= MOST:
-                    raise fail((name,), f"expected 0 or more, found {part:.15g}")
-            elif not 1 <= part <= MOST:
-                raise fail((name,), f"expected 1 or more, found {part:.15g}")
         if isinstance(value, Bounds) and value.high < value.low:
             raise fail((name,), f"expected low up to high, found {value.low} to {value.high}")
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 
 from sim.model.files.format import FORMAT
 from sim.model.flags import Flag, flags, names
+from sim.model.quantity import Count, NotNegative, Positive, Size
 from sim.model.server import EngineFlags
 from sim.model.warning import Notice
 from sim.model.workload import Gamma, RequestFile, Workload
@@ -28,16 +30,16 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Seconds everywhere; `spawn_rate` in users/s; `seconds` fixes every rung's steady window.
     """
 
-    users: list[int] | None = None
-    rate: list[float] | None = None
+    users: Annotated[list[Count], msgspec.Meta(min_length=1)] | None = None
+    rate: Annotated[list[Positive], msgspec.Meta(min_length=1)] | None = None
     trace: bool = False
     arrivals: str | Gamma = "poisson"
-    think: float = 0.0
-    retry: float = 0.2
-    spawn_rate: float = 1.0
-    seconds: float | None = None
-    max_seconds: float = 300.0
-    settle: float = 30.0
+    think: NotNegative = 0.0
+    retry: Positive = 0.2  # who is refused and asks again at once would ask for ever in no time
+    spawn_rate: Positive = 1.0
+    seconds: Positive | None = None
+    max_seconds: Positive = 300.0
+    settle: NotNegative = 30.0
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,19 +50,19 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     metric: str
-    value: float
-    rounding: float
+    value: Positive
+    rounding: NotNegative
     source: str
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    users: int | None = None
-    lengths: str = "full"
+    prompt_tokens: Count | None = None
+    output_tokens: Count | None = None
+    users: Count | None = None
+    lengths: Literal["full", "limit"] = "full"
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one replica costs, USD per hour, and who says so."""
 
-    usd_per_hour: float
+    usd_per_hour: Positive
     source: str = ""
 
 
@@ -72,13 +74,13 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     image: str = ""
     model: str
-    num_shard: int | None = None
+    num_shard: Count | None = None
     gpus: str | None = "all"
     shm_size: str = "1g"
     volumes: dict[str, str] = {}
     args: dict[str, str | int | float | bool] = {}
     env: list[str] = []
-    port: int = 80
+    port: Count = 80
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,8 +88,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     model: str | None = None
     gpu: str | None = None
-    gpus: int | None = None
-    tensor_parallel: int | None = None
+    gpus: Size | None = None
+    tensor_parallel: Size | None = None
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,13 +105,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     server: EngineFlags
     workload: Workload = Workload()
     load: Load = Load()
-    replicas: int = 1
+    replicas: Count = 1
     machine: Hardware = Hardware()
     calibration: str | None = None
     table: str | None = None
     published: list[Figure] = []
-    slo: dict[str, float] = {}
-    tolerances: dict[str, float] = {}
+    slo: dict[str, Positive] = {}
+    tolerances: dict[str, Positive] = {}
     price: Price | None = None
     launch: Launch | None = None
     warnings: list[Notice] = []

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail
+from sim.model.quantity import Size
 from sim.model.warning import Notice
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ Uniform = Callable[[int, int], int]
 class Bounds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A value only known to lie between `low` and `high`."""
 
-    low: int
-    high: int
+    low: Size
+    high: Size
 
 
 class Limit(NamedTuple):
@@ -67,7 +68,6 @@ class Declaration:
     limits: tuple[Limit, ...] = ()
     turn: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)  # flags whose effect is not simulated, and what that is
-    may_be_zero: tuple[str, ...] = ()  # of the flags that are whole numbers; those that are fractions all may
     counters: tuple[str, ...] = ()
     refused_status: int = 400  # of a request that is too long
     overloaded_status: int = 503

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, count, cycle, repeat
-from typing import NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.model.quantity import Count, NotNegative, NotNegativeInt, Positive
 from sim.model.warning import Notice
 from sim.randomness import BLOCK, Kind, Randomness, arrivals_at
 
@@ -30,34 +31,34 @@ class Lognormal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A lognormal of mean `mean` and coefficient of variation `cv` (standard deviation over mean), rounded to whole
     tokens and clipped to `low`..`high`; mean and cv are those before clipping."""
 
-    mean: float
-    cv: float
-    low: int = 1
-    high: int | None = None
+    mean: Positive
+    cv: Positive
+    low: Count = 1
+    high: Count | None = None
 
 
 class Exponential(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An exponential of mean `mean`, rounded up to whole tokens (which adds half a token) and clipped to
     `low`..`high`."""
 
-    mean: float
-    low: int = 1
-    high: int | None = None
+    mean: Positive
+    low: Count = 1
+    high: Count | None = None
 
 
 class Geometric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A geometric on 1, 2, ... of mean `mean` (after each, the next one comes with the same probability), clipped to
     `low`..`high`."""
 
-    mean: float
-    low: int = 1
-    high: int | None = None
+    mean: Annotated[float, msgspec.Meta(ge=1)]
+    low: Count = 1
+    high: Count | None = None
 
 
 class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A distribution of a number of tokens or of turns: exactly one of these is given."""
 
-    uniform: tuple[int, int] | None = None
+    uniform: tuple[Count, Count] | None = None
     lognormal: Lognormal | None = None
     exponential: Exponential | None = None
     geometric: Geometric | None = None
@@ -66,7 +67,7 @@ class Lengths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Cv(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Gaps between arrivals by their coefficient of variation: 1 is Poisson, more is burstier."""
 
-    cv: float
+    cv: Positive
 
 
 class Gamma(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,9 +95,9 @@ class RequestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     file: str
     columns: Columns = Columns()
-    time_unit: str | None = None
-    scale: float = 1.0
-    compress: float = 1.0
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    scale: Positive = 1.0
+    compress: Positive = 1.0
 
 
 class Sessions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,9 +106,9 @@ class Sessions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     The prompt of a turn holds what was said before it: the system prompt, earlier prompts and earlier answers.
     """
 
-    turns: int | Lengths
-    think: float = 0.0
-    system_prompt_tokens: int = 0
+    turns: Annotated[int, msgspec.Meta(gt=0, le=MOST_TURNS)] | Lengths
+    think: NotNegative = 0.0
+    system_prompt_tokens: NotNegativeInt = 0
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,13 +118,13 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     prompt of every request, where there are no sessions. With `ignore_eos` no answer ends before its limit.
     """
 
-    prompt_tokens: int | Lengths | None = None
-    output_tokens: int | Lengths | None = None
-    max_new_tokens: int | Lengths | None = None
+    prompt_tokens: Count | Lengths | None = None
+    output_tokens: Count | Lengths | None = None
+    max_new_tokens: Count | Lengths | None = None
     empirical: str | RequestFile | None = None
     trace: str | RequestFile | None = None
     sessions: Sessions | None = None
-    system_prompt_tokens: int = 0
+    system_prompt_tokens: NotNegativeInt = 0
     ignore_eos: bool = False
 
     @property

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+MOST_SKEWED = 2.0  # a drift can be: an exponential distribution is
+
+Factor = Annotated[float, Meta(gt=0, le=1e6)]  # of one step
+Share = Annotated[float, Meta(ge=0, le=1)]
+Deviation = Annotated[float, Meta(ge=0, le=3)]  # of the logarithm of a factor: times twenty either way
 
 
 class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,17 +30,17 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     log-normal factor of median 1; `roughness` is the standard deviation of its logarithm.
     """
 
-    prefill: list[float] = []
-    decode: list[float] = []
-    memory: float = 0.0
-    memory_steps: float = 1.0
-    returned: float = 0.0
-    drift: float = 0.0
-    drift_seconds: float = 20.0
-    drift_skew: float = 0.0
-    between: float = 0.0
-    prefill_share: float = 1.0
-    roughness: float = 0.0
+    prefill: list[Factor] = []
+    decode: list[Factor] = []
+    memory: Share = 0.0
+    memory_steps: Annotated[float, Meta(gt=0)] = 1.0
+    returned: Share = 0.0
+    drift: Deviation = 0.0
+    drift_seconds: Annotated[float, Meta(gt=0)] = 20.0
+    drift_skew: Annotated[float, Meta(ge=-MOST_SKEWED, le=MOST_SKEWED)] = 0.0
+    between: Deviation = 0.0
+    prefill_share: Annotated[float, Meta(ge=0, le=3)] = 1.0
+    roughness: Deviation = 0.0
 
     @property
     def silent(self) -> bool:
