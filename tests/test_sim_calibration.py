@@ -71,7 +71,7 @@ BAD = [
         0,
         "clocks.uplink.quantiles[0]: expected 0 or more, found -1",
     ),
-    (UPLINK, UPLINK.replace("\n    0.0", ""), 1, "clocks.uplink.quantiles: expected at least one value, found an empty"),
+    (UPLINK, UPLINK.replace("\n    0.0", ""), 1, "clocks.uplink.quantiles: expected at least one value, found an"),
     (TEXT[len(TEXT) // 2 :], "", 0, "not JSON: it ends too early"),
     (TEXT, "[]", 0, "expected a calibration file"),
     (TEXT, "", 0, "not JSON: it ends too early"),
