@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,31 @@ def test_a_forecast_says_which_limit_binds(
     (alone, *_, crowded) = forecast.rows("e2e_p95")
     assert alone.value is not None and crowded.value is not None and crowded.value > 3 * alone.value
     assert all(row.low is not None and row.high is not None for row in forecast.rows("e2e_mean"))
+
+
+def test_a_lone_user_of_the_8b_waits_as_long_as_was_published() -> None:
+    """Batches of one at five lengths; the fit to all batch sizes misses them by at most 3 %."""
+    published = Path("scenarios/shipped/data/argonne_llama3_8b_a100.csv").read_text().splitlines()
+    lines = [line for line in published if not line.startswith("#")]
+    alone = [row for row in csv.DictReader(lines) if row["phase"] == "batch" and row["sequences"] == "1"]
+    assert [row["tokens_per_sequence"] for row in alone] == ["128", "256", "512", "1024", "2048"]
+    calibration = calibration_of("llama3-8b-vllm", load("llama3-8b-vllm"))
+    for row in alone:
+        seconds = float(row["seconds"])
+        prompt, output = row["tokens_per_sequence"], row["output_tokens"]
+        sets = (f"workload.prompt_tokens={prompt}", f"workload.output_tokens={output}", f"load.seconds={10 * seconds}")
+        one = load("llama3-8b-vllm", *sets, "load.users=[1]")
+        (mean,) = simulate(one, calibration, replicates=2).rows("e2e_mean")
+        assert mean.value == pytest.approx(seconds, rel=0.03)
+
+
+def test_the_kv_cache_of_an_a100_is_between_the_batches_that_did_and_did_not_fit() -> None:
+    """32 · 4096 tokens ran in one pass, 64 · 4096 in waves, at vLLM's gpu_memory_utilization of 2024, 0.9."""
+    calibration = calibration_of("llama3-8b-vllm", load("llama3-8b-vllm"))
+    assert any("The cache holds 131072 to 262144 tokens" in str(warning) for warning in calibration.warnings)
+    small, large = (kv_cache("Llama-3-8B", gpu, 1, 0.9, 2048, 256) for gpu in ("A100-40GB", "A100-80GB"))
+    assert small is not None and large is not None
+    assert 131072 <= small.low < small.high <= 262144 < large.low
 
 
 def test_an_unknown_version_and_a_silent_cut_are_said(calibration: Calibration) -> None:
