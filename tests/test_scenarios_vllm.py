@@ -73,7 +73,7 @@ def test_defaults_depend_on_version_and_on_other_flags() -> None:
         ("max_num_seqs=4096", "server.max_num_batched_tokens: expected at least max_num_seqs (4096), found 2048"),
         ("max_num_seqs=0", "server.max_num_seqs: expected 1 or more, found 0"),
         ("kv_cache_tokens=4000", "server.kv_cache_tokens: expected room for max_model_len (4096) tokens, found room"),
-        ("scheduling_policy=lifo", "server.scheduling_policy: unknown policy"),
+        ("scheduling_policy=lifo", "server.scheduling_policy: expected one of fcfs, priority, found 'lifo'"),
         ("engine=vllm", "server.engine: unknown engine; did you mean vllm-v1?"),
     ],
 )
