@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from measure.ladder.session import measure
@@ -19,12 +20,13 @@ from sim.engines import tgi_0_9_4
 from sim.engines.vllm_v1 import Flags
 from sim.model.calibration import Clocks, Delay, Noise
 from sim.model.errors import BadInput, CannotFit
+from sim.model.files.lengths import read_lengths
 from sim.model.machine import Machine
 from sim.model.request import Request
 from sim.model.scenario import Load, Scenario
 from sim.model.server import EngineFlags
 from sim.model.status import Status
-from sim.model.workload import Geometric, Lengths, RequestSpec, Sessions, Workload, session_turns
+from sim.model.workload import Geometric, Lengths, RequestLengths, RequestSpec, Sessions, Workload, session_turns
 from sim.run import Run
 from sim.steptime.linear import affine
 
@@ -265,6 +267,21 @@ def test_a_session_that_would_wait_for_ever_is_refused() -> None:
     )
     with pytest.raises(CannotFit):
         Simulated(fixed(150, 20, turns=3), flags, users=[1], seconds=5.0)
+    workload = Workload(empirical="pairs.csv", sessions=Sessions(turns=3))
+    pairs = RequestLengths(*(np.array([tokens]) for tokens in (150, 20, 20)))
+    with pytest.raises(CannotFit):
+        ladder.check_servable(Scenario(name="chat", server=flags, workload=workload), flags, pairs)
+
+
+def test_users_have_sessions_of_their_own() -> None:
+    simulated = Simulated(CHAT, TGI, users=[2], seconds=300.0)
+    turns: dict[int, list[int]] = {0: [], 1: []}
+    for session, asked in simulated.sessions.items():
+        if session.over:
+            turns[asked[0].user].append(len(asked))
+    most = min(map(len, turns.values()))
+    assert most > 5
+    assert turns[0][:most] != turns[1][:most]
 
 
 SCENARIO = """
@@ -337,3 +354,31 @@ def test_sessions_are_neither_measured_nor_replayed(tmp_path: Path) -> None:
 def test_answers_reach_their_limit_where_the_end_of_a_sequence_is_ignored(ignore: bool) -> None:
     workload = Workload(prompt_tokens=50, output_tokens=20, ignore_eos=ignore)
     assert next(foreseen(workload, TGI, attained=0.5)).output_tokens == (20 if ignore else 10)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_hits_of_many_sessions_are_what_each_of_them_has_in_a_cache_that_forgets_nothing(ahead: bool) -> None:
+    flags = Flags(num_gpu_blocks=100_000, max_model_len=3000, async_scheduling=ahead)
+    simulated = Simulated(CHAT, flags, users=[12], seconds=120.0)
+    expected = asked = 0
+    last: dict[Session, Request] = {}
+    for request in simulated.requests:  # the queue is first come, first served
+        if asked == simulated.engine.queried_tokens:
+            break
+        before = last.get(request.session)
+        known = 400 if before is None else before.prompt_tokens + before.output_tokens - 1
+        if last:
+            expected += known // 16 * 16
+        last[request.session] = request
+        asked += request.prompt_tokens
+    assert asked == simulated.engine.queried_tokens
+    assert len(last) > 50
+    assert simulated.engine.hit_tokens == expected
+    assert expected / asked > 0.7
+
+
+def test_a_file_of_lengths_is_asked_for_as_it_was_answered_where_the_end_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("prompt_tokens,output_tokens,max_new_tokens\n10,20,90\n")
+    for ignore, most in ((False, 90), (True, 20)):
+        found = read_lengths(Workload(empirical=str(tmp_path / "pairs.csv"), ignore_eos=ignore))
+        assert found is not None and found.max_new_tokens.tolist() == [most]
