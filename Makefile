@@ -42,8 +42,8 @@ advice: .venv/ready ## follow the advice on what to measure next on the stand-in
 calibration: .venv/ready ## fit the article's figures anew, for the shipped scenarios
 	@$(BIN)/servecast calibrate llama2-70b -o scenarios/shipped/data/llama2-70b.calibration.json
 
-picture: .venv/ready ## draw the README's picture anew
-	@$(BIN)/python tools/picture.py
+picture: .venv/ready ## draw the pictures of the README and docs anew
+	@$(BIN)/python tools/picture.py && $(BIN)/python tools/picture_chunking.py
 
 lock: .venv/ready ## write requirements.lock anew, at the newest versions pyproject.toml allows
 	@$(BIN)/uv pip compile pyproject.toml --quiet --group dev --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
