@@ -256,8 +256,9 @@ def test_every_shipped_scenario_runs(name: str):
     rps = [row.value for row in forecast.rows("rps")]
     assert all(0 < value < 20 for value in rps)
     assert max(rps) == pytest.approx(rps[-1], rel=0.25)  # a closed loop levels off, it does not fall
-    latencies = [row.value for row in forecast.rows("e2e_mean") if row.value is not None]
-    assert latencies[0] == min(latencies)
+    first, *more = [row for row in forecast.rows("e2e_mean") if row.value is not None]
+    assert first.low <= min(row.value for row in more)  # of few answers of many lengths, a mean may be above the next
+    assert first.value < more[-1].value
     assert len(forecast.bottleneck) == len(rps)
 
 
