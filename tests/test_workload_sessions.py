@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from measure.ladder.session import measure
+from scenarios.forecast.simulate import simulate
+from scenarios.load.parameters import calibration_of
 from scenarios.load.scenario import load
 from sim.cluster import ladder, testbed
 from sim.cluster.clients import Clients
@@ -382,3 +384,13 @@ def test_a_file_of_lengths_is_asked_for_as_it_was_answered_where_the_end_is_igno
     for ignore, most in ((False, 90), (True, 20)):
         found = read_lengths(Workload(empirical=str(tmp_path / "pairs.csv"), ignore_eos=ignore))
         assert found is not None and found.max_new_tokens.tolist() == [most]
+
+
+def test_a_forecast_of_a_rate_of_sessions_counts_their_turns() -> None:
+    sets = "load.users=", "load.rate=[0.5]", "load.settle=60", "load.seconds=300", "workload.sessions.turns=5"
+    more = "workload.prompt_tokens=30", "workload.output_tokens=20", "workload.sessions.think=1"
+    scenario = load("llama2-70b-chat", *sets, *more, "load.arrivals=constant")
+    forecast = simulate(scenario, calibration_of("llama2-70b-chat", scenario), replicates=19)
+    (rps,) = forecast.rows("rps")
+    assert rps.value == pytest.approx(0.5 * 5, rel=0.02)
+    assert forecast.unit == "sessions/s"

@@ -361,4 +361,4 @@ def _loads(forecast: Forecast) -> Column:
 
 def load_title(forecast: Forecast) -> str:
     """What heads a column of loads."""
-    return "users " if forecast.scenario.load.users is not None else "req/s "
+    return {"users": "users ", "requests/s": "req/s "}.get(forecast.unit, f"{forecast.unit} ")

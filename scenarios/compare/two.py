@@ -101,7 +101,7 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
     forecasts = _by_metric_and_load(forecast)
     run = with_users(run)
     table = rates.table(run)
-    if run.scenario.load.rate is not None:
+    if run.scenario.load.rate is not None and run.scenario.workload.sessions is None:
         table = rates.steady(table, [int(row["rung"]) for _, row in table.iterrows() if not rates.growing(row)])
     rows = []
     shared, unlike = shared_metrics(run)

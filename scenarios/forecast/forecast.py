@@ -152,7 +152,9 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 def unit_of(scenario: Scenario) -> str:
     """What a scenario's loads count."""
-    return "users" if scenario.load.users is not None else "requests/s"
+    if scenario.load.users is not None:
+        return "users"
+    return "requests/s" if scenario.workload.sessions is None else "sessions/s"
 
 
 def named(load: float, unit: str) -> str:

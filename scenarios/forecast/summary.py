@@ -62,7 +62,7 @@ def summarise(
     unit = unit_of(scenario)
     outside = [bool(above(calibration, rung, unit) or below(calibration, rung, unit)) for _, rung in rungs.iterrows()]
     growing = [unstable(scenario, rung) for _, rung in rungs.iterrows()]
-    if scenario.load.rate is not None:
+    if scenario.load.rate is not None and scenario.workload.sessions is None:  # or more comes than the rate
         steady = [int(str(number)) for number, grows in zip(rungs.index, growing, strict=True) if not grows]
         tables = [rates.steady(table, steady) for table in tables]
         rungs = _medians(tables)
