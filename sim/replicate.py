@@ -10,7 +10,7 @@ import numpy as np
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
 from sim.executors import Tell, silent
-from sim.model.calibration import Calibration
+from sim.model.calibration import Calibration, SystemParameters
 from sim.model.machine import Draw, Machine, draw_machine
 from sim.model.scenario import Scenario
 from sim.model.workload import RequestLengths
@@ -57,8 +57,8 @@ def takeoff_factor(calibration: Calibration, seed: int, number: int) -> float:
     """
     draw = draw_of(seed, number)
     values = calibration.values if draw is None else draw.values(calibration)
-    if "takeoff_factor" in values:
-        return values["takeoff_factor"]
+    if (factor := SystemParameters.of(values).takeoff_factor) is not None:
+        return factor
     return float(np.random.default_rng([seed, number, 4]).uniform(*TAKEOFF_FACTOR))
 
 

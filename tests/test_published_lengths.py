@@ -69,4 +69,4 @@ def test_a_meaning_of_lengths_that_is_none_is_refused(tmp_path: Path, capsys: py
     (tmp_path / "odd.yaml").write_text(text)
     assert status(["simulate", str(tmp_path / "odd.yaml")]) == 2
     said = capsys.readouterr().err
-    assert "odd.yaml:9: published[0].lengths: unknown meaning of output_tokens; did you mean full?" in said
+    assert "odd.yaml:9: published[0].lengths: expected one of full, limit" in said

@@ -116,17 +116,17 @@ def test_the_kv_cache_is_the_scenarios_else_the_calibrations_else_what_fits() ->
     def middle(low: int, high: int) -> int:
         return (low + high) // 2
 
-    said = {"kv_cache_tokens": 9000.0}
+    said = 9000.0
     assert Flags(num_gpu_blocks=400).settled(said, middle, machine).kv_tokens == 399 * 16
     assert Flags(kv_cache_tokens=8000).settled(said, middle, machine).blocks == 500
     assert Flags(kv_cache_tokens=Bounds(low=6000, high=7000)).settled(said, middle, machine).blocks == 6500 // 16
     assert Flags().settled(said, middle, machine).kv_cache_tokens == 9000
-    found = Flags().settled({}, lambda low, high: low, machine).kv_cache_tokens
+    found = Flags().settled(None, lambda low, high: low, machine).kv_cache_tokens
     assert found == getattr(kv_cache("Llama-3-8B", "A100-80GB", 1, 0.92, 2048, 256), "low")  # noqa: B009 - may be None
     with pytest.raises(BadInput, match="expected a number of tokens here or in the calibration"):
-        Flags().settled({}, middle, Hardware())
+        Flags().settled(None, middle, Hardware())
     with pytest.raises(BadInput, match="vLLM would not start"):
-        Flags(max_model_len=131072).settled({}, middle, Hardware(model="Llama-3.1-8B", gpu="L4"))
+        Flags(max_model_len=131072).settled(None, middle, Hardware(model="Llama-3.1-8B", gpu="L4"))
 
 
 @pytest.mark.parametrize(

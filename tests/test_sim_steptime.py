@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.steptime.basis import columns
-from sim.steptime.linear import BASES, Linear, affine, padded
+from sim.steptime.linear import FORMS, Linear, affine, padded
 from sim.steptime.segment import Segment
 from sim.steptime.work import StepWork
 
@@ -57,7 +57,7 @@ def test_the_inverse_is_right_at_any_time(run: Segment, after: float) -> None:
 def test_a_forms_line_is_its_next_steps_as_every_context_grows_by_a_token(
     coefficients: dict[str, float], contexts: list[int], k: int
 ) -> None:
-    for model in BASES:
+    for model in FORMS:
         levels = {"level_1": 0.1, "level_5": 0.7} if model.endswith("levels") else {}
         made = Linear(model, coefficients | levels)
         first, growth = made.decode(len(contexts), sum(contexts), max(contexts))
@@ -84,12 +84,12 @@ def test_the_forms_are_the_formulas_they_print() -> None:
     assert (
         mixed.line(both, StepWork(prefill_attention=400, decode_context=3, decode_longest=1)).growth == 1200 + 33 + 13
     )
-    assert {"affine", "affine_levels", "padded", "levels", "mixed"} == set(BASES)
+    assert {"affine", "affine_levels", "padded", "levels", "mixed"} == set(FORMS)
 
 
-@given(st.sampled_from(sorted(BASES)), st.lists(st.integers(1, 900), min_size=11, max_size=11))
+@given(st.sampled_from(sorted(FORMS)), st.lists(st.integers(1, 900), min_size=11, max_size=11))
 def test_a_design_matrix_times_the_coefficients_is_what_a_simulation_takes(model: str, counts: list[int]) -> None:
-    basis = BASES[model]
+    basis = FORMS[model].basis
     coefficients = {name: 0.5 + i / 8 for i, name in enumerate(basis)}
     levels = {"level_1": coefficients["b0"], "level_900": coefficients["b0"]} if model.endswith("levels") else {}
     if levels:

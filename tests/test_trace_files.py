@@ -192,7 +192,7 @@ def emptied(folder: Path) -> None:
             "trace:1: columns.time: no column 'wenn' in it; did you mean when?",
         ),
         (MAPPED, '{"when": 1, "usage": {"in": 3}}\n', "trace:1: columns.output_tokens: no column 'out' in it"),
-        ("{file: trace, time_unit: min}", "x", "time_unit: unknown unit of time"),
+        ("{file: trace, time_unit: min}", "x", "time_unit: expected one of s, ms, us, ns"),
         ("{file: trace, scale: 0}", "x", "scale: expected more than 0"),
         ("{file: trace, colums: {}}", "x", "did you mean columns?"),
         ("{columns: {time: t}}", "x", "workload.trace.file: missing"),

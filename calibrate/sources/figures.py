@@ -21,7 +21,7 @@ from calibrate.sources.published_priors import TAKEOFF
 from calibrate.sources.static_batch import batch_terms
 from sim.engines.tgi_0_9_4 import Flags
 from sim.executors import IN_PROCESS, Executor, Tell, silent
-from sim.model.calibration import Clocks, Delay
+from sim.model.calibration import Clocks, Delay, SystemParameters
 from sim.model.errors import BadInput
 from sim.model.machine import Machine
 from sim.model.scenario import Figure, Load, Scenario
@@ -126,12 +126,13 @@ class FigureSimulator:
 
     def task(self, machine: Mapping[str, float], of: Profile, users: Sequence[int], seed: tuple[int, ...]) -> Task:
         """One ladder of this machine, by its parameters' names."""
-        attained = machine.get("output_attained", 1.0) if of.limit else 1.0
+        system = SystemParameters.of(machine)
+        attained = system.output_attained if of.limit else 1.0
         terms, clocks = single_user_terms(of, np.array([attained]))
         alone = clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
         server = self.server
-        if "max_batch_total_tokens" in machine:
-            server = msgspec.structs.replace(server, max_batch_total_tokens=round(machine["max_batch_total_tokens"]))
+        if (budget := system.capacity(server.declared)) is not None:
+            server = msgspec.structs.replace(server, max_batch_total_tokens=round(budget))
         load = Load(users=list(users), spawn_rate=1.0, seconds=max(SECONDS, ANSWERS * alone))
         workload = Workload(prompt_tokens=of.prompt_tokens, output_tokens=of.output_tokens)
         model = Machine(step_time("affine", machine), server, clocks=CLOCKS, output_attained=attained)

@@ -33,7 +33,7 @@ from calibrate.sources.figures import (
 from calibrate.sources.importance_sampling import sample
 from sim.engines.catalog import identity
 from sim.executors import IN_PROCESS, Executor, silent
-from sim.model.calibration import Calibration, Source
+from sim.model.calibration import Calibration, Source, SystemParameters
 from sim.model.scenario import Figure, Scenario
 from sim.model.steps import PREFILL
 from sim.steptime.linear import MEANING
@@ -139,14 +139,15 @@ def resimulate(
             values = [_alone(figure, machine) for machine in machines]
         else:
             at = ladder.index(figure)
-            cells = [int(np.abs(FACTORS - machine.get("takeoff_factor", FACTORS[0])).argmin()) for machine in machines]
+            factors = [SystemParameters.of(machine).takeoff_factor or FACTORS[0] for machine in machines]
+            cells = [int(np.abs(FACTORS - factor).argmin()) for factor in factors]
             values = [float(shown[at, cell]) for shown, cell in zip(climbed, cells, strict=True)]
         found.append(Shown(title(figure), figure, values[0], np.array(values[1:])))
     return found
 
 
 def _alone(figure: Figure, machine: Mapping[str, float]) -> float:
-    terms, clocks = single_user_terms(profile(figure), np.array([machine.get("output_attained", 1.0)]))
+    terms, clocks = single_user_terms(profile(figure), np.array([SystemParameters.of(machine).output_attained]))
     return clocks + sum(machine.get(name, 0.0) * float(times[0]) for name, times in terms.items())
 
 

@@ -25,7 +25,7 @@ from measure.standin.surface import Surface
 from measure.standin.tgi.routes import Routes as TgiRoutes
 from measure.standin.vllm.routes import Routes as VllmRoutes
 from sim.engines.catalog import DEFAULT, FLAGS, NAMES, flags_of
-from sim.model.calibration import Calibration, read_calibration
+from sim.model.calibration import Calibration, SystemParameters, read_calibration
 from sim.model.errors import BadInput, UserError
 from sim.model.files.atomic import refuse_in_run
 from sim.model.server import EngineFlags
@@ -99,7 +99,7 @@ def serve(
     standin = STANDINS[engine if server is None else server.engine]
     calibration = calibration or read_calibration(standin.calibration)
     server = server or convert(engine, flags_in(calibration, engine))
-    room = {server.declared.capacity: ROOM} | calibration.values
+    room = SystemParameters.of(calibration.values).capacity(server.declared) or ROOM
     server = server.settled(room, lambda low, high: (low + high) // 2, calibration.machine)
     server.check(lambda key, message: BadInput(message, key=".".join(map(str, key))))
     if log is not None:

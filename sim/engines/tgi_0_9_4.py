@@ -176,16 +176,16 @@ class Flags(
                     ("max_batch_total_tokens",), f"expected at least {name} ({getattr(self, name)}), found {low}"
                 )
 
-    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Hardware) -> Flags:
+    def settled(self, capacity: float | None, uniform: Uniform, machine: Hardware) -> Flags:
         """The token budget is the scenario's if it names one, else the calibration's. Of bounds, what the calibration
         inferred within them; else it is drawn."""
-        budget, inferred = self.max_batch_total_tokens, values.get("max_batch_total_tokens")
-        if isinstance(budget, Bounds) and inferred is not None and budget.low <= inferred <= budget.high:
-            budget = round(inferred)
+        budget = self.max_batch_total_tokens
+        if isinstance(budget, Bounds) and capacity is not None and budget.low <= capacity <= budget.high:
+            budget = round(capacity)
         elif isinstance(budget, Bounds):
             budget = uniform(budget.low, budget.high)
-        elif budget is None and inferred is not None:
-            budget = round(inferred)
+        elif budget is None and capacity is not None:
+            budget = round(capacity)
         elif budget is None and not self.requires_padding:
             raise BadInput(
                 "expected a number of tokens here or in the calibration, which has none",

@@ -215,10 +215,10 @@ class Flags(
                 (key,), f"expected room for max_model_len ({self.max_model_len}) tokens, found room for {max(room, 0)}"
             )
 
-    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Hardware) -> Flags:
+    def settled(self, capacity: float | None, uniform: Uniform, machine: Hardware) -> Flags:
         """See `EngineFlags.settled`."""
-        tokens, inferred = self.kv_cache_tokens, values.get("kv_cache_tokens")
-        if tokens is None and self.num_gpu_blocks is None and inferred is None:
+        tokens = self.kv_cache_tokens
+        if tokens is None and self.num_gpu_blocks is None and capacity is None:
             tokens = kv_cache(
                 machine.model,
                 machine.gpu,
@@ -237,16 +237,16 @@ class Flags(
             if tokens is not None:
                 tokens = Bounds(low=max(tokens.low, least), high=tokens.high)
         if isinstance(tokens, Bounds):
-            inside = inferred is not None and tokens.low <= inferred <= tokens.high
-            tokens = round(inferred) if inside and inferred is not None else uniform(tokens.low, tokens.high)
+            inside = capacity is not None and tokens.low <= capacity <= tokens.high
+            tokens = round(capacity) if inside and capacity is not None else uniform(tokens.low, tokens.high)
         elif self.num_gpu_blocks is None and tokens is None:
-            if inferred is None:
+            if capacity is None:
                 raise BadInput(
                     "expected a number of tokens here or in the calibration, or a machine whose model and gpu are "
                     "known to leave room (the server logs its KV cache size; num_gpu_blocks will do, too)",
                     key="server.kv_cache_tokens",
                 )
-            tokens = round(inferred)
+            tokens = round(capacity)
         return msgspec.structs.replace(self, kv_cache_tokens=tokens)
 
     def widened(self, prompt_tokens: int, total_tokens: int, users: int, given: set[str]) -> Flags:

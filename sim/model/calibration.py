@@ -21,7 +21,7 @@ from sim.model.quantity import MOST, Countable, Seconds
 from sim.model.scenario import Hardware
 from sim.model.server import Declaration
 from sim.model.warning import Notice, notice
-from sim.steptime.linear import BASES, LEVEL, MEANING, missing, step_time
+from sim.steptime.linear import FORMS, LEVEL, MEANING, step_time
 from sim.steptime.noise_parameters import Noise
 
 MOST_SEQUENCES = 100_000  # in a batch; one of 1,024 is large
@@ -43,13 +43,18 @@ class SystemParameters(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_tokens: Annotated[float, msgspec.Meta(ge=1, le=MOST)] | None = None
     uplink: Seconds | None = None
     uplink_per_token: Seconds | None = None
-    output_attained: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    output_attained: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     takeoff_factor: Annotated[float, msgspec.Meta(ge=1, le=1000)] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, float]) -> SystemParameters:
         """Those among all parameters of a draw."""
         return cls(**{name: values[name] for name in cls.__struct_fields__ if name in values})
+
+    def capacity(self, declared: Declaration) -> float | None:
+        """The size of the KV cache of such an engine, tokens."""
+        found: float | None = getattr(self, declared.capacity)
+        return found
 
 
 BESIDES: dict[str, Any] = get_type_hints(SystemParameters, include_extras=True)
@@ -298,7 +303,7 @@ def _check_draws(calibration: Calibration, document: Document) -> None:
                 f"expected draws around the interval of the parameter ({said.low:g} to {said.high:g}); "
                 f"the middle one is {middle:g}",
             )
-    if (lacking := missing(calibration.model, calibration.draws)) is not None:
+    if (lacking := FORMS[calibration.model].missing(calibration.draws)) is not None:
         raise document.fail(("draws", lacking), f"missing; the form {calibration.model} requires it in every draw")
     for name, said in calibration.parameters.items():
         if name not in calibration.draws and said.low < said.high:
@@ -328,10 +333,10 @@ def read_calibration(path: str | Path) -> Calibration:
     """Read `calibration.json`; `BadInput` names the file, the line and the key."""
     document = Document(Path(path), "a calibration file")
     calibration = document.read_as(Calibration)
-    known(calibration.model, BASES, "step-time form", ("model",), document.fail)
+    known(calibration.model, FORMS, "step-time form", ("model",), document.fail)
     for name, parameter in calibration.parameters.items():
         _check_parameter(name, parameter, document)
-    if (lacking := missing(calibration.model, calibration.parameters)) is not None:
+    if (lacking := FORMS[calibration.model].missing(calibration.parameters)) is not None:
         raise document.fail(("parameters", lacking), f"missing; the form {calibration.model} requires it")
     _check_draws(calibration, document)
     _check_form(calibration, document)

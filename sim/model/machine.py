@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from sim.model.calibration import Calibration, Clocks
+from sim.model.calibration import Calibration, Clocks, SystemParameters
 from sim.model.errors import BadInput
 from sim.model.scenario import Hardware
 from sim.model.server import EngineFlags
-from sim.steptime.linear import BASES, Linear, step_time
+from sim.steptime.linear import FORMS, Linear, step_time
 from sim.steptime.noise_parameters import Noise
 
 
@@ -62,12 +62,12 @@ def draw_machine(
 
     The size of the KV cache is the scenario's if it names one, else the calibration's (`EngineFlags.settled`).
     """
-    if calibration.model not in BASES:
-        raise BadInput(f"expected one of {', '.join(sorted(BASES))}, found {calibration.model!r}", key="model")
+    if calibration.model not in FORMS:
+        raise BadInput(f"expected one of {', '.join(sorted(FORMS))}, found {calibration.model!r}", key="model")
     values = calibration.values if draw is None else draw.values(calibration)
-    clocks = calibration.clocks
-    if "uplink" in values:  # fitted together with the step times: a draw of one goes with a draw of the other
-        uplink = clocks.uplink.shifted(values["uplink"], values.get("uplink_per_token"))
+    system, clocks = SystemParameters.of(values), calibration.clocks
+    if system.uplink is not None:  # fitted together with the step times: a draw of one goes with a draw of the other
+        uplink = clocks.uplink.shifted(system.uplink, system.uplink_per_token)
         clocks = msgspec.structs.replace(clocks, uplink=uplink)
 
     def uniform(low: int, high: int) -> int:
@@ -75,8 +75,8 @@ def draw_machine(
 
     return Machine(
         step_time=step_time(calibration.model, values),
-        server=server.settled(values, uniform, machine or calibration.machine),
+        server=server.settled(system.capacity(server.declared), uniform, machine or calibration.machine),
         noise=calibration.noise,
         clocks=clocks,
-        output_attained=values.get("output_attained", 1.0),
+        output_attained=system.output_attained,
     )

@@ -131,10 +131,10 @@ class EngineFlags:
         """Complain about the first flag that the server would not start with."""
         raise NotImplementedError
 
-    def settled(self, values: Mapping[str, float], uniform: Uniform, machine: Hardware) -> Self:
-        """The flags with every one known: what they do not say is taken from the parameters `values` of a calibration,
-        or from what fits on the machine; what is known within bounds only is drawn. Raises `BadInput` where nothing
-        tells."""
+    def settled(self, capacity: float | None, uniform: Uniform, machine: Hardware) -> Self:
+        """The flags with every one known: what they do not say of the KV cache is the `capacity` of a
+        calibration, tokens, or what fits on the machine; what is known within bounds only is drawn. Raises `BadInput`
+        where nothing tells."""
         raise NotImplementedError
 
     def widened(self, prompt_tokens: int, total_tokens: int, users: int, given: set[str]) -> Self:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -22,12 +22,33 @@ from sim.steptime.basis import AFFINE, COLUMNS, DECODE, DROP, GROWING, JOIN, MIX
 from sim.steptime.work import NOTHING, StepWork
 
 LEVEL = "level_"
-BASES: dict[str, Mapping[str, Term]] = {
-    "affine": AFFINE,
-    "affine_levels": AFFINE,
-    "padded": PADDED,
-    "levels": PADDED,
-    "mixed": MIXED,
+
+
+class Form(NamedTuple):
+    """A step-time form: its terms by the names of their coefficients, and the parameters that it requires.
+
+    `LEVEL` stands for one level at least. No server does a prompt token or a decode step for nothing, and a parameter
+    that got lost must not pass for one that is zero. All others are 0 where a calibration leaves them out: a fit to a
+    table drops terms that do not earn their place.
+    """
+
+    basis: Mapping[str, Term]
+    required: tuple[str, ...]
+
+    def missing(self, names: Iterable[str]) -> str | None:
+        """The first required parameter that `names` lack (`level_1` for any level); None if none."""
+        given = {LEVEL if name.startswith(LEVEL) else name for name in names}
+        lacking = next((name for name in self.required if name not in given), None)
+        return f"{LEVEL}1" if lacking == LEVEL else lacking
+
+
+# with levels, b1 continues them beyond the largest batch that was seen
+FORMS = {
+    "affine": Form(AFFINE, ("a1", "b0")),
+    "affine_levels": Form(AFFINE, ("a1", "b1", LEVEL)),
+    "padded": Form(PADDED, ("a1", "b0")),
+    "levels": Form(PADDED, ("a1", "b1", LEVEL)),
+    "mixed": Form(MIXED, ("s0", "s1")),
 }
 MEANING = {name: (term.unit, term.meaning) for name, term in sorted((PADDED | MIXED).items())}
 
@@ -57,12 +78,12 @@ class Linear:
     def line(self) -> Callable[..., Line]:
         """See `StepTime.line`."""
         model, parameters = self.model, self.parameters
-        coefficients = {name: float(parameters[name]) for name in BASES[model] if parameters.get(name)}
+        coefficients = {name: float(parameters[name]) for name in FORMS[model].basis if parameters.get(name)}
         level = None
         if model.endswith("levels"):
             level = _ByBatch(parameters, coefficients.pop("b1", 0.0))
             coefficients.pop("b0", None)
-        return _compiled(BASES[model], coefficients, level)
+        return _compiled(FORMS[model].basis, coefficients, level)
 
     def __reduce__(self) -> tuple[type[Linear], tuple[str, dict[str, float]]]:
         return Linear, (self.model, self.parameters)
@@ -96,34 +117,12 @@ def padded(**coefficients: float) -> Linear:
     return Linear("padded", coefficients)
 
 
-# `LEVEL` stands for one level at least; b1 continues the levels beyond the largest batch that was seen
-REQUIRED = {
-    "affine": ("a1", "b0"),
-    "affine_levels": ("a1", "b1", LEVEL),
-    "padded": ("a1", "b0"),
-    "levels": ("a1", "b1", LEVEL),
-    "mixed": ("s0", "s1"),
-}
-
-
-def missing(model: str, names: Iterable[str]) -> str | None:
-    """The first parameter that the form requires and `names` lack (`level_1` stands for any level); None if none.
-
-    No server does a prompt token or a decode step for nothing, and a parameter that got lost must not pass for one that
-    is zero. All others are 0 where a calibration leaves them out: a fit to a table drops terms that do not earn their
-    place.
-    """
-    given = {LEVEL if name.startswith(LEVEL) else name for name in names}
-    lacking = next((name for name in REQUIRED[model] if name not in given), None)
-    return f"{LEVEL}1" if lacking == LEVEL else lacking
-
-
 def step_time(model: str, parameters: Mapping[str, float]) -> Linear:
     """The named form with these parameters; names that are not the form's (a token budget) are left to others.
 
     `LookupError` where one is missing that the form requires.
     """
-    if (lacking := missing(model, parameters)) is not None:
+    if (lacking := FORMS[model].missing(parameters)) is not None:
         raise LookupError(f"the form {model} requires {lacking}")
     return Linear(model, parameters)
 
