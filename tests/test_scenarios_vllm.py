@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from sim.model.scenario import Hardware, Load, Scenario
 from sim.model.server import Bounds
 from sim.model.workload import Workload
 from sim.results.gaps import gaps
+from sim.results.metrics import rung_metrics
 from sim.steptime.linear import Linear
 
 SHIPPED = "llama2-70b-vllm"
@@ -212,6 +214,26 @@ def test_gaps_and_tokens_from_steps_are_those_of_the_requests(asynchronous: bool
     assert total >= 39 * whole.sum()
     each = (end - first)[whole] / 39
     assert shown.mean() == pytest.approx(float(np.mean(each)), rel=0.05)
+
+
+def test_chunks_of_a_prompt_that_is_computed_alone_are_steps_of_their_own() -> None:
+    """A step takes 1 s and 0.1 ms a position attended; 450 tokens are four chunks of 100 and one of 50, of which the
+    k-th of 100 tokens attends to 100 (100 (k - 1) + 50.5) positions and the last to 50 (400 + 25.5)."""
+    flags = Flags(max_model_len=2000, max_num_batched_tokens=100, max_num_seqs=8, kv_cache_tokens=100_000)
+    work = Workload(prompt_tokens=450, output_tokens=3)
+    asked = Scenario(name="v", server=flags, workload=work, load=Load(users=[1], seconds=20.0, settle=0.0))
+    run = climb(asked, Machine(Linear("mixed", {"s0": 1.0, "s2": 1e-4}), flags), 0)
+    assert run.steps is not None
+    steps = run.steps.iloc[:6]
+    assert steps["count"].tolist() == [1, 1, 1, 1, 1, 2]  # two tokens more
+    assert steps["tokens"].tolist()[:5] == [100, 100, 100, 100, 50]
+    assert steps["prefill_attention"].tolist() == [5050, 15050, 25050, 35050, 21275, 0]
+    assert steps["begun"].tolist() == steps["kept"].tolist() == [0, 0, 0, 0, 1, 0]
+    assert (steps["end"] - steps["start"]).tolist() == pytest.approx([1.505, 2.505, 3.505, 4.505, 3.1275, 2.0])
+    one = replace(run.rungs[0], settled=0.0, end=17.1475)
+    assert rung_metrics(run, one)["prefill_share"] == pytest.approx(15.1475 / 17.1475)
+    shown = gaps(run, 0.0, 17.2)
+    assert shown.tokens == 3 and shown.mean() == pytest.approx(1.0)
 
 
 def test_a_new_scenario_of_each_engine_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,8 @@ class Replica:
         self._on_call(Call(op, start, ends.tolist(), [row.request for row in rows], self._state.kv_used))
 
     def _note(self, plan: Plan, steps: int, start: float, end: float, outcome: Outcome = NOTHING_YET) -> None:
-        """Write a row of the first steps of a plan, of which the engine has been told."""
+        """Write what the first steps of a plan were, of which the engine has been told: one row, or without decodes one
+        a step."""
         work, once = plan.work, plan.once
         self._state = state = self.engine.state()
         self.number += steps * work.passes
@@ -270,12 +271,20 @@ class Replica:
                 self.step_ends.append(self._segment.ends(before + steps)[before:].copy())
         else:
             kept -= sum([r.gone for r in outcome.first])
-            size, tokens = work.prefill_sequences, work.prefill_tokens
-            squares = 2 * work.prefill_attention - tokens
-            longest, used = work.prefill_longest, state.kv_used
-            # fmt: off
-            self.steps.extend((
-                PREFILL, start, end, steps, size, tokens, squares, longest, 0, begun - kept, kept, used,
-                end - start, 0.0, 0.0, 0, 0.0, begun, size, work.prefill_attention, longest, 0,
-            ))
-            # fmt: on
+            ends = [end]
+            if steps > 1:  # chunks of equal size, each of which attends to more: a row each
+                assert self._segment is not None
+                ends = self._segment.ends(self._before + steps)[self._before :].tolist()
+            used = state.kv_used
+            for left, end in zip(range(len(ends) - 1, -1, -1), ends, strict=True):
+                ended, goes_on, came = (0, 0, 0) if left else (begun - kept, kept, begun)
+                size, tokens, attention = work.prefill_sequences, work.prefill_tokens, work.prefill_attention
+                squares, longest = 2 * attention - tokens, work.prefill_longest
+                # fmt: off
+                self.steps.extend((
+                    PREFILL, start, end, 1, size, tokens, squares, longest, 0, ended, goes_on, used,
+                    end - start, 0.0, 0.0, 0, 0.0, came, size, attention, longest, 0,
+                ))
+                # fmt: on
+                if left:
+                    start, work = end, work.after(1, plan.growth)
