@@ -45,6 +45,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("recording", recordings, ids=[r.name for r in recordings])
 
 
+@pytest.fixture(scope="module")
+def few_replays() -> Iterator[None]:
+    """Fit checks of 19 replays, the fewest that have a 90 % band."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scenarios.compare.fit_check.FIRST", 19)
+        patch.setattr("scenarios.compare.fit_check.ALL", 38)
+        yield
+
+
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return quick_calibration(tmp_path_factory.mktemp("standin"))

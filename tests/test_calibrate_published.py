@@ -162,9 +162,9 @@ def test_a_calibration_survives_its_file(fitted, tmp_path):
 
 
 def test_the_result_depends_on_the_seed_and_not_on_the_executor():
-    alone = calibrate_published(ARTICLE, 5, simulations=12)
-    assert calibrate_published(ARTICLE, 5, simulations=12, executor=Backwards()) == alone
-    assert calibrate_published(ARTICLE, 6, simulations=12) != alone
+    alone = calibrate_published(ARTICLE, 5, simulations=6)
+    assert calibrate_published(ARTICLE, 5, simulations=6, executor=Backwards()) == alone
+    assert calibrate_published(ARTICLE, 6, simulations=6) != alone
 
 
 def test_figures_that_cannot_hold_together_are_named():

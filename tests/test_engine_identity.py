@@ -17,6 +17,7 @@ from warned import texts
 
 from scenarios.cli.main import status
 
+pytestmark = pytest.mark.usefixtures("few_replays")
 DATA = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http"
 SAMPLES = Path(__file__).parent / "samples"
 SHORT = ("--set", "load.users=[1,2]", "--set", "load.seconds=1", "--set", "load.spawn_rate=20")
@@ -132,7 +133,7 @@ def test_a_warning_stands_at_every_number_of_what_is_forecast_all_the_same(
 def test_a_comparison_carries_the_warning_too(vllm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calibrated = ("--calibration", vllm / "calibration.json", "--as", "tgi-0.9.4", *QUICK)
     assert run("compare", vllm / "run", *calibrated, "-o", tmp_path / "out") == 0
-    assert "warning:" in capsys.readouterr().out
+    assert "Warning:" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert found["taken_as"] == "tgi-0.9.4"
     assert "vllm 0.6.3" in texts(found["warnings"])[0]

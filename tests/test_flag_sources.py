@@ -13,6 +13,7 @@ from warned import texts
 
 from scenarios.cli.main import status
 
+pytestmark = pytest.mark.usefixtures("few_replays")
 DATA = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http"
 QUICK = ("--replicates", "19", "--jobs", "1")
 SMALL = """

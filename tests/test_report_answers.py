@@ -106,6 +106,7 @@ def test_a_comparison_says_how_far_off_and_whether_that_passes(measured: Path, f
 
 def test_three_warnings_are_open_and_the_rest_folds(tmp_path: Path):
     many = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5", "--users", "1,40,200"]
+    many += ["--set", "server.max_concurrent_requests=200"]  # a refused user asks again at once, which takes long
     assert status(["simulate", "llama2-70b-1500-100", *many, "-o", str(tmp_path)]) == 0
     text = page(tmp_path / "llama2-70b-1500-100", out=tmp_path / "r.html")
     box = text[text.index('<div class="warnings">') :]

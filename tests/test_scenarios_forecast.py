@@ -105,8 +105,8 @@ def test_what_is_written_is_read_and_written_again(small, tmp_path: Path):
 
 
 def test_corners_are_found_in_each_replicate(small):
-    forecast = simulate(small(), machine(), replicates=99)
-    tables = [replicate(task) for task in tasks_for(small(), machine(), 0, range(1, 100))]
+    forecast = simulate(small(), machine(), replicates=39)
+    tables = [replicate(task) for task in tasks_for(small(), machine(), 0, range(1, 40))]
     plateaus = [t["rps"].max() for t in tables]
     assert forecast.plateau.rps.value == pytest.approx(np.median(plateaus))
     assert forecast.plateau.rps.low == pytest.approx(np.quantile(plateaus, 0.05, method="weibull"))

@@ -106,9 +106,7 @@ def test_the_ladder_fits(width: int, capsys: pytest.CaptureFixture[str]):
 
 
 def test_a_pipe_without_columns_is_80_wide():
-    code = (
-        "import os; os.environ.pop('COLUMNS', None); from scenarios.answer.tables import console;print(console().width)"
-    )
+    code = "import os; os.environ.pop('COLUMNS', None); from sim.terminal.console import console;print(console().width)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "80\n"
 

@@ -14,7 +14,7 @@ from sim.model.warning import KINDS, Notice, Severity, notice, ranked
 
 ROOT = Path(__file__).parents[1]
 ASKED = ["simulate", "llama2-70b-1500-100", "--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
-MANY = ["--users", "1,40,200"]
+MANY = ["--users", "1,40,200", "--set", "server.max_concurrent_requests=200"]  # refused users ask again at once: slow
 
 
 def shown(err: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -27,22 +26,11 @@ if TYPE_CHECKING:
     from scenarios.compare.comparison import Comparison
     from scenarios.load.variants import Variant
 
-WIDTH = 80
 # metrics, and how soon the column of each is left out where there is little room
 LATENCY = {"e2e_p50": 3, "e2e_p95": 1, "ttft_p50": 4, "ttft_p95": 2}
 RATES = {"rps": 1, "input_tokens_per_s": 3, "output_tokens_per_s": 2}
 STEPS = {"tpot_mean": 1, "tpot_p95": 2, "queue": 3}
 CURVES = "--csv has every metric"
-
-
-def console() -> Console:
-    """stdout as rich sees it; where it is no terminal, without colour and 80 columns wide (or COLUMNS, if set)."""
-    terminal = Console()
-    if terminal.is_terminal:
-        return terminal
-    width = os.environ.get("COLUMNS", "")
-    columns = int(width) if width.isdecimal() and int(width[:9]) > 0 else WIDTH
-    return Console(width=columns, no_color=True, highlight=False)
 
 
 def show_forecast(forecast: Forecast, out: Console) -> None:

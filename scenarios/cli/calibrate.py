@@ -57,12 +57,13 @@ def calibrate(
     under `published:`, which are fitted through the simulator. The fit is checked by simulating again what it was
     fitted to; exit status 1, after the file is written, when that is not reproduced.
     """
-    from scenarios.answer.tables import console, show_calibration
+    from scenarios.answer.tables import show_calibration
     from scenarios.compare.fit import files_read, fit_sources, question, read_sources
     from scenarios.compare.fit_check import failures
     from scenarios.forecast.next_measurement import next_measurements
     from scenarios.load.assumed import assumed_server
     from scenarios.load.parameters import write_calibration
+    from sim.terminal.console import console
 
     if output is not None:
         check_output(output, CALIBRATION, inputs=files_read(names, asked, sets), force=force)

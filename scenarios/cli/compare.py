@@ -69,7 +69,7 @@ def compare(
     cannot be judged.
     """
     from scenarios.answer.csv import rows_as_csv
-    from scenarios.answer.tables import console, show_comparison
+    from scenarios.answer.tables import show_comparison
     from scenarios.compare.comparison import parse_tolerances, write_comparison
     from scenarios.compare.repeatability import read_repeats
     from scenarios.compare.run_with_model import compare_held_out, compare_with_calibration, parse_rungs
@@ -79,6 +79,7 @@ def compare(
     from scenarios.load.assumed import assumed_server
     from scenarios.progress import read_run_with_progress
     from scenarios.report.page import page
+    from sim.terminal.console import console
 
     limits = parse_tolerances(tolerances)
     if output is not None:

@@ -22,8 +22,9 @@ def doctor(source: str | None, url: str | None, timeout: float | None, sets: tup
     """
     from measure.server.detection import PROBE_SECONDS
     from measure.server.doctor import diagnose
-    from scenarios.answer.tables import console, show_findings
+    from scenarios.answer.tables import show_findings
     from scenarios.load.scenario import load
+    from sim.terminal.console import console
 
     scenario = None if source is None else load(source, *sets)
     findings = diagnose(scenario, url, print_note, PROBE_SECONDS if timeout is None else timeout)

@@ -22,11 +22,12 @@ def plan(sources: tuple[str, ...], how: Simulation, output_format: str | None) -
     Exit status 1 when no load of the ladder meets every SLO with a probability of 90 %.
     """
     from scenarios.answer.csv import plan_as_csv
-    from scenarios.answer.tables import console, show_plan
+    from scenarios.answer.tables import show_plan
     from scenarios.forecast.forecast import shared_warnings
     from scenarios.forecast.plan import check_slo, meets, plan_row
     from scenarios.forecast.simulate import simulate_all
     from scenarios.load.variants import load_variants
+    from sim.terminal.console import console
 
     asked = load_variants(sources, how.sets)
     check_slo(asked)

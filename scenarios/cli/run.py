@@ -53,7 +53,7 @@ def run(source: str, output: Path, client: Measurement, force: bool, how: Simula
     loads it was fitted to. A server that is not known to be the scenario's engine is measured; the rest needs --as.
     """
     from measure.ladder.session import measure as run_ladder
-    from scenarios.answer.tables import console, show_answer, show_evaluation
+    from scenarios.answer.tables import show_answer, show_evaluation
     from scenarios.compare.comparison import write_comparison
     from scenarios.compare.evaluate import assume_engine, check_two_loads, evaluate
     from scenarios.compare.fit_check import failures
@@ -63,6 +63,7 @@ def run(source: str, output: Path, client: Measurement, force: bool, how: Simula
     from scenarios.load.scenario import files_of, load
     from scenarios.progress import read_run_with_progress
     from scenarios.report.page import page
+    from sim.terminal.console import console
 
     check_replicates(how.replicates)
     scenario = load(source, *how.sets)

@@ -15,7 +15,7 @@ def scenarios(as_json: bool) -> None:
     found = [(name, load(name).description) for name in shipped()]
     if as_json:
         return print_json([{"name": name, "description": text} for name, text in found])
-    from scenarios.answer.tables import console
     from sim.terminal.columns import show_listed
+    from sim.terminal.console import console
 
     return show_listed(found, console())

@@ -40,10 +40,11 @@ def simulate(
     side; several --vary give every combination. All use the same random numbers, so that differences are not noise.
     """
     from scenarios.answer.csv import curves_as_csv
-    from scenarios.answer.tables import console, show_forecasts
+    from scenarios.answer.tables import show_forecasts
     from scenarios.forecast.forecast import shared_warnings
     from scenarios.forecast.simulate import simulate_all, write_with_run
     from scenarios.load.variants import load_variants, variations
+    from sim.terminal.console import console
 
     if steps and output is None:
         raise BadInput("expected -o DIR with it, where the run is written", path="--steps")

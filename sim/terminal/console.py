@@ -12,6 +12,8 @@ from rich.segment import Segment
 
 from sim.model.text import escaped
 
+WIDTH = 80  # columns where stdout is no terminal
+
 
 class Console(RichConsole):
     """A console that takes no markup (`[red]` in a name is text) and escapes control characters in all that it prints.
@@ -32,6 +34,16 @@ class Console(RichConsole):
     def on_broken_pipe(self) -> None:
         """See `rich.console.Console`."""
         raise BrokenPipeError
+
+
+def console() -> Console:
+    """stdout as rich sees it; where it is no terminal, without colour and 80 columns wide (or COLUMNS, if set)."""
+    terminal = Console()
+    if terminal.is_terminal:
+        return terminal
+    width = os.environ.get("COLUMNS", "")
+    columns = int(width) if width.isdecimal() and int(width[:9]) > 0 else WIDTH
+    return Console(width=columns, no_color=True, highlight=False)
 
 
 def _without(name: str) -> dict[str, str]:
