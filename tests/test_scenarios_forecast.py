@@ -84,12 +84,12 @@ def test_bands_are_the_spread_of_the_draws(small):
 
 
 def test_the_same_whatever_the_executor(small):
-    calibration = machine()
-    here = simulate(small(), calibration, replicates=19)
-    assert simulate(small(), calibration, replicates=19, executor=Backwards()) == here
+    calibration, short = machine(), small("load.seconds=4")
+    here = simulate(short, calibration, replicates=19)
+    assert simulate(short, calibration, replicates=19, executor=Backwards()) == here
     with processes(2) as pool:
-        assert simulate(small(), calibration, replicates=19, executor=pool) == here
-    assert simulate(small(), calibration, replicates=19, seed=1) != here
+        assert simulate(short, calibration, replicates=19, executor=pool) == here
+    assert simulate(short, calibration, replicates=19, seed=1) != here
 
 
 def test_what_is_written_is_read_and_written_again(small, tmp_path: Path):
