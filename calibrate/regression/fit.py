@@ -122,8 +122,8 @@ def robust_weights(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floa
     """The weight of each rung by how typical its speed is, that of a Student t distribution (about 1 if typical), and
     its relative deviation; both (rungs,).
 
-    A shared machine is now and then out of the ordinary for a minute, and its steps then differ in other ways than
-    robust: on the recorded CPU runs a rung effect residual gave worse forecasts.
+    A shared machine is atypical for a minute now and then, and its steps then differ in more than their mean: on the
+    recorded CPU runs a random effect per rung in place of these weights gave worse forecasts.
     """
     off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
     scale = max(_TYPICAL, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))

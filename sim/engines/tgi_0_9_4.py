@@ -469,7 +469,7 @@ class Engine:
     def _fitting(self, at_most: int) -> tuple[int, int]:
         """How many entries of the queue the router would pop, and how many of them are live and fit both budgets.
 
-        FIFO with break, never skip; stops once `at_most` are taken.
+        In FIFO order; stops at the first entry that does not fit, or after `at_most` entries.
         """
         prefill_budget = self._prefill_budget
         token_budget = max(0, self._token_budget - self.batch.used)

@@ -1,1 +1,1 @@
-"""Text on a terminal: nothing from outside can command it, and tables fit its width."""
+"""Text on a terminal: control characters from outside are escaped, and tables fit its width."""

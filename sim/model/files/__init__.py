@@ -1,1 +1,1 @@
-"""Files: read with an end in sight and errors that name a line and a key, written in one piece."""
+"""Reading with a size limit and with errors that name line and key; atomic writing."""
