@@ -20,7 +20,7 @@ SAMPLE = "tests/samples/published-mistral.yaml"
 def test_lengths_that_came_back_come_back_and_published_loads_are_reproduced() -> None:
     """2.09 requests/s of 100 tokens are 209 tokens/s, and 6.44 are 644: nothing was cut off."""
     scenario = load(SAMPLE, "load.users=[4, 16]", "load.seconds=20")
-    calibration = calibrate_published(scenario, 1, simulations=150, draws=60)
+    calibration = calibrate_published(scenario, 1, simulations=400, draws=60)
     assert "output_attained" not in calibration.parameters
     assert any("taken to have come back in full" in text for text in texts(calibration.warnings))
     forecast = simulate(scenario, calibration, replicates=39)
