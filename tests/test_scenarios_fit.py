@@ -16,6 +16,13 @@ pytestmark = pytest.mark.usefixtures("few_replays")
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Advice from fewer simulations: what it says is worded the same."""
+    for name, number in (("DRAWS", 20), ("TRUTHS", 4), ("EACH", 5)):
+        monkeypatch.setattr(f"calibrate.next_measurement.{name}", number)
+
+
 def test_calibrate_a_table(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     table = "data/splitwise_llama2_70b_a100_tp4_tp8_median.csv"
     assert status(["calibrate", table, "-o", str(tmp_path / "c.json")]) == 0
@@ -36,6 +43,7 @@ def test_a_calibration_needs_the_name_of_a_file_and_every_run_once(tmp_path: Pat
     assert capfd.readouterr().err == f"servecast: {run}/../mixed: named twice; expected every source once\n"
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_calibration_says_what_is_wrong_with_its_runs_and_advises_on_recorded_requests(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
@@ -53,6 +61,7 @@ def test_a_calibration_says_what_is_wrong_with_its_runs_and_advises_on_recorded_
     assert re.search(r"Measure \d+ users of the same mix for (60|180) s", out)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_advice_on_a_table_needs_a_question_and_on_a_scenario_is_for_it_as_it_was_changed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
