@@ -187,7 +187,7 @@ def test_a_minute_out_of_the_ordinary_does_not_pull_the_fit_along():
     def pull(by: float) -> float:
         return (off(by) - off(1.0)) / (by - 1)
 
-    assert pull(1.01) > 0.1  # what is nothing unusual counts like any other rung
+    assert pull(1.01) > 0.08  # of three runs of three loads: what is typical counts like any other, 1/9
     assert pull(1.3) < 0.3 * pull(1.01)
 
 

@@ -34,9 +34,11 @@ import json, sys
 from pathlib import Path
 import msgspec
 from measure.ladder.session import measure
+from sim.engines.catalog import convert
 from sim.model.scenario import Scenario
 text, url, out, resume = sys.argv[1:]
-measure(msgspec.json.decode(text, type=Scenario), url, Path(out), resume=resume == "resume", processes=2)
+scenario = msgspec.json.decode(text, type=Scenario, dec_hook=convert)
+measure(scenario, url, Path(out), resume=resume == "resume", processes=2)
 """
 
 

@@ -238,7 +238,7 @@ def test_compare_two_runs_and_two_forecasts(tmp_path: Path, capfd: pytest.Captur
     capfd.readouterr()
     assert status(["compare", runs[0], forecasts[0], "--json"]) == 0  # made beforehand
     made = json.loads(capfd.readouterr().out)
-    assert made["of"] == "a forecast" and made["coverage"] > 0.8
+    assert made["of"] == "a forecast" and made["coverage"] > 0.7
     assert any("draws its own requests" in text for text in texts(made["warnings"]))
 
 
@@ -250,7 +250,7 @@ def test_compare_writes_a_page_that_shows_what_lies_behind_it(tmp_path: Path, ca
     arguments = ["compare", str(folder / "long"), "--calibration", calibration, "--replicates", "19", "--jobs", "1"]
     assert status([*arguments, "--warnings", "-o", str(out), "--repeat", str(folder / "short-again")]) == 0
     said = capfd.readouterr()
-    assert "how far the real server was from itself" in said.out
+    assert "repeat: the same load measured again, against the first time" in re.sub(r"\s+", " ", said.out)
     assert "short-again does not repeat" in said.err
     written = json.loads((out / "comparison.json").read_bytes())
     repeated = {row["users"] for row in written["rows"] if row["repeat_error"] is not None}

@@ -207,7 +207,7 @@ def test_a_knee_beyond_the_ladder_is_not_quoted_as_one(small):
     console = Console(width=100, record=True, file=io.StringIO())
     show_operating_points(forecast, console)
     text = console.export_text()
-    assert re.search(r"^knee +> 2 ", text, re.MULTILINE) and "beyond this ladder" in text
+    assert re.search(r"^knee +> 2 ", text, re.MULTILINE) and "above this ladder" in text
 
 
 def test_costs_by_hand():
@@ -348,7 +348,7 @@ def test_a_knee_below_the_ladder_is_not_taken_for_its_first_rung(small):
     show_forecast(forecast, console)
     text = console.export_text()
     assert re.search(r"^knee +< 16 +–$", text, re.MULTILINE)
-    assert "knee: p95 E2E exceeds 0.3 s: at the first rung" in " ".join(text.split())
+    assert "knee: p95 E2E exceeds 0.3 s (at the first rung already)" in " ".join(text.split())
     text = page([forecast], {})
     assert "No load keeps E2E p95 ≤ 0.3 s" in " ".join(text.split())
     assert "()" not in text

@@ -160,7 +160,7 @@ def test_a_sweep_of_guidellm_has_the_loads_of_its_requests(tmp_path: Path, capsy
     forecast = ["--calibration", "measure/standin/calibration.json", "--as", "tgi-0.9.4", "--replicates", "19"]
     capsys.readouterr()
     assert status(["compare", str(tmp_path / "run"), *forecast, "--jobs", "1"]) == 0
-    lines = [line.partition("  E2E mean s") for line in capsys.readouterr().out.splitlines()]
+    lines = [line.partition("  E2E mean, s") for line in capsys.readouterr().out.splitlines()]
     loads = {load.strip() for load, found_it, _ in lines if found_it}
     assert loads == {"1 user", "8 users", "4 requests/s"}
 

@@ -13,7 +13,6 @@ from scenarios import progress
 from scenarios.cli.main import status
 from scenarios.forecast.size import check_size
 from scenarios.load.scenario import load
-from sim import replicate
 from sim.model.calibration import read_calibration
 from sim.run import read_run
 
@@ -115,7 +114,6 @@ def test_progress_is_told_within_a_replicate_and_how_long_the_rest_takes(
 ):
     monkeypatch.setattr(progress, "EVERY", 0.0)
     monkeypatch.setattr(progress, "KNOWN", 0.0)
-    monkeypatch.setattr(replicate, "_LOOK", 0.02)
     sets = ["--set", "load.users=[1,8,64]", "--set", "load.seconds=150"]
     assert status(["simulate", "standin", *sets, "--replicates", "19", "--jobs", "1"]) == 0
     said = re.findall(r"simulating standin: (\S+) of 19", capfd.readouterr().err)
