@@ -257,7 +257,7 @@ def test_compare_writes_a_page_that_shows_what_lies_behind_it(tmp_path: Path, ca
     assert repeated == {1, 4, 16}  # of long-again, which nobody named
     assert len(written["evidence"]["itl"]) == 5
     shown = (out / "report.html").read_text()
-    assert "The gaps between tokens" in shown and "esiduals of steps" in shown
+    assert "The gaps between tokens" in shown and "Residuals of the step times" in shown
     assert status(["report", str(out / "comparison.json"), "-o", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text().count("data:image") == shown.count("data:image") == 15
 
