@@ -36,12 +36,9 @@ import sys
 from pathlib import Path
 import msgspec
 from measure.ladder.session import measure
-from measure.server.tokenizer_patch import patched_tokenizer
-from sim.engines import vllm_v1_flags
-from sim.engines.tgi_0_9_4 import Flags
-from sim.model.errors import BadInput
+from sim.engines.catalog import convert
 from sim.model.scenario import Scenario
-measure(msgspec.json.decode(sys.argv[1], type=Scenario), None, Path(sys.argv[2]))
+measure(msgspec.json.decode(sys.argv[1], type=Scenario, dec_hook=convert), None, Path(sys.argv[2]))
 """
 
 
@@ -158,7 +155,10 @@ def test_a_server_that_will_not_start_shows_its_last_lines_and_is_removed(
 
 def test_what_is_missing_is_said(client: docker.DockerClient, image: str, tmp_path: Path) -> None:
     for launch, message in (
-        (scenario("nobody/has-this:1").launch, r"no image nobody/has-this:1; get it with: docker pull"),
+        (
+            scenario("nobody/has-this:1").launch,
+            r"no image nobody/has-this:1; pull it with: docker pull nobody/has-this:1",
+        ),
         (scenario(image, env=["NOT_SET_ANYWHERE"]).launch, "NOT_SET_ANYWHERE is not set"),
     ):
         assert launch is not None

@@ -20,6 +20,7 @@ from measure.server.docker import CannotStart, connect, image_present, leftovers
 from measure.server.endpoint import ANSWER_SECONDS, Endpoint
 from measure.server.limits import check_limits
 from measure.server.provenance import flags_of
+from sim.engines import catalog
 from sim.model.errors import UserError
 from sim.model.files.lengths import read_lengths
 from sim.model.flags import WORDS, plain_flag, untold
@@ -52,12 +53,14 @@ def diagnose(
     """
     launch = None if scenario is None else scenario.launch
     needed = url is None and launch is not None
+    engine = catalog.DEFAULT if scenario is None else scenario.server.engine
+    usual = Launch(model="", image=catalog.declared(engine).image)
     found = [_library("locust"), _library("geventhttpclient"), _cores(), _files(scenario)]
     host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     seconds = min(timeout, DOCKER_SECONDS)
     wait_for(say, seconds, f"docker at {shown_url(host)}")
     try:
-        found += run_within(seconds, lambda: list(_docker(launch or Launch(model=""), needed)))
+        found += run_within(seconds, lambda: list(_docker(launch or usual, needed)))
     except TimeoutError:
         missing = False if needed else None
         found.append(Finding("docker", missing, f"does not answer within {seconds:g} s", _start_docker()))
