@@ -20,5 +20,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="replay the schedule witnesses of FILE (JSON lines, plain or .gz; repeatable) instead of the shipped ones",
+        help="replay the recorded schedules in FILE (JSON lines, plain or .gz; repeatable) instead of the shipped ones",
     )

@@ -22,7 +22,7 @@ from sim.steptime.work import NOTHING, StepWork
 
 
 class BadSchedules(Exception):
-    """A file that is not one of schedule witnesses; the text is the one line that says why."""
+    """A file that is not one of recorded schedules; the text is the one line that says why."""
 
 
 class Flags(msgspec.Struct, frozen=True):
@@ -103,7 +103,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
         raw = path.read_bytes()
         lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).splitlines()
     except (OSError, EOFError, zlib.error) as e:
-        raise BadSchedules(f"{path}: cannot be read ({e}); expected schedule witnesses, JSON lines") from e
+        raise BadSchedules(f"{path}: cannot be read ({e}); expected recorded schedules, JSON lines") from e
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
@@ -118,7 +118,7 @@ def read_witnesses(path: Path) -> list[Witness]:
         if witnesses[-1].config.block_size != tgi_0_9_4.BLOCK:
             raise BadSchedules(f"{path}:{number}: config.block_size: expected {tgi_0_9_4.BLOCK}, the constant of 0.9.4")
     if not witnesses:
-        raise BadSchedules(f"{path}: no schedule witnesses in it; expected JSON lines")
+        raise BadSchedules(f"{path}: no recorded schedules in it; expected JSON lines")
     return witnesses
 
 

@@ -49,7 +49,7 @@ def test_differences_sees_one_tick_one_member_and_one_token_that_are_not_as_reco
 def test_bad_files_are_one_line_that_names_the_place(tmp_path: Path) -> None:
     line = SHIPPED.read_bytes().splitlines()[0]
     bad = {
-        "empty.jsonl": (b"\n", "no schedule witnesses"),
+        "empty.jsonl": (b"\n", "no recorded schedules"),
         "torn.jsonl": (line + b"\n" + line[:-200], "torn.jsonl:2: not a schedule witness"),
         "other.jsonl": (b'{"a": 1}', "other.jsonl:1: not a schedule witness (Object missing required field `config`"),
         "block.jsonl": (line.replace(b'"block_size": 16', b'"block_size": 32'), "config.block_size: expected 16"),

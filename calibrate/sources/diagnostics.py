@@ -106,9 +106,9 @@ def assumptions(scenario: Scenario) -> list[Notice]:
     said = [
         notice(
             "output-attained",
-            "answers whose figures say `lengths: limit` are taken to have come back at output_attained of their "
-            "length (an end-of-sequence token may have ended them); a forecast does the same to answers that end at "
-            "their limit",
+            "where a published figure says `lengths: limit`, only the fitted share output_attained of the tokens "
+            "asked for is taken to have come back (an end-of-sequence token may end an answer early); a forecast "
+            "shortens answers that end at their limit by the same share",
         )
         if any(limits)
         else notice(
