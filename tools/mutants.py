@@ -29,14 +29,15 @@ JUDGES = {
 }
 OF_TGI, OF_VLLM = list(JUDGES)[:4], list(JUDGES)[4:]
 JUDGES_OF = {  # a file that only one engine needs: any other is tried by all
-    "sim/engines/tgi_0_9_4.py": OF_TGI,
+    "sim/engines/tgi_0_9_4/engine.py": OF_TGI,
+    "sim/engines/tgi_0_9_4/batch.py": OF_TGI,
     "sim/engines/vllm_v1.py": OF_VLLM,
     "sim/engines/kv_cache.py": OF_VLLM,
     "sim/engines/decoders.py": OF_VLLM,
 }
 
 MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the code must be there exactly once)
-    "sim/engines/tgi_0_9_4.py": [
+    "sim/engines/tgi_0_9_4/engine.py": [
         ("prefill budget not reached", "prompt > prefill_budget", "prompt >= prefill_budget"),
         ("prefill budget ignored", "prompt > prefill_budget or ", ""),
         ("token budget not reached", "prompt + new > token_budget", "prompt + new >= token_budget"),
@@ -101,6 +102,8 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ),
         ("joining charged for all", "longest, size - before, 0, before)", "longest, size, 0, before)"),
         ("who leaves is noticed one step late", "            return done + 1\n", "            return done + 2\n"),
+    ],
+    "sim/engines/tgi_0_9_4/batch.py": [
         ("one-token answers decode", "e.output_tokens <= 1 or e.gone", "e.output_tokens < 1 or e.gone"),
         ("who left in the prefill stays", "e.output_tokens <= 1 or e.gone", "e.output_tokens <= 1"),
         ("one token too many", "last = now + e.output_tokens - 1", "last = now + e.output_tokens"),
@@ -369,22 +372,22 @@ def main() -> int:
     if any(failing(ROOT, sorted(needed)).values()):
         print("The tests fail without any mutant: fix that first.")
         return 1
-    print(f"{'':<62}" + "".join(f"{judge:>12}" for judge in JUDGES))
+    print(f"{'':<76}" + "".join(f"{judge:>12}" for judge in JUDGES))
     survivors, only = 0, dict.fromkeys(JUDGES, 0)
     with ThreadPoolExecutor(args.jobs) as pool:
         verdicts = pool.map(lambda mutant: judge(mutant[0], mutant[2], mutant[3]), chosen)
         for (file, what, _, _), found in zip(chosen, verdicts, strict=True):
-            name = f"{Path(file).stem}: {what}"
+            name = f"{'/'.join(Path(file).with_suffix('').parts[-2:])}: {what}"
             if found is None:
                 survivors += 1
-                print(f"{name:<62}  ERROR: the code to replace is not there exactly once", flush=True)
+                print(f"{name:<76}  ERROR: the code to replace is not there exactly once", flush=True)
                 continue
             killers = [judge for judge, failed in found.items() if failed]
             survivors += not killers
             if len(killers) == 1:
                 only[killers[0]] += 1
             marks = "".join(f"{MARKS[found.get(judge)]:>12}" for judge in JUDGES)
-            print(f"{name:<62}{marks}{'' if killers else '  SURVIVED'}", flush=True)
+            print(f"{name:<76}{marks}{'' if killers else '  SURVIVED'}", flush=True)
     alone = ", ".join(f"{n} by the {judge} alone" for judge, n in only.items())
     print(f"{len(chosen) - survivors} of {len(chosen)} killed; {alone}")
     return int(survivors > 0)
