@@ -23,12 +23,12 @@ from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration
 from sim.model.machine import draw_machine
 from sim.model.scenario import Scenario
-from sim.model.steps import DECODE, PREFILL
 from sim.model.workload import RequestLengths, Workload
 from sim.replicate import Task
 from sim.results import metrics
 from sim.steptime.linear import step_time
 from sim.steptime.noise_parameters import Noise
+from sim.steptime.work import StepWork
 
 DRAWS = 60
 TRUTHS, EACH = 9, 12
@@ -164,9 +164,9 @@ def _measured(calibration: Calibration, scenario: Scenario, candidate: Measureme
     central = msgspec.structs.replace(calibration, draws={}, noise=Noise())
     steps = Task(there, draw_machine(central, there.server, None), (seed, 2), candidate.lengths).run().steps
     assert steps is not None
-    groups = [steps[steps["kind"] == PREFILL]]
-    decode = steps[steps["kind"] == DECODE]
-    groups += [decode[part] for part in _thirds(decode["tokens"].to_numpy(np.float64))]
+    decode = steps[steps["decode_sequences"] > 0]
+    groups = [steps[steps["decode_sequences"] == 0]]
+    groups += [decode[part] for part in _thirds(decode["decode_context"].to_numpy(np.float64))]
     groups = [group for group in groups if len(group)]
     expected = np.array([_mean(central, group) for group in groups])
     draws = [dict(zip(calibration.draws, x, strict=True)) for x in zip(*calibration.draws.values(), strict=True)]
@@ -194,15 +194,11 @@ def _mean(machine: Calibration, steps: pd.DataFrame) -> float:
     form = step_time(machine.model, machine.values)
     total, count = 0.0, 0
     few = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, 40).astype(np.int64))]
-    columns = (few[c].tolist() for c in ("kind", "sequences", "tokens", "prompt_sq", "longest", "count"))
-    for kind, sequences, tokens, squares, longest, n in zip(*columns, strict=True):
-        if kind == PREFILL:
-            total += form.prefill(sequences, tokens, squares, longest)
-            count += 1
-        else:
-            first, growth = form.decode(sequences, tokens, longest)
-            total += n * first + growth * n * (n - 1) / 2
-            count += n
+    for n, *counts in zip(*(few[c].tolist() for c in ("count", *StepWork.__struct_fields__)), strict=True):
+        work = StepWork(*counts)
+        line = form.line(work, StepWork(decode_context=work.decode_sequences, decode_longest=1), n)
+        total += n * line.first + line.growth * n * (n - 1) / 2
+        count += n
     return total / count
 
 

@@ -82,7 +82,9 @@ def test_engine_schedule_of_the_real_router(witness: Witness, tmp_path: Path) ->
     engine = Ticking(Engine(config), witness.cost_model, metrics, config.max_concurrent_requests, tmp_path)
     tickets = engine.follow(witness)
     rows = [msgspec.json.decode(line) for line in (tmp_path / "steps.jsonl").read_bytes().splitlines()]
-    mine = [(row["kind"], row["start"], row["end"], row["members"]) for row in rows]
+    mine = [
+        ("decode" if row["decode_sequences"] else "prefill", row["start"], row["end"], row["members"]) for row in rows
+    ]
     recorded = [(c.op, c.t0, c.t1, c.uids) for c in witness.calls if c.op in ("prefill", "decode")]
     assert mine == recorded
     for uid, fate in witness.requests.items():

@@ -242,9 +242,11 @@ def test_the_log_is_what_was_done(server: tuple[Standin, Path]) -> None:
         assert after["start"] >= before["end"] - 1e-9
     for step in steps:
         assert step["end"] - step["start"] == pytest.approx(
-            0.002 + 1e-6 * step["tokens"] if step["kind"] == "prefill" else 0.003 + 1e-5 * step["sequences"]
+            0.003 + 1e-5 * step["decode_sequences"]
+            if step["decode_sequences"]
+            else 0.002 + 1e-6 * step["prefill_tokens"]
         )
-        assert len(step["members"]) == step["sequences"]
+        assert len(step["members"]) == step["decode_sequences"] + step["prefill_sequences"]
         assert step["sent"] >= step["end"]
     ends = [s["end"] for s in steps if s["start"] >= mine["queued"]][:6]
     assert all(sent >= end for sent, end in zip(mine["sent"], ends, strict=True))

@@ -226,7 +226,7 @@ def test_chunks_of_a_prompt_that_is_computed_alone_are_steps_of_their_own() -> N
     assert run.steps is not None
     steps = run.steps.iloc[:6]
     assert steps["count"].tolist() == [1, 1, 1, 1, 1, 2]  # two tokens more
-    assert steps["tokens"].tolist()[:5] == [100, 100, 100, 100, 50]
+    assert steps["prefill_tokens"].tolist()[:5] == [100, 100, 100, 100, 50]
     assert steps["prefill_attention"].tolist() == [5050, 15050, 25050, 35050, 21275, 0]
     assert steps["begun"].tolist() == steps["kept"].tolist() == [0, 0, 0, 0, 1, 0]
     assert (steps["end"] - steps["start"]).tolist() == pytest.approx([1.505, 2.505, 3.505, 4.505, 3.1275, 2.0])

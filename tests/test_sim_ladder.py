@@ -218,8 +218,8 @@ def test_everything_alive_at_the_end_is_aborted_and_counted_once() -> None:
     assert (alive["ended"] == run.rungs[-1].end).all()
     assert (alive["output_tokens"] < alive["max_new_tokens"]).all()
     assert run.steps is not None
-    made = (run.steps["sequences"] * run.steps["count"])[run.steps["kind"] == 1].sum()
-    prefilled = run.steps["sequences"][run.steps["kind"] == 0].sum()
+    made = (run.steps["decode_sequences"] * run.steps["count"]).sum()
+    prefilled = run.steps["prefill_sequences"].sum()
     assert run.requests["output_tokens"].sum() == made + prefilled  # the run of steps under way was cut at the end
 
 
@@ -324,8 +324,8 @@ def test_a_server_still_busy_when_the_run_began_is_busy_in_its_replay() -> None:
     for each in (run, replay(run, MODEL, (5, 0))):
         assert each.steps is not None
         first = each.steps.iloc[0]
-        assert (first["start"], first["sequences"]) == (pytest.approx(1.0), 3)
-        assert each.steps.loc[each.steps["kind"] == 1, "sequences"].min() == 3  # together ever after
+        assert (first["start"], first["prefill_sequences"]) == (pytest.approx(1.0), 3)
+        assert each.steps.loc[each.steps["decode_sequences"] > 0, "decode_sequences"].min() == 3  # together ever after
 
 
 def test_a_window_ends_with_so_many_answers_and_refusals_are_none() -> None:

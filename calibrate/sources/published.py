@@ -35,7 +35,6 @@ from sim.engines.catalog import identity
 from sim.executors import IN_PROCESS, Executor, silent
 from sim.model.calibration import Calibration, Source, SystemParameters
 from sim.model.scenario import Figure, Scenario
-from sim.model.steps import PREFILL
 from sim.steptime.linear import MEANING
 
 SIMULATIONS = 500
@@ -191,13 +190,13 @@ def _range(simulator: FigureSimulator, machine: dict[str, float], seed: int) -> 
         run = simulator.task(machine, of, users, (seed, 2)).run()
         assert run.steps is not None
         steps = run.steps
-        prefill, decode = steps[steps["kind"] == PREFILL], steps[steps["kind"] != PREFILL]
-        context = decode["tokens"] + decode["sequences"] * decode["count"]
+        decode = steps[steps["decode_sequences"] > 0]
+        context = decode["decode_context"] + decode["decode_sequences"] * decode["count"]
         visited.setdefault("prompt_tokens", []).append(of.prompt_tokens)
         visited.setdefault("users", []).extend(users)
         for name, column in (
-            ("batch_prefill_tokens", prefill["tokens"]),
-            ("sequences", decode["sequences"]),
+            ("batch_prefill_tokens", steps["prefill_tokens"][steps["decode_sequences"] == 0]),
+            ("sequences", decode["decode_sequences"]),
             ("context_tokens", context),
         ):
             visited.setdefault(name, []).extend((float(column.min()), float(column.max())))

@@ -151,20 +151,8 @@ class Server:
 
 
 def _row(plan: Plan, times: tuple[float, float, float], scheduled: Scheduled, dropped: int) -> dict[str, Any]:
-    """A line of `steps.jsonl`."""
+    """A line of `steps.jsonl`: what a step computed, when it began, ended and was sent, and for whom."""
+    joined = plan.once.joined if plan.once is not None else 0
+    line = msgspec.structs.asdict(plan.work) | {"joined": joined, "dropped": dropped}
     start, end, sent = times
-    work, decode = plan.work, plan.work.decode_sequences > 0
-    return {
-        "start": start,
-        "end": end,
-        "sent": sent,
-        "kind": "decode" if decode else "prefill",
-        "count": 1,
-        "sequences": work.decode_sequences + work.prefill_sequences,
-        "tokens": work.decode_context if decode else work.prefill_tokens,
-        "prompt_sq": 2 * work.prefill_attention - work.prefill_tokens,
-        "max_prompt": work.decode_longest if decode else work.prefill_longest,
-        "concat": plan.once.joined if plan.once is not None else 0,
-        "filtered": dropped,
-        "members": [r.request.id for r in scheduled.rows],
-    }
+    return line | {"start": start, "end": end, "sent": sent, "members": [r.request.id for r in scheduled.rows]}

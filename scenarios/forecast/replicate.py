@@ -11,12 +11,20 @@ from numpy.typing import NDArray
 
 from sim.executors import Tell, silent
 from sim.model.server import EngineFlags
-from sim.model.steps import DECODE, PREFILL
 from sim.replicate import Task
 from sim.results import metrics, rates
 from sim.run import Run, Rung
 
-COLUMNS = ("kind", "start", "end", "count", "sequences", "tokens", "used", "chunk_tokens")
+COLUMNS = (
+    "start",
+    "end",
+    "count",
+    "prefill_tokens",
+    "prefill_sequences",
+    "decode_sequences",
+    "decode_context",
+    "used",
+)
 
 
 def replicate(task: Task, tell: Tell = silent) -> pd.DataFrame:
@@ -43,7 +51,7 @@ def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]
     steps = {name: run.steps[name].to_numpy() for name in COLUMNS}
     held = np.concatenate([[0], steps["used"][:-1]])  # a row's own `used` is what it leaves behind
     here = (steps["end"] > rung.start) & (steps["start"] < high)
-    prefill, decode = here & (steps["kind"] == PREFILL), here & (steps["kind"] == DECODE)
+    decode = here & (steps["decode_sequences"] > 0)
     requests = run.requests
     sent = requests["scheduled"].to_numpy()
     begun = (sent >= rung.start) & (sent < high)
@@ -52,9 +60,6 @@ def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]
     steps |= {
         "held": held,
         "inside": here & (steps["start"] >= low),
-        "prefill_sequences": np.where(steps["kind"] == PREFILL, steps["sequences"], 0),
-        "prefill_tokens": np.where(steps["kind"] == PREFILL, steps["tokens"], steps["chunk_tokens"]),
-        "decode_sequences": np.where(steps["kind"] == DECODE, steps["sequences"], 0),
     }
 
     def most(values: NDArray[np.int64]) -> float:
@@ -62,7 +67,7 @@ def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]
 
     return {
         "max_prompt_tokens": most(prompts),
-        "max_batch_prefill_tokens": most(steps["tokens"][prefill]),
-        "max_sequences": most(steps["sequences"][decode]),
-        "max_context_tokens": most((steps["tokens"] + steps["sequences"] * steps["count"])[decode]),
+        "max_batch_prefill_tokens": most(steps["prefill_tokens"][here & ~decode]),
+        "max_sequences": most(steps["decode_sequences"][decode]),
+        "max_context_tokens": most((steps["decode_context"] + steps["decode_sequences"] * steps["count"])[decode]),
     } | server.full(steps, prompt, usual)

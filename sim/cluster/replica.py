@@ -21,23 +21,21 @@ from sim.cluster.clock import ROUTER, Clock
 from sim.engines.engine import Engine, Outcome, Plan, Scheduled, ServerState
 from sim.model.request import Request
 from sim.model.status import Status
-from sim.model.steps import DECODE, PREFILL, STEP_COLUMNS, Call
+from sim.model.steps import STEP_COLUMNS, Call
 from sim.steptime.linear import Line, StepTime
 from sim.steptime.noise import Noise
 from sim.steptime.segment import NoisySegment, Segment
 from sim.steptime.work import StepWork
 
 NOTHING_YET = Outcome()  # of steps that the end of a simulation cuts short
-KINDS = "prefill", "decode"  # by the codes PREFILL and DECODE
 
 
 class Replica:
     """One server. `on_end(request)` is called when a request ends, at the server's instant, with its status set.
 
-    `steps` rows have `STEP_COLUMNS`;
-    with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears of every call (the steps of a plan
-    are one), at the end of its last step and before anybody is told of an end. Until `busy_until` the server does
-    something else (what was asked of it before, a warm-up) and only queues.
+    `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears
+    of every call (the steps of a plan are one), at the end of its last step and before anybody is told of an end. Until
+    `busy_until` the server does something else (what was asked of it before, a warm-up) and only queues.
     """
 
     def __init__(
@@ -221,7 +219,7 @@ class Replica:
         if self.noise is None:
             self._segment = Segment(now, line.first, line.growth, extra)
         else:
-            kind = KINDS[DECODE if work.decode_sequences else PREFILL]
+            kind = "decode" if work.decode_sequences else "prefill"
             self._segment = NoisySegment(now, line.first, line.growth, extra, steps, self.number, self.noise, kind)
 
     def _time_between(self, work: StepWork) -> float:
@@ -258,14 +256,19 @@ class Replica:
             kept = min(size + kept, state.running)
             before, line = self._before, self._line
             joined, extra = (0, 0.0) if once is None else (once.joined, self._once)
-            self.steps.extend((DECODE, start, end, steps, size, work.decode_context, 0, work.decode_longest, joined))
             ended, first = size + begun - kept, line.first + line.growth * before
-            chunks, share = work.prefill_tokens, 0.0
-            if chunks:
+            tokens, share = work.prefill_tokens, 0.0
+            if tokens:
                 alone = StepWork(1, 0, 0, 0, 0, size, work.decode_context, work.decode_longest)
                 share = 1 - self.step_time.line(alone).first / first if first else 0.0
-            self.steps.extend((ended, kept, state.kv_used, first, line.growth, extra, chunks, share, begun))
-            self.steps.extend((work.prefill_sequences, work.prefill_attention, work.prefill_longest, 0))
+            # fmt: off
+            self.steps.extend((
+                start, end, steps, 0,
+                1, tokens, work.prefill_sequences, work.prefill_attention, work.prefill_longest,
+                size, work.decode_context, work.decode_longest, joined, ended if kept else 0,
+                ended, kept, state.kv_used, first, line.growth, extra, share, begun,
+            ))
+            # fmt: on
             if self.noise is not None:
                 assert self._segment is not None
                 self.step_ends.append(self._segment.ends(before + steps)[before:].copy())
@@ -278,12 +281,12 @@ class Replica:
             used = state.kv_used
             for left, end in zip(range(len(ends) - 1, -1, -1), ends, strict=True):
                 ended, goes_on, came = (0, 0, 0) if left else (begun - kept, kept, begun)
-                size, tokens, attention = work.prefill_sequences, work.prefill_tokens, work.prefill_attention
-                squares, longest = 2 * attention - tokens, work.prefill_longest
                 # fmt: off
                 self.steps.extend((
-                    PREFILL, start, end, 1, size, tokens, squares, longest, 0, ended, goes_on, used,
-                    end - start, 0.0, 0.0, 0, 0.0, came, size, attention, longest, 0,
+                    start, end, 1, 0,
+                    1, work.prefill_tokens, work.prefill_sequences, work.prefill_attention, work.prefill_longest,
+                    0, 0, 0, 0, ended if goes_on else 0,
+                    ended, goes_on, used, end - start, 0.0, 0.0, 0.0, came,
                 ))
                 # fmt: on
                 if left:

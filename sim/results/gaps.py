@@ -16,7 +16,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sim.model.status import Status
-from sim.model.steps import DECODE, PREFILL
 from sim.results.events import event_times
 from sim.run import Run
 from sim.steptime.segment import Segment
@@ -134,14 +133,14 @@ def _simulated(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: f
     filtering may lie in between), and for those just prefilled at their prefill. The gap that a preemption makes is not
     among them: its length depends on whose it is.
     """
-    kind, start, end = (steps[name].to_numpy() for name in ("kind", "start", "end"))
+    start, end, decoding = (steps[name].to_numpy() for name in ("start", "end", "decode_sequences"))
     tokens = float(steps["begun"].to_numpy()[(end >= low) & (end < high)].sum())
-    rows = np.flatnonzero((kind == DECODE) & (end >= low) & (start < high))
+    rows = np.flatnonzero((decoding > 0) & (end >= low) & (start < high))
     if not len(rows):
         return _single(np.empty(0), np.empty(0), tokens)
-    number = np.cumsum(kind == DECODE) - 1  # of each row among the decode rows
+    number = np.cumsum(decoding > 0) - 1  # of each row among the decode rows
     count = steps["count"].to_numpy()[rows]
-    sequences = steps["sequences"].to_numpy()[rows].astype(np.float64)
+    sequences = decoding[rows].astype(np.float64)
 
     # the steps of a row that end in the window are a, a + 1, ... b - 1, counted from 0
     if step_ends:
@@ -180,13 +179,13 @@ def _simulated(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: f
 
 def _first_gaps(steps: pd.DataFrame, row: Ints, came: Floats) -> tuple[Floats, Floats]:
     """The gaps that end with the first step of each decode `row`, at `came`, and how many requests had them."""
-    kind, end = steps["kind"].to_numpy(), steps["end"].to_numpy()
-    kept = np.where(kind == PREFILL, steps["kept"].to_numpy(), 0)
+    decoding, end = steps["decode_sequences"].to_numpy(), steps["end"].to_numpy()
+    kept = np.where(decoding == 0, steps["kept"].to_numpy(), 0)
     before = np.concatenate([[0], np.cumsum(kept)])
-    decodes = np.flatnonzero(kind == DECODE)
+    decodes = np.flatnonzero(decoding)
     prior = np.concatenate([[-1], decodes])[np.searchsorted(decodes, row)]
     fresh = before[row] - before[prior + 1]  # prefilled since the decode row before
-    old = steps["sequences"].to_numpy()[row] - fresh
+    old = decoding[row] - fresh
     has = (old > 0) & (prior >= 0)
     values, weights = [(came - end[prior])[has]], [old[has].astype(np.float64)]
     for back in (1, 2):  # at most two prefills in a row while somebody is running (router/src/infer.rs:246-354)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from sim.model.errors import NotEnoughData
 from sim.model.metric import QUANTILES
 from sim.model.status import Status
-from sim.model.steps import DECODE, PREFILL
 from sim.results.gaps import gaps, weighted_quantiles
 from sim.run import Run, Rung
 
@@ -121,19 +120,21 @@ def _shares(run: Run, low: float, high: float) -> dict[str, float]:
     """What the server did in the window: shares of time, mean decode batch, occupancy of the token budget."""
     assert run.steps is not None
     steps = run.steps
-    kind, start, end = steps["kind"].to_numpy(), steps["start"].to_numpy(), steps["end"].to_numpy()
+    start, end, sequences = (steps[name].to_numpy() for name in ("start", "end", "decode_sequences"))
     overlap = np.clip(np.minimum(end, high) - np.maximum(start, low), 0.0, None)
     seconds = high - low
-    busy = {what: float(overlap[kind == code].sum()) for what, code in (("prefill", PREFILL), ("decode", DECODE))}
+    decode = np.where(sequences > 0, overlap, 0.0)
     chunks = float((overlap * steps["chunk_share"].to_numpy()).sum())  # of prompts, beside decodes
-    busy = {"prefill": busy["prefill"] + chunks, "decode": busy["decode"] - chunks}
-    decode = np.where(kind == DECODE, overlap, 0.0)
+    busy = {
+        "prefill": float(overlap[sequences == 0].sum()) + chunks,
+        "decode": float(overlap[sequences > 0].sum()) - chunks,
+    }
     budget = run.scenario.server.kv_tokens
     found = {
         "prefill_share": busy["prefill"] / seconds,
         "decode_share": busy["decode"] / seconds,
         "idle_share": max(0.0, 1.0 - (busy["prefill"] + busy["decode"]) / seconds),
-        "mean_batch": float((decode * steps["sequences"].to_numpy()).sum() / decode.sum()) if decode.any() else 0.0,
+        "mean_batch": float((decode * sequences).sum() / decode.sum()) if decode.any() else 0.0,
     }
     if budget is not None:
         held = np.concatenate([[0], steps["used"].to_numpy()[:-1]])  # a row's own `used` is what it leaves behind

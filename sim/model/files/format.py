@@ -92,6 +92,23 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return now
 
 
+def upgraded_step(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of `steps.jsonl` with the columns of today; one of format 1 has a `kind`.
+
+    Unchanged where it does not say what was computed: then it has no statistics, either.
+    """
+    if not {"kind", "tokens", "prompt_sq", "max_prompt", "ended", "kept"} <= line.keys():
+        return line
+    work = {"passes": 1, "decode_context": line["tokens"], "decode_longest": line["max_prompt"]}
+    work |= {"decode_sequences": line["sequences"], "prefill_tokens": line.get("chunk_tokens", 0)}
+    work |= dict.fromkeys(("prefill_sequences", "prefill_attention", "prefill_longest", "begun", "replica"), 0)
+    if line["kind"] == "prefill":
+        work |= {name: 0 for name in work if name.startswith("decode_")}
+        work |= {"prefill_sequences": line["sequences"], "prefill_tokens": line["tokens"], "begun": line["sequences"]}
+        work |= {"prefill_attention": (line["prompt_sq"] + line["tokens"]) // 2, "prefill_longest": line["max_prompt"]}
+    return work | {"chunk_share": 0.0, "dropped": line["ended"] if line["kept"] else 0} | line
+
+
 def _warning(text: str) -> dict[str, Any]:
     code = next((code for words, code in WORDS.items() if words in text), "format-1")
     return {"code": code, "severity": KINDS.get(code, (Severity.BIASED,))[0], "text": text}
