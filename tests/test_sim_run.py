@@ -16,6 +16,7 @@ from warned import texts
 
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
+from sim.engines import vllm_v1_flags as vllm_v1
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput
@@ -25,7 +26,7 @@ from sim.model.scenario import Load, Scenario
 from sim.model.workload import Lengths, Workload
 from sim.results import metrics
 from sim.run import Run, read_run, write_run
-from sim.steptime.linear import affine
+from sim.steptime.linear import affine, step_time
 from sim.steptime.noise_parameters import Noise
 
 SCENARIO = Scenario(
@@ -87,6 +88,16 @@ def test_steps_say_whose_they_are(tmp_path: Path) -> None:
     assert set(prefills.values()) == {1}
     again = read_run(tmp_path / "run")
     assert lines(write_run(again, tmp_path / "copy", steps=True) / "steps.jsonl")[5]["members"] == steps[5]["members"]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_steps_of_chunks_say_whose_they_are(ahead: bool) -> None:
+    """Asynchronously, too, where a step is scheduled while the one before it runs."""
+    flags = vllm_v1.Flags(num_gpu_blocks=400, max_num_batched_tokens=64, max_num_seqs=4, async_scheduling=ahead)
+    model = Machine(step_time("mixed", {"s0": 0.02, "s1": 1e-4}), flags, NOISE, CLOCKS)
+    steps = climb(SCENARIO, model, (1, 0), members=True).steps
+    assert steps is not None and (steps["decode_sequences"] > 1).any() and (steps["prefill_sequences"] > 0).any()
+    assert (steps["decode_sequences"] + steps["prefill_sequences"] == steps["members"].map(len)).all()
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(tmp_path: Path) -> None:

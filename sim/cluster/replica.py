@@ -8,6 +8,7 @@ computed forward from the first step of a segment, never accumulated.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -53,9 +54,8 @@ class Replica:
         self.steps = array("d")
         self.step_ends: list[NDArray[np.float64]] = []
         self.number = 0  # forward passes so far: what the noise is indexed by
-        self._on_call, self._scheduled = on_call, Scheduled("", (), (), engine.state())
-        if on_call is not None:
-            engine.observer = self._observe
+        self._scheduled: deque[Scheduled] = deque()  # with `on_call`: what has not been told of, the next first
+        self.on_call = on_call
         self._state = engine.state()  # after the last commit
         self._idle: Event | None = None
         self._plan: Plan | None = None  # under way
@@ -73,7 +73,7 @@ class Replica:
     @on_call.setter
     def on_call(self, hears: Callable[[Call], None] | None) -> None:
         self._on_call = hears
-        self.engine.observer = self._observe if hears is not None else None
+        self.engine.observer = self._scheduled.append if hears is not None else None
 
     def submit(self, request: Request) -> None:
         """A request reaches the engine now. It may end at once, else `on_end` says when.
@@ -200,8 +200,7 @@ class Replica:
             if took > 0.0 and not clock.skip(now + took):
                 yield clock.at(now + took, ROUTER)
             if self._on_call is not None:
-                op, rows = self._scheduled.op, self._scheduled.rows
-                self._on_call(Call(op, now, [clock.now], [row.request for row in rows], self._state.kv_used))
+                self._tell_of(now, [clock.now])
 
     def _begin(self, plan: Plan) -> None:
         """Go on with the segment of the plan before, where the plan does, or begin a new one."""
@@ -232,15 +231,16 @@ class Replica:
             took *= self.noise.drift(self.clock.now)[0]
         return took
 
-    def _observe(self, scheduled: Scheduled) -> None:
-        self._scheduled = scheduled
-
     def _tell(self, plan: Plan, steps: int) -> None:
         """Let `on_call` hear of the first steps of a plan, with those that end by them."""
-        assert self._segment is not None and self._on_call is not None
+        assert self._segment is not None
         start, ends = self._segment.end(self._before), self._segment.ends(self._before + steps)[self._before :]
-        op, rows = self._scheduled.op, self._scheduled.rows
-        self._on_call(Call(op, start, ends.tolist(), [row.request for row in rows], self._state.kv_used))
+        self._tell_of(start, ends.tolist())
+
+    def _tell_of(self, start: float, ends: list[float]) -> None:
+        assert self._on_call is not None
+        scheduled = self._scheduled.popleft()
+        self._on_call(Call(scheduled.op, start, ends, [row.request for row in scheduled.rows], self._state.kv_used))
 
     def _note(self, plan: Plan, steps: int, start: float, end: float, outcome: Outcome = NOTHING_YET) -> None:
         """Write what the first steps of a plan were, of which the engine has been told: one row, or without decodes one

@@ -75,7 +75,7 @@ class Bench:
             self.replica.on_call = self._on_call
 
     def _on_call(self, call: Call) -> None:
-        if call.op != "filter":
+        if call.op != "filter" and call.members:  # a step with nothing to run has no row
             self._members.append([r.id for r in call.members])
 
     def run(self) -> Run:
