@@ -64,7 +64,7 @@ class Ticking(Server):
             ticket = self.tickets[uid]
             if kind == 0:
                 self.leave(ticket)
-            elif self.has_permit:
+            elif self.has_permits():
                 self.submit(ticket)
             else:
                 self.refused.append(uid)

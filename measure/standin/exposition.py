@@ -7,13 +7,21 @@ from collections.abc import Mapping, Sequence
 
 
 class Exposition:
-    """The series of one server. A series appears with its first value; `labels` are put before those of every series.
+    """The series of one server. A series appears with its first value.
 
-    `buckets` are the upper bounds of a histogram's buckets by its name, `usual` those of all others.
+    `labels` (`name="value"`) are those of every series, except where `others` has others by the series' name; a series
+    has its labels in alphabetical order. `buckets` are the upper bounds of a histogram's buckets by its name, `usual`
+    those of all others.
     """
 
-    def __init__(self, buckets: Mapping[str, Sequence[float]], usual: Sequence[float], labels: str = ""):
-        self._buckets, self._usual, self._labels = buckets, usual, labels
+    def __init__(
+        self,
+        buckets: Mapping[str, Sequence[float]],
+        usual: Sequence[float],
+        labels: Sequence[str] = (),
+        others: Mapping[str, Sequence[str]] = {},
+    ):
+        self._buckets, self._usual, self._labels, self._others = buckets, usual, labels, others
         self._counters: dict[str, dict[str, float]] = {}
         self._gauges: dict[str, dict[str, float]] = {}
         self._histograms: dict[str, dict[str, _Histogram]] = {}
@@ -21,17 +29,21 @@ class Exposition:
     def count(self, name: str, label: str = "", value: str = "", by: float = 1) -> None:
         """Add to a counter, perhaps one with a label."""
         series = self._counters.setdefault(name, {})
-        labels = self._all(label, value)
+        labels = self._all(name, label, value)
         series[labels] = series.get(labels, 0) + by
 
-    def gauge(self, name: str, value: float, labels: str = "") -> None:
+    def gauge(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge; `labels` as they are written."""
-        self._gauges.setdefault(name, {})[",".join(filter(None, (self._labels, labels)))] = value
+        self._gauges.setdefault(name, {})[self._with(name, labels)] = value
+
+    def histogram(self, name: str) -> None:
+        """Have a histogram without observations."""
+        self._histograms.setdefault(name, {})[self._with(name, ())] = _Histogram(self._buckets.get(name, self._usual))
 
     def observe(self, name: str, value: float, label: str = "", of: str = "") -> None:
         """Add an observation to a histogram, durations in s."""
         series = self._histograms.setdefault(name, {})
-        labels = self._all(label, of)
+        labels = self._all(name, label, of)
         if labels not in series:
             series[labels] = _Histogram(self._buckets.get(name, self._usual))
         series[labels].observe(value)
@@ -51,8 +63,11 @@ class Exposition:
                 out += histogram.lines(name, labels)
         return "\n".join(out) + "\n"
 
-    def _all(self, label: str, value: str) -> str:
-        return ",".join(filter(None, (self._labels, f'{label}="{value}"' if label else "")))
+    def _all(self, name: str, label: str, value: str) -> str:
+        return self._with(name, (f'{label}="{value}"',) if label else ())
+
+    def _with(self, name: str, labels: Sequence[str]) -> str:
+        return ",".join(sorted((*self._others.get(name, self._labels), *labels)))
 
 
 class _Histogram:

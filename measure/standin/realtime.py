@@ -65,10 +65,9 @@ class Server:
         self._time = 0.0
         engine.observer = self._observe
 
-    @property
-    def has_permit(self) -> bool:
-        """Whether another request is accepted."""
-        return self.permits is None or len(self._jobs) < self.permits
+    def has_permits(self, n: int = 1) -> bool:
+        """Whether so many more requests are accepted."""
+        return self.permits is None or len(self._jobs) + n <= self.permits
 
     def submit(self, job: Job) -> None:
         """Hand a job to the engine; the caller has checked that there is a permit and that the request is valid."""

@@ -691,8 +691,9 @@ class Engine:
         room = blocks.free - idle - (self._watermark if self.running else 0)
         if (whole if whole > need else need) > room and not forced:
             return 0
-        self.queried_tokens += known
-        self.hit_tokens += cached
+        if self._caching and not held.preemptions:  # as vllm/v1/metrics/stats.py:PrefixCacheStats counts
+            self.queried_tokens += known
+            self.hit_tokens += cached
         if self.waiting[0] is held and isinstance(self.waiting, deque):
             self.waiting.popleft()
         else:

@@ -125,7 +125,7 @@ class Routes(Surface):
         self.metrics.count("tgi_request_count")
         fault = self.draw_fault()
         try:
-            if fault == "overloaded" or not self.serving.has_permit:
+            if fault == "overloaded" or not self.serving.has_permits():
                 raise overloaded()
             if streamed and body.parameters.decoder_input_details:
                 raise invalid("`decoder_input_details` == true is not supported when streaming tokens")

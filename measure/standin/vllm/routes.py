@@ -7,36 +7,41 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from contextlib import suppress
+from http import HTTPStatus
 from time import perf_counter
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from measure.standin.answer import Answer
 from measure.standin.surface import Surface, ignore_closed_connections
 from measure.standin.vllm.events import VllmEvents
-from measure.standin.vllm.metrics import VllmMetrics
+from measure.standin.vllm.metrics import Group, VllmMetrics
 from measure.standin.vllm.validation import (
     Body,
     ChatCompletion,
     Completion,
     Refused,
     bad_request,
+    busy,
     chat_prompt,
     check,
+    check_length,
     first_word,
     max_tokens,
     names,
     prompts,
     tokens_of_text,
+    undecodable,
 )
 from sim.engines.vllm_v1_flags import Flags
 from sim.model.calibration import Calibration
 
 COMPLETION_TOKENS = 16  # of a completion that does not say how many
-BUSY = "The engine is currently busy and cannot accept more requests. Please retry later."
 
 B = TypeVar("B", bound=Body)
 
@@ -62,7 +67,7 @@ class Routes(Surface):
 
     def application(self) -> web.Application:
         """The routes that clients use."""
-        app = web.Application(client_max_size=64 << 20, middlewares=[ignore_closed_connections])
+        app = web.Application(client_max_size=64 << 20, middlewares=[ignore_closed_connections, _in_json])
         app.add_routes(
             [
                 web.post("/v1/completions", self.completions),
@@ -71,7 +76,8 @@ class Routes(Surface):
                 web.get("/v1/models", self.models),
                 web.get("/version", self.version),
                 web.get("/health", self.health),
-                web.get("/ping", self.health),
+                web.route("*", "/ping", self.health),
+                web.get("/load", self.load),
                 web.get("/metrics", self.exposition),
             ]
         )
@@ -87,8 +93,28 @@ class Routes(Surface):
             "root": self.model,
             "parent": None,
             "max_model_len": self.flags.max_model_len,
+            "permission": [
+                {
+                    "id": f"modelperm-{uuid.uuid4().hex[:16]}",
+                    "object": "model_permission",
+                    "created": self._created,
+                    "allow_create_engine": False,
+                    "allow_sampling": True,
+                    "allow_logprobs": True,
+                    "allow_search_indices": False,
+                    "allow_view": True,
+                    "allow_fine_tuning": False,
+                    "organization": "*",
+                    "group": None,
+                    "is_blocking": False,
+                }
+            ],
         }
         return web.json_response({"object": "list", "data": [model]})
+
+    async def load(self, request: web.Request) -> web.Response:
+        """What vLLM says without `--enable-server-load-tracking`."""
+        return web.json_response({"server_load": 0})
 
     async def version(self, request: web.Request) -> web.Response:
         """The version."""
@@ -103,13 +129,14 @@ class Routes(Surface):
         return web.Response(text=self.metrics.text())
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        """The token ids of a prompt."""
+        """The token ids of a prompt, or of a chat."""
         try:
-            body = msgspec.json.decode(await request.read(), type=dict[str, Any])
-        except msgspec.DecodeError as e:
-            return _error(Refused(400, "Bad Request", str(e)))
-        ids = tokens_of_text(str(body.get("prompt", "")))
-        return web.json_response({"count": len(ids), "max_model_len": self.flags.max_model_len, "tokens": ids})
+            body = await _decoded(request, _Text)
+        except Refused as e:
+            return _error(e)
+        ids = tokens_of_text(body.prompt) if body.prompt is not None else chat_prompt(body)
+        found = {"count": len(ids), "max_model_len": self.flags.max_model_len, "tokens": ids, "token_strs": None}
+        return web.json_response(found)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Answers to one or several prompts, of which each is a choice."""
@@ -126,11 +153,11 @@ class Routes(Surface):
         arrived = perf_counter()
         try:
             body = await _decoded(request, ChatCompletion)
-            if body.max_completion_tokens is not None:
-                body.max_tokens = body.max_completion_tokens
             check(body, self.model, self.flags)
+            if body.messages is None:
+                raise undecodable("Field required", "body.messages")
             if not body.messages:
-                raise bad_request("messages must not be empty.", "messages")
+                raise bad_request("Cannot apply chat template to an empty conversation. Provide at least one message.")
             return await self._answer(request, body, [chat_prompt(body)], None, arrived)
         except Refused as e:
             return _error(e)
@@ -138,11 +165,21 @@ class Routes(Surface):
     async def _answer(
         self, request: web.Request, body: Body, ids: list[list[int]], default: int | None, arrived: float
     ) -> web.StreamResponse:
+        for prompt in ids:
+            check_length(prompt, self.flags)
         limits = [max_tokens(body, len(prompt), default, self.flags) for prompt in ids]
         fault = self.draw_fault()
-        self._check_queue(fault)
-        chat = isinstance(body, ChatCompletion)
-        events = VllmEvents(self.model, chat, body.stream_options, self._interval, self.faults.crlf)
+        self._check_queue(fault, body.n)
+        events = VllmEvents(
+            self.model,
+            isinstance(body, ChatCompletion),
+            body.stream_options,
+            body.n,
+            version=self.flags.version,
+            name=request.headers.get("X-Request-Id"),
+            interval=max(self._interval, body.stream_interval or 1),
+            crlf=self.faults.crlf,
+        )
         try:
             if body.stream:
                 return await self._stream(request, body, events, ids, limits, fault, arrived)
@@ -202,36 +239,55 @@ class Routes(Surface):
     ) -> list[Answer]:
         name = request.headers.get("X-Request-Id")
         for prompt, limit in zip(ids, limits, strict=True):
-            ended = "eos" if fault == "eos" and not body.ignore_eos else None
-            asked = self.new_request(len(prompt), limit, ended, max(1, body.min_tokens))
-            asked.arrived, asked.priority = arrived, body.priority
-            if self.flags.enable_prefix_caching:
-                asked.text = names(prompt, asked.output_tokens, self.flags)
-            self.metrics.arrived(asked, arrived)
-            answer = self.start(asked, name, events, fault, transport, first_word(prompt))
-            answer.arrived = arrived
-            events.answers.append(answer)
+            group = Group(body.n)  # v1/engine/parallel_sampling.py: a request of the engine for each answer
+            for child in range(body.n):
+                ended = "eos" if fault == "eos" and not body.ignore_eos else None
+                asked = self.new_request(len(prompt), limit, ended, max(1, body.min_tokens))
+                asked.arrived, asked.priority = arrived, body.priority
+                word = first_word([child, *prompt]) if child else first_word(prompt)
+                if self.flags.enable_prefix_caching:
+                    asked.text = names(prompt, word, asked.output_tokens, self.flags)
+                self.metrics.arrived(asked, arrived, group)
+                answer = self.start(asked, name, events, fault, transport, word)
+                answer.arrived = arrived
+                events.answers.append(answer)
         return events.answers
 
-    def _check_queue(self, fault: str | None) -> None:
+    def _check_queue(self, fault: str | None, n: int) -> None:
         """Raise `Refused` where too many requests, or prompt tokens, are queued (v1/engine/async_llm.py)."""
-        if not self.serving.has_permit or fault == "overloaded":
+        if not self.serving.has_permits(n) or fault == "overloaded":
             reason = "max_num_queued_reqs"
         elif self._most_tokens is not None and self.metrics.prefilling_tokens >= self._most_tokens:
             reason = "max_num_queued_tokens"
         else:
             return
         self.metrics.rejected(reason)
-        raise Refused(503, "ServiceUnavailableError", BUSY)
+        raise busy(reason)
+
+
+class _Text(ChatCompletion):
+    """A request to `/tokenize`."""
+
+    prompt: str | None = None
+
+
+@web.middleware
+async def _in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer in JSON where there is no such route or method."""
+    try:
+        return await handler(request)
+    except web.HTTPClientError as e:
+        return web.json_response({"detail": HTTPStatus(e.status).phrase}, status=e.status)
 
 
 async def _decoded(request: web.Request, kind: type[B]) -> B:
-    if not request.content_type.endswith("json"):
-        raise Refused(415, "Unsupported Media Type", "Only 'application/json' is allowed")
+    if request.content_type != "application/json":
+        raise undecodable("Unsupported Media Type: Only 'application/json' is allowed", None)
     try:
         return msgspec.json.decode(await request.read(), type=kind, strict=False)
     except msgspec.DecodeError as e:  # ValidationError is one
-        raise Refused(400, "Bad Request", str(e)) from e
+        message, _, key = str(e).partition(" - at `$")
+        raise undecodable(message, f"body{key.rstrip('`')}") from e
 
 
 def _error(refused: Refused) -> web.Response:

@@ -1,8 +1,14 @@
-"""The requests that vLLM refuses, and the prompts of those it accepts (vllm/entrypoints/openai, version 0.32.0)."""
+"""The requests that vLLM refuses, in its words, and the prompts of those it accepts.
+
+Of version 0.32.0: entrypoints/openai/*/protocol.py, renderers/params.py, sampling_params.py, and for what cannot be
+decoded entrypoints/serve/exception_handling/handlers/validation.py. tests/samples/vllm-0.32.0 has answers of the real
+server.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from http import HTTPStatus
+from typing import Annotated, Any
 from zlib import crc32
 
 import msgspec
@@ -14,6 +20,12 @@ from sim.model.request import Text
 VOCABULARY = 32_000  # token ids, as many as Llama 2 has
 BEGIN, TURN, END_OF_TURN = 1, 2, 3  # of a text; before the role of a message, and after the message
 _RESERVED = 4
+GREEDY = 1e-5  # temperatures below it (sampling_params.py:_SAMPLING_EPS)
+MOST_N = 16384  # VLLM_MAX_N_SEQUENCES (envs.py)
+BUSY = {  # exceptions.py
+    "max_num_queued_reqs": "The engine is currently busy and cannot accept new requests.",
+    "max_num_queued_tokens": "The engine has reached its prefill token backlog limit.",
+}
 
 
 class Refused(Exception):
@@ -25,9 +37,23 @@ class Refused(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def bad_request(message: str, param: str | None = None) -> Refused:
-    """HTTP 400."""
+def bad_request(message: str, param: str | None = None, value: Any = None) -> Refused:
+    """HTTP 400; the message of one about a parameter ends with its name, and its value if that is told."""
+    if param is not None:
+        message += f" (parameter={param}{'' if value is None else f', value={value}'})"
     return Refused(400, "BadRequestError", message, param)
+
+
+def undecodable(message: str, param: str | None) -> Refused:
+    """HTTP 400 for a body that is not of the form; `param` begins with `body`. Only the message is not vLLM's own."""
+    said = message if param is None else str({"loc": param, "msg": message})
+    return Refused(400, HTTPStatus.BAD_REQUEST.phrase, f"1 validation error:\n  {said}", param)
+
+
+def busy(reason: str) -> Refused:
+    """HTTP 503: too much is queued."""
+    message = f"{BUSY[reason]} Please try again later or on a different instance."
+    return Refused(503, HTTPStatus.SERVICE_UNAVAILABLE.phrase, message)
 
 
 class StreamOptions(msgspec.Struct):
@@ -50,6 +76,8 @@ class Body(msgspec.Struct):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     priority: int = 0
+    stream_interval: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    use_beam_search: bool = False
 
 
 class Completion(Body):
@@ -68,33 +96,37 @@ class Message(msgspec.Struct):
 class ChatCompletion(Body):
     """A request to `/v1/chat/completions`."""
 
-    messages: list[Message] = []
+    messages: list[Message] | None = None
     max_completion_tokens: int | None = None
 
 
 def prompts(body: Completion) -> list[list[int]]:
     """The token ids of each prompt: texts or lists of token ids, one or several."""
     given = body.prompt
-    if given in (None, "", []) or (isinstance(given, list) and any(part in ("", []) for part in given)):
+    if given is None or given == "":
         raise bad_request("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+    if given == []:
+        raise bad_request("You must pass at least one prompt")
     if isinstance(given, str):
         return [tokens_of_text(given)]
     if isinstance(given, list):
+        if any(part in ("", []) for part in given):
+            raise bad_request("The decoder prompt cannot be empty")
         if all(isinstance(part, str) for part in given):
             return [tokens_of_text(part) for part in given]
         several = given if isinstance(given[0], list) else [given]
-        if all(isinstance(ids, list) and all(type(i) is int for i in ids) for ids in several):
+        if all(isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) for ids in several):
             for i in (i for ids in several for i in ids):
-                if not 0 <= i < VOCABULARY:
-                    raise bad_request(f"Token id {i} is out of vocabulary", "prompt")
+                if i >= VOCABULARY:
+                    raise bad_request(f"Token id {i} is out of vocabulary")
             return several
-    raise bad_request("prompt must be a string, array of strings, array of tokens, or array of token arrays", "prompt")
+    raise undecodable("Input should be a text, token ids, or a list of either", "body.prompt")
 
 
 def chat_prompt(body: ChatCompletion) -> list[int]:
     """The token ids of a chat: of each message a marker, its role, its words and an end; then the assistant's turn."""
     ids = [BEGIN]
-    for message in body.messages:
+    for message in body.messages or ():
         content = message.content
         if isinstance(content, list):
             content = " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -113,40 +145,74 @@ def token_of(word: str) -> int:
 
 
 def check(body: Body, model: str, flags: Flags) -> None:
-    """Raise `Refused` for parameters that vLLM does not accept, and for those that this server does not simulate."""
-    if body.model not in (None, model):
-        raise Refused(404, "NotFoundError", f"The model `{body.model}` does not exist.", "model")
+    """Raise `Refused` for parameters that vLLM does not accept whatever the prompt is, and for those that this server
+    does not simulate; `best_of` is ignored, as vLLM ignores it."""
     if body.stream_options is not None and not body.stream:
         raise bad_request("Stream options can only be defined when `stream=True`.", "stream_options")
-    if body.temperature is not None and body.temperature < 0:
-        raise bad_request(f"temperature must be non-negative, got {body.temperature}.", "temperature")
-    if body.top_p is not None and not 0 < body.top_p <= 1:
-        raise bad_request(f"top_p must be in (0, 1], got {body.top_p}.", "top_p")
-    if body.n != 1:
-        raise bad_request(f"n must be 1 on this stand-in, got {body.n}.", "n")
+    if body.use_beam_search:
+        raise bad_request(
+            "Streaming is not currently supported with beam search"
+            if body.stream and isinstance(body, Completion)
+            else "Beam search is not simulated by this stand-in."
+        )
+    if body.model not in (None, model):
+        message = f"The model `{body.model}` does not exist. Valid aliases: {model}."
+        raise Refused(404, "NotFoundError", message, "model")
+    name = "max_tokens"
+    if isinstance(body, ChatCompletion) and body.max_completion_tokens is not None:
+        name, body.max_tokens = "max_completion_tokens", body.max_completion_tokens
     if body.max_tokens is not None and body.max_tokens > flags.max_model_len:
         raise bad_request(
-            f"max_tokens={body.max_tokens} cannot be greater than max_model_len={flags.max_model_len}.", "max_tokens"
+            f"{name}={body.max_tokens} cannot be greater than max_model_len={flags.max_model_len}. Please request "
+            "fewer output tokens.",
+            name,
+            body.max_tokens,
+        )
+
+
+def check_length(ids: list[int], flags: Flags) -> None:
+    """Raise `Refused` for a prompt that the model has no room for."""
+    most, found = flags.max_model_len, len(ids)
+    if found > most:
+        raise bad_request(
+            f"This model's maximum context length is {most} tokens. However, your prompt contains "
+            f"{'at least ' if found == most + 1 else ''}{found} input tokens, which exceeds this limit even without "
+            "any output tokens. Please reduce the length of the input prompt.",
+            "input_tokens",
+            found,
         )
 
 
 def max_tokens(body: Body, prompt_tokens: int, default: int | None, flags: Flags) -> int:
-    """The most tokens of an answer: as requested, silently cut to the room left; `default` None is all of that."""
+    """The most tokens of an answer: as requested, silently cut to the room left; `default` None is all of that.
+
+    Raises `Refused` for parameters of sampling that vLLM does not accept.
+    """
     asked = default if body.max_tokens is None else body.max_tokens
     room = flags.max_model_len - prompt_tokens
-    if room < 0:
-        raise bad_request(
-            f"This model's maximum context length is {flags.max_model_len} tokens. However, your request has at least "
-            f"{flags.max_model_len + 1} input tokens. Please reduce the length of the input messages.",
-            "input_tokens",
-        )
     limit = room if asked is None else min(asked, room)
-    if limit < 1:
-        raise bad_request(f"max_tokens must be at least 1, got {limit}.", "max_tokens")
-    if not 0 <= body.min_tokens <= limit:
+    temperature, top_p = body.temperature, body.top_p
+    if body.n < 1:
+        raise bad_request(f"n must be at least 1, got {body.n}.")
+    if body.n > MOST_N:
         raise bad_request(
-            f"min_tokens must be less than or equal to max_tokens={limit}, got {body.min_tokens}.", "min_tokens"
+            f"n must be at most {MOST_N}, got {body.n}. To increase this limit, set the VLLM_MAX_N_SEQUENCES "
+            "environment variable."
         )
+    if temperature is not None and temperature < 0:
+        raise bad_request(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
+    if temperature is not None and temperature > 2:
+        raise bad_request(f"temperature must be in [0, 2], got {temperature}.", "temperature", temperature)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise bad_request(f"top_p must be in (0, 1], got {top_p}.", "top_p", top_p)
+    if limit < 1:
+        raise bad_request(f"max_tokens must be at least 1, got {limit}.", "max_tokens", limit)
+    if body.min_tokens < 0:
+        raise bad_request(f"min_tokens must be greater than or equal to 0, got {body.min_tokens}.")
+    if body.min_tokens > limit:
+        raise bad_request(f"min_tokens must be less than or equal to max_tokens={limit}, got {body.min_tokens}.")
+    if body.n > 1 and temperature is not None and temperature < GREEDY:
+        raise bad_request(f"n must be 1 when using greedy sampling, got {body.n}.")
     return limit
 
 
@@ -155,9 +221,10 @@ def first_word(ids: list[int]) -> int:
     return crc32(msgspec.msgpack.encode(ids))
 
 
-def names(ids: list[int], answer_tokens: int, flags: Flags) -> Text:
-    """What identifies the blocks of a prompt and its answer: texts are shared as far as all their tokens agree."""
-    size, start = flags.block_size, first_word(ids)
+def names(ids: list[int], start: int, answer_tokens: int, flags: Flags) -> Text:
+    """What identifies the blocks of a prompt and its answer, whose first word has the number `start`: texts are shared
+    as far as all their tokens agree."""
+    size = flags.block_size
     whole = [*ids, *(token_of(word(start + i).strip()) for i in range(answer_tokens))]
     text, name = [], 0
     for end in range(size, len(whole) + 1, size):
