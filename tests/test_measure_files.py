@@ -182,6 +182,35 @@ def test_the_second_witness_must_agree(tmp_path: Path, seconds: float, decodes: 
     assert texts(found.get(0, [])) == warnings
 
 
+@pytest.mark.parametrize(
+    ("gap", "steps", "warnings"),
+    [
+        (0.02, 250, []),
+        (0.02, 300, ["the streams show 150 steps, the server counted 180"]),
+        (0.017, 250, ["the mean gap between tokens is 20.00 ms by the streams, 17.00 ms by the server's metrics"]),
+    ],
+)
+def test_so_must_the_metrics_of_vllm(tmp_path: Path, gap: float, steps: int, warnings: list[str]) -> None:
+    out = run_with(tmp_path, 0.02, 250)
+    with (out / "server.jsonl").open("w") as file:
+        for t in np.arange(0.0, 5.01, 0.5):
+            names = (
+                "iteration_tokens_total_count",
+                "inter_token_latency_seconds_count",
+                "inter_token_latency_seconds_sum",
+            )
+            counts = (steps * t / 5.0, 100 * t, 100 * t * gap)
+            metrics = {f'vllm:{name}{{engine="0"}}': count for name, count in zip(names, counts, strict=True)}
+            file.write(json.dumps({"t": t, "metrics": metrics}) + "\n")
+    assert texts(disagreements(read_run(out)).get(0, [])) == warnings
+
+
+def test_in_mixed_steps_a_first_token_shares_its_step_with_others(tmp_path: Path) -> None:
+    times = [np.arange(0.0, 1.0, 0.02), np.arange(0.1, 1.0, 0.02)]
+    assert by_streams(times, 0.0, 1.0, mixed=True).number == 50
+    assert by_streams(times, 0.0, 1.0).number > 50
+
+
 def test_counters_without_durations_witness_the_number_of_steps_alone(tmp_path: Path) -> None:
     out = run_with(tmp_path, 0.02, 250)
     text = (out / "server.jsonl").read_text()

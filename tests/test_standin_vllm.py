@@ -30,6 +30,7 @@ from measure.server.limits import check_limits
 from measure.server.provenance import flags_of
 from sim.engines import vllm_v1_flags
 from sim.engines.tgi_0_9_4 import Flags
+from sim.model.files.records import read_scrapes
 from sim.model.flags import SERVER
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
@@ -293,6 +294,12 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
     run = read_run(tmp_path / "run")
     assert str(run.engine) == "vllm 0.32.0"
     assert run.info == {"num_gpu_blocks": 65, "block_size": 16, "max_model_len": MODEL_LEN}
+    (before, *_, after) = read_scrapes(tmp_path / "run" / "server.jsonl")
+    prompts = after[1][f"vllm:prompt_tokens_total{LABELS}"] - before[1][f"vllm:prompt_tokens_total{LABELS}"]
+    assert prompts > 0 and f"vllm:kv_cache_usage_perc{LABELS}" in after[1]
+    assert (
+        max(scrape[f"vllm:num_requests_running{LABELS}"] for _, scrape in read_scrapes(run.path / "server.jsonl")) == 2
+    )
     ok = run.requests[run.requests["status"] == "ok"]
     assert len(ok) and (ok["output_tokens"] == 8).all() and (ok["prompt_tokens"] == 40).all()
     assert not any("server's own count" in warning for rung in run.rungs for warning in texts(rung.warnings))

@@ -153,7 +153,7 @@ class LadderRun:
                     self.progress.say(f"warning: {warning}")
             self.journal.head["stopped"] = stopped
             unfinished |= not self._saved()
-        if self.server.api == "tgi" and self.server.metrics:
+        if self.server.metrics:
             self._cross_check()
         for line in folded(self._warnings(), f"{self.journal.path}/run.json has all"):
             self.progress.say(line)

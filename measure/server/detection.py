@@ -68,8 +68,11 @@ def detect(endpoint: Endpoint, model: str | None = None, deadline: Deadline | No
         answer = answers[path] = endpoint.post(path, body | prompt, deadline)
         if answer.status == 200 and "choices" in decoded(answer.body):
             engine = _engine(endpoint, offered, deadline)
-            told = _vllm_info(endpoint, limits, deadline) if engine is not None and engine.name == "vllm" else None
-            return Server(api=api, info=told, model=model, limits=limits, engine=engine)
+            if engine is None or engine.name != "vllm":
+                return Server(api=api, model=model, limits=limits, engine=engine)
+            exposition = _vllm_metrics(endpoint, deadline)
+            told, scraped = _vllm_info(exposition, limits), "\nvllm:" in exposition
+            return Server(api=api, info=told, metrics=scraped, model=model, limits=limits, engine=engine)
     raise _undetected(endpoint, answers)
 
 
@@ -100,13 +103,17 @@ def _context_limits(endpoint: Endpoint, model: dict[str, Any], deadline: Deadlin
     return limits
 
 
-def _vllm_info(endpoint: Endpoint, limits: dict[str, int], deadline: Deadline) -> dict[str, Any] | None:
-    """The flags that vLLM tells, having no `/info`: the labels of `vllm:cache_config_info`, and max_model_len."""
+def _vllm_metrics(endpoint: Endpoint, deadline: Deadline) -> str:
+    """What vLLM writes at `/metrics`; nothing where it does not."""
     try:
-        body = endpoint.get("/metrics", deadline).body.decode("utf-8", "replace")
+        return endpoint.get("/metrics", deadline).body.decode("utf-8", "replace")
     except Unreachable:
-        body = ""
-    labels = dict(LABEL.findall(next((line for line in body.splitlines() if line.startswith(CACHE_CONFIG)), "")))
+        return ""
+
+
+def _vllm_info(exposition: str, limits: dict[str, int]) -> dict[str, Any] | None:
+    """The flags that vLLM tells, having no `/info`: the labels of `vllm:cache_config_info`, and max_model_len."""
+    labels = dict(LABEL.findall(next((line for line in exposition.splitlines() if line.startswith(CACHE_CONFIG)), "")))
     numbers = {name: int(labels[name]) for name in ("num_gpu_blocks", "block_size") if labels.get(name, "").isdecimal()}
     told = {name: value for name, value in numbers.items() if is_length(value)} | limits
     return told or None
