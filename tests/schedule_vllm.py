@@ -13,8 +13,7 @@ from schedule import BadSchedules, lines_of
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
 from sim.engines.engine import Scheduled
-from sim.engines.vllm_v1 import Engine
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Engine, Flags
 from sim.model.request import Request
 from sim.steptime.linear import Line
 from sim.steptime.work import NOTHING, StepWork
@@ -208,7 +207,7 @@ class Replayed:
 
     def _observe(self, scheduled: Scheduled) -> None:
         rows = [[row.request.id, row.tokens, int(row.is_prefill), row.computed] for row in scheduled.rows]
-        free = self.engine.blocks.free
+        free = self.engine.scheduler.blocks.free
         step = {
             "ts": self.now,
             "batch": rows,

@@ -9,8 +9,7 @@ from schedule_vllm import Recording, differences, read_recordings, simulated
 
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
-from sim.engines.vllm_v1 import Engine
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Engine, Flags
 from sim.model.request import Request
 from sim.model.status import Status
 from sim.steptime.linear import affine
@@ -33,7 +32,7 @@ def test_schedule_of_the_real_engine_core_simulated_many_steps_at_a_time(recordi
             assert (request.first_token, request.last_token) == (fate.token_times[0], fate.token_times[-1])
     engine = replica.engine
     assert isinstance(engine, Engine)
-    assert engine.preemptions == sum(fate.preemptions for fate in recording.requests.values())
+    assert engine.scheduler.preemptions == sum(fate.preemptions for fate in recording.requests.values())
     state = engine.state()
     assert (state.waiting, state.running, state.kv_used) == (0, 0, 0)
 

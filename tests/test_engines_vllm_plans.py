@@ -15,7 +15,8 @@ from schedule_vllm import differences, read_recordings
 from sim.engines.decoders import Decoders
 from sim.engines.engine import Decision, Plan
 from sim.engines.kv_cache import Blocks
-from sim.engines.vllm_v1 import KNOWN_VERSIONS, Engine, Flags, known_version
+from sim.engines.vllm_v1 import Engine, Flags
+from sim.engines.vllm_v1.versions import KNOWN_VERSIONS, known_version
 from sim.model.request import Request
 
 SHIPPED = Path(__file__).parent.parent / "data" / "vllm-v1-schedules.jsonl.gz"
@@ -256,4 +257,4 @@ def test_blocks_that_a_decision_takes_beyond_what_there_is_are_owed() -> None:
     engine.commit(plan, 1)
     preempted = [(r.id, engine.received(r, 0)) for p in plans(engine) for r in p.preempted]
     assert preempted[:2] == [(2, 3), (1, 3)]  # with 32 tokens computed the first needs a block, and then the second
-    assert engine.blocks.free == 4
+    assert engine.scheduler.blocks.free == 4

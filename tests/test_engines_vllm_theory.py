@@ -14,7 +14,7 @@ from sim.engines import tgi_0_9_4
 from sim.engines.engine import Engine
 from sim.engines.tgi_0_9_4 import Engine as Tgi
 from sim.engines.vllm_v1 import Engine as Vllm
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Flags
 from sim.model.request import Request
 from sim.steptime.linear import Linear, affine
 from sim.steptime.work import StepWork

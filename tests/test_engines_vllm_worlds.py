@@ -119,7 +119,7 @@ def test_many_steps_at_a_time_end_as_the_reference_does(world: Recording) -> Non
             assert (request.first_token, request.last_token) == (fate.token_times[0], fate.token_times[-1])
     engine = replica.engine
     assert isinstance(engine, Engine)
-    assert engine.preemptions == sum(fate.preemptions for fate in world.requests.values())
+    assert engine.scheduler.preemptions == sum(fate.preemptions for fate in world.requests.values())
 
 
 @given(worlds)
@@ -159,7 +159,7 @@ def test_laws(world: Recording) -> None:
             assert step["free"] == usable - held  # but only through the cache
         if world.config["policy"] == "fcfs":
             _first_come_first_served(mine, arrivals, step)
-    assert mine.engine.blocks.free == usable  # every block is given back
+    assert mine.engine.scheduler.blocks.free == usable  # every block is given back
     for uid, a in arrivals.items():
         room = config["max_model_len"] - a.prompt_tokens
         if mine.finish[uid] != "abort":

@@ -23,7 +23,7 @@ from measure.ladder.session import measure
 from measure.server.docker import LABEL, CannotStart, arguments, connect, launched, leftovers
 from measure.server.doctor import diagnose
 from measure.server.tokenizer_patch import patched_tokenizer
-from sim.engines import vllm_v1_flags
+from sim.engines import vllm_v1
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput
 from sim.model.scenario import Launch, Load, Scenario
@@ -81,7 +81,7 @@ def ours(client: docker.DockerClient, image: str) -> list[str]:
 
 def test_a_server_of_another_engine_is_not_launched_yet() -> None:
     with pytest.raises(BadInput, match="found vllm-v1: launch: is implemented for no other yet"):
-        arguments(Launch(model="llama"), vllm_v1_flags.Flags())
+        arguments(Launch(model="llama"), vllm_v1.Flags())
 
 
 def test_the_flags_are_the_scenarios_own() -> None:

@@ -16,7 +16,7 @@ from scenarios.load.scenario import load
 from sim.cluster.ladder import climb
 from sim.engines.catalog import NAMES, flags_of
 from sim.engines.kv_memory import kv_cache
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Flags
 from sim.model.calibration import Calibration
 from sim.model.errors import BadInput
 from sim.model.machine import Machine

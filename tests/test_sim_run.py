@@ -16,7 +16,7 @@ from warned import texts
 
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
-from sim.engines import vllm_v1_flags as vllm_v1
+from sim.engines import vllm_v1
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput

@@ -28,7 +28,7 @@ from measure.server.endpoint import Endpoint
 from measure.server.exposition import parse
 from measure.server.limits import check_limits
 from measure.server.provenance import flags_of
-from sim.engines import vllm_v1_flags
+from sim.engines import vllm_v1
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.files.records import read_scrapes
 from sim.model.flags import SERVER
@@ -303,7 +303,7 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
     ok = run.requests[run.requests["status"] == "ok"]
     assert len(ok) and (ok["output_tokens"] == 8).all() and (ok["prompt_tokens"] == 40).all()
     assert not any("server's own count" in warning for rung in run.rungs for warning in texts(rung.warnings))
-    served = msgspec.structs.replace(scenario, server=vllm_v1_flags.Flags(max_model_len=300))
+    served = msgspec.structs.replace(scenario, server=vllm_v1.Flags(max_model_len=300))
     found = detect(Endpoint(server.url))
     flags = flags_of(found, served)
     told = {"max_model_len": 256, "num_gpu_blocks": 65, "block_size": 16}

@@ -59,7 +59,7 @@ class Simulated:
 
         def note(front: FrontEnd, request: Request) -> None:
             self.requests.append(request)
-            self.hit_tokens.append(getattr(self.engine, "hit_tokens", 0))
+            self.hit_tokens.append(int(self.engine.counters().get("vllm:prefix_cache_hits_total", 0)))
             self.sessions.setdefault(request.session, []).append(request)
             reach(front, request)
 
@@ -92,7 +92,7 @@ class Simulated:
 def alone(workload: Workload, **flags: Any) -> list[tuple[int, int]]:
     """Prompt tokens of a lone user's requests, and how many of them were hits."""
     simulated = Simulated(workload, Flags(num_gpu_blocks=1000, **flags), users=[1], seconds=10.0)
-    ends = [*simulated.hit_tokens[1:], simulated.engine.hit_tokens]
+    ends = [*simulated.hit_tokens[1:], simulated.engine.scheduler.hit_tokens]
     found = [after - before for before, after in zip(simulated.hit_tokens, ends, strict=True)]
     return [(r.prompt_tokens, hit) for r, hit in zip(simulated.requests, found, strict=True)]
 
@@ -123,8 +123,8 @@ def test_requests_without_sessions_may_share_a_system_prompt() -> None:
     workload = Workload(prompt_tokens=80, output_tokens=5, system_prompt_tokens=320)
     simulated = Simulated(workload, Flags(num_gpu_blocks=2000), rate=[2.0], seconds=60.0)
     engine, asked = simulated.engine, len(simulated.requests)
-    assert engine.queried_tokens == 400 * asked
-    assert engine.hit_tokens == 320 * (asked - 1)  # all but the first: a share of 80 %
+    assert engine.scheduler.queried_tokens == 400 * asked
+    assert engine.scheduler.hit_tokens == 320 * (asked - 1)  # all but the first: a share of 80 %
 
 
 def test_no_session_is_lost() -> None:
@@ -365,7 +365,7 @@ def test_hits_of_many_sessions_are_what_each_of_them_has_in_a_cache_that_forgets
     expected = asked = 0
     last: dict[Session, Request] = {}
     for request in simulated.requests:  # the queue is first come, first served
-        if asked == simulated.engine.queried_tokens:
+        if asked == simulated.engine.scheduler.queried_tokens:
             break
         before = last.get(request.session)
         known = 400 if before is None else before.prompt_tokens + before.output_tokens - 1
@@ -373,9 +373,9 @@ def test_hits_of_many_sessions_are_what_each_of_them_has_in_a_cache_that_forgets
             expected += known // 16 * 16
         last[request.session] = request
         asked += request.prompt_tokens
-    assert asked == simulated.engine.queried_tokens
+    assert asked == simulated.engine.scheduler.queried_tokens
     assert len(last) > 50
-    assert simulated.engine.hit_tokens == expected
+    assert simulated.engine.scheduler.hit_tokens == expected
     assert expected / asked > 0.7
 
 

@@ -19,8 +19,7 @@ from bench_sim import BENCHES, CLOCKS, NOISE, STEP_TIME, Loaded
 from msgspec.structs import replace
 
 from sim.cluster import ladder, testbed
-from sim.engines.vllm_v1 import Engine
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Engine, Flags
 from sim.model.machine import Machine
 from sim.model.workload import Exponential, Lengths, Sessions, Workload
 from sim.results import metrics
@@ -70,8 +69,8 @@ def run(name: str, requests: int, noise: bool, caching: bool) -> dict[str, float
         "requests": len(simulated.requests),
         "speed": len(simulated.requests) / took,
         "plans": len(simulated.steps) / len(simulated.requests),
-        "preemptions": engine.preemptions / len(simulated.requests),
-        "hits": engine.hit_tokens / max(engine.queried_tokens, 1),
+        "preemptions": engine.scheduler.preemptions / len(simulated.requests),
+        "hits": engine.scheduler.hit_tokens / max(engine.scheduler.queried_tokens, 1),
     }
 
 

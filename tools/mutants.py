@@ -31,7 +31,9 @@ OF_TGI, OF_VLLM = list(JUDGES)[:4], list(JUDGES)[4:]
 JUDGES_OF = {  # a file that only one engine needs: any other is tried by all
     "sim/engines/tgi_0_9_4/engine.py": OF_TGI,
     "sim/engines/tgi_0_9_4/batch.py": OF_TGI,
-    "sim/engines/vllm_v1.py": OF_VLLM,
+    "sim/engines/vllm_v1/scheduler.py": OF_VLLM,
+    "sim/engines/vllm_v1/engine.py": OF_VLLM,
+    "sim/engines/vllm_v1/step.py": OF_VLLM,
     "sim/engines/kv_cache.py": OF_VLLM,
     "sim/engines/decoders.py": OF_VLLM,
 }
@@ -116,36 +118,44 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
         ("padded use: the joining part not padded", "(both - longest) * len(kept)", "0"),
         ("padded use: what remains forgotten", "return kept * longest + remaining", "return kept * longest"),
     ],
-    "sim/engines/vllm_v1.py": [
-        ("the null block is used", "self._usable = flags.blocks - 1", "self._usable = flags.blocks"),
+    "sim/engines/vllm_v1/scheduler.py": [
+        (
+            "the null block is used",
+            "self.size, self.usable = flags.block_size, flags.blocks - 1",
+            "self.size, self.usable = flags.block_size, flags.blocks",
+        ),
         ("admits in a step that preempted", "elif self.waiting and not step.preempted:", "elif self.waiting:"),
         (
             "the victim is the first admitted",
-            "next(reversed(self.running)) if self._fcfs",
-            "next(iter(self.running)) if self._fcfs",
+            "next(reversed(self.running)) if self.fcfs",
+            "next(iter(self.running)) if self.fcfs",
         ),
         ("the victim goes to the end", "self.waiting.appendleft(held)", "self.waiting.append(held)"),
         (
             "the victim keeps its blocks",
-            "        self._give_back(held, computed, findable)\n        held.preemptions",
+            "        self.cache.give_back(held, computed, findable)\n        held.preemptions",
             "        held.preemptions",
         ),
-        ("only the first chunk must fit", "if self._reserves else need\n", "if False else need\n"),
-        ("all seats and one more", "and len(self.running) < self._seats:", "and len(self.running) <= self._seats:"),
+        ("only the first chunk must fit", "if self.reserves else need\n", "if False else need\n"),
+        ("all seats and one more", "and len(self.running) < self.seats:", "and len(self.running) <= self.seats:"),
         (
             "one seat too few for a newcomer to be seen",
-            "if len(self.running) >= self._seats:",
-            "if len(self.running) >= self._seats - 1:",
+            "if len(self.running) >= self.seats:",
+            "if len(self.running) >= self.seats - 1:",
         ),
         ("the cap binds a lone request", "if present == 1 and self.rules.spares_lone_prompt:", "if False:"),
         (
             "the adaptive cap is the smaller",
-            "cap = max(cap, self._budget // present)",
-            "cap = min(cap, self._budget // present)",
+            "cap = max(cap, self.budget // present)",
+            "cap = min(cap, self.budget // present)",
         ),
         ("the watermark holds on an idle server", "(self._watermark if self.running else 0)", "self._watermark"),
         ("no watermark", "(self._watermark if self.running else 0)", "0"),
-        ("a whole prompt can be hit", "self._hits(held, (known - 1) // size)", "self._hits(held, known // size)"),
+        (
+            "a whole prompt can be hit",
+            "self.cache.hits(held, (known - 1) // size)",
+            "self.cache.hits(held, known // size)",
+        ),
         ("hits nobody uses cost nothing", "room = blocks.free - idle - ", "room = blocks.free - "),
         ("hits are computed again", "tokens = min(known - cached, cap)", "tokens = min(known, cap)"),
         (
@@ -184,50 +194,12 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
             "if held.state == WAITING:  # it preempted itself\n                break",
             "if held.state == WAITING:  # it preempted itself\n                continue",
         ),
-        (
-            "an answer is not cut at the model's length",
-            "request.output_tokens = min(request.output_tokens, room)",
-            "pass",
-        ),
-        ("a prompt as long as the model is taken", "if room <= 0:", "if room < 0:"),
-        (
-            "aborts act after the output",
-            "                if not comes and boundary <= number and",
-            "                if not comes and boundary < number and",
-        ),
-        ("asynchronous: not one step ahead", "self._depth = 2 if", "self._depth = 1 if"),
         ("asynchronous: a step too many", "if held.allowed == held.limit:", "if False:"),
         ("asynchronous: a stop token is foreseen", "if held.allowed == held.limit:", "if True:"),
         (
             "asynchronous: tokens under way are found",
-            "min(held.line + self._scheduled, held.prompt + held.received(self._seen))",
-            "held.line + self._scheduled",
-        ),
-        (
-            "asynchronous: a newcomer is seen one step late",
-            "valid = min(valid, boundary + self._depth - 1)\n        return",
-            "valid = min(valid, boundary + self._depth)\n        return",
-        ),
-        (
-            "a plan goes on past a request's end",
-            "self._decoders.next_end - first.number + 1)",
-            "self._decoders.next_end - first.number + 2)",
-        ),
-        (
-            "a plan goes on past the last chunk",
-            "held.base - before - tokens - 1) // tokens",
-            "held.base - before - 1) // tokens",
-        ),
-        (
-            "a plan goes on though others may hit what is decoded",
-            "ahead < self._depth - 1 or self._shared or",
-            "ahead < self._depth - 1 or",
-        ),
-        ("attention within a chunk is forgotten", "tokens * before + tokens * (tokens + 1) // 2", "tokens * before"),
-        (
-            "the token fed is not in the context",
-            "context, longest_context = self.lines + count * number, self.longest",
-            "context, longest_context = self.lines + count * (number - 1), self.longest",
+            "min(held.line + self.scheduled, held.prompt + held.received(self.seen))",
+            "held.line + self.scheduled",
         ),
         (
             "priority: the order of ids is that of numbers",
@@ -260,6 +232,48 @@ MUTANTS = {  # file: what is wrong with it, the code, and what it becomes (the c
             "old versions: a victim's token is delivered",
             "if held.pending and not self.rules.delivers_to_preempted:",
             "if False:",
+        ),
+    ],
+    "sim/engines/vllm_v1/engine.py": [
+        (
+            "an answer is not cut at the model's length",
+            "request.output_tokens = min(request.output_tokens, room)",
+            "pass",
+        ),
+        ("a prompt as long as the model is taken", "if room <= 0:", "if room < 0:"),
+        (
+            "aborts act after the output",
+            "                if not comes and boundary <= number and",
+            "                if not comes and boundary < number and",
+        ),
+        ("asynchronous: not one step ahead", "self._depth = 2 if", "self._depth = 1 if"),
+        (
+            "asynchronous: a newcomer is seen one step late",
+            "valid = min(valid, boundary + self._depth - 1)\n        return",
+            "valid = min(valid, boundary + self._depth)\n        return",
+        ),
+        (
+            "a plan goes on past a request's end",
+            "its.decoders.next_end - first.number + 1)",
+            "its.decoders.next_end - first.number + 2)",
+        ),
+        (
+            "a plan goes on past the last chunk",
+            "held.base - before - tokens - 1) // tokens",
+            "held.base - before - 1) // tokens",
+        ),
+        (
+            "a plan goes on though others may hit what is decoded",
+            "ahead < self._depth - 1 or its.cache.shared or",
+            "ahead < self._depth - 1 or",
+        ),
+    ],
+    "sim/engines/vllm_v1/step.py": [
+        ("attention within a chunk is forgotten", "tokens * before + tokens * (tokens + 1) // 2", "tokens * before"),
+        (
+            "the token fed is not in the context",
+            "context, longest_context = self.lines + count * number, self.longest",
+            "context, longest_context = self.lines + count * (number - 1), self.longest",
         ),
     ],
     "sim/engines/kv_cache.py": [

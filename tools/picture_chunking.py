@@ -16,7 +16,7 @@ from scenarios.report.figure import BLUE, GREEN, ORANGE, figure, plain, svg
 from servecast import load
 from sim.engines import tgi_0_9_4, vllm_v1
 from sim.engines.engine import Engine
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Flags
 from sim.model.machine import draw_machine
 from sim.model.request import Request
 from sim.steptime.linear import Linear

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sim.engines import tgi_0_9_4, vllm_v1, vllm_v1_flags
+from sim.engines import tgi_0_9_4, vllm_v1
 from sim.engines.engine import Engine
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail, Key, known
@@ -21,7 +21,7 @@ from sim.model.text import printable
 
 ENGINES: tuple[tuple[type[EngineFlags], Callable[[Any], Engine]], ...] = (
     (tgi_0_9_4.Flags, tgi_0_9_4.Engine),
-    (vllm_v1_flags.Flags, vllm_v1.Engine),
+    (vllm_v1.Flags, vllm_v1.Engine),
 )
 FLAGS = {flags.declared.name: flags for flags, _ in ENGINES}
 NAMES = tuple(FLAGS)

@@ -10,7 +10,7 @@ from time import perf_counter
 
 from measure.standin.exposition import Exposition
 from sim.engines.engine import Engine, Outcome, Plan, Scheduled
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Flags
 from sim.model.request import Request
 
 # vllm/v1/metrics/buckets.py

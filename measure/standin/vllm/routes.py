@@ -38,7 +38,7 @@ from measure.standin.vllm.validation import (
     tokens_of_text,
     undecodable,
 )
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Flags
 from sim.model.calibration import Calibration
 
 COMPLETION_TOKENS = 16  # of a completion that does not say how many

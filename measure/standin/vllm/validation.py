@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 
 from measure.standin.answer import word
-from sim.engines.vllm_v1_flags import Flags
+from sim.engines.vllm_v1 import Flags
 from sim.model.request import Text
 
 VOCABULARY = 32_000  # token ids, as many as Llama 2 has

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,27 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.engines.kv_memory import board_gigabytes, is_cpu, kv_cache, shape_of
+from sim.engines.vllm_v1.versions import KNOWN_VERSIONS, known_version
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail
 from sim.model.quantity import MOST, Countable, Size
 from sim.model.scenario import Hardware
 from sim.model.server import Bounds, Declaration, EngineFlags, Limit, Uniform
 from sim.model.warning import Notice, notice
-
-KNOWN_VERSIONS = ("0.9.2", "0.11.2", "0.14.1", "0.17.1", "0.20.2", "0.25.1", "0.32.0")
-
-
-def known_version(version: str) -> str:
-    """The version whose rules are used: this one if it is known, else the newest known one that is not newer.
-
-    A version without a number, or older than all known ones, has the rules of the newest or of the oldest.
-    """
-    numbers = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
-    if numbers is None:
-        return KNOWN_VERSIONS[-1]
-    known = [tuple(map(int, other.split("."))) for other in KNOWN_VERSIONS]
-    return KNOWN_VERSIONS[max(bisect_right(known, tuple(int(part or 0) for part in numbers.groups())) - 1, 0)]
-
 
 COUNTERS = ("vllm:num_preemptions_total", "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total")
 
