@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from schedule_vllm import Recording, differences, read_recordings, simulated
 
 from sim.cluster.clock import Clock
+from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
 from sim.engines.vllm_v1 import Engine, Flags
 from sim.model.request import Request
@@ -68,6 +69,41 @@ def test_a_prompt_as_long_as_the_model_is_refused_and_a_longer_answer_is_cut() -
     request = Request(1, 98, 30, 40)
     assert engine.submit(request) is None
     assert (request.output_tokens, request.max_new_tokens) == (2, 2)
+
+
+def test_versions_before_0_32_refuse_what_is_too_long_together() -> None:
+    for version, refuses in (("0.9.2", True), ("0.17.1", True), ("0.25.1", True), ("0.32.0", False)):
+        flags = Flags(max_model_len=100, num_gpu_blocks=100, version=version)
+        clock, ended = Clock(), []
+        front = FrontEnd(clock, ended.append, permits=3, allowed=flags.allowed)
+        front.replica = Replica(clock, Engine(flags), affine(a0=1.0, b0=1.0), front.ended)
+        for uid, more in enumerate((0, 1)):
+            clock.call(0.0, front.submit, Request(uid, 60, 40 + more, 40 + more))
+        clock.run()
+        found = {r.id: (str(r.status), r.output_tokens) for r in ended}
+        assert found == {0: ("ok", 40), 1: ("validation", 41) if refuses else ("ok", 40)}
+        assert front.in_use == 0
+
+
+def test_of_equal_priority_requests_of_the_same_moment_do_not_preempt_each_other_for_ever() -> None:
+    # both prompts fit by their first chunks, but not whole: the victim is the one that came last, not each in turn
+    flags = Flags(
+        scheduling_policy="priority",
+        scheduler_reserve_full_isl=False,
+        async_scheduling=False,
+        num_gpu_blocks=7,
+        max_model_len=96,
+        max_num_batched_tokens=32,
+        max_num_seqs=4,
+        enable_prefix_caching=False,
+    )
+    clock, ended = Clock(), []
+    front = FrontEnd(clock, ended.append)
+    front.replica = Replica(clock, Engine(flags), affine(a0=1.0, b0=1.0), front.ended)
+    for uid in range(3):
+        clock.call(0.0, front.submit, Request(uid, 80, 4, 4))
+    clock.run(until=500.0)
+    assert [r.id for r in ended] == [0, 1, 2]
 
 
 def test_of_equal_priority_the_one_that_came_first_goes_first() -> None:

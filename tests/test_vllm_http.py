@@ -130,3 +130,12 @@ def test_each_answer_is_a_request_of_the_engine_and_n_is_told_once_for_each_prom
     before = counts()
     ask(server.url, "POST", COMPLETIONS, completion(n=3, temperature=1))
     assert [after - one for after, one in zip(counts(), before, strict=True)] == [1, 3, 9, 9]
+
+
+def test_versions_before_0_32_refuse_a_prompt_that_leaves_no_room_for_the_answer() -> None:
+    with standin(*FLAGS, "--version", "0.25.1") as process:
+        found = ask(process.url, "POST", COMPLETIONS, completion(prompt=[300] * 250, max_tokens=10))
+        error = found["json"]["error"]
+        assert (found["status"], error["type"], error["param"]) == (400, "BadRequestError", "input_tokens")
+        assert "you requested 10 output tokens and your prompt contains 250 input tokens" in error["message"]
+        assert ask(process.url, "POST", COMPLETIONS, completion(prompt=[300] * 250, max_tokens=6))["status"] == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heapreplace
+from math import inf, nextafter
 
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
@@ -32,8 +33,9 @@ class FrontEnd:
         self.clock, self.on_end, self.permits, self.allowed = clock, on_end, permits, allowed
         self.in_use = 0  # permits
         self.replica: Replica
+        self._arrived = -inf  # of the last request
         self._per_token = seconds_per_token
-        self._busy = [-float("inf")] * workers  # until when each counts; the first is free first
+        self._busy = [-inf] * workers  # until when each counts; the first is free first
 
     @property
     def has_permit(self) -> bool:
@@ -66,8 +68,14 @@ class FrontEnd:
         self.in_use += 1
         if self.allowed is not None:
             most = self.allowed(request.prompt_tokens, request.max_new_tokens)
-            if 0 < most < request.max_new_tokens:
+            if most <= 0:
+                request.status, request.last_token = Status.VALIDATION, self.clock.now
+                self.ended(request)
+                return
+            if most < request.max_new_tokens:
                 request.max_new_tokens, request.output_tokens = most, min(request.output_tokens, most)
+        now = self.clock.now  # a server's clock shows no two requests the same time, and vLLM's priorities need that
+        request.arrived = self._arrived = now if now > self._arrived else nextafter(self._arrived, inf)
         self.replica.submit(request)
 
     def cancel(self, request: Request) -> None:

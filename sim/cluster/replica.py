@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,8 @@ class Replica:
         Raises `CannotFit` for one that the real server would keep for ever.
         """
         done = self._done()
-        request.arrived = self.clock.now
+        if isnan(request.arrived):  # no front end saw it
+            request.arrived = self.clock.now
         refused = self.engine.submit(request, done)
         if refused is not None:
             self._end(request, refused)

@@ -116,7 +116,8 @@ class EngineFlags:
         return self
 
     def allowed(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """How many tokens a request that is not refused may get: servers may cut it to what there is room for."""
+        """How many tokens a request may get: servers may cut it to what there is room for. 0 if the server refuses it
+        before its engine sees it."""
         return max_new_tokens
 
     def refuses(self, prompt_tokens: int, max_new_tokens: int) -> bool:

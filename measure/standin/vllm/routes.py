@@ -166,7 +166,7 @@ class Routes(Surface):
         self, request: web.Request, body: Body, ids: list[list[int]], default: int | None, arrived: float
     ) -> web.StreamResponse:
         for prompt in ids:
-            check_length(prompt, self.flags)
+            check_length(prompt, (default if body.max_tokens is None else body.max_tokens) or 0, self.flags)
         limits = [max_tokens(body, len(prompt), default, self.flags) for prompt in ids]
         fault = self.draw_fault()
         self._check_queue(fault, body.n)

@@ -170,9 +170,20 @@ def check(body: Body, model: str, flags: Flags) -> None:
         )
 
 
-def check_length(ids: list[int], flags: Flags) -> None:
-    """Raise `Refused` for a prompt that the model has no room for."""
+def check_length(ids: list[int], answer_tokens: int, flags: Flags) -> None:
+    """Raise `Refused` for a prompt that the model has no room for, in versions that do not cut answers also together
+    with the `answer_tokens` that are requested (renderers/params.py of 0.32.0, and of 0.25.1)."""
     most, found = flags.max_model_len, len(ids)
+    if not flags.cuts and found + answer_tokens > most:
+        least = "at least " if found + answer_tokens == most + 1 else ""
+        raise bad_request(
+            f"This model's maximum context length is {most} tokens. However, you requested {answer_tokens} output "
+            f"tokens and your prompt contains {least}{found} input tokens, for a total of {least}"
+            f"{found + answer_tokens} tokens. Please reduce the length of the input prompt or the number of requested "
+            "output tokens.",
+            "input_tokens",
+            found,
+        )
     if found > most:
         raise bad_request(
             f"This model's maximum context length is {most} tokens. However, your prompt contains "

@@ -169,13 +169,25 @@ class Flags(
             seqs = min(seqs, tokens)
         return msgspec.structs.replace(found, max_num_batched_tokens=tokens, max_num_seqs=seqs)
 
+    @property
+    def cuts(self) -> bool:
+        """Whether an answer is cut silently where it would outgrow max_model_len together with its prompt.
+
+        Up to 0.25.1 such a request is refused (0.9.2 to 0.17.1: entrypoints/openai/serving_engine.py:_validate_input
+        and renderers/params.py; 0.25.1: renderers/params.py:max_input_tokens subtracts what may be generated).
+        """
+        return KNOWN_VERSIONS.index(known_version(self.version)) >= KNOWN_VERSIONS.index("0.32.0")
+
     def allowed(self, prompt_tokens: int, max_new_tokens: int) -> int:
-        """See `EngineFlags.allowed`: a request that would outgrow max_model_len is cut silently."""
+        """See `EngineFlags.allowed`: a request that would outgrow max_model_len is cut silently, or refused."""
+        if self.refuses(prompt_tokens, max_new_tokens):
+            return 0
         return min(max_new_tokens, self.max_model_len - prompt_tokens)
 
     def refuses(self, prompt_tokens: int, max_new_tokens: int) -> bool:
-        """See `EngineFlags.refuses`; what is too long together is cut, not refused."""
-        return prompt_tokens >= self.max_model_len or max_new_tokens > self.max_model_len
+        """See `EngineFlags.refuses`; an answer that is too long only together with its prompt is cut if `cuts`."""
+        together = 0 if self.cuts else prompt_tokens
+        return prompt_tokens >= self.max_model_len or together + max_new_tokens > self.max_model_len
 
     def check(self, fail: Fail) -> None:
         """See `EngineFlags.check`."""
