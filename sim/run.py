@@ -158,8 +158,7 @@ class Run:
         """
         server = self.scenario.server
         check_engine(self.engine, server.declared, self.taken_as, f"the server of {self.name}", self.path)
-        found: EngineFlags = msgspec.structs.replace(server, **self.launched | self._told)  # type: ignore[type-var]
-        return found
+        return server.as_told(self.launched | self._told)
 
     @property
     def _told(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from warned import texts
 
 from measure.ladder.session import measure
 from measure.server.detection import detect
+from measure.server.doctor import diagnose
 from measure.server.endpoint import Endpoint
 from measure.server.exposition import parse
 from measure.server.limits import check_limits
@@ -31,7 +32,7 @@ from measure.server.provenance import flags_of
 from sim.engines import vllm_v1
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.files.records import read_scrapes
-from sim.model.flags import SERVER
+from sim.model.flags import DEFAULT, SERVER, Flag
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 from sim.run import read_run
@@ -311,6 +312,31 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
     assert any(
         "the server's max_model_len is 256, the scenario's 300" in text for text in texts(check_limits(found, served))
     )
+
+
+def test_of_two_sizes_of_the_kv_cache_the_server_s_own_is_used_and_unset_flags_are_called_so(
+    server: Standin, tmp_path: Path
+) -> None:
+    scenario = Scenario(
+        name="chat",
+        server=vllm_v1.Flags(max_model_len=MODEL_LEN, kv_cache_tokens=4000),
+        workload=Workload(prompt_tokens=40, output_tokens=8),
+        load=Load(users=[1], spawn_rate=20.0, seconds=0.5),
+        written=["kv_cache_tokens"],
+    )
+    found = detect(Endpoint(server.url))
+    said = texts(check_limits(found, scenario))
+    assert any("kv_cache_tokens 4000 is not used: the server tells its" in text for text in said)
+    with Path(os.devnull).open("w") as null:
+        measure(scenario, server.url, tmp_path / "run", console=Console(file=null))
+    run = read_run(tmp_path / "run")
+    used = run.server
+    assert isinstance(used, vllm_v1.Flags)
+    assert (used.num_gpu_blocks, used.kv_cache_tokens, used.kv_tokens) == (65, None, 1024)
+    assert run.flags["kv_cache_tokens"] == Flag(value=None, source=DEFAULT)
+    lines = {line.found.partition(" ")[0]: line.found for line in diagnose(scenario, server.url) if line.what == "flag"}
+    assert lines["max_num_queued_reqs"] == "max_num_queued_reqs unset: default"
+    assert lines["num_gpu_blocks"] == "num_gpu_blocks 65: told by the server"
 
 
 def test_the_openai_package_reads_streams_usage_and_errors(server: Standin) -> None:

@@ -23,7 +23,7 @@ from measure.server.provenance import flags_of
 from sim.engines import catalog
 from sim.model.errors import UserError
 from sim.model.files.lengths import read_lengths
-from sim.model.flags import WORDS, plain_flag, untold
+from sim.model.flags import DEFAULT, WORDS, plain_flag, untold
 from sim.model.identity import is_engine, named
 from sim.model.scenario import Launch, Scenario
 
@@ -206,4 +206,5 @@ def _flags(server: Server, scenario: Scenario) -> Iterator[Finding]:
     found = flags_of(server, scenario)
     warned = {said.text.partition(" ")[0]: str(said) for said in untold(found, scenario.server.declared)}
     for name, flag in found.items():
-        yield Finding("flag", None, warned.get(name, f"{name} {plain_flag(flag)}: {WORDS[flag.source]}"))
+        source = "default" if flag.source == DEFAULT else WORDS[flag.source]
+        yield Finding("flag", None, warned.get(name, f"{name} {plain_flag(flag)}: {source}"))

@@ -10,6 +10,7 @@ import msgspec
 from measure.server.detection import Server, is_length
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput, UserError
+from sim.model.flags import names, told_by
 from sim.model.identity import is_engine
 from sim.model.scenario import Scenario
 from sim.model.server import EngineFlags
@@ -137,6 +138,18 @@ def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | N
                     f"the server's {name} is {told:g}, the scenario's {wanted:g}; the server's value is used",
                 )
             )
+    if ours:
+        told_flags = told_by(type(scenario.server), info)
+        used = scenario.server.as_told(told_flags)
+        warnings += [
+            notice(
+                "flag-differs",
+                f"the scenario's {name} {getattr(scenario.server, name)} is not used: the server tells its "
+                f"{', '.join(told_flags)}",
+            )
+            for name in names(type(used))
+            if getattr(used, name) is None and getattr(scenario.server, name) is not None
+        ]
     permits = info.get("max_concurrent_requests")
     if isinstance(permits, int) and max(scenario.load.users or [0]) > permits:
         warnings.append(

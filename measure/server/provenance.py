@@ -6,7 +6,7 @@ from typing import Any
 
 from measure.server.detection import Server
 from sim.engines.catalog import of_image
-from sim.model.flags import LAUNCH, SERVER, Flag, launched_by, told_by
+from sim.model.flags import SCENARIO, Flag, flags, launched_by, told_by
 from sim.model.identity import Identity
 from sim.model.scenario import Scenario
 
@@ -22,5 +22,5 @@ def flags_of(server: Server, scenario: Scenario, container: dict[str, Any] | Non
     """The flags of a server of the scenario's engine; `container` describes it if it was started by docker."""
     kind = type(scenario.server)
     launched = launched_by(kind, (container or {}).get("argv") or [])
-    found = scenario.flags | {name: Flag(value=value, source=LAUNCH) for name, value in launched.items()}
-    return found | {name: Flag(value=value, source=SERVER) for name, value in told_by(kind, server.info).items()}
+    written = [name for name, flag in scenario.flags.items() if flag.source == SCENARIO]
+    return flags(scenario.server, written, told_by(kind, server.info), launched)

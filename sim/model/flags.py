@@ -52,8 +52,10 @@ def flags(
 ) -> dict[str, Flag]:
     """Every flag of a server. The server's own word (`told`) wins, then its launch command, then the scenario, whose
     values `config` holds (`written` are those that a person wrote; the others are defaults)."""
-    plain, known = msgspec.to_builtins(config), names(type(config))
-    found = {n: Flag(value=plain[n], source=SCENARIO if n in written else DEFAULT) for n in known}
+    known = names(type(config))
+    plain = msgspec.to_builtins(config.as_told({**(launched or {}), **(told or {})}))
+    of_scenario = {name for name in written if plain.get(name) is not None}
+    found = {n: Flag(value=plain[n], source=SCENARIO if n in of_scenario else DEFAULT) for n in known}
     found |= {name: Flag(value=value, source=LAUNCH) for name, value in (launched or {}).items() if name in known}
     return found | {name: Flag(value=value, source=SERVER) for name, value in (told or {}).items()}
 
@@ -91,7 +93,7 @@ def check_bounds(config: EngineFlags, fail: Fail) -> None:
 
 
 def in_words(found: Mapping[str, Flag]) -> str:
-    """The flags in one line, those of one source together; a token budget that nobody gave is the calibration's."""
+    """The flags in one line, those of one source together, without those that are unset."""
     said = {name: flag for name, flag in found.items() if flag.value is not None}
     groups = {source: [f"{n} {plain_flag(f)}" for n, f in said.items() if f.source == source] for source in SOURCES}
     return "; ".join(f"{WORDS[source]}: {', '.join(group)}" for source, group in groups.items() if group)
@@ -101,7 +103,7 @@ def plain_flag(flag: Flag) -> str:
     """Its value as people write it."""
     value = flag.value
     if value is None:
-        return "the calibration's"
+        return "unset"
     if isinstance(value, dict):
         return f"{value.get('low')} to {value.get('high')}"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -115,6 +115,10 @@ class EngineFlags:
         """The flags with the defaults that depend on the machine, where none was `written`."""
         return self
 
+    def as_told(self, told: Mapping[str, Any]) -> Self:
+        """The flags of a server that says these of itself; what that leaves no meaning is unset."""
+        return msgspec.structs.replace(self, **told)  # type: ignore[type-var]
+
     def allowed(self, prompt_tokens: int, max_new_tokens: int) -> int:
         """How many tokens a request may get: servers may cut it to what there is room for. 0 if the server refuses it
         before its engine sees it."""

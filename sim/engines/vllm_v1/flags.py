@@ -178,6 +178,11 @@ class Flags(
         """
         return KNOWN_VERSIONS.index(known_version(self.version)) >= KNOWN_VERSIONS.index("0.32.0")
 
+    def as_told(self, told: Mapping[str, Any]) -> Flags:
+        """See `EngineFlags.as_told`: of two sizes of the KV cache the server's own wins, as it is exact."""
+        other = {} if "num_gpu_blocks" not in told else {"kv_cache_tokens": None}
+        return msgspec.structs.replace(self, **other | dict(told))
+
     def allowed(self, prompt_tokens: int, max_new_tokens: int) -> int:
         """See `EngineFlags.allowed`: a request that would outgrow max_model_len is cut silently, or refused."""
         if self.refuses(prompt_tokens, max_new_tokens):
