@@ -111,7 +111,7 @@ class Reference:
         self.reserve = config["scheduler_reserve_full_isl"] and version > (0, 17, 1)
         self.watermark = int(config["watermark"] * config["num_gpu_blocks"]) if version > (0, 20, 2) else 0
         self.cap_spares_the_lone = version > (0, 25, 1)
-        self.unfindable_first = version > (0, 17, 1)  # blocks without a cache entry are reused first
+        self.unfindable_first = version > (0, 20, 2)  # blocks without a cache entry are reused first
         self.delivers_to_preempted = version > (0, 25, 1)  # the token of the step under way when it was preempted
         self.skips_long_prompts = version <= (0, 11, 2)  # chunking off: the next may go where one is too long
         self.free = [Block() for _ in range(config["num_gpu_blocks"] - 1)]  # one is never used

@@ -71,6 +71,19 @@ def test_a_prompt_as_long_as_the_model_is_refused_and_a_longer_answer_is_cut() -
     assert (request.output_tokens, request.max_new_tokens) == (2, 2)
 
 
+def test_up_to_0_20_2_blocks_without_a_cache_entry_go_to_the_back_of_the_free_list() -> None:
+    for version, hit in (("0.17.1", 0), ("0.20.2", 0), ("0.25.1", 16), ("0.32.0", 16)):
+        engine = Engine(Flags(async_scheduling=False, num_gpu_blocks=4, max_model_len=48, version=version))
+        # of three blocks, a and b each leave one with an entry and one without, which c takes if it is in front
+        for uid, (text, tokens) in enumerate((("a", 17), ("b", 17), ("c", 10), ("a", 17))):
+            request = Request(uid, tokens, 1, 1)
+            request.text = ((0, text),)
+            engine.submit(request)
+            while (plan := engine.plan()) is not None:
+                engine.commit(plan, plan.steps)
+        assert engine.counters()["vllm:prefix_cache_hits_total"] == hit
+
+
 def test_versions_before_0_32_refuse_what_is_too_long_together() -> None:
     for version, refuses in (("0.9.2", True), ("0.17.1", True), ("0.25.1", True), ("0.32.0", False)):
         flags = Flags(max_model_len=100, num_gpu_blocks=100, version=version)

@@ -26,6 +26,6 @@ class Rules:
     def __init__(self, version: str):
         index = KNOWN_VERSIONS.index(known_version(version))
         self.skips_long_prompts = index < KNOWN_VERSIONS.index("0.14.1")  # chunking off: those behind one may go
-        self.reserves_whole_prompt = self.blank_first = index >= KNOWN_VERSIONS.index("0.20.2")
-        self.has_watermark = index >= KNOWN_VERSIONS.index("0.25.1")
+        self.reserves_whole_prompt = index >= KNOWN_VERSIONS.index("0.20.2")
+        self.has_watermark = self.blank_first = index >= KNOWN_VERSIONS.index("0.25.1")
         self.spares_lone_prompt = self.delivers_to_preempted = index >= KNOWN_VERSIONS.index("0.32.0")
