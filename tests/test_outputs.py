@@ -306,7 +306,7 @@ def test_new_follows_no_link_to_what_is_there(tmp_path: Path, capfd: pytest.Capt
 def test_an_import_that_cannot_be_read_back_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from sim import run as runs
+    from sim.run import directory as runs
 
     whole = runs.request_records
 

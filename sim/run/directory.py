@@ -1,22 +1,15 @@
-"""A run: a table of requests, the rungs of its ladder, and (simulated) its steps. Measured and simulated alike.
-
-On disk it is a directory: `run.json`, `requests.jsonl` (or `.gz`), and optionally `steps.jsonl` and `server.jsonl`.
-Raw is kept here; every statistic is derived in `metrics`.
-"""
+"""A run's directory: how it is read, checked and written."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from sim.engines.catalog import DEFAULT, FLAGS, NAMES, convert, flags_of, identity, of_info, shape_of
 from sim.model.errors import BadInput
@@ -34,153 +27,21 @@ from sim.model.files.records import (
     read_requests,
 )
 from sim.model.files.shape import Key, check_shape, found
-from sim.model.flags import (
-    LAUNCH,
-    SCENARIO,
-    Flag,
-    check_bounds,
-    flags,
-    in_words,
-    launched_by,
-    names,
-    told_by,
-    untold,
-)
-from sim.model.identity import SOURCES, Identity, check_engine, is_engine, named
+from sim.model.flags import LAUNCH, SCENARIO, check_bounds, launched_by, names
+from sim.model.identity import SOURCES, Identity, is_engine
 from sim.model.quantity import MOST
 from sim.model.requests import Requests, request_records
 from sim.model.scenario import Hardware, Load, Scenario, relocated
 from sim.model.server import EngineFlags
-from sim.model.status import Status
 from sim.model.steps import read_steps, step_records
 from sim.model.text import shortened_name
 from sim.model.warning import Notice, notice
 from sim.model.workload import Workload
+from sim.run.run import Run, Rung
 
-_WRITTEN = 1e-6  # s: files keep rungs and requests to the microsecond, and importers' segments exactly
 _LONGEST = 1e8  # s that a rung may take: three years
 _MOST_USERS, _MOST_RATE = 10**8, 1e8  # more than any load generator makes
 _LATE = 1e6  # s: no ladder waits for days; a clock of the wall was taken for the run's
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One load of the ladder; times in s since the run began. The steady window is [settled, end)."""
-
-    start: float
-    ramped: float
-    settled: float
-    end: float
-    users: int | None = None
-    rate: float | None = None
-    status: str = "complete"
-    warnings: list[Notice] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def load(self) -> float:
-        """Users, or requests/s."""
-        return float(self.users if self.users is not None else self.rate or 0.0)
-
-    @property
-    def named(self) -> str:
-        """The load with its unit."""
-        unit = "requests/s" if self.users is None else "user" if self.users == 1 else "users"
-        return f"{self.load:g} {unit}"
-
-    @property
-    def seconds(self) -> float:
-        """The length of the steady window."""
-        return self.end - self.settled
-
-
-@dataclass(frozen=True)
-class Run:
-    """Requests as a table with `REQUEST_COLUMNS` (times in s since the run began; NaN for what did not happen).
-
-    `token_times` (measured) holds one array per row of `requests`, one time per token; simulated runs have `steps`
-    instead, and `step_ends` (the ends of every decode row's steps, s) if they had noise. `event_tokens` (one array per
-    row, None for a stream of one token an event) says how many tokens came with each event, where some had several.
-
-    `engine` is that of its server, None where nothing tells; `launched` are the flags on the command line of a server
-    that was started for it. `taken_as` is the engine for which the user takes a server of another, or of none that is
-    known; the scenario's server then has the flags that are assumed.
-    """
-
-    kind: str
-    name: str
-    scenario: Scenario
-    rungs: list[Rung]
-    requests: pd.DataFrame
-    token_times: list[NDArray[np.float64]] | None = None
-    event_tokens: list[NDArray[np.int64] | None] | None = None
-    steps: pd.DataFrame | None = None
-    step_ends: list[NDArray[np.float64]] | None = None
-    created: str | None = None
-    software: dict[str, Any] = field(default_factory=dict)
-    info: dict[str, Any] | None = None
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    stopped: str = ""
-    warnings: list[Notice] = field(default_factory=list)
-    path: Path | None = None
-    engine: Identity | None = None
-    launched: dict[str, Any] = field(default_factory=dict)
-    taken_as: str | None = None
-
-    @property
-    def stretches(self) -> list[tuple[float, float]]:
-        """From when to when the users ran without a break, s; a run that was resumed has several.
-
-        The first begins with the run, whatever `segments` lists, and the last has no end.
-        """
-        starts = (float(segment["start"]) - _WRITTEN for segment in self.segments if "start" in segment)
-        edges = sorted({0.0, *(max(0.0, start) for start in starts)})
-        return list(zip(edges, [*edges[1:], math.inf], strict=True))
-
-    @property
-    def known(self) -> bool:
-        """Whether its server is known to be of the engine that its scenario's flags are for."""
-        return is_engine(self.engine, self.scenario.server.declared)
-
-    @property
-    def flags(self) -> dict[str, Flag]:
-        """The flags of its server with where each is from; none where it is not known whose flags they would be."""
-        if not self.known and self.taken_as is None:
-            return {}
-        written = [name for name, flag in self.scenario.flags.items() if flag.source == SCENARIO]
-        return flags(self.scenario.server, written, self._told, self.launched)
-
-    @property
-    def server(self) -> EngineFlags:
-        """The scenario's server, with what the real one said of itself where it did, and it can be.
-
-        Raises `NotTheEngine` where the server is not known to be of that engine, and the user does not take it for it.
-        """
-        server = self.scenario.server
-        check_engine(self.engine, server.declared, self.taken_as, f"the server of {self.name}", self.path)
-        return server.as_told(self.launched | self._told)
-
-    @property
-    def _told(self) -> dict[str, Any]:
-        return told_by(type(self.scenario.server), self.info)
-
-    @property
-    def untold(self) -> list[Notice]:
-        """A warning for each decisive flag that the server did not tell and its launch command does not show."""
-        return untold(self.flags, self.scenario.server.declared)
-
-    @property
-    def assumptions(self) -> list[Notice]:
-        """The warning that belongs to every number that is forecast from it, if it is taken for what it is not."""
-        if self.known or self.taken_as is None:
-            return []
-        return [
-            notice(
-                "taken-as",
-                f"{self.name} was measured on {named(self.engine)} and is taken for {self.taken_as} (--as): its "
-                f"scheduler and flags are assumed ({in_words(self.flags)}), and a forecast can be far off",
-            )
-        ]
 
 
 def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda done, total: None) -> Run:
@@ -246,28 +107,6 @@ def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda don
         engine=engine,
         launched=_launched(document, type(scenario.server)),
     )
-
-
-def taken_as(run: Run, engine: str, like: Scenario | None = None) -> Run:
-    """The run with its server taken for `engine`; unchanged where it is known to be of it.
-
-    Flags are those of the scenario `like`, else what the run's own scenario says of its server, else defaults. Limits
-    that nobody gave are widened to what the server was seen to accept.
-    """
-    if run.known and run.scenario.server.engine == engine:
-        return run
-    asked = like or run.scenario
-    if asked.server.engine != engine:
-        asked = msgspec.structs.replace(asked, server=flags_of(engine)(), written=[])
-    written = [name for name, flag in asked.flags.items() if flag.source == SCENARIO]
-    given = {*written, *told_by(type(asked.server), run.info), *run.launched}
-    requests = run.requests[run.requests["status"] != Status.VALIDATION]
-    longest = int(requests["prompt_tokens"].max()) if len(requests) else 0
-    total = int((requests["prompt_tokens"] + requests["max_new_tokens"]).max()) if len(requests) else 0
-    users = max((rung.users or 0 for rung in run.rungs), default=0)
-    server = asked.server.widened(longest, total, users, given)
-    scenario = msgspec.structs.replace(run.scenario, server=server, written=written)
-    return replace(run, scenario=scenario, taken_as=engine)
 
 
 def _engine(document: Document) -> Identity | None:
