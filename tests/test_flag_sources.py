@@ -87,7 +87,7 @@ def test_what_the_server_tells_is_not_what_the_scenario_says(
     shown = folded(capsys.readouterr().out)
     assert "max_waiting_tokens 20: told by the server" in shown  # the scenario says 15
     assert "max_batch_prefill_tokens 3000 is the scenario's: the server does not tell it" in shown
-    assert "check it against the command that launched the server" in shown
+    assert "Check it against the server's launch command" in shown
     assert "requires_padding false: default" in shown
     made = tmp_path / "run"
     assert run("measure", folder / "small.yaml", "--url", server.url, "-o", made, *change) == 0

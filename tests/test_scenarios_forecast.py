@@ -368,4 +368,6 @@ def test_a_trace_that_is_cut_and_windows_that_decide_by_luck_say_so(small, tmp_p
     limit = whole.rows("e2e_p95")[0].value
     luck = simulate(small(*sets, "load.seconds=20", f"slo={{e2e_p95: {limit}}}"), machine(), replicates=19)
     assert 0 < luck.slo[0].probability < 1
-    assert any(text.startswith("P(e2e_p95) is the chance that one window looks well") for text in texts(luck.warnings))
+    assert any(
+        text.startswith("P(e2e_p95) is the probability that one window keeps the SLO") for text in texts(luck.warnings)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,21 @@ def test_every_kind_has_a_producer_and_every_producer_a_kind():
                     used.add(ast.literal_eval(node.args[0]) if isinstance(node.args[0], ast.Constant) else None)
     assert used | {"assumed-times"} == set(KINDS)  # that of the stand-in's calibration
     assert set(WORDS.values()) <= set(KINDS)
+
+
+def test_every_kind_advises_or_the_table_says_why_not():
+    source = (ROOT / "sim" / "model" / "warning.py").read_text(encoding="utf-8")
+    reasons = dict(re.findall(r'^    "([\w-]+)": \(Severity\.NOTE, ""\),  # (.+)$', source, re.MULTILINE))
+    assert {code for code, (_, advice) in KINDS.items() if not advice} == set(reasons)
+    for code, (_, advice) in KINDS.items():
+        assert code in reasons or (advice[0].isupper() and advice.endswith((".", ")"))), code
+
+
+def test_the_documentation_names_warnings_by_their_codes():
+    named = set()
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for table in re.findall(r"^\| warning \|.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+            named |= {code for row in table.splitlines()[1:] for code in re.findall(r"`([^`]+)`", row.split("|")[1])}
+        named |= set(re.findall(r"warning `([^`]+)`", text))
+    assert len(named) > 12 and named <= set(KINDS)

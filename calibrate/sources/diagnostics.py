@@ -113,8 +113,7 @@ def assumptions(scenario: Scenario) -> list[Notice]:
         if any(limits)
         else notice(
             "output-in-full",
-            "answers are taken to have come back in full, as output_tokens says; where that many were only asked for, "
-            "write `lengths: limit` beside the figure",
+            "answers are taken to have come back in full, as output_tokens says",
         ),
         notice(
             "figures-no-noise",

@@ -58,7 +58,7 @@ def choose_machine(rows: list[Row], where: Mapping[str, str], machine: Hardware,
             notice(
                 "table-machine-chosen",
                 f"{path.name} holds {len(among)} machines; {_name(who, groups)} was taken, which has most rows, of "
-                f"equals the slowest; --where chooses another: {'; '.join(shown[:5])}{more}",
+                f"equals the slowest; the others: {'; '.join(shown[:5])}{more}",
             )
         )
     return among[who]

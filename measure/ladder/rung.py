@@ -196,7 +196,7 @@ def window_warnings(w: Window, users: int | None, rate: float | None = None) -> 
             notice(
                 "client-limited",
                 f"client-limited: {lag} (gaps between tokens are {1000 * w.itl:.1f} ms); calibration excludes this "
-                "load if others are left; give the load generator more cores (--processes, or another machine)",
+                "load if others are left",
             )
         )
     elif w.canary_p99 > CANARY_SUSPECT:

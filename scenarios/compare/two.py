@@ -114,8 +114,7 @@ def compare_with_forecast(run: Run, forecast: Forecast, tolerances: Mapping[str,
     warnings = [
         notice(
             "own-requests",
-            "the forecast draws its own requests, for windows of its own length; with --calibration the recorded ones "
-            "are asked again, which is closer",
+            "the forecast draws its own requests, for windows of its own length",
         ),
         *_unlike(_of_run(run), forecast.scenario),
     ]

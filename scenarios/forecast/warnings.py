@@ -62,8 +62,7 @@ def undrawn(calibration: Calibration) -> list[Notice]:
     return [
         notice(
             "no-draws",
-            "the calibration has no draws, so bands leave out what is not known of its parameters "
-            f"({', '.join(wide)}); calibrate again to have them",
+            f"the calibration has no draws, so bands leave out what is not known of its parameters ({', '.join(wide)})",
         )
     ]
 
@@ -183,9 +182,8 @@ def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[SloProbabil
             return [
                 notice(
                     "short-window-slo",
-                    f"P({p.metric}) is the chance that one window looks well; that at "
-                    f"{named(p.load, unit_of(scenario))} holds {answers[p.load]:.0f} answers, whose luck decides: "
-                    "longer ones (load.seconds) come nearer to the long run",
+                    f"P({p.metric}) is the probability that one window keeps the SLO, not the long run; the window at "
+                    f"{named(p.load, unit_of(scenario))} holds only {answers[p.load]:.0f} answers",
                 )
             ]
     return []

@@ -203,12 +203,7 @@ def _requests(rows: list[Row], path: Path) -> Run:
         STREAMED,
     ]
     if all("." not in row["timeStamp"] for row in rows):
-        warnings.append(
-            notice(
-                "whole-seconds",
-                "times are whole seconds; JmeterListener(timestamp_format='%Y-%m-%d %H:%M:%S.%f') keeps more",
-            )
-        )
+        warnings.append(notice("whole-seconds", "times are whole seconds"))
     if len({row.get("label") for row in rows}) > 1:
         warnings.append(notice("labels-merged", "requests of several labels are taken together"))
     return assemble(path, "locust", _levels(answers, users), warnings=warnings, anew=False)

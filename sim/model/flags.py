@@ -117,7 +117,7 @@ def unwritten(found: Mapping[str, Flag], declared: Declaration) -> list[Notice]:
                 notice(
                     "flag-default",
                     f"server.{name} {found[name].value} is only the default: it decides who waits (a wrong one can "
-                    "move p95 by half); look it up in the server's launch command and write it into the scenario",
+                    "move p95 by half)",
                 )
             ]
     return []
@@ -130,7 +130,7 @@ def untold(found: Mapping[str, Flag], declared: Declaration) -> list[Notice]:
         notice(
             "flag-unconfirmed",
             f"{name} {found[name].value} {said[found[name].source]}: the server does not tell it, and it decides who "
-            "waits (a wrong one can move p95 by half); check it against the command that launched the server",
+            "waits (a wrong one can move p95 by half)",
         )
         for name in declared.decisive
         if name in found and found[name].source in said
