@@ -16,7 +16,7 @@ from scenarios.compare.comparison import Comparison
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, Row, named
 from scenarios.forecast.slo import KEPT
-from sim.model.metric import label
+from sim.model.metric import METRICS, label
 from sim.model.warning import Notice
 from sim.results import metrics
 from sim.run import Run, Rung
@@ -188,23 +188,13 @@ def of_comparison(c: Comparison) -> Answer:
     )
 
 
-def figure_label(metric: str) -> str:
-    """A published metric in words; two of them are not of a load but of the whole ladder."""
-    ladder = {"rps_takeoff": "RPS at latency onset", "rps_plateau": "RPS at the plateau"}
-    return ladder[metric] if metric in ladder else label(metric)
-
-
 def limit_text(metric: str, limit: float) -> str:
     """A limit in words: `E2E p95 ≤ 15 s`."""
     return f"{label(metric)} ≤ {_plain(metric, limit)}"
 
 
 def _plain(metric: str, value: float) -> str:
-    if metric.startswith(("tpot", "itl")):
-        return f"{significant(1000 * value)} ms"
-    if metric.endswith("_rate"):
-        return f"{significant(100 * value)} %"
-    return f"{significant(value)} {'requests/s' if metric == 'rps' else 's'}"
+    return f"{significant(METRICS[metric].scale * value)} {METRICS[metric].unit or label(metric)}"
 
 
 def _value(row: Row) -> str:

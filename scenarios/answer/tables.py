@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from scenarios.answer.numbers import percent, significant, simulated, with_band
-from scenarios.answer.sentences import figure_label, limit_text, of_forecast, slo_sentence
+from scenarios.answer.sentences import limit_text, of_forecast, slo_sentence
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, named
 from sim.model.calibration import Calibration, Checked
@@ -184,7 +184,7 @@ def published(forecast: Forecast) -> list[Column]:
     """Published figures and their forecasts."""
     figures = [row.figure for row in forecast.published]
     return [
-        Column("published metric", [figure_label(figure.metric) for figure in figures], 0, left=True),
+        Column("published metric", [label(figure.metric) for figure in figures], 0, left=True),
         Column("users", ["–" if figure.users is None else str(figure.users) for figure in figures], 3),
         Column("published", [f"{figure.value:g} ± {figure.rounding:g}" for figure in figures], 1),
         Column("simulated", [with_band(row.simulated) for row in forecast.published], 1),
@@ -240,22 +240,21 @@ def show_parameters(calibration: Calibration, out: Console) -> None:
         show_listed([(name, p.meaning) for name, p in found.items() if p.meaning], out)
 
 
-CHECKED = {"e2e_mean": "E2E error", "ttft_p50": "TTFT error", "output_tokens_per_s": "tok/s error"}
-
-
 def show_check(calibration: Calibration, out: Console) -> None:
     """Print the check of a fit: the measured values, and the relative errors of their simulation."""
     rows = [] if calibration.check is None else calibration.check.rows
     for of in dict.fromkeys(row.of for row in rows):
         mine = [row for row in rows if row.of == of]
         loads = list(dict.fromkeys(row.at for row in mine))
-        if len(loads) < len(mine) and all(row.metric in CHECKED for row in mine):
+        if len(loads) < len(mine) and all(row.metric in METRICS for row in mine):
             columns = [Column("load", loads, 0, left=True)]
             found = {(row.at, row.metric): row for row in mine}
             for metric in dict.fromkeys(row.metric for row in mine):
                 cells = [found.get((at, metric)) for at in loads]
                 columns.append(Column(METRICS[metric].column, ["" if c is None else _value(c) for c in cells], 2))
-                columns.append(Column(CHECKED[metric], ["" if c is None else _error(c) for c in cells], 1))
+                columns.append(
+                    Column(f"{METRICS[metric].title} error", ["" if c is None else _error(c) for c in cells], 1)
+                )
         else:
             columns = [
                 Column("load", [row.at for row in mine], 0, left=True),

@@ -19,7 +19,7 @@ from sim.model.metric import COMPARED
 from sim.model.warning import Notice, notice
 
 # the metrics whose modes are reported: rates, and far quantiles of few requests, often look bimodal by chance
-LATENCIES = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
+WITH_MODES = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
 NAMED = 3  # as many metrics with two modes are named at one load
 
 
@@ -198,7 +198,7 @@ def _bimodal(rows: Iterable[Row]) -> list[Notice]:
     """A warning for every load at which the forecast has two modes."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        if row.modes is not None and row.metric in LATENCIES:
+        if row.modes is not None and row.metric in WITH_MODES:
             one, other = row.modes
             found.setdefault(row.at, []).append(f"{row.metric} about {one:.3g} or {other:.3g}")
     return [

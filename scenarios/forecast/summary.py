@@ -34,18 +34,11 @@ from scenarios.forecast.slo import crossing, operating_point
 from scenarios.forecast.warnings import above, below, luck, reasons, several_patterns, unstable
 from sim.model.calibration import Calibration, check_suits
 from sim.model.flags import Flag, unwritten
+from sim.model.metric import METRICS
 from sim.model.scenario import Figure, Scenario
 from sim.model.workload import Workload
 from sim.replicate import Task, takeoff_factor
 from sim.results import curve, rates
-
-METRICS = (
-    *(f"{what}_{which}" for what in ("e2e", "ttft") for which in ("mean", "p50", "p95", "p99")),
-    *("itl_p50", "itl_p95", "itl_p99", "tpot_mean", "tpot_p50", "tpot_p95", "tpot_p99"),
-    *("rps", "input_tokens_per_s", "output_tokens_per_s", "goodput", "error_rate", "overloaded_rate"),
-    *("queue", "in_flight", "mean_batch", "prefill_share", "decode_share", "idle_share"),
-)
-LATENCIES = ("e2e", "ttft", "itl", "tpot", "queue", "in_flight")  # have no value where there is no steady state
 
 
 def summarise(
@@ -119,7 +112,7 @@ def _rows(scenario: Scenario, tables: Sequence[pd.DataFrame], beyond: list[bool]
     for metric in (*METRICS, *limits):
         for i, (_, group) in enumerate(together.groupby("rung", sort=True)):
             load = float(group["load"].iloc[0])
-            quoted = not (growing[i] and metric.startswith(LATENCIES))
+            quoted = not (growing[i] and metric in METRICS and METRICS[metric].steady)
             found = estimate(group[metric] if quoted else [])
             yield Row(
                 scenario=scenario.name,

@@ -11,6 +11,7 @@ from scenarios.compare.comparison import Comparison
 from scenarios.compare.diagnostics import Diagnostics, Distribution, Error
 from scenarios.forecast.forecast import named
 from scenarios.report.figure import BLUE, GREEN, GREY, ORANGE, RED, Axes, Drawing, at_loads, decades, plain, whole
+from sim.model.metric import METRICS
 
 
 def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft_p50", "rps")) -> list[Drawing]:
@@ -19,7 +20,6 @@ def compared(comparison: Comparison, metrics: Sequence[str] = ("e2e_mean", "ttft
 
 
 def _compared(ax: Axes, comparison: Comparison, metric: str, named: bool) -> None:
-    titles = {"e2e_mean": "Mean E2E, s", "ttft_p50": "TTFT p50, s", "rps": "Requests per second"}
     rows = [row for row in comparison.rows if row.metric == metric]
     forecast = [row for row in rows if row.simulated is not None]
     load = [row.load for row in forecast]
@@ -34,7 +34,7 @@ def _compared(ax: Axes, comparison: Comparison, metric: str, named: bool) -> Non
         if shown:
             points = [row.load for row in shown], [row.measured for row in shown]
             ax.plot(*points, "o", color=RED, mfc=face, ms=5, label=name, zorder=4)
-    ax.set(title=titles.get(metric, metric), xlabel=comparison.unit, ylim=(0, None))
+    ax.set(title=METRICS[metric].column, xlabel=comparison.unit, ylim=(0, None))
     if rows:
         at_loads(ax.xaxis, sorted({row.load for row in rows}))
     if named:

@@ -22,7 +22,7 @@ from scenarios.forecast.forecast import unit_of as unit_of_loads
 from scenarios.report import plots
 from scenarios.report.sections import Section, grid, mark, of_comparison, of_flags, of_run, over_time, pictures
 from sim.cluster.replay import with_users
-from sim.model.metric import METRICS
+from sim.model.metric import METRICS, label
 from sim.model.text import escaped
 from sim.model.warning import SHOWN, Notice, ranked
 from sim.results import rates
@@ -221,7 +221,7 @@ def _published(f: Forecast) -> dict[str, Any]:
         figure = row.figure
         inside = mark("in", "in the band") if row.inside else mark("out", "outside the band")
         printed = f"{figure.value:g} ± {figure.rounding:g}"
-        name, users = sentences.figure_label(figure.metric), figure.users or "–"
+        name, users = label(figure.metric), figure.users or "–"
         rows.append({"cells": [name, users, printed, _cell(row.simulated), inside, figure.source]})
     return grid(["metric", "users", "published", "simulated", "", "source"], rows, left=(0, 4, 5))
 

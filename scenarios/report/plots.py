@@ -26,6 +26,7 @@ from scenarios.report.figure import (
     svg,
     whole,
 )
+from sim.model.metric import METRICS, OF_A_LADDER
 from sim.model.status import Status
 from sim.run import Run
 
@@ -89,27 +90,24 @@ def over_time(run: Run, width: float = 11.2, height: float = 5.0) -> bytes:
 def several(forecasts: Sequence[Forecast]) -> list[Drawing]:
     """Throughput and p95 latency of several scenarios."""
 
-    def draw(ax: Axes, metric: str, title: str) -> None:
+    def draw(ax: Axes, metric: str) -> None:
         for forecast, colour in zip(forecasts, COLOURS * len(forecasts), strict=False):
             name = forecast.name if len(forecast.name) <= LONGEST else f"{forecast.name[: LONGEST - 1]}…"
             _curve(ax, forecast.rows(metric), colour, name)
-        ax.set_title(title)
+        ax.set_title(METRICS[metric].column)
         if metric != "rps":
             logarithmic(ax)
         _load_axis(ax, sorted({row.load for f in forecasts for row in f.rows("rps")}), forecasts[0].unit)
         if metric == "rps":
             ax.legend(fontsize=8)
 
-    return [
-        partial(draw, metric="rps", title="Requests per second"),
-        partial(draw, metric="e2e_p95", title="p95 E2E, s"),
-    ]
+    return [partial(draw, metric=metric) for metric in ("rps", "e2e_p95")]
 
 
 def _throughput(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]) -> None:
     _curve(ax, forecast.rows("rps"), BLUE, "forecast")
     for printed in forecast.published:
-        if printed.figure.metric in ("rps_takeoff", "rps_plateau"):
+        if printed.figure.metric in OF_A_LADDER:
             value, rounding = printed.figure.value, printed.figure.rounding
             what = "without deterioration" if printed.figure.metric == "rps_takeoff" else "at most"
             ax.axhline(value, color=RED, ls="--", lw=1.1, label=f"published: {value:g}/s {what}")

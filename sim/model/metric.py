@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What a metric measures. Latencies have no value where there is no steady state, nor have queues."""
+    """What a metric measures."""
 
     LATENCY = "latency"
     RATE = "rate"
@@ -33,6 +33,11 @@ class Metric(NamedTuple):
     def column(self) -> str:
         """The head of a table's column."""
         return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
+    def steady(self) -> bool:
+        """Whether it has a value in a steady state only: latencies and queues grow without one."""
+        return self.kind in (Kind.LATENCY, Kind.QUEUE)
 
 
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
@@ -70,11 +75,14 @@ LATENCIES = tuple(name for name, metric in METRICS.items() if metric.kind is Kin
 RATES = tuple(name for name, metric in METRICS.items() if metric.kind is Kind.RATE)
 SHARES = tuple(name for name, metric in METRICS.items() if metric.kind is Kind.SHARE)
 COMPARED = (*LATENCIES, *RATES, *SHARES)  # what a measured run has, too
-OF_A_LADDER = ("rps_takeoff", "rps_plateau")  # published figures of a whole ladder
+# published figures of a whole ladder, and their names in a sentence
+OF_A_LADDER = {"rps_takeoff": "RPS at latency onset", "rps_plateau": "RPS at the plateau"}
 
 
 def label(name: str) -> str:
-    """A metric in a sentence: `E2E p95`, `requests/s`."""
+    """A metric in a sentence: `E2E p95`, `requests/s`; or a published figure of a whole ladder."""
+    if name in OF_A_LADDER:
+        return OF_A_LADDER[name]
     if METRICS[name].kind is Kind.LATENCY:
         return METRICS[name].title
     return {"rps": "requests/s"}.get(name, name.replace("_per_s", "/s").replace("_", " "))
