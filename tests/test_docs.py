@@ -10,11 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import servecast
 from scenarios.cli.commands import servecast as commands
 from scenarios.cli.main import status
+from scenarios.compare.comparison import Comparison, Row, Summary
+from sim.model.metric import METRICS
+from sim.model.steps import STEP_COLUMNS
+from sim.steptime.linear import FORMS
 
 README = Path("README.md").read_text()
 PAGES = ["README.md", *sorted(str(path) for path in Path("docs").glob("*.md"))]
@@ -108,3 +113,21 @@ def test_every_command_is_one_of_the_documented_ones():
     status(["--version"])
     documented = "scenarios new schema simulate plan measure import standin run doctor calibrate compare report"
     assert " ".join(sorted(commands.commands)) == " ".join(sorted(documented.split()))
+
+
+def _section(title: str) -> set[str]:
+    """What is in code marks in a section of docs/files.md."""
+    _, _, rest = Path("docs/files.md").read_text().partition(f"\n## {title}")
+    return set(re.findall(r"`([a-z0-9_]+)`", rest.partition("\n## ")[0]))
+
+
+def test_every_metric_column_and_key_of_a_comparison_is_listed():
+    assert set(METRICS) <= _section("Metrics")
+    assert set(STEP_COLUMNS) <= _section("Run directory")
+    keys = {field.encode_name for of in (Comparison, Row, Summary) for field in msgspec.structs.fields(of)}
+    assert keys - {"format"} <= _section("Comparison")
+
+
+def test_every_step_time_form_is_a_term():
+    terms = Path("docs/index.md").read_text().partition("## Terms")[2].partition("\n## ")[0]
+    assert set(FORMS) <= set(re.findall(r"`(\w+)`", terms))
