@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
-from schedule import BadSchedules, Witness, read_witnesses
+from schedule import BadSchedules, RouterRun, read_router_runs
 from schedule_vllm import Recording, is_of_vllm, read_recordings
 from servers import Standin, quick_calibration, standin
 
@@ -21,7 +21,7 @@ settings.register_profile("hunt", deadline=None, max_examples=20_000)
 settings.register_profile("mutants", deadline=None, max_examples=150, derandomize=True, phases=[Phase.generate])
 settings.load_profile("suite")
 os.environ.setdefault("SERVECAST_JOBS", "1")  # starting processes takes longer than most simulations here
-WITNESSES, RECORDINGS = pytest.StashKey[list[Witness]](), pytest.StashKey[list[Recording]]()
+ROUTER_RUNS, RECORDINGS = pytest.StashKey[list[RouterRun]](), pytest.StashKey[list[Recording]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,16 +30,16 @@ def pytest_configure(config: pytest.Config) -> None:
     files = config.getoption("schedules", None) or SHIPPED  # the option: sim.pytest_schedules
     try:
         of_vllm = [file for file in files if is_of_vllm(file)]
-        config.stash[WITNESSES] = [w for file in files if file not in of_vllm for w in read_witnesses(file)]
+        config.stash[ROUTER_RUNS] = [w for file in files if file not in of_vllm for w in read_router_runs(file)]
         config.stash[RECORDINGS] = [r for file in of_vllm for r in read_recordings(file)]
     except BadSchedules as e:
         raise pytest.UsageError(str(e)) from e
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "witness" in metafunc.fixturenames:
-        witnesses = metafunc.config.stash[WITNESSES]
-        metafunc.parametrize("witness", witnesses, ids=[w.name for w in witnesses])
+    if "router_run" in metafunc.fixturenames:
+        router_runs = metafunc.config.stash[ROUTER_RUNS]
+        metafunc.parametrize("router_run", router_runs, ids=[w.name for w in router_runs])
     if "recording" in metafunc.fixturenames:
         recordings = metafunc.config.stash[RECORDINGS]
         metafunc.parametrize("recording", recordings, ids=[r.name for r in recordings])

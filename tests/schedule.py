@@ -38,7 +38,7 @@ class Flags(msgspec.Struct, frozen=True):
 
 
 class TickTime(msgspec.Struct, frozen=True):
-    """The witness's cost model, a `StepTime` in whole ticks."""
+    """The recorded run's cost model, a `StepTime` in whole ticks."""
 
     p0: int
     p_den: int
@@ -86,7 +86,7 @@ class Fate(msgspec.Struct, frozen=True):
     token_times: list[int] = []
 
 
-class Witness(msgspec.Struct, frozen=True):
+class RouterRun(msgspec.Struct, frozen=True):
     """One recorded run of the router."""
 
     config: Flags
@@ -107,25 +107,27 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def read_witnesses(path: Path) -> list[Witness]:
-    """The witnesses of a file, plain or `.gz`; `BadSchedules` says in one line what is wrong with it."""
-    witnesses = []
+def read_router_runs(path: Path) -> list[RouterRun]:
+    """The recorded runs of a file, plain or `.gz`; `BadSchedules` says in one line what is wrong with it."""
+    router_runs = []
     for number, line in lines_of(path):
         try:
-            witnesses.append(msgspec.json.decode(line, type=Witness))
+            router_runs.append(msgspec.json.decode(line, type=RouterRun))
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise BadSchedules(f"{path}:{number}: not a schedule witness ({e})") from e
-        if witnesses[-1].config.block_size != tgi_0_9_4.BLOCK:
+            raise BadSchedules(f"{path}:{number}: not a recorded schedule ({e})") from e
+        if router_runs[-1].config.block_size != tgi_0_9_4.BLOCK:
             raise BadSchedules(f"{path}:{number}: config.block_size: expected {tgi_0_9_4.BLOCK}, the constant of 0.9.4")
-    if not witnesses:
+    if not router_runs:
         raise BadSchedules(f"{path}: no recorded schedules in it; expected JSON lines")
-    return witnesses
+    return router_runs
 
 
-def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
+def replay(router_run: RouterRun) -> tuple[list[RecordedCall], dict[int, Fate]]:
     """The calls the simulated router makes, one per step, and what becomes of each request."""
     calls: list[RecordedCall] = []
-    requests = {a.uid: Request(a.uid, a.input_length, a.actual_new_tokens, a.max_new_tokens) for a in witness.arrivals}
+    requests = {
+        a.uid: Request(a.uid, a.input_length, a.actual_new_tokens, a.max_new_tokens) for a in router_run.arrivals
+    }
     tokens: dict[int, list[int]] = {uid: [] for uid in requests}
     outcome: dict[int, str] = {}
 
@@ -156,15 +158,15 @@ def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
         clock.at(time).callbacks.append(lambda _: act(request))
 
     clock = Clock()
-    flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
+    flags = {k: v for k, v in msgspec.structs.asdict(router_run.config).items() if k != "block_size"}
     config = tgi_0_9_4.Flags(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
     front = FrontEnd(clock, ended, config.permits)
-    front.replica = Replica(clock, Engine(config), witness.cost_model, front.ended, on_call=record)
+    front.replica = Replica(clock, Engine(config), router_run.cost_model, front.ended, on_call=record)
     # at one instant clients leave first, then requests arrive, then the router acts
-    for a in witness.arrivals:
+    for a in router_run.arrivals:
         if a.client_drop_t is not None:
             due(a.client_drop_t, leave, requests[a.uid])
-    for a in witness.arrivals:
+    for a in router_run.arrivals:
         due(a.t, front.submit, requests[a.uid])
     clock.run()
     fates = {
@@ -174,10 +176,10 @@ def replay(witness: Witness) -> tuple[list[RecordedCall], dict[int, Fate]]:
     return calls, fates
 
 
-def differences(witness: Witness) -> list[str]:
+def differences(router_run: RouterRun) -> list[str]:
     """Where the simulated schedule departs from the recorded one, first things first; empty when it is the same."""
-    calls, fates = replay(witness)
-    recorded = [c for c in witness.calls if c.op != "clear"]  # nothing is kept: no call of ours
+    calls, fates = replay(router_run)
+    recorded = [c for c in router_run.calls if c.op != "clear"]  # nothing is kept: no call of ours
     found = []
     for i, (mine, theirs) in enumerate(zip(calls, recorded, strict=False)):
         for key in ("op", "t0", "t1", "uids", "next_max_tokens"):
@@ -186,7 +188,7 @@ def differences(witness: Witness) -> list[str]:
                 found.append(f"call {i}: {key} {ours}, recorded {real}")
     if len(calls) != len(recorded):
         found.append(f"{len(calls)} calls, recorded {len(recorded)}")
-    for uid, real_fate in witness.requests.items():
+    for uid, real_fate in router_run.requests.items():
         for key in ("outcome", "queued", "token_times"):
             ours, real = getattr(fates[uid], key), getattr(real_fate, key)
             if ours != real and not (key == "queued" and real is None):

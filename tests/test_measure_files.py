@@ -1,4 +1,4 @@
-"""What is written survives a kill, and the server's own metrics are a second witness."""
+"""What is written survives a kill, and the server's own metrics cross-check the streams."""
 
 from __future__ import annotations
 
@@ -177,7 +177,9 @@ def run_with(tmp_path: Path, decode_seconds: float, decodes: int) -> Path:
         (0.017, 250, ["a decode step takes 20.00 ms by the streams, 17.00 ms by the server's metrics"]),
     ],
 )
-def test_the_second_witness_must_agree(tmp_path: Path, seconds: float, decodes: int, warnings: list[str]) -> None:
+def test_counters_that_differ_from_the_streams_warn(
+    tmp_path: Path, seconds: float, decodes: int, warnings: list[str]
+) -> None:
     found = disagreements(read_run(run_with(tmp_path, seconds, decodes)))
     assert texts(found.get(0, [])) == warnings
 
@@ -211,14 +213,14 @@ def test_in_mixed_steps_a_first_token_shares_its_step_with_others(tmp_path: Path
     assert by_streams(times, 0.0, 1.0).number > 50
 
 
-def test_counters_without_durations_witness_the_number_of_steps_alone(tmp_path: Path) -> None:
+def test_counters_without_durations_check_the_number_of_steps_alone(tmp_path: Path) -> None:
     out = run_with(tmp_path, 0.02, 250)
     text = (out / "server.jsonl").read_text()
     (out / "server.jsonl").write_text(text.replace("duration_sum", "something_else"))
     assert disagreements(read_run(out)) == {}
 
 
-def test_a_window_that_was_not_scraped_has_no_second_witness(tmp_path: Path) -> None:
+def test_a_window_that_was_not_scraped_is_not_cross_checked(tmp_path: Path) -> None:
     assert by_metrics([], 0.0, 1.0) is None
     assert by_metrics([(0.0, {}), (5.0, {})], 1.0, 9.0) is None
     out = run_with(tmp_path, 0.5, 10)

@@ -78,7 +78,7 @@ def test_a_ladder_is_a_run_that_agrees_with_the_server(
     # /health may run a prefill outside the queue: it is left alone while anything is measured
     during = {path for t, path in asked if run.rungs[0].start <= t - zero < run.rungs[-1].end}
     assert during == {"/metrics"}
-    # the second witness was there, secrets are nowhere, and a person saw a line per rung
+    # the server's metrics were recorded, secrets are nowhere, and a person saw a line per rung
     assert len(lines(tmp_path / "run" / "server.jsonl")) >= 4
     assert lines(tmp_path / "run" / "client.jsonl")
     assert not any(b"s3cret" in path.read_bytes() for path in (tmp_path / "run").iterdir())

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from schedule import Witness
+from schedule import RouterRun
 
 from measure.standin.realtime import Server
 from measure.standin.tgi.metrics import TgiMetrics
@@ -32,15 +32,15 @@ class Ticket:
 class Ticking(Server):
     """A server whose time is a number that jumps from one due thing to the next."""
 
-    def follow(self, witness: Witness) -> dict[int, Ticket]:
+    def follow(self, router_run: RouterRun) -> dict[int, Ticket]:
         """Live through a recorded run; returns the tickets by uid."""
         requests = {
-            a.uid: Request(a.uid, a.input_length, a.actual_new_tokens, a.max_new_tokens) for a in witness.arrivals
+            a.uid: Request(a.uid, a.input_length, a.actual_new_tokens, a.max_new_tokens) for a in router_run.arrivals
         }
         self.tickets = {uid: Ticket(r, lambda: self._time) for uid, r in requests.items()}
         self.refused: list[int] = []
-        due = [(float(a.client_drop_t), 0, a.uid) for a in witness.arrivals if a.client_drop_t is not None]
-        due += [(float(a.t), 1, a.uid) for a in witness.arrivals]
+        due = [(float(a.client_drop_t), 0, a.uid) for a in router_run.arrivals if a.client_drop_t is not None]
+        due += [(float(a.t), 1, a.uid) for a in router_run.arrivals]
         self._due = deque(sorted(due, key=lambda event: event[:2]))  # clients leave first, then requests arrive
         asyncio.run(self._live())
         return self.tickets
@@ -75,19 +75,19 @@ class Ticking(Server):
         await asyncio.sleep(0)
 
 
-def test_engine_schedule_of_the_real_router(witness: Witness, tmp_path: Path) -> None:
-    flags = {k: v for k, v in msgspec.structs.asdict(witness.config).items() if k != "block_size"}
+def test_engine_schedule_of_the_real_router(router_run: RouterRun, tmp_path: Path) -> None:
+    flags = {k: v for k, v in msgspec.structs.asdict(router_run.config).items() if k != "block_size"}
     config = Flags(**flags, max_input_length=10**9, max_total_tokens=2 * 10**9)
     metrics = TgiMetrics(1024, 2048)
-    engine = Ticking(Engine(config), witness.cost_model, metrics, config.max_concurrent_requests, tmp_path)
-    tickets = engine.follow(witness)
+    engine = Ticking(Engine(config), router_run.cost_model, metrics, config.max_concurrent_requests, tmp_path)
+    tickets = engine.follow(router_run)
     rows = [msgspec.json.decode(line) for line in (tmp_path / "steps.jsonl").read_bytes().splitlines()]
     mine = [
         ("decode" if row["decode_sequences"] else "prefill", row["start"], row["end"], row["members"]) for row in rows
     ]
-    recorded = [(c.op, c.t0, c.t1, c.uids) for c in witness.calls if c.op in ("prefill", "decode")]
+    recorded = [(c.op, c.t0, c.t1, c.uids) for c in router_run.calls if c.op in ("prefill", "decode")]
     assert mine == recorded
-    for uid, fate in witness.requests.items():
+    for uid, fate in router_run.requests.items():
         assert (uid in engine.refused) == (fate.outcome == "429")
         assert tickets[uid].tokens == fate.token_times
     prefills = sum(op == "prefill" for op, *_ in recorded)

@@ -17,7 +17,7 @@ from scenarios.compare.run_with_model import compare, forecast_run
 from scenarios.compare.training_rungs import training_rungs
 from scenarios.compare.two import compare_runs
 from scenarios.forecast.modes import modes
-from scenarios.forecast.warnings import beyond, misfits
+from scenarios.forecast.warnings import beyond, replay_warnings
 from sim.model.calibration import Calibration
 from sim.model.errors import NotEnoughData
 from sim.model.scenario import Hardware
@@ -301,7 +301,7 @@ def test_requests_that_failed_as_none_does_in_a_simulation_are_warned_about(flas
     def warnings(failed: int) -> list[str]:
         status = flash.requests["status"].copy()
         status.iloc[:failed] = "reset"
-        return texts(misfits(replace(flash, requests=flash.requests.assign(status=status)), fitted, tables))
+        return texts(replay_warnings(replace(flash, requests=flash.requests.assign(status=status)), fitted, tables))
 
     n = len(flash.requests)
     assert f"{n // 20} of {n} requests failed ({n // 20} reset); in the forecast they are answered" in warnings(n // 20)
@@ -319,19 +319,19 @@ def test_the_calibrated_range_is_that_of_the_rungs_used(fitted):
 
 
 def test_a_calibration_of_something_else_is_warned_about(flash, fitted):
-    (said,) = texts(misfits(flash, fitted, forecast(flash, fitted, 9)))[len(texts(fitted.warnings)) :]
+    (said,) = texts(replay_warnings(flash, fitted, forecast(flash, fitted, 9)))[len(texts(fitted.warnings)) :]
     assert said.startswith("extrapolated from 32 users on: batches of 22 requests (calibrated up to 16); 34,")
     assert said.endswith(" tokens of context at once (calibrated up to 25,308); 32 users (calibrated up to 16)")
     cpu = calibrate_runs([read_run(DATA / "tgi-0.9.4-cpu" / "long")], rungs=[{1, 2}])
     short = read_run(DATA / "tgi-0.9.4-router-http" / "short")
-    every = texts(misfits(short, cpu, forecast(short, cpu, 1)))
+    every = texts(replay_warnings(short, cpu, forecast(short, cpu, 1)))
     assert every[: len(texts(cpu.warnings))] == texts(cpu.warnings)
     assert "this server does not pad its batches; the calibrated one did" in every
     assert "extrapolated: 1 user (calibrated from 2 on)" in every
     assert "extrapolated: prompts of 50 tokens (calibrated from 300 on)" in every
     elsewhere = msgspec.structs.replace(fitted, machine=Hardware(gpu="H100"))
     here = replace(flash, scenario=msgspec.structs.replace(flash.scenario, machine=Hardware(gpu="A100")))
-    every = texts(misfits(here, elsewhere, forecast(flash, fitted, 1)))
+    every = texts(replay_warnings(here, elsewhere, forecast(flash, fitted, 1)))
     assert "the step times are those of another GPU: H100, not A100" in every
 
 

@@ -24,7 +24,7 @@ from scenarios.compare.repeatability import relative, repeat_errors
 from scenarios.compare.training_rungs import training_rungs
 from scenarios.forecast.modes import modes
 from scenarios.forecast.replicate import described
-from scenarios.forecast.warnings import misfits
+from scenarios.forecast.warnings import replay_warnings
 from scenarios.progress import ProgressDisplay
 from sim.cluster.replay import with_users
 from sim.executors import IN_PROCESS, Executor, Progress, Tell, silent
@@ -240,7 +240,7 @@ def _against_forecast(
         tolerances=tolerances or run.scenario.tolerances,
         repeats=repeats,
         simulated=simulated,
-        warnings=[*said, *misfits(run, calibration, tables)],
+        warnings=[*said, *replay_warnings(run, calibration, tables)],
         details=diagnose(run, calibration, executor, seed),
         taken_as=run.server.engine if run.assumptions or assumed else None,
         assumed=[*run.assumptions, *assumed],

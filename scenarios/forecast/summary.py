@@ -31,7 +31,7 @@ from scenarios.forecast.forecast import (
     unit_of,
 )
 from scenarios.forecast.slo import crossing, operating_point
-from scenarios.forecast.warnings import above, below, luck, reasons, several_patterns, unstable
+from scenarios.forecast.warnings import above, below, forecast_warnings, several_patterns, short_windows, unstable
 from sim.model.calibration import Calibration, check_suits
 from sim.model.flags import Flag, unwritten
 from sim.model.metric import METRICS
@@ -59,11 +59,11 @@ def summarise(
         steady = [int(str(number)) for number, grows in zip(rungs.index, growing, strict=True) if not grows]
         tables = [rates.steady(table, steady) for table in tables]
         rungs = _medians(tables)
-    promises = list(_slo_probabilities(scenario, tables, growing))
+    probabilities = list(_slo_probabilities(scenario, tables, growing))
     engine = scenario.server.declared
     assumed = check_suits(calibration, engine, taken_as, scenario.calibration)
     known = flags if flags is not None else scenario.flags
-    warnings = [*assumed, *reasons(scenario, calibration, rungs, growing, tasks[0].lengths)]
+    warnings = [*assumed, *forecast_warnings(scenario, calibration, rungs, growing, tasks[0].lengths)]
     if flags is None:
         warnings += unwritten(known, engine)
     limit = scenario.slo.get("e2e_p95")
@@ -80,7 +80,7 @@ def summarise(
     latency_onset = _operating_point(
         onsets, "mean E2E rises above its first value (1.15 to 2.5 times it: a judgement by eye)"
     )
-    warnings += [*several_patterns(scenario, tables), *luck(scenario, rungs, promises)]
+    warnings += [*several_patterns(scenario, tables), *short_windows(scenario, rungs, probabilities)]
     return Forecast(
         name=scenario.name,
         scenario=msgspec.structs.replace(scenario, written=msgspec.UNSET),
@@ -92,7 +92,7 @@ def summarise(
         latency_onset=latency_onset,
         cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
         bottleneck=[bottleneck(scenario, rung) for _, rung in rungs.iterrows()],
-        slo=promises,
+        slo=probabilities,
         published=list(_published(scenario, tables, latency_onset.rps)),
         warnings=list(dict.fromkeys(warnings)),
         engine=calibration.engine,

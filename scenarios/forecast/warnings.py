@@ -54,8 +54,8 @@ def _words(name: str, value: float) -> str:
     return named(value, "users") if name == "users" else WORDS[name].format(value)
 
 
-def undrawn(calibration: Calibration) -> list[Notice]:
-    """That bands leave out what is not known of the parameters: they have intervals, but there are no draws."""
+def without_draws(calibration: Calibration) -> list[Notice]:
+    """A warning where parameters have intervals but no draws: bands then leave out that uncertainty."""
     wide = [name for name, p in calibration.parameters.items() if p.low < p.high]
     if calibration.draws or not wide:
         return []
@@ -67,10 +67,10 @@ def undrawn(calibration: Calibration) -> list[Notice]:
     ]
 
 
-def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[Notice]:
+def replay_warnings(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) -> list[Notice]:
     """Why a calibration may not be a measured run's, after its own warnings; `tables` are those of `forecast_run`."""
     rungs = pd.concat(tables).groupby("rung", sort=True).median(numeric_only=True)
-    found = [*undrawn(calibration), *calibration.warnings, *_other_machine(run.scenario, calibration)]
+    found = [*without_draws(calibration), *calibration.warnings, *_other_machine(run.scenario, calibration)]
     found += _other_padding(run.server, calibration)
     measured = [run.rungs[int(rung)] for rung in metrics.table(run)["rung"]]  # those that are replayed, in order
     units = ["requests/s" if measured[int(str(place))].users is None else "users" for place in rungs.index]
@@ -78,7 +78,7 @@ def misfits(run: Run, calibration: Calibration, tables: Sequence[pd.DataFrame]) 
 
 
 def _broken(run: Run) -> list[Notice]:
-    """That requests failed as no simulated one does."""
+    """A warning where measured requests failed: simulated ones do not."""
     failed = run.requests["status"][run.requests["status"].isin(BROKEN)].value_counts()
     if failed.sum() <= NOTED * len(run.requests):
         return []
@@ -119,7 +119,7 @@ def unstable(scenario: Scenario, rung: pd.Series) -> bool:
     return scenario.load.users is None and growing(rung)
 
 
-def reasons(
+def forecast_warnings(
     scenario: Scenario,
     calibration: Calibration,
     rungs: pd.DataFrame,
@@ -171,13 +171,13 @@ def reasons(
                 f"from {named(refused[0], unit)} on the server refuses requests longer than its limits ({status})",
             )
         )
-    return [*scenario.server.warnings, *_cut(scenario), *found, *undrawn(calibration), *calibration.warnings]
+    return [*scenario.server.warnings, *_cut(scenario), *found, *without_draws(calibration), *calibration.warnings]
 
 
-def luck(scenario: Scenario, rungs: pd.DataFrame, promises: Sequence[SloProbability]) -> list[Notice]:
-    """Where few answers decide whether an SLO on a far quantile is kept, its probability is one of windows."""
+def short_windows(scenario: Scenario, rungs: pd.DataFrame, probabilities: Sequence[SloProbability]) -> list[Notice]:
+    """A warning where a window has few answers: P(SLO) on a p95 or p99 is then that of one window, not the long run."""
     answers = dict(zip(rungs["load"].tolist(), rungs["completions"].tolist(), strict=True))
-    for p in promises:
+    for p in probabilities:
         if p.metric.endswith(("_p95", "_p99")) and 0.02 < p.probability < 0.98 and 0 < answers[p.load] < FEW:
             return [
                 notice(
@@ -209,7 +209,7 @@ def several_patterns(scenario: Scenario, tables: Sequence[pd.DataFrame]) -> list
 
 
 def _cut(scenario: Scenario) -> list[Notice]:
-    """Servers that cut answers to the room there is do so in silence."""
+    """A warning where the server cuts answers to its limit, which it does without an error."""
     work = scenario.workload
     asked = work.output_tokens if work.max_new_tokens is None else work.max_new_tokens
     if not isinstance(work.prompt_tokens, int) or not isinstance(asked, int):
@@ -220,7 +220,7 @@ def _cut(scenario: Scenario) -> list[Notice]:
     return [
         notice(
             "answers-limited",
-            f"the server cuts answers to {most} tokens, in silence: {asked} after {work.prompt_tokens} exceed its "
+            f"the server cuts answers to {most} tokens without an error: {asked} after {work.prompt_tokens} exceed its "
             "limit",
         )
     ]
