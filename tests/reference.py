@@ -13,6 +13,7 @@ import numpy as np
 from sim.engines.tgi_0_9_4 import Flags
 from sim.steptime.linear import StepTime
 from sim.steptime.noise import Noise
+from sim.steptime.work import StepWork
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ class Reference:
                     waiting = 1
                     if joining is not None:
                         longest = max(e.prompt + e.received for e in (*cached.entries, *joining.entries))
-                        extra = self.step_time.joining(size, len(joining.entries), longest)
+                        extra = self.step_time.line(
+                            StepWork(kept=size, joined=len(joining.entries), decode_longest=longest)
+                        ).first
                         cached = self.concatenate(cached, joining)
                 if run is None:
                     run = Run(self, cached.entries, extra)
@@ -232,9 +235,11 @@ class Reference:
         if not kept:
             return None, True
         longest = max(e.prompt + e.received for e in kept)
-        took = self.step_time.dropping(len(kept), len(entries) - len(kept), longest)
+        took = self.step_time.line(
+            StepWork(kept=len(kept), dropped=len(entries) - len(kept), decode_longest=longest)
+        ).first
         if self.noise is not None:
-            fixed = self.step_time.dropping(0, len(entries) - len(kept), 0)
+            fixed = self.step_time.line(StepWork(kept=0, dropped=len(entries) - len(kept), decode_longest=0)).first
             took = fixed + (took - fixed) * self.noise.factor("decode", self.number)
             took *= self.noise.drift(self.now)[0]
         after_prefill = self.history.calls[-1][0] == "prefill"

@@ -22,6 +22,7 @@ from sim.model.scenario import Hardware
 from sim.run import Run, read_run
 from sim.steptime.linear import step_time
 from sim.steptime.noise_parameters import Noise
+from sim.steptime.work import StepWork
 
 DATA = Path(__file__).parent.parent / "data"
 NOISE = Noise(prefill=[0.97, 1.0, 1.03], decode=[0.95, 1.0, 1.05], drift=0.01, drift_seconds=8.0)
@@ -155,8 +156,11 @@ def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_o
 
 def test_filter_and_joining_are_told_from_the_steps_they_lie_in(fits):
     form = [step_time("affine", c.values) for c in fits]
-    assert np.median([f.dropping(8, 1, 1500) for f in form]) == pytest.approx(1.78e-3, rel=0.3)
-    assert np.median([f.joining(8, 1, 1500) for f in form]) == pytest.approx(7e-4, rel=0.4)
+    for work, seconds, tolerance in (
+        (StepWork(kept=8, dropped=1, decode_longest=1500), 1.78e-3, 0.3),
+        (StepWork(kept=8, joined=1, decode_longest=1500), 7e-4, 0.4),
+    ):
+        assert np.median([f.line(work).first for f in form]) == pytest.approx(seconds, rel=tolerance)
 
 
 def test_the_budget_is_read_from_behaviour():
@@ -307,8 +311,12 @@ def test_who_came_back_in_time_tells_the_filter_from_the_way():
     runs = [read_run(DATA / "tgi-0.9.4-cpu" / name) for name in ("short", "short-between", "short-again")]
     calibration = calibrate_runs(runs)
     form = step_time(calibration.model, calibration.values)
-    assert 0.0 < form.dropping(1, 1, 90) - calibration.values["uplink"] < 0.0009
-    assert form.dropping(12, 1, 110) - calibration.values["uplink"] > 0.003  # beside twelve everybody is
+    one, twelve = (
+        form.line(StepWork(kept=n, dropped=1, decode_longest=longest)).first - calibration.values["uplink"]
+        for n, longest in ((1, 90), (12, 110))
+    )
+    assert 0.0 < one < 0.0009
+    assert twelve > 0.003  # beside twelve everybody is
 
 
 def replace_clocks(uplink: float):

@@ -98,14 +98,6 @@ class Linear:
         line = self.line(work, StepWork(decode_context=sequences, decode_longest=1), 2)
         return line.first, line.growth
 
-    def joining(self, old: int, new: int, longest: int) -> float:
-        """What joining `new` prefilled requests to `old` running ones adds to the next decode step, s."""
-        return self.line(StepWork(joined=new, kept=old, decode_longest=longest)).first
-
-    def dropping(self, kept: int, finished: int, longest: int) -> float:
-        """What dropping `finished` requests costs before the next step, s; `longest` is of the `kept`."""
-        return self.line(StepWork(dropped=finished, kept=kept, decode_longest=longest)).first
-
 
 def affine(**coefficients: float) -> Linear:
     """The step time of a server that does not pad."""
