@@ -6,10 +6,13 @@ event carries several: they have one time, and what a client sees as a gap lies 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.run import Run
+if TYPE_CHECKING:
+    from sim.run import Run  # not when run: a load generator counts tokens and needs no tables
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

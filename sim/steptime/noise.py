@@ -105,12 +105,13 @@ class Noise:
         return self._blocks[kind, block]
 
     def _remembering(self, rng: np.random.Generator) -> Floats:
-        from scipy.signal import lfilter  # half a second to import, and only some machines need it
+        from scipy.linalg.blas import dtbsv  # scipy takes half a second to import, and only some machines need it
         from scipy.special import ndtr
 
         fresh, kept = rng.standard_normal((2, self.BLOCK))
         kept[1:] *= math.sqrt(1 - self._forget**2)
-        slow = lfilter([1.0], [1.0, -self._forget], kept)
+        # slow[i] = kept[i] + forget · slow[i - 1], a banded triangular system; scipy.signal imports for a second longer
+        slow = dtbsv(1, np.array([np.ones(self.BLOCK), np.full(self.BLOCK, -self._forget)], order="F"), kept, lower=1)
         score = math.sqrt(max(1 - self._memory - self._returned, 0.0)) * fresh + math.sqrt(self._memory) * slow
         if self._returned:
             score += math.sqrt(self._returned / 2) * np.diff(rng.standard_normal(self.BLOCK + 1))
