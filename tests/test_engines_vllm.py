@@ -71,6 +71,24 @@ def test_a_prompt_as_long_as_the_model_is_refused_and_a_longer_answer_is_cut() -
     assert (request.output_tokens, request.max_new_tokens) == (2, 2)
 
 
+def test_up_to_0_11_2_a_prompt_over_the_budget_left_is_skipped_where_chunking_is_off() -> None:
+    for version, admitted in (("0.9.2", [0, 2]), ("0.11.2", [0, 2]), ("0.14.1", [0]), ("0.32.0", [0])):
+        flags = Flags(
+            version=version,
+            enable_chunked_prefill=False,
+            async_scheduling=False,
+            max_model_len=64,
+            max_num_batched_tokens=64,
+            max_num_seqs=8,
+            num_gpu_blocks=50,
+        )
+        engine = Engine(flags)
+        for uid, tokens in enumerate((40, 40, 10)):  # of 64 tokens a step
+            engine.submit(Request(uid, tokens, 2, 2))
+        plan = engine.plan()
+        assert plan is not None and [r.id for r in plan.admitted] == admitted
+
+
 def test_up_to_0_20_2_blocks_without_a_cache_entry_go_to_the_back_of_the_free_list() -> None:
     for version, hit in (("0.17.1", 0), ("0.20.2", 0), ("0.25.1", 16), ("0.32.0", 16)):
         engine = Engine(Flags(async_scheduling=False, num_gpu_blocks=4, max_model_len=48, version=version))
