@@ -61,13 +61,17 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"info": None}, "nothing says"),
+        ({"info": None, "software": {}}, "nothing says"),
         ({"engine": None}, "nothing says"),
         ({"engine": {"name": "vllm", "version": "0.6.3", "source": "server"}}, "vllm 0.6.3"),
         ({"engine": {"name": "tgi", "version": "0.9.3", "source": "server"}}, "tgi 0.9.3"),
         ({"info": {"model_id": "m", "version": "1.0.3"}}, "tgi 1.0.3"),
         (
-            {"info": None, "scenario": {"name": "x", "server": {"engine": "sglang-0.4", "version": "0.4.1"}}},
+            {
+                "info": None,
+                "software": {},
+                "scenario": {"name": "x", "server": {"engine": "sglang-0.4", "version": "0.4.1"}},
+            },
             "sglang-0.4 0.4.1",
         ),
     ],

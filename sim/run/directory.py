@@ -110,8 +110,9 @@ def read_run(path: str | Path, progress: Callable[[int, int], None] = lambda don
 
 
 def _engine(document: Document) -> Identity | None:
-    """The engine of a run's server. Runs of before it was recorded: what `/info` told; of simulated ones the
-    scenario's; else the one that the scenario names, if that is none of ours, whose name was written unasked."""
+    """The engine of a run's server. Runs of before it was recorded: what `/info` told, else the name and version under
+    `software`; of simulated ones the scenario's; else the one that the scenario names, if that is none of ours, whose
+    name was written unasked."""
     head = document.values
     if "engine" in head:
         said = head["engine"]
@@ -135,6 +136,9 @@ def _engine(document: Document) -> Identity | None:
     if head.get("kind") == "simulated":
         return identity(asked, "scenario")
     told = of_info(head.get("info"))
+    software = head.get("software")
+    if told is None and isinstance(software, dict) and isinstance(software.get("server"), str):
+        told = identity(software["server"], "server")
     if told is not None or asked in NAMES:
         return told
     return identity(asked, "scenario", server.get("version") if isinstance(server, dict) else None)
