@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from sim.cluster.testbed import Bench
+from sim.engines.engine import Row, Scheduled
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.identity import Identity
 from sim.model.machine import Machine
 from sim.model.request import Request
 from sim.model.scenario import Load, Scenario
+from sim.model.server import EngineFlags
 from sim.model.steps import Call
 from sim.model.workload import Lengths, Sampler, Workload
 from sim.run import Run, Rung
@@ -29,6 +32,7 @@ TRUTH = {
 SERVER = Flags(
     max_batch_prefill_tokens=14000, max_batch_total_tokens=36000, max_input_length=3000, max_total_tokens=3600
 )
+VLLM = Identity(name="vllm", version="0.32.0", source="server")
 TGI = Identity(name="tgi", version="0.9.4", source="server")
 CLOCKS = Clocks(
     uplink=Delay(quantiles=[0.0015, 0.0018]),
@@ -52,7 +56,7 @@ def observe(
     *,
     seconds: float = 20.0,
     truth: dict[str, float] | None = None,
-    server: Flags = SERVER,
+    server: EngineFlags = SERVER,
     noise: Noise | None = None,
     clocks: Clocks = CLOCKS,
     jitter: float = 0.0,
@@ -69,16 +73,28 @@ def observe(
     bench = Bench(scenario, machine, (seed,), Sampler(workload, seed))
     tokens: dict[Request, list[float]] = {}
     calls: list[tuple[str, list[Request]]] = []
+    scheduled: deque[Sequence[Row]] = deque()
 
     def watch(call: Call) -> None:
+        rows = scheduled.popleft()
         if call.op == "filter":
             return
         for end in call.ends:
             calls.append((call.op, list(call.members)))
-            for r in call.members:
-                tokens.setdefault(r, []).append(end)
+            for row in rows:
+                received = len(tokens.get(row.request, ()))
+                if row.computed + row.tokens >= row.request.prompt_tokens + received or not row.is_prefill:
+                    tokens.setdefault(row.request, []).append(end)
 
     bench.replica.on_call = watch
+    tell = bench.replica.engine.observer
+    assert tell is not None
+
+    def observer(step: Scheduled) -> None:
+        scheduled.append(step.rows)
+        tell(step)
+
+    bench.replica.engine.observer = observer
     present, rungs = 0, []
     for there in users:
         start = float(bench.clock.now)
@@ -116,8 +132,16 @@ def observe(
             "error": None,
         }
     )
-    run = Run("measured", "seen", scenario, rungs, requests, token_times=times, engine=TGI)
-    return Seen(run, [(op, frozenset(row[r] for r in members)) for op, members in calls])
+    run = Run(
+        "measured",
+        "seen",
+        scenario,
+        rungs,
+        requests,
+        token_times=times,
+        engine=TGI if isinstance(server, Flags) else VLLM,
+    )
+    return Seen(run, [(op, frozenset(row[r] for r in members if r in row)) for op, members in calls])
 
 
 def lengths(prompt: int | tuple[int, int], output: int | tuple[int, int]) -> Workload:

@@ -6,7 +6,7 @@ import pytest
 from streams import CLOCKS, lengths, observe
 
 from calibrate.schedule.client_delays import fit_clocks
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from sim.model.calibration import Clocks, Delay
 from sim.model.workload import Workload
 
@@ -17,7 +17,7 @@ MIXED = lengths((100, 1500), (20, 80))
 def found(workload: Workload, clocks: Clocks, users: tuple[int, ...] = (1, 2, 4, 8, 16)) -> Clocks:
     """What is fitted to two runs seen through `clocks`."""
     runs = [observe(users, workload, clocks=clocks, seconds=8.0, seed=seed).run for seed in (0, 1)]
-    return fit_clocks(runs, [rebuild(run) for run in runs], round_trip=2e-3, per_token=0.0)
+    return fit_clocks(runs, [schedule_of(run) for run in runs], round_trip=2e-3, per_token=0.0)
 
 
 @pytest.mark.parametrize("spacing", [0.0, 2e-4, 5e-4, 2e-3])

@@ -18,8 +18,9 @@ from calibrate.regression.posterior import draw_coefficients
 from calibrate.regression.random_effects import NO_EFFECTS, RandomEffects
 from calibrate.regression.variance_components import fit_random_effects
 from calibrate.schedule.admission_timing import admission_timings
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from calibrate.sources.streamed import calibrate_runs, candidate_forms
+from sim.engines.tgi_0_9_4 import Flags
 from sim.steptime.linear import step_time
 from sim.steptime.noise_parameters import Noise
 
@@ -38,6 +39,7 @@ def rows() -> Rows:
     rung = block // 4
     return Rows(
         table=pd.DataFrame(),
+        extra=pd.DataFrame(),
         seconds=rng.uniform(0.02, 0.05, SIZE),
         prefill=rng.random(SIZE) < 0.2,
         run=np.zeros(SIZE, dtype=np.int64),
@@ -102,10 +104,10 @@ def test_the_mood_of_the_only_rung_is_the_machines_and_is_drawn_all_the_same(row
 def test_what_steps_differ_by_within_seconds_is_not_blurred_by_loads_that_were_slow():
     """Ladders of two lengths, the shorter measured in a slow hour: without random effects context looks free."""
     runs = [observe([1, 4, 16], lengths(*of), seconds=20.0, seed=1).run for of in ((60, 200), (600, 200))]
-    schedules = [rebuild(run) for run in runs]
+    schedules = [schedule_of(run) for run in runs]
     rows = build_rows(runs, schedules)
     slow = replace(rows, seconds=rows.seconds * np.where(rows.run == 0, 1.08, 1.0))
-    form, admissions = candidate_forms(padded=False)[0], admission_timings(runs, schedules)
+    form, admissions = candidate_forms(SERVER)[0], admission_timings(runs, schedules)
     blurred, told = (
         dict(zip(fit.names, fit.coefficients, strict=True))
         for fit in (
@@ -120,11 +122,11 @@ def test_caches_that_a_prefill_left_cold_do_not_make_context_look_free():
     """Steps soon after a prefill are longer and shorter in context; forecasts have the average of it."""
     padding = msgspec.structs.replace(SERVER, requires_padding=True)
     run = observe([1, 3, 6], lengths(300, 20), model="padded", truth=TRUTH | {"b2": 1e-5}, server=padding).run
-    schedules = [rebuild(run)]
+    schedules = [schedule_of(run)]
     rows = build_rows([run], schedules)
     cold = np.exp(-rows.table["since"].to_numpy() / 4.0) * ~rows.prefill
     rows = replace(rows, seconds=rows.seconds + 0.002 * cold)
-    with_it = candidate_forms(padded=True)[0]
+    with_it = candidate_forms(Flags(requires_padding=True))[0]
     without = replace(with_it, terms=tuple(term for term in with_it.terms if term != COLD_CACHE))
     told, blurred = (regress(rows, form, admission_timings([run], schedules), CALM) for form in (with_it, without))
     context, looks = (float(fit.coefficients[fit.names.index("b2")]) for fit in (told, blurred))
@@ -151,9 +153,9 @@ def test_steps_that_all_follow_their_prefill_at_once_tell_nothing_of_caches():
 
 def test_a_calibration_is_fitted_with_the_estimated_random_effects():
     run = observe([1, 2, 4, 8], lengths((100, 1000), (20, 150)), noise=Noise(decode=[0.9, 1.1], drift=0.05)).run
-    schedules = [rebuild(run)]
+    schedules = [schedule_of(run)]
     rows, admissions = build_rows([run], schedules), admission_timings([run], schedules)
-    first, _ = choose(rows, candidate_forms(padded=False), admissions)
+    first, _ = choose(rows, candidate_forms(SERVER), admissions)
     fit = regress(rows, first.form, admissions, fit_random_effects(first, rows, [run]))
     b0 = first.names.index("b0")
     found = calibrate_runs([run]).values["b0"]
@@ -165,10 +167,10 @@ def test_draws_are_as_wide_as_random_effects_of_other_days_make_them():
     """One schedule with other rung effects each time: the spread of the fits, and what one fit says of it."""
     noise = Noise(prefill=[0.95, 1.05], decode=[0.9, 1.0, 1.1])
     run = observe([1, 2, 4, 8, 16], lengths((100, 1000), (20, 150)), noise=noise).run
-    schedules = [rebuild(run)]
+    schedules = [schedule_of(run)]
     rows, form, admissions = (
         build_rows([run], schedules),
-        candidate_forms(padded=False)[0],
+        candidate_forms(SERVER)[0],
         admission_timings([run], schedules),
     )
     effects, rng = RandomEffects(rung=0.05, prefill=0.6), np.random.default_rng(9)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import skew
-from streams import TRUTH, lengths, observe
+from streams import SERVER, TRUTH, lengths, observe
 
 from calibrate.regression.design import Rows, build_rows
 from calibrate.regression.fit import Regression, regress
@@ -17,7 +17,7 @@ from calibrate.regression.random_effects import NO_EFFECTS, RandomEffects
 from calibrate.regression.step_noise import fit_noise
 from calibrate.regression.variance_components import DEFAULT_RUN_EFFECT, DRIFT_SECONDS, LEAST_RATIO, fit_random_effects
 from calibrate.schedule.admission_timing import admission_timings
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from calibrate.sources.streamed import candidate_forms
 from sim.run import Run, read_run
 from sim.steptime.linear import affine
@@ -37,13 +37,13 @@ def fitted(
 ) -> tuple[Regression, Rows]:
     """The simplest form fitted to runs of a machine with these random effects; `slower` multiplies the times of whole
     rungs, numbered over all runs."""
-    schedules = [rebuild(run) for run in runs]
+    schedules = [schedule_of(run) for run in runs]
     rows = build_rows(runs, schedules)
     factor = np.ones(len(rows.seconds))
     for rung, by in (slower or {}).items():
         factor[rows.rung == rung] = by
     rows = replace(rows, seconds=rows.seconds * factor)
-    return regress(rows, candidate_forms(padded=False)[0], admission_timings(runs, schedules), effects), rows
+    return regress(rows, candidate_forms(SERVER)[0], admission_timings(runs, schedules), effects), rows
 
 
 def effects(runs: list[Run], slower: dict[int, float] | None = None) -> RandomEffects:
@@ -127,10 +127,10 @@ def test_draws_are_half_the_opposites_of_the_others():
 def test_what_coefficients_explain_as_well_is_no_mood_of_loads():
     """Three loads of a server whose step times are given: a drift of a tenth was as likely as none."""
     run = read_run(DATA / "tgi-0.9.4-router-http" / "short")
-    schedule = rebuild(run, {0, 1, 2})
+    schedule = schedule_of(run, {0, 1, 2})
     rows = build_rows([run], [schedule])
     found = fit_random_effects(
-        regress(rows, candidate_forms(padded=False)[0], admission_timings([run], [schedule])), rows, [run]
+        regress(rows, candidate_forms(SERVER)[0], admission_timings([run], [schedule])), rows, [run]
     )
     assert found.rung <= found.drift
 

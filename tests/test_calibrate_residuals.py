@@ -9,7 +9,7 @@ import pytest
 from warned import texts
 
 from calibrate.regression.residuals import residuals
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from calibrate.sources.streamed import calibrate_runs
 from sim.model.errors import NotEnoughData
 from sim.run import read_run
@@ -47,7 +47,7 @@ def test_they_can_be_asked_of_some_rungs():
     assert set(some["rung"]) == {1, 3}
     every = residuals(run, calibration)
     assert len(some) == every["rung"].isin([1, 3]).sum()
-    assert len(every) <= len(rebuild(run).steps)
+    assert len(every) <= len(schedule_of(run).steps)
 
 
 def test_a_run_without_tokens_has_none():

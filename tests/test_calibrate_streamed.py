@@ -12,7 +12,7 @@ from warned import texts
 
 from calibrate.regression.variance_components import DEFAULT_RUN_EFFECT
 from calibrate.schedule.admission_timing import LATENCY_BETWEEN_RUNS, UPLINK_SPREAD, admission_rows, admission_timings
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from calibrate.schedule.token_budget import known_budget
 from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration, Delay, read_calibration
@@ -147,7 +147,7 @@ def test_who_came_too_late_for_the_second_look_is_told_from_whom_a_budget_kept_o
     clocks = msgspec.structs.replace(CLOCKS, uplink=Delay(quantiles=[0.0016], per_token=4e-6))
     server = msgspec.structs.replace(SERVER, **budget)
     run = observe([6, 12, 20], lengths(1500, output), clocks=clocks, server=server, seconds=40.0).run
-    table = admission_timings([run], [rebuild(run)])
+    table = admission_timings([run], [schedule_of(run)])
     late = table[(table["dropped"] == 0) & ~table["won"]]
     assert len(late) == lost
     assert (0.0016 + 4e-6 * 4500 + late["x"] > 0).all()  # six came together, and the last of them was not counted yet

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from warned import texts
 
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from calibrate.schedule.token_budget import AdmissionEvidence, budget_bounds, fit_budget, known_budget
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.run_with_model import compare, forecast_run
@@ -28,7 +28,7 @@ def hidden(name: str) -> Run:
 
 def found(*runs: Run, rungs=None) -> tuple[float, float, list[str]]:
     """The least and the largest budget drawn, and the warnings."""
-    schedules = [rebuild(run, rungs) for run in runs]
+    schedules = [schedule_of(run, rungs) for run in runs]
     fitted = fit_budget(runs, schedules, np.random.default_rng(0), 400)
     assert fitted is not None
     _, draws, warnings = fitted

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from warned import texts
 
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from scenarios.cli.main import status
 from scenarios.importers.detect import import_results
 from sim.cluster.replay import lanes
@@ -147,7 +147,7 @@ def test_every_token_of_vllm_has_its_time_and_its_step() -> None:
     assert run.token_times is not None
     assert [len(t) for t in run.token_times] == run.requests["output_tokens"].tolist()
     assert all((np.diff(t) >= 0).all() for t in run.token_times)
-    schedule = rebuild(run)
+    schedule = schedule_of(taken_as(run, "tgi-0.9.4"))
     assert len(schedule.request) == run.requests["output_tokens"].sum()
     assert schedule.steps["sequences"].max() <= 4
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # how clients s
 
 from streams import SERVER, TRUTH, lengths, observe
 
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from calibrate.sources.streamed import calibrate_runs
 from sim.executors import Tell, processes
 from sim.steptime.linear import step_time
@@ -129,7 +129,7 @@ def rebuilt(users: int, _: Tell) -> float:
     """The share of a simulated server's steps that are rebuilt with their kind and their members."""
     noise = Noise(prefill=[0.95, 1.0, 1.05], decode=[0.9, 1.0, 1.1], drift=0.05)
     seen = observe([users], lengths((10, 900), (1, 60)), noise=noise, jitter=1e-3, seconds=30.0, seed=users)
-    steps = rebuild(seen.run).steps
+    steps = schedule_of(seen.run).steps
     found = [(kind, frozenset(who.tolist())) for kind, who in zip(steps["kind"], steps["members"], strict=True)]
     alike = SequenceMatcher(None, seen.steps, found, autojunk=False).get_matching_blocks()
     return sum(block.size for block in alike) / max(len(seen.steps), len(found))

@@ -19,7 +19,7 @@ from calibrate.regression.design import build_rows
 from calibrate.regression.fit import choose, regress
 from calibrate.regression.variance_components import fit_random_effects
 from calibrate.schedule.admission_timing import LAPSE_RATE, LATENCY_BETWEEN_RUNS, admission_timings, margins
-from calibrate.schedule.rebuild import rebuild
+from calibrate.schedule.schedule import schedule_of
 from calibrate.sources.streamed import candidate_forms
 from sim.run import read_run
 
@@ -45,9 +45,9 @@ def main() -> int:
 def _of_a_machine(folder: str) -> Floats:
     """The log-likelihood of `LONGER` for each run of a machine that shows admissions, (runs, len(LONGER))."""
     runs = [read_run(path.parent) for path in sorted((DATA / folder).glob("*/run.json"))]
-    schedules = [rebuild(run) for run in runs]
+    schedules = [schedule_of(run) for run in runs]
     rows, admissions = build_rows(runs, schedules), admission_timings(runs, schedules)
-    first, _ = choose(rows, candidate_forms(runs[0].scenario.server.requires_padding), admissions)
+    first, _ = choose(rows, candidate_forms(runs[0].scenario.server), admissions)
     fit = regress(rows, first.form, admissions, fit_random_effects(first, rows, runs))
     spread = float((rows.seconds / fit.predicted)[~rows.prefill].std())
     told = []

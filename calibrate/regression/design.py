@@ -15,15 +15,14 @@ import pandas as pd
 
 from calibrate.arrays import Bools, Floats, Ints
 from calibrate.schedule.admission_timing import latency_bounds
-from calibrate.schedule.rebuild import Schedule
-from calibrate.schedule.step_table import works
+from calibrate.schedule.schedule import Schedule, works
 from calibrate.schedule.usable import usable_steps
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import NotEnoughData
 from sim.model.warning import Notice
 from sim.run import Run
-from sim.steptime.basis import AFFINE, PADDED, columns
-from sim.steptime.linear import LEVEL
+from sim.steptime.basis import COLUMNS, columns
+from sim.steptime.linear import FORMS, LEVEL
 
 BLOCK_SECONDS = 5.0  # resampled as a whole, with a random effect each: short enough for ten in a rung
 COLD_CACHE = "w0"  # extra time of a decode step soon after a prefill; forecasts have its mean over the steps fitted
@@ -35,6 +34,7 @@ _CONTINUED = 2.0 * Flags().max_concurrent_requests  # sequences: more than route
 class Rows:
     """The usable steps of some runs, one element per row.
 
+    `extra` are passes without a token in the time of a row, whose number they have as `row`.
     `table` has the columns of `Schedule.steps`, `idle` (the server was idle before) and `run`. `seconds` is the
     duration, `prefill` marks prefills. `run`, `rung` and `block` number the runs, their rungs and blocks of
     `BLOCK_SECONDS` over all runs. `latency` bounds the network latency to the server, s
@@ -42,6 +42,7 @@ class Rows:
     """
 
     table: pd.DataFrame
+    extra: pd.DataFrame
     seconds: Floats
     prefill: Bools
     run: Ints
@@ -53,7 +54,8 @@ class Rows:
     @property
     def longest(self) -> Floats:
         """The longest prompt of a prefill, the longest context of a decode step, tokens."""
-        return np.asarray((self.table["prefill_longest"] + self.table["decode_longest"]).to_numpy(np.float64))
+        longest = self.table["prefill_longest"].where(self.prefill, self.table["decode_longest"])
+        return np.asarray(longest.to_numpy(np.float64))
 
     @property
     def rung_of_block(self) -> Ints:
@@ -72,12 +74,15 @@ def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
     Raises `NotEnoughData` where no decode step is left.
     """
     warnings: list[Notice] = []
-    tables = []
+    tables, extras, count = [], [], 0
     for number, (run, schedule) in enumerate(zip(runs, schedules, strict=True)):
         steps = schedule.steps.drop(columns="members")
         idle = ~steps["seen"] & (steps["kind"] == "prefill") & (steps["start"] > steps["end"].shift(fill_value=np.inf))
         usable = usable_steps(run, steps, idle, warnings)
         tables.append(steps[usable].assign(idle=idle[usable], run=number))
+        row = np.where(usable, count + np.cumsum(usable) - 1, -1)[schedule.extra["step"].to_numpy()]
+        extras.append(schedule.extra[row >= 0].assign(row=row[row >= 0]))
+        count += int(usable.sum())
     table = pd.concat(tables, ignore_index=True)
     if not (table["kind"] == "decode").any():
         raise NotEnoughData(
@@ -87,6 +92,7 @@ def build_rows(runs: Sequence[Run], schedules: Sequence[Schedule]) -> Rows:
     block = _numbered(rung, (table["end"].to_numpy() // BLOCK_SECONDS).astype(np.int64))
     return Rows(
         table=table,
+        extra=pd.concat(extras, ignore_index=True),
         seconds=table["seconds"].to_numpy(np.float64),
         prefill=(table["kind"] == "prefill").to_numpy(),
         run=table["run"].to_numpy(),
@@ -111,7 +117,7 @@ TREND: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
-def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
+def terms(rows: Rows, model: str) -> dict[str, Floats]:
     """What each coefficient multiplies in every row: the terms of `sim.steptime.basis`, and those that only a
     regression has: `TREND`, `u0` and `u1`, and `COLD_CACHE`, whose mean is 0."""
     t, decode = rows.table, (~rows.prefill).astype(np.float64)
@@ -123,7 +129,12 @@ def terms(rows: Rows, padded: bool) -> dict[str, Floats]:
         fresh[:] = 0.0
     trend = {name: decode * curve(n) for name, curve in TREND.items()}
     of_client = {"u0": idle, "u1": idle * rows.longest}
-    return columns(PADDED if padded else AFFINE, *works(t)) | trend | of_client | {COLD_CACHE: fresh}
+    basis = FORMS[model].basis
+    design = columns(basis, *works(t))
+    if len(rows.extra):
+        for name, values in columns(basis, {name: rows.extra[name] for name in COLUMNS}).items():
+            design[name] = design[name] + np.bincount(rows.extra["row"], weights=values, minlength=len(t))
+    return design | trend | of_client | {COLD_CACHE: fresh}
 
 
 def level_terms(rows: Rows, knots: Sequence[int]) -> dict[str, Floats]:

@@ -39,7 +39,7 @@ class Form:
     @property
     def padded(self) -> bool:
         """Whether every row is padded to the longest."""
-        return not self.model.startswith("affine")
+        return self.model in ("padded", "levels")
 
     @property
     def by_batch(self) -> bool:
@@ -67,7 +67,7 @@ class Regression:
 
 def regress(rows: Rows, form: Form, admissions: pd.DataFrame, effects: RandomEffects = NO_EFFECTS) -> Regression:
     """Fit a form to all rows and to the admission timings, given the random effects."""
-    names = tuple(name for name in terms(rows, form.padded) if name in form.terms)
+    names = tuple(name for name in terms(rows, form.model) if name in form.terms)
     if form.by_batch:
         names += tuple(f"{LEVEL}{size}" for size in level_knots(rows))
     matrix = design(rows, form, names)
@@ -133,7 +133,7 @@ def robust_weights(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floa
 def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:
     """The design matrix of the named coefficients, (rows, names)."""
     knots = [int(name.removeprefix(LEVEL)) for name in names if name.startswith(LEVEL)]
-    columns = terms(rows, form.padded) | level_terms(rows, knots)
+    columns = terms(rows, form.model) | level_terms(rows, knots)
     return np.stack([columns[name] for name in names], axis=1)
 
 
@@ -191,4 +191,4 @@ def choose(
 
 
 def _name(form: Form) -> str:
-    return form.model + (" with longest context" if "b3" in form.terms else "")
+    return form.model + (" with longest context" if {"b3", "s6"} & set(form.terms) else "")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import nnls
 
 from calibrate.arrays import Floats
 from calibrate.regression.design import TREND, Rows
@@ -57,13 +58,16 @@ class Prior:
 
 def prior_for(names: tuple[str, ...], rows: Rows, padded: bool) -> Prior:
     """The prior of these coefficients, scaled by first estimates from the rows."""
-    known = {name: b for name, b in _coefficients(rows, padded).items() if name in names}
+    found = _mixed_coefficients(rows) if "s0" in names else _coefficients(rows, padded)
+    known = {name: b for name, b in found.items() if name in names}
     matrix = np.zeros((len(known), len(names)))
     target = np.zeros(len(known))
     for i, (name, (mean, sd)) in enumerate(known.items()):
         matrix[i, names.index(name)] = 1.0 / sd
         target[i] = mean / sd
-    prior = _with_fixed_part(Prior(names, matrix, target, np.zeros(len(names))), rows)
+    prior = Prior(names, matrix, target, np.zeros(len(names)))
+    if "a0" in names:
+        prior = _with_fixed_part(prior, rows)
     return _with_levels(prior, rows, LEVEL_REACH[padded]) if any(n.startswith(LEVEL) for n in names) else prior
 
 
@@ -98,6 +102,29 @@ def _coefficients(rows: Rows, padded: bool) -> Mapping[str, tuple[float, float]]
                 f"{what}2": (0.0, 0.1 * time / size / context),
             }
     return known
+
+
+def _mixed_coefficients(rows: Rows) -> Mapping[str, tuple[float, float]]:
+    """The same of a form whose steps hold chunks of prompts beside decodes, as `_coefficients` has those of the
+    corresponding terms; scaled by a plane through tokens and decoding requests."""
+    t, y = rows.table, rows.seconds
+    tokens, decodes = (t[name].to_numpy(np.float64) for name in ("prefill_tokens", "decode_sequences"))
+    plane = np.stack([np.ones(len(y)), tokens, decodes], axis=1) / y[:, None]
+    constant, per_token, per_sequence = nnls(plane, np.ones(len(y)))[0].tolist()
+    per_token = per_token or constant / max(float(tokens.max(initial=0.0)), 1.0)
+    per_sequence = per_sequence or 0.1 * constant / max(float(decodes.mean()), 1.0)
+    context = float(t["decode_longest"].to_numpy(np.float64)[decodes > 0].mean())
+    prompt = float(t["prefill_longest"].to_numpy(np.float64)[tokens > 0].mean()) if (tokens > 0).any() else 1.0
+    share, spread = CONTEXT_SHARE
+    return {
+        "u0": _latency(rows),
+        "u1": (TOKENIZING, TOKENIZING),
+        "s2": _half_normal(2 * per_token / QUADRATIC_FROM[True]),  # the wider of the two: small servers run it too
+        "s3": (0.0, min(PROMPT_OVERHEAD, PROMPT_SHARE * prompt) * per_token),
+        "s4": (0.0, max(0.2 * constant, per_sequence)),
+        "s5": (share * per_sequence / context, spread * per_sequence / context),
+        "s6": (0.0, 0.1 * constant / context),
+    }
 
 
 def _with_fixed_part(prior: Prior, rows: Rows) -> Prior:

@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from calibrate.regression.design import build_rows
-from calibrate.schedule.rebuild import rebuild
-from calibrate.schedule.step_table import works
+from calibrate.schedule.schedule import schedule_of, works
 from sim.model.calibration import Calibration
 from sim.run import Run
 from sim.steptime.linear import step_time
@@ -26,7 +25,7 @@ def residuals(run: Run, calibration: Calibration, rungs: Collection[int] | None 
     measured, with the filter before it and the joining of batches), `predicted` (the same by the calibration's central
     values) and `relative` (seconds / predicted − 1). Raises `NotEnoughData` when the run shows no steps.
     """
-    rows = build_rows([run], [rebuild(run, rungs)])
+    rows = build_rows([run], [schedule_of(run, rungs)])
     form, clocks = step_time(calibration.model, calibration.values), calibration.clocks
     latency = clocks.uplink.mean + clocks.downlink.mean
     # on an idle server a step begins when its request is sent, before the server has it

@@ -39,7 +39,7 @@ def fit_noise(rows: Rows, predicted: Floats, effects: RandomEffects) -> Noise:
         memory, steps, returned = _autocorrelation(fast, rung)
     slow, _ = _of_typical_scale(factor[whole], rows.rung[whole])
     return Noise(
-        prefill=_quantiles(_without_drift(slow, effects.drift * effects.prefill)),
+        prefill=_quantiles(_without_drift(slow, effects.drift * effects.prefill)) if len(slow) else [],
         decode=_quantiles(fast),
         memory=memory,
         memory_steps=steps,

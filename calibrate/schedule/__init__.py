@@ -1,1 +1,1 @@
-"""The server's schedule, rebuilt from what clients saw: which step made each token, and who was in it."""
+"""The server's schedule, from what clients saw: which step made each token, and what else it computed."""

@@ -25,9 +25,8 @@ import pandas as pd
 from scipy.special import ndtr
 
 from calibrate.arrays import Bools, Floats, Ints
-from calibrate.schedule.rebuild import Schedule
-from calibrate.schedule.rules import server_of
-from calibrate.schedule.step_table import BEFORE
+from calibrate.schedule.rules import has_prefills, server_of
+from calibrate.schedule.schedule import BEFORE, Schedule
 from sim.engines.tgi_0_9_4 import BLOCK, Flags
 from sim.run import Run
 from sim.steptime.basis import DROP, PADDED, columns
@@ -47,7 +46,10 @@ def admission_timings(runs: Sequence[Run], schedules: Sequence[Schedule]) -> pd.
     those of `FILTER` (what the filter before the scheduling point does; zeros without one), `won` (admitted), `weight`
     (1 a group of requests that came together).
     """
-    points = [_at_point(r, s, point) for r, s in zip(runs, schedules, strict=True) for point in (1, 2)]
+    known = [(r, s) for r, s in zip(runs, schedules, strict=True) if has_prefills(r)]
+    points = [_at_point(r, s, point) for r, s in known for point in (1, 2)]
+    if not points:
+        return pd.DataFrame(columns=["x", "tokens", *FILTER, "won", "weight"])
     return pd.concat(points, ignore_index=True)
 
 
@@ -168,11 +170,29 @@ def margins(table: pd.DataFrame, names: Sequence[str], x: Floats, spread: float)
 def latency_bounds(runs: Sequence[Run], schedules: Sequence[Schedule]) -> tuple[float, float] | None:
     """A lower and an upper bound of the latency, s, that nearly all requests agree with; None where too few say
     anything. They may cross, since latencies vary."""
+    if not all(map(has_prefills, runs)):
+        return _least_contradicted([seen for schedule in schedules for seen in schedule.followed.waited])
     pairs = [_bounds(run, schedule) for run, schedule in zip(runs, schedules, strict=True)]
     least, most = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
     if len(least) < _ENOUGH:
         return None
     return float(np.quantile(least, 1 - TAIL)), float(np.quantile(most, TAIL))
+
+
+def _least_contradicted(waited: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
+    """The bounds of the latency that the fewest of `Followed.waited` contradict: who had been sent longer ago than that
+    was admitted, the others were not."""
+    x = np.array([seconds for seconds, _ in waited])
+    won = np.array([admitted for _, admitted in waited], dtype=bool)
+    known = x > 0  # sent after the step had begun, for all the client could see: that says nothing
+    x, won = x[known], won[known]
+    if len(x) < _ENOUGH:
+        return None
+    edges = np.concatenate([[0.0], np.sort(x)])
+    against = np.searchsorted(np.sort(x[won]), edges, side="right") + (~won).sum()
+    against -= np.searchsorted(np.sort(x[~won]), edges, side="right")
+    best = np.flatnonzero(against == against.min())
+    return float(edges[best[0]]), float(edges[min(best[-1] + 1, len(edges) - 1)])
 
 
 def _bounds(run: Run, schedule: Schedule) -> tuple[Floats, Floats]:

@@ -31,7 +31,8 @@ def coalesced(times: list[Floats]) -> list[Notice]:
 
 def hidden(steps: pd.DataFrame) -> list[Notice]:
     """A warning where decode steps look as if prefills of other clients lay between them."""
-    plain = steps[(steps["kind"] == "decode") & steps["seen"] & (steps["once_joined"] == 0)]
+    alone = (steps["decode_sequences"] > 0) & (steps["prefill_tokens"] == 0)
+    plain = steps[alone & steps["seen"] & (steps["once_joined"] == 0)]
     prefills = int((steps["kind"] == "prefill").sum())
     if len(plain) < 50:
         return []

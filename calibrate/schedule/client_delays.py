@@ -17,7 +17,7 @@ from scipy.optimize import nnls
 
 from calibrate.arrays import Floats
 from calibrate.schedule.admission_timing import UPLINK_SPREAD
-from calibrate.schedule.rebuild import Schedule
+from calibrate.schedule.schedule import Schedule
 from sim.model.calibration import Clocks, Delay
 from sim.model.status import Status
 from sim.run import Run

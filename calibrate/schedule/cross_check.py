@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from calibrate.schedule.rebuild import Schedule
+from calibrate.schedule.schedule import Schedule
 from sim.model.files.records import Look, read_scrapes
 from sim.model.warning import Notice, notice
 from sim.run import Run

@@ -1,10 +1,15 @@
-"""The engine whose schedules can be rebuilt from what clients saw; so far there is one."""
+"""The engine for which evidence beside the steps is read from a schedule: admission timings, the token budget."""
 
 from __future__ import annotations
 
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.server import EngineFlags, expect
 from sim.run import Run
+
+
+def has_prefills(run: Run) -> bool:
+    """Whether the server computes prompts in passes of their own, whose admission streams show; others are followed."""
+    return isinstance(run.server, Flags)
 
 
 def server_of(run: Run) -> Flags:

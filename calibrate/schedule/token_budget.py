@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 
 from calibrate.regression.draws import parameter
-from calibrate.schedule.rebuild import Schedule
-from calibrate.schedule.rules import server_of
-from calibrate.schedule.step_table import UNCERTAIN_ARRIVAL
+from calibrate.schedule.follow import UNCERTAIN_ARRIVAL
+from calibrate.schedule.rules import has_prefills, server_of
+from calibrate.schedule.schedule import Schedule
 from sim.engines.tgi_0_9_4 import BLOCK, Batch, Entry, Flags, ceil_block
 from sim.model.calibration import Parameter
 from sim.model.request import Request
@@ -30,10 +30,12 @@ MEANING = "tokens all running requests may hold"
 
 @dataclass
 class AdmissionEvidence:
-    """What scheduling points say: `fitted` tokens were admitted, `refused` tokens were not."""
+    """What scheduling points say: `fitted` tokens were admitted, `refused` tokens were not; `least` is
+    needed for a request that was answered."""
 
     fitted: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    least: int = 0
 
     def least_contradicted(self) -> tuple[int, int | None, int]:
         """The lowest and the highest budget (None: no highest) that the fewest scheduling points contradict, and how
@@ -44,7 +46,8 @@ class AdmissionEvidence:
         fitted, refused = np.sort(self.fitted), np.sort(self.refused)
         # the count changes only at a batch that fits from there on, and at one that should fit and did not
         budgets = np.unique(np.concatenate([fitted, refused]).astype(np.int64))
-        budgets = budgets[budgets >= fitted[0]]  # something was admitted
+        least = max(int(fitted[0]), self.least)
+        budgets = np.union1d(budgets[budgets >= least], [least])
         against = len(fitted) - np.searchsorted(fitted, budgets, side="right")
         against += np.searchsorted(refused, budgets, side="right")
         best = np.flatnonzero(against == against.min())
@@ -60,6 +63,8 @@ def fit_budget(
     What every run's `/info` or scenario says, drawn among where they differ; else what the admissions of runs without
     show.
     """
+    if not all(has_prefills(run) for run in runs):
+        return None
     told = [known_budget(run) for run in runs]
     unknown = [(r, s) for r, s, budget in zip(runs, schedules, told, strict=True) if budget is None]
     if not unknown:
@@ -142,13 +147,16 @@ def _add_evidence(run: Run, schedule: Schedule, evidence: AdmissionEvidence) -> 
     requests = [Entry(Request(i, p, max(o, 1), new, sent=s)) for i, (p, o, new, s) in numbered]
     answered = np.unique(schedule.request)  # a request without a token may never have been queued
     waiting = sorted((requests[i] for i in answered.tolist()), key=lambda e: e.request.sent)
+    # who was answered fitted in, whatever was misread
+    evidence.least = max([evidence.least, *(_charged([requests[i]], config) for i in answered.tolist())])
     batch = Batch(padded=config.requires_padding)
     since, front = 1, 0
     taken: set[int] = set()
     steps = schedule.steps
     rows = (steps[c].tolist() for c in ("kind", "members", "start", "seen", "used"))
-    for kind, members, start, seen, used in zip(*rows, strict=True):
-        new = [requests[m] for m in members.tolist()] if kind == "prefill" else []
+    for number, (kind, members, start, seen, used) in enumerate(zip(*rows, strict=True)):
+        begun = np.unique(members[schedule.first[members] == number]).tolist() if kind == "prefill" else []
+        new = [requests[m] for m in begun]
         taken.update(e.request.id for e in new)
         while front < len(waiting) and waiting[front].request.id in taken:
             front += 1

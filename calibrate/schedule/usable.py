@@ -91,7 +91,8 @@ def _stalled(steps: pd.DataFrame) -> pd.Series:
     made the forecast for 32 users half as long again.
     """
     each = steps["seconds"] / steps["prefill_tokens"].clip(lower=1)
-    each = each.where(steps["seen"] & (each > 0))
+    mixed = (steps["decode_sequences"] > 0) & (steps["prefill_tokens"] > 0)
+    each = each.where(steps["seen"] & (each > 0) & ~mixed)
     usual = each.groupby(steps["kind"]).transform(lambda x: x.rolling(_NEIGHBOURS, center=True, min_periods=5).median())
     return each > _STALL * usual
 

@@ -1,6 +1,6 @@
 """Parameters from measured runs.
 
-In order: `rebuild` gives the schedule, `design` the regression problem, `fit` selects and solves a form with the
+In order: `schedule` gives the steps, `design` the regression problem, `fit` selects and solves a form with the
 `priors`, `variance_components` estimates random effects, with which the form is selected and solved again, `posterior`
 draws, `step_noise` and `client_delays` describe what is left, and `token_budget` says what bounded the batch. Runs
 without single steps go to `latency_only`.
@@ -28,8 +28,8 @@ from calibrate.regression.variance_components import fit_random_effects
 from calibrate.schedule.admission_timing import LATENCY_BETWEEN_RUNS, admission_timings
 from calibrate.schedule.client_delays import ASSUMED, fit_clocks
 from calibrate.schedule.cross_check import cross_check
-from calibrate.schedule.rebuild import rebuild, shows_steps
 from calibrate.schedule.rules import server_of
+from calibrate.schedule.schedule import Schedule, schedule_of, shows_steps
 from calibrate.schedule.token_budget import MEANING as BUDGET
 from calibrate.schedule.token_budget import fit_budget
 from calibrate.sources.latency_only import NOISE as LATENCY_ONLY_NOISE
@@ -38,12 +38,14 @@ from sim.executors import IN_PROCESS, Executor
 from sim.model.calibration import Calibration, Source, SourceFile
 from sim.model.errors import NotEnoughData
 from sim.model.identity import Identity, named
+from sim.model.server import EngineFlags
 from sim.model.warning import Notice, notice
 from sim.results.events import tokens_per_event
 from sim.run import Run
 from sim.steptime.linear import LEVEL, MEANING
 
 PLAIN = ("a0", "a1", "a2", "a3", "b0", "b1", "b2", "c0", "c1", "f0", "f1", "u0", "u1")
+MIXED = ("s0", "s1", "s2", "s3", "s4", "s5", "u0", "u1")
 PADDED = ("a4", "c2", "f2", COLD_CACHE)  # terms of padded batches, and of small machines
 LATENCY_TERMS = ("u0", "u1")  # network latency: part of the client's delays, not of the machine
 
@@ -67,7 +69,7 @@ def calibrate_runs(
     assumed = [text for run in runs for text in run.assumptions]
     # a simulated server has the flags of its scenario
     untold = list(dict.fromkeys(text for run in runs if run.kind != "simulated" for text in run.untold))
-    if len({server_of(run).requires_padding for run in runs}) > 1:
+    if len({run.server.pads for run in runs}) > 1:
         raise NotEnoughData("some of these servers pad their batches and some do not: not one machine")
     for run in runs:
         if not run.rungs:
@@ -153,11 +155,11 @@ def _from_latencies(chosen: Sequence[tuple[Run, Collection[int] | None]], seed: 
 
 
 def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], seed: int) -> Calibration:
-    """A calibration from streamed runs: rebuild the steps, then regress."""
-    schedules = [rebuild(run, only) for run, only in zip(runs, rungs, strict=True)]
+    """A calibration from streamed runs: find the steps, then regress."""
+    schedules = [schedule_of(run, only) for run, only in zip(runs, rungs, strict=True)]
     rows = build_rows(runs, schedules)
     admissions = admission_timings(runs, schedules)
-    forms = candidate_forms(server_of(runs[0]).requires_padding)
+    forms = candidate_forms(runs[0].server)
     effects = fit_random_effects(choose(rows, forms, admissions)[0], rows, runs)
     regression, choice = choose(rows, forms, admissions, effects)
     noise = fit_noise(rows, regression.predicted, effects)
@@ -196,7 +198,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
         parameters[name] = parameter(value, drawn, unit, meaning)
         draws[name] = [float(f"{x:.6g}") for x in drawn]
     return Calibration(
-        source=Source(kind="run", files=_files(runs), note=choice),
+        source=Source(kind="run", files=_files(runs), note=f"{_agreement(schedules)}; {choice}"),
         model=regression.form.model,
         machine=runs[0].scenario.machine,
         parameters=parameters,
@@ -218,14 +220,23 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     )
 
 
-def candidate_forms(padded: bool) -> list[Form]:
+def _agreement(schedules: Sequence[Schedule]) -> str:
+    """How far the server decided as the rules of its engine say, in words."""
+    decisions = sum(s.followed.decisions for s in schedules)
+    against = sum(s.followed.disagreements.total() for s in schedules)
+    return f"{decisions - against} of {decisions} scheduling decisions as the engine's rules say"
+
+
+def candidate_forms(server: EngineFlags) -> list[Form]:
     """The forms that a server can have, the simplest first.
 
     A server that pads is a small one, whose kernels use the processor better the more rows they have, so that its step
     time flattens with the batch: a line through the batch sizes of one profile, up to nine, was 80 % too high at 24.
     """
+    if "mixed" in server.declared.forms:
+        return [Form("mixed", MIXED), Form("mixed", (*MIXED, "s6"))]
     longest = ((), ("b3",))
-    if not padded:
+    if not server.pads:
         affine = [Form("affine", PLAIN + b3) for b3 in longest]
         return [*affine, *(Form("affine_levels", PLAIN + tuple(TREND) + b3) for b3 in longest)]
     return [Form("levels", PLAIN + PADDED + tuple(TREND) + b3) for b3 in longest]
@@ -257,7 +268,7 @@ def _meaning(name: str) -> tuple[str, str]:
 def _range(runs: Sequence[Run], rows: Rows) -> dict[str, tuple[float, float]]:
     """What the fitted rungs have shown; the others of the same runs may still be forecast."""
     t = rows.table
-    prefill, decode = t[rows.prefill], t[~rows.prefill]
+    prefill, decode = t[t["prefill_tokens"] > 0], t[~rows.prefill]
     used = t[["run", "rung"]].drop_duplicates()
     rungs = [(runs[i], runs[i].rungs[j]) for i, j in used.itertuples(index=False)]
     prompts = [
@@ -280,7 +291,7 @@ def _span(x: NDArray[Any]) -> tuple[float, float]:
 
 def _flags(run: Run) -> dict[str, Any]:
     sources = {name: flag.source for name, flag in run.flags.items()}
-    return {"run": run.name, **msgspec.to_builtins(server_of(run)), "sources": sources}
+    return {"run": run.name, **msgspec.to_builtins(run.server), "sources": sources}
 
 
 def _files(runs: Sequence[Run]) -> list[SourceFile]:

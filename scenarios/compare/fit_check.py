@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.schedule.rebuild import shows_steps
+from calibrate.schedule.schedule import shows_steps
 from calibrate.schedule.usable import client_limited
 from scenarios.compare.goals import Goal, goals
 from scenarios.compare.repeatability import relative

@@ -91,7 +91,7 @@ def distributions(
 
 
 def residuals(diagnostics: Diagnostics) -> list[Drawing]:
-    """How far rebuilt steps are from the model's step time, against batch size and time, prefill and decode apart."""
+    """How far observed steps are from the model's step time, against batch size and time, prefill and decode apart."""
 
     def draw(ax: Axes, errors: Sequence[Error], title: str, xlabel: str, colour: str, counted: bool) -> None:
         _errors(ax, errors, colour)

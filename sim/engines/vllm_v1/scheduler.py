@@ -174,7 +174,7 @@ class Scheduler:
     def foreseen(self) -> Decision:
         """What the rules decide for the next step, found without changing anything."""
         most = self.decoders.count + self.budget // self.size + len(self.prefilling)  # blocks that a step takes
-        if not self.waiting and most <= self.blocks.free:
+        if (not self.waiting or len(self.running) >= self.seats) and most <= self.blocks.free:
             return Decision()
         copy = deepcopy(self, {id(same): same for same in (self.flags, self.rules, *self.held)})
         step = copy.schedule()
