@@ -24,7 +24,7 @@ from rich.table import Table
 
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.comparison import Row
-from scenarios.compare.goals import FLASH, PADDED, Goal
+from scenarios.compare.goals import FLASH, MIXED, PADDED, Goal
 from scenarios.compare.run_with_model import compare, forecast_run
 from sim.executors import Executor, processes
 from sim.run import Run, read_run
@@ -38,10 +38,11 @@ SHOWN = (*MEANS, "e2e_p95", "ttft_p50", "ttft_p95")
 CROSS = {
     "flash": {"e2e_mean": Goal(0.06), "output_tokens_per_s": Goal(0.06)},
     "padded": {"e2e_mean": Goal(0.12), "output_tokens_per_s": Goal(0.12)},
+    "mixed": {"e2e_mean": Goal(0.08), "output_tokens_per_s": Goal(0.08)},
 }
-GOALS = {"flash": FLASH, "padded": PADDED}
-FAMILIES = (("tgi-0.9.4-router-http", "flash"), ("tgi-0.9.4-cpu", "padded"))
-COVERAGE = {"flash": (0.85, 0.97), "padded": (0.80, 0.97)}
+GOALS = {"flash": FLASH, "padded": PADDED, "mixed": MIXED}
+FAMILIES = (("tgi-0.9.4-router-http", "flash"), ("tgi-0.9.4-cpu", "padded"), ("vllm-cpu", "mixed"))
+COVERAGE = {"flash": (0.85, 0.97), "padded": (0.80, 0.97), "mixed": (0.85, 0.97)}
 
 
 def main() -> int:
@@ -65,8 +66,9 @@ def _family(runs: Sequence[Run], folder: str, kind: str, executor: Executor, out
     missed, goals_of, insides = Counter[str](), Counter[str](), []
     for run in runs:
         others = [other for other in runs if other is not run]
-        same = [other for other in others if other.scenario.workload == run.scenario.workload]
-        fixed = [other for other in others if other not in same and other.scenario.workload.empirical is None]
+        alike = [other for other in others if other.scenario.workload == run.scenario.workload]
+        same = [other for other in alike if other.scenario.server == run.scenario.server]
+        fixed = [other for other in others if other not in alike and other.scenario.workload.empirical is None]
         whole = _rows(run, others, None, executor, repeats=same)
         halves = [row for fold in (0, 1) for row in _rows(run, others, fold, executor)]
         held_out = [("its loads", halves, goals)]

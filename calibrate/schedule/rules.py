@@ -19,4 +19,4 @@ def server_of(run: Run) -> Flags:
 
 def rules(server: EngineFlags) -> Flags:
     """The flags, if calibration can follow their engine; else `BadInput`."""
-    return expect(server, Flags, "calibrations are fitted to runs and figures")
+    return expect(server, Flags, "runs without streams and published figures are fitted")

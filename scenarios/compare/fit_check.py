@@ -149,7 +149,7 @@ class _Cell(NamedTuple):
 
 def _cells(run: Run) -> list[_Cell]:
     """The cells of a run, load by load; NaN where nothing was measured."""
-    table, of = metrics.table(run), goals(run.scenario.server.pads)
+    table, of = metrics.table(run), goals(run.scenario.server)
     busy = {i for i, rung in enumerate(run.rungs) if client_limited(rung)}
     if busy.issuperset(table["rung"]):  # nothing else was there to be fitted
         busy = set()
