@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+from struct import Struct
 
 import numpy as np
 import pandas as pd
@@ -26,21 +26,24 @@ _KEPT = (
     "last_token",
     "status",
 )
+_ROW = Struct(f"{len(_KEPT)}d")  # to pack a row takes half the time of an array
 
 
 class RequestLog:
     """Requests that have ended, by the client's clock, in the order in which they ended."""
 
     def __init__(self) -> None:
-        self._rows = array("d")
+        self._rows = bytearray()
 
     def __len__(self) -> int:
-        return len(self._rows) // len(_KEPT)
+        return len(self._rows) // _ROW.size
 
     def append(self, r: Request, ended: float, first_token: float, last_token: float) -> None:
         """Keep a request; times in s on the client's clock, NaN for a token that never came."""
-        self._rows.extend((r.id, r.user, r.scheduled, r.sent, ended, r.prompt_tokens, r.max_new_tokens))
-        self._rows.extend((r.received, first_token, last_token, _CODE[r.status]))
+        asked = r.prompt_tokens, r.max_new_tokens, r.received
+        self._rows += _ROW.pack(
+            r.id, r.user, r.scheduled, r.sent, ended, *asked, first_token, last_token, _CODE[r.status]
+        )
 
     def table(self, rung_starts: list[float]) -> pd.DataFrame:
         """The table of `table.REQUEST_COLUMNS`, by `sent`; a request belongs to the rung in which it began."""
