@@ -76,6 +76,18 @@ def test_chunks_of_a_prompt_beside_decodes_are_one_plan(ahead: bool) -> None:
     assert (chunks.growth.prefill_attention, chunks.growth.decode_context) == (62 * 62, 2)
 
 
+def test_steps_are_single_while_two_requests_have_the_text_that_is_decoded() -> None:
+    """What one of them decodes the other may find in the cache, block by block."""
+    engine = engine_of(enable_prefix_caching=True)
+    for uid, output in enumerate((50, 90)):
+        request = Request(uid, 40, output, output)
+        request.text = ((0, "the same"),)
+        engine.submit(request)
+    found = [(plan.work.decode_sequences, plan.steps) for plan in plans(engine) if plan.work.decode_sequences]
+    assert {steps for decodes, steps in found if decodes == 2} == {1}
+    assert found[-1] == (1, 40)  # the other is over
+
+
 def test_an_arrival_is_scheduled_at_the_next_boundary_or_asynchronously_at_the_one_after() -> None:
     for ahead, valid in ((False, 4), (True, 5)):
         engine = engine_of((4, 100), async_scheduling=ahead)
