@@ -98,3 +98,17 @@ def test_a_flag_that_the_server_does_not_have_is_contradicted():
     wrong = replace(seen.run, scenario=msgspec.structs.replace(seen.run.scenario, server=server))
     assert any("scheduling decisions are not those of vllm-v1" in w for w in texts(schedule_of(wrong).warnings))
     assert not any("scheduling decisions" in w for w in texts(schedule_of(seen.run).warnings))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ahead", [False, True])
+def test_any_times_of_tokens_are_followed_to_the_end(seed: int, ahead: bool):
+    """Streams of no engine, and flags with which some requests would wait for ever."""
+    rng = np.random.default_rng(seed)
+    seen = observe([6], lengths((50, 1500), (5, 60)), server=VLLM, truth=MIXED, model="mixed", seconds=4.0)
+    server = msgspec.structs.replace(VLLM, async_scheduling=ahead, num_gpu_blocks=60)
+    scenario = msgspec.structs.replace(seen.run.scenario, server=server)
+    times = [t[0] + np.sort(rng.uniform(0.0, 1.0, len(t))).round(2) for t in seen.run.token_times or []]
+    schedule = schedule_of(replace(seen.run, token_times=times, scenario=scenario))
+    assert len(schedule.steps) == len(schedule.followed.works) == schedule.step.max() + 1
+    assert schedule.followed.agreement < 0.98 or schedule.followed.misplaced

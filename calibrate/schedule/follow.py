@@ -24,6 +24,7 @@ from sim.model.request import Request
 from sim.steptime.work import StepWork
 
 UNCERTAIN_ARRIVAL = 0.02  # s: a request sent less than this before a step's end may or may not have been queued
+_NOTHING = 3  # steps in succession in which an engine computes nothing: an asynchronous one may have one
 _AHEAD = 64  # steps that are tried out to learn when a prompt would be done
 
 
@@ -97,8 +98,7 @@ class _Follower:
         """See `follow`."""
         said, engine = self._said, self._engine
         works: list[StepWork] = []
-        idle = False
-        after: StepWork | None = None
+        idle, nothing = False, 0
         while self._at < len(self._ends):
             self._submit()
             idle |= self._was_idle()
@@ -110,6 +110,10 @@ class _Follower:
                 continue
             rows = self._scheduled.popleft() if self._scheduled else ()
             works += [work for work in (plan.once, plan.work) if work is not None and work != StepWork()]
+            nothing = 0 if rows else nothing + 1
+            if nothing > _NOTHING:  # by its flags, those who wait would wait for ever
+                self._now = self._ends[self._at]
+                self._skip_to(self._at + 1)
             got = [row.request for row in rows if self._gets_token(row)]
             if got:  # the step after the next may be scheduled when this one ends, so who has come by then is told
                 self._now, self._ending = self._ends[self._at], got
@@ -125,6 +129,7 @@ class _Follower:
                 works.append(after)
             for request in outcome.finished:
                 self._live.discard(request)
+                self._waiting.pop(request, None)  # preempted after its last token was computed
         self._skip_to(len(self._ends))
         said.tokens = sum(map(len, self._steps))
         return said
@@ -258,7 +263,7 @@ class _Follower:
     def _too_early(self, late: Collection[Request], target: int) -> set[Request]:
         """Which of those whom the rules admit now would have their first token before it was seen."""
         seen: deque[Sequence[Row]] = deque()
-        memo = {id(r): r for r in self._by_id.values() if r in self._live}
+        memo = {id(r): r for r in self._live}
         engine, received = self._engine, self._received
         engine.decide = engine.observer = None
         trial = deepcopy(engine, memo)
