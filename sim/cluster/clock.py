@@ -29,11 +29,11 @@ class Clock(Environment):
         self._now = time
         return True
 
-    def call(self, time: float, what: Callable[[Any], None], value: Any = None) -> None:
-        """Have `what(value)` called at `time`."""
+    def call(self, time: float, what: Callable[[Any], None], value: Any = None, priority: int = ARRIVAL) -> None:
+        """Have `what(value)` called at `time`, s, not before now."""
         # in the queue an event takes twice as long as its function: this is one without an event
         due = time if time > self._now else self._now
-        heappush(self._queue, (due, ARRIVAL, next(self._eid), None, what, value))  # type: ignore[misc]
+        heappush(self._queue, (due, priority, next(self._eid), None, what, value))  # type: ignore[misc]
 
     def step(self) -> None:
         """Let the next event or call happen."""

@@ -1,4 +1,4 @@
-"""One server as a SimPy process: an engine on the clock, without policy.
+"""One server on the simulator's clock: it drives an engine, and has no policy of its own.
 
 Between two decisions of the engine nothing can change but the clock, so the steps of a plan are one event. It ends with
 the plan, or at the boundary from which the engine could decide otherwise because somebody came or left. Boundaries are
@@ -8,16 +8,13 @@ computed forward from the first step of a segment, never accumulated.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from math import isnan
 from struct import Struct
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from simpy import Event, Interrupt
-from simpy.events import EventPriority
 
 from sim.cluster.clock import ROUTER, Clock
 from sim.engines.engine import Engine, Outcome, Plan, Scheduled, ServerState
@@ -59,13 +56,14 @@ class Replica:
         self._scheduled: deque[Scheduled] = deque()  # with `on_call`: what has not been told of, the next first
         self.on_call = on_call
         self._state = engine.state()  # after the last commit
-        self._idle: Event | None = None
+        self._idle = False  # waits for a request
         self._plan: Plan | None = None  # under way
         self._last: tuple[Plan, int] | None = None  # the plan before it, if it has just ended, and its steps
         self._segment: Segment | NoisySegment | None = None
         self._line, self._once = Line(0.0, 0.0, 1), 0.0
         self._before = self._target = 0  # steps of the segment before the plan; the step with which the plan is to end
-        self._process = clock.process(self._serve(busy_until))
+        self._start, self._due = 0.0, 0.0  # when the plan under way began, and when it is to end, s
+        clock.call(busy_until, self._serve, priority=ROUTER)
 
     @property
     def on_call(self) -> Callable[[Call], None] | None:
@@ -151,61 +149,72 @@ class Replica:
 
     def _changed(self, done: int) -> None:
         # the engine holds other requests than when its plan was made
-        if self._idle is not None:
-            idle, self._idle = self._idle, None
-            idle._ok, idle._value = True, None
-            self.clock.schedule(idle, priority=EventPriority(ROUTER))
+        if self._idle:
+            self._idle = False
+            self.clock.call(self.clock.now, self._serve, priority=ROUTER)
         elif self._plan is not None and done + 1 < self._target:
             valid = self.engine.valid_steps(self._plan, done)
-            if valid < self._target:
+            if valid < self._target:  # something came that the engine sees earlier
+                assert self._segment is not None
                 self._target = valid
-                self._process.interrupt()
+                self._due = self._segment.end(self._before + valid)
+                self.clock.call(self._due, self._ended, priority=ROUTER)
 
-    def _serve(self, busy_until: float) -> Generator[Event, Any, None]:
+    def _serve(self, _: object = None) -> None:
+        """Between two steps: have the engine make plans, until one ends after something else is due."""
         engine, clock = self.engine, self.clock
-        if busy_until > clock.now:
-            yield clock.at(busy_until, ROUTER)
-        while True:
-            plan = engine.plan()
-            if plan is None:
-                self._last = None
-                self._idle = clock.event()
-                yield self._idle
-                continue
+        while (plan := engine.plan()) is not None:
             for request, status in plan.refused:
                 self._end(request, status)
-            self._begin(plan)
-            segment, start = self._segment, clock.now
-            assert segment is not None
-            self._plan = plan
-            while not clock.skip(end := segment.end(self._before + self._target)):
-                try:
-                    yield clock.at(end, ROUTER)
-                    break
-                except Interrupt:  # something came that the engine sees earlier; wait for that
-                    pass
-            self._plan, steps, now = None, self._target, clock.now
-            if self._on_call is not None:
-                self._tell(plan, steps)
-            outcome = engine.commit(plan, steps)
-            self._note(plan, steps, start, now, outcome)
-            self._before += steps
-            for r in outcome.first:
-                r.first_token = now
-            for r in outcome.finished:
-                r.received = r.output_tokens
-                self._end(r, Status.OK)
-            if (after := outcome.after) is None:
-                self._last = plan, steps
-                continue
-            self._last = None
-            took = self._time_between(after)
-            if took > 0.0 and not clock.skip(now + took):
-                yield clock.at(now + took, ROUTER)
-            if self._on_call is not None:
-                self._tell_of(now, [clock.now])
+            segment = self._begin(plan)
+            self._plan, self._start = plan, clock.now
+            self._due = end = segment.end(self._before + self._target)
+            if not clock.skip(end):
+                clock.call(end, self._ended, priority=ROUTER)
+                return
+            if not self._commit(plan):
+                return
+        self._last = None
+        self._idle = True
 
-    def _begin(self, plan: Plan) -> None:
+    def _ended(self, _: object) -> None:
+        """The steps under way have ended, unless somebody has come since and they are to end at another time."""
+        if self._plan is not None and self.clock.now == self._due and self._commit(self._plan):
+            self._serve()
+
+    def _commit(self, plan: Plan) -> bool:
+        """Tell the engine that the steps under way have ended, and the clients; whether the next plan is due now."""
+        clock, steps = self.clock, self._target
+        now, self._plan = clock.now, None
+        if self._on_call is not None:
+            self._tell(plan, steps)
+        outcome = self.engine.commit(plan, steps)
+        self._note(plan, steps, self._start, now, outcome)
+        self._before += steps
+        for r in outcome.first:
+            r.first_token = now
+        for r in outcome.finished:
+            r.received = r.output_tokens
+            self._end(r, Status.OK)
+        if (after := outcome.after) is None:
+            self._last = plan, steps
+            return True
+        self._last = None
+        took = self._time_between(after)
+        if took > 0.0 and not clock.skip(now + took):
+            clock.call(now + took, self._worked, now, ROUTER)
+            return False
+        if self._on_call is not None:
+            self._tell_of(now, [clock.now])
+        return True
+
+    def _worked(self, start: float) -> None:
+        """The work between two steps, begun at `start`, has ended."""
+        if self._on_call is not None:
+            self._tell_of(start, [self.clock.now])
+        self._serve()
+
+    def _begin(self, plan: Plan) -> Segment | NoisySegment:
         """Go on with the segment of the plan before, where the plan does, or begin a new one."""
         work, growth, steps, once = plan.work, plan.growth, plan.steps, plan.once
         self._target = steps
@@ -214,7 +223,7 @@ class Replica:
             if growth == last.growth and work == last.work.after(done, last.growth):
                 assert self._segment is not None
                 self._segment.extend(self._before + steps)
-                return
+                return self._segment
         self._line = line = self.step_time.line(work, growth, steps)
         self._once = extra = 0.0 if once is None else self.step_time.line(once).first
         self._before, now = 0, self.clock.now
@@ -223,6 +232,7 @@ class Replica:
         else:
             kind = "decode" if work.decode_sequences else "prefill"
             self._segment = NoisySegment(now, line.first, line.growth, extra, steps, self.number, self.noise, kind)
+        return self._segment
 
     def _time_between(self, work: StepWork) -> float:
         """How long the work between two steps takes, s."""
