@@ -247,7 +247,7 @@ class Replica:
     def _tell(self, plan: Plan, steps: int) -> None:
         """Let `on_call` hear of the first steps of a plan, with those that end by them."""
         assert self._segment is not None
-        start, ends = self._segment.end(self._before), self._segment.ends(self._before + steps)[self._before :]
+        start, ends = self._segment.end(self._before), self._segment.ends(self._before + steps, self._before)
         self._tell_of(start, ends.tolist())
 
     def _tell_of(self, start: float, ends: list[float]) -> None:
@@ -284,7 +284,7 @@ class Replica:
             # fmt: on
             if self.noise is not None:
                 assert self._segment is not None
-                self.step_ends.append(self._segment.ends(before + steps)[before:].copy())
+                self.step_ends.append(self._segment.ends(before + steps, before))
         else:
             for r in outcome.first:
                 if r.gone:
@@ -305,7 +305,7 @@ class Replica:
         """Write all but the last of these steps, each a row: chunks of equal size, of which each attends to more.
         Returns when the last begins, and what it computes."""
         assert self._segment is not None
-        for end in self._segment.ends(self._before + steps)[self._before : -1].tolist():
+        for end in self._segment.ends(self._before + steps - 1, self._before).tolist():
             # fmt: off
             self.steps += _ROW(
                 start, end, 1, 0,

@@ -17,6 +17,7 @@ from sim.steptime.noise import Noise
 
 Floats = NDArray[np.float64]
 _RAMP = np.arange(4096, dtype=np.float64)
+_FEW = 24  # steps that a loop lays out faster than arrays do
 
 
 class Segment:
@@ -55,9 +56,9 @@ class Segment:
             k += 1
         return k
 
-    def ends(self, steps: int) -> Floats:
-        """The ends of the first `steps` steps."""
-        k = np.arange(1, steps + 1, dtype=np.float64)
+    def ends(self, steps: int, after: int = 0) -> Floats:
+        """The ends of the steps from `after` to `steps`."""
+        k = np.arange(after + 1, steps + 1, dtype=np.float64)
         return self.start + (self.once + k * self.first + self.growth * (k * (k - 1) / 2))
 
 
@@ -82,21 +83,31 @@ class NoisySegment:
             self._ends = self._laid_out(steps)
 
     def _laid_out(self, steps: int) -> Floats | list[float]:
-        noise, kind, number, start = self._noise, self._kind, self._number, self.start
+        noise, kind, start, first, growth = self._noise, self._kind, self.start, self._first, self._growth
+        factors = noise.factors(kind, self._number, steps)
         factor, until = noise.drift_of(kind, start)
-        if steps == 1:  # without arrays, which take several times as long
-            return [start + (self._first + self._once) * noise.factor(kind, number) * factor]
-        work = (_RAMP[:steps] if steps <= len(_RAMP) else np.arange(steps, dtype=np.float64)) * self._growth
-        work += self._first
-        work[0] += self._once
-        work *= noise.factors(kind, number, steps)
-        ends = (work * factor).cumsum()
+        if steps <= _FEW:  # the same sums, without arrays
+            few, before, total, work = [], start, 0.0, first + self._once
+            for step, scale in enumerate(factors.tolist(), 1):
+                total += work * scale * factor
+                end = total + before
+                few.append(end)
+                work = step * growth + first
+                if end >= until:
+                    before, total = end, 0.0
+                    factor, until = noise.drift_of(kind, end)
+            return few
+        works = (_RAMP[:steps] if steps <= len(_RAMP) else np.arange(steps, dtype=np.float64)) * growth
+        works += first
+        works[0] += self._once
+        works *= factors
+        ends = (works * factor).cumsum()
         ends += start
         done = bisect_left(ends, until) + 1
         while done < steps:  # a step belongs to the cell of drift in which it begins
             before = float(ends[done - 1])
             factor, until = noise.drift_of(kind, before)
-            ends[done:] = (work[done:] * factor).cumsum()
+            ends[done:] = (works[done:] * factor).cumsum()
             ends[done:] += before
             done = bisect_left(ends, until, done) + 1
         return ends
@@ -111,7 +122,6 @@ class NoisySegment:
             return 0
         return bisect_left(self._ends, time) + 1
 
-    def ends(self, steps: int) -> Floats:
-        """The ends of the first `steps` steps."""
-        ends = self._ends[:steps]
-        return np.array(ends) if isinstance(ends, list) else ends
+    def ends(self, steps: int, after: int = 0) -> Floats:
+        """The ends of the steps from `after` to `steps`, an array of its own."""
+        return np.array(self._ends[after:steps])
