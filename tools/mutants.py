@@ -26,6 +26,7 @@ JUDGES = {
     "schedules": "test_sim_schedules",
     "vllm": "test_engines_vllm",
     "vllm worlds": "test_engines_vllm_worlds",
+    "vllm plans": "test_engines_vllm_plans",
 }
 OF_TGI, OF_VLLM = list(JUDGES)[:4], list(JUDGES)[4:]
 JUDGES_OF = {  # a file that only one engine needs: any other is tried by all
