@@ -1,5 +1,6 @@
 """The schedule behind streams: against the simulator's own, and against the recorded server's counters."""
 
+import gzip
 import json
 import shutil
 from dataclasses import replace
@@ -183,6 +184,25 @@ def test_time_that_the_server_says_was_spent_on_the_other_kind_of_step_is_warned
     assert len(warnings) == 2
     assert "the streams show prefill steps of 307" in warnings[0] and "the server says 383.7 ms" in warnings[0]
     assert "decode steps" in warnings[1]
+
+
+@pytest.mark.parametrize("name", ["long-chunk", "mixed-tight"])
+def test_steps_and_requests_of_vllm_are_those_that_it_counts(name, tmp_path):
+    run = read_run(shutil.copytree(DATA / "vllm-cpu" / name, tmp_path / "run"))
+    schedule = schedule_of(run)
+    assert texts(cross_check(run, schedule)) == []
+    packed = tmp_path / "run" / "server.jsonl.gz"
+    text = gzip.decompress(packed.read_bytes()).decode()
+    # as servecast scrapes them, with labels
+    packed.with_suffix("").write_text(
+        text.replace('iteration_tokens_total_count"', 'iteration_tokens_total_count{e=0}"')
+    )
+    assert texts(cross_check(run, schedule)) == []
+    half = replace(schedule, steps=schedule.steps.iloc[::2])
+    assert any("steps, the server counted" in said for said in texts(cross_check(run, half)))
+    packed.with_suffix("").unlink()
+    packed.write_bytes(packed.read_bytes()[:200])
+    assert texts(cross_check(run, schedule)) == []
 
 
 def test_counters_of_a_server_started_anew_are_counted_from_there(tmp_path):

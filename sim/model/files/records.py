@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sim.model.errors import BadInput
+from sim.model.files.atomic import gunzip
 from sim.model.files.shape import Fail, Key, check_shape, dotted
 from sim.model.status import Status
 from sim.model.warning import Notice, notice
@@ -286,12 +287,12 @@ Look = tuple[float, dict[str, float]]  # at a server's counters: s since the run
 
 
 def read_scrapes(file: Path) -> list[Look]:
-    """The scrapes that `server.jsonl` has, in order of time; none where there is no file.
+    """The scrapes that `server.jsonl` (or `.gz`) has, in order of time; none where there is no file.
 
     What is torn, or has no time or no metrics, is left out: the rest still counts.
     """
     scrapes = []
-    for line in file.read_bytes().splitlines() if file.exists() else []:
+    for line in _whole(file).splitlines():
         try:
             record = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -301,6 +302,17 @@ def read_scrapes(file: Path) -> list[Look]:
         counters = {name: value for name, value in record["metrics"].items() if _number(value)}
         scrapes.append((float(record["t"]), counters))
     return sorted(scrapes, key=lambda scrape: scrape[0])
+
+
+def _whole(file: Path) -> bytes:
+    """What a file holds, or else the same with `.gz`; nothing where there is neither, or the latter is torn."""
+    packed = file.with_name(f"{file.name}.gz")
+    if file.exists() or not packed.exists():
+        return file.read_bytes() if file.exists() else b""
+    try:
+        return gunzip(packed.read_bytes(), packed)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def _number(value: Any) -> bool:
