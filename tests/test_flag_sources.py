@@ -11,7 +11,15 @@ import pytest
 from servers import Standin, quick_calibration, standin
 from warned import texts
 
+from measure.server.detection import Server
+from measure.server.limits import check_limits
 from scenarios.cli.main import status
+from sim.engines import vllm_v1
+from sim.engines.tgi_0_9_4 import Flags
+from sim.model.flags import arguments, launched_by, told_by
+from sim.model.identity import Identity
+from sim.model.scenario import Load, Scenario
+from sim.model.workload import Workload
 
 pytestmark = pytest.mark.usefixtures("few_replays")
 DATA = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http"
@@ -167,3 +175,54 @@ def test_step_times_of_another_engine_are_taken_with_a_warning(
     if said is not None:
         assert run("simulate", tmp_path / "s.yaml", "--json", *QUICK) == 0
         assert sum(text.startswith(said) for text in texts(json.loads(capsys.readouterr().out)["warnings"])) == 1
+
+
+def test_a_command_line_is_read_as_the_servers_read_it() -> None:
+    line = "vllm serve m --max-num-batched-tokens 8k --max-model-len=4K --no-enable-prefix-caching --async-scheduling"
+    words = f"{line} --num-gpu-blocks-override 65 --scheduling-policy priority --max-num-seqs many --watermark".split()
+    assert launched_by(vllm_v1.Flags, words) == {
+        "max_num_batched_tokens": 8000,
+        "max_model_len": 4096,
+        "enable_prefix_caching": False,
+        "async_scheduling": True,
+        "num_gpu_blocks": 65,
+        "scheduling_policy": "priority",
+    }
+    assert launched_by(Flags, ["--max-waiting-tokens", "20", "--waiting-served-ratio=1"]) == {
+        "max_waiting_tokens": 20,
+        "waiting_served_ratio": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        vllm_v1.Flags(num_gpu_blocks=65, enable_prefix_caching=False, scheduling_policy="priority", watermark=0.1),
+        Flags(max_batch_total_tokens=36000, waiting_served_ratio=1.5, requires_padding=True),
+    ],
+)
+def test_arguments_give_the_flags_that_they_were_written_from(flags: Any) -> None:
+    every = flags.__struct_fields__
+    assert type(flags)(**launched_by(type(flags), arguments(flags, every))) == flags
+    assert arguments(flags, ()) == []
+
+
+def test_what_vllm_tells_is_taken_where_it_can_be_meant() -> None:
+    told = {"version": "0.25.1", "max_model_len": 1e3, "block_size": True, "enable_prefix_caching": False}
+    assert told_by(vllm_v1.Flags, told | {"num_gpu_blocks": -1, "gpu_memory_utilization": 7}) == {
+        "version": "0.25.1",
+        "max_model_len": 1000,
+        "enable_prefix_caching": False,
+    }
+
+
+def test_more_users_than_the_queue_of_vllm_takes_are_said_to_be_refused() -> None:
+    scenario = Scenario(
+        name="x",
+        server=vllm_v1.Flags(max_num_queued_reqs=8),
+        workload=Workload(prompt_tokens=10, output_tokens=5),
+        load=Load(users=[4, 16]),
+    )
+    server = Server(api="completions", engine=Identity(name="vllm", version="0.32.0"))
+    (said,) = check_limits(server, scenario)
+    assert (said.code, "16 users, but the server accepts 8" in said.text) == ("permits-exceeded", True)

@@ -214,9 +214,9 @@ def test_a_scenario_is_held_against_info() -> None:
     assert any("may exceed" in d for d in texts(check_limits(tgi, scenario(), lengths)))
     assert any("200 users" in d for d in texts(check_limits(tgi, scenario(load=Load(users=[200])))))
     told = info | {"max_waiting_tokens": 10, "max_batch_total_tokens": 90, "model_id": "m"}
-    asked = scenario(server=Flags(max_batch_total_tokens=100))
+    asked = scenario(server=Flags(max_batch_total_tokens=100, max_waiting_tokens=21))
     newer = told | {"version": "2.0.4"}  # whose flags are not the scenario's to judge
     assert texts(check_limits(Server(api="tgi", info=newer, engine=of_info(newer)), asked)) == []
     said = texts(check_limits(Server(api="tgi", info=told, engine=of_info(told)), asked))
-    assert [d for d in said if "max_waiting_tokens is 10, the scenario's 20" in d]
+    assert [d for d in said if "max_waiting_tokens is 10, the scenario's 21" in d]
     assert [d for d in said if "max_batch_total_tokens is 90, the scenario's 100" in d]

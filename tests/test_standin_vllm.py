@@ -294,7 +294,8 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
         measure(scenario, server.url, tmp_path / "run", console=Console(file=null))
     run = read_run(tmp_path / "run")
     assert str(run.engine) == "vllm 0.32.0"
-    assert run.info == {"num_gpu_blocks": 65, "block_size": 16, "max_model_len": MODEL_LEN}
+    cache = {"num_gpu_blocks": 65, "block_size": 16, "enable_prefix_caching": True, "gpu_memory_utilization": 0.92}
+    assert run.info == {"version": "0.32.0", "max_model_len": MODEL_LEN} | cache
     (before, *_, after) = read_scrapes(tmp_path / "run" / "server.jsonl")
     prompts = after[1][f"vllm:prompt_tokens_total{LABELS}"] - before[1][f"vllm:prompt_tokens_total{LABELS}"]
     assert prompts > 0 and f"vllm:kv_cache_usage_perc{LABELS}" in after[1]
@@ -307,7 +308,7 @@ def test_measure_says_that_it_is_vllm_and_counts_its_tokens(server: Standin, tmp
     served = msgspec.structs.replace(scenario, server=vllm_v1.Flags(max_model_len=300))
     found = detect(Endpoint(server.url))
     flags = flags_of(found, served)
-    told = {"max_model_len": 256, "num_gpu_blocks": 65, "block_size": 16}
+    told = {"version": "0.32.0", "max_model_len": 256} | cache
     assert {name: flag.value for name, flag in flags.items() if flag.source == SERVER} == told
     assert any(
         "the server's max_model_len is 256, the scenario's 300" in text for text in texts(check_limits(found, served))

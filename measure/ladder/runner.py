@@ -20,6 +20,7 @@ from measure.loadgen.messages import REPORT_SECONDS, Command, Setup
 from measure.server.cross_check import disagreements
 from measure.server.detection import Server, is_alive
 from measure.server.endpoint import Endpoint
+from measure.server.limits import permits_of
 from measure.server.scrape import Scraper
 from sim.model.errors import UserError
 from sim.model.files.lengths import arrivals
@@ -64,8 +65,7 @@ class LadderRun:
         self.window: Window | None = None  # of the current rung, at most a second old
         self.generator: Generator
         self.scraper: Scraper | None = None
-        permits = (server.info or {}).get("max_concurrent_requests")
-        self.permits = permits if isinstance(permits, int) else None
+        self.permits = permits_of(server, scenario)
         self.listed = self.load.users is not None or setup.open_loop
 
     def loads(self) -> list[float]:

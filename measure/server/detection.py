@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -71,7 +72,7 @@ def detect(endpoint: Endpoint, model: str | None = None, deadline: Deadline | No
             if engine is None or engine.name != "vllm":
                 return Server(api=api, model=model, limits=limits, engine=engine)
             exposition = _vllm_metrics(endpoint, deadline)
-            told, scraped = _vllm_info(exposition, limits), "\nvllm:" in exposition
+            told, scraped = _vllm_info(exposition, limits, engine), "\nvllm:" in exposition
             return Server(api=api, info=told, metrics=scraped, model=model, limits=limits, engine=engine)
     raise _undetected(endpoint, answers)
 
@@ -111,12 +112,19 @@ def _vllm_metrics(endpoint: Endpoint, deadline: Deadline) -> str:
         return ""
 
 
-def _vllm_info(exposition: str, limits: dict[str, int]) -> dict[str, Any] | None:
-    """The flags that vLLM tells, having no `/info`: the labels of `vllm:cache_config_info`, and max_model_len."""
+def _vllm_info(exposition: str, limits: dict[str, int], engine: Identity) -> dict[str, Any] | None:
+    """The flags that vLLM tells, having no `/info`: its version, the labels of `vllm:cache_config_info` (which are
+    Python's own texts), and max_model_len."""
     labels = dict(LABEL.findall(next((line for line in exposition.splitlines() if line.startswith(CACHE_CONFIG)), "")))
-    numbers = {name: int(labels[name]) for name in ("num_gpu_blocks", "block_size") if labels.get(name, "").isdecimal()}
-    told = {name: value for name, value in numbers.items() if is_length(value)} | limits
-    return told or None
+    told: dict[str, Any] = {} if engine.version is None else {"version": engine.version}
+    for name in ("num_gpu_blocks", "block_size"):
+        if labels.get(name, "").isdecimal() and is_length(int(labels[name])):
+            told[name] = int(labels[name])
+    if (cached := labels.get("enable_prefix_caching")) in ("True", "False"):
+        told["enable_prefix_caching"] = cached == "True"
+    with suppress(KeyError, ValueError):
+        told["gpu_memory_utilization"] = float(labels["gpu_memory_utilization"])
+    return (told | limits) or None
 
 
 def is_length(found: Any) -> bool:

@@ -174,7 +174,10 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
         yield Finding("server", False, str(e), "start it, or correct --url")
         return
     info = server.info or {}
-    name = f"TGI {info.get('version')}" if server.api == "tgi" else f"OpenAI style ({server.api})"
+    if server.api == "tgi":
+        name = f"TGI {info.get('version')}"
+    else:
+        name = f"OpenAI style ({server.api})" if server.engine is None else f"{server.engine} ({server.api})"
     yield Finding("server", True, f"{name}, {server.model}")
     if scenario is None:
         for warning in server.warnings:

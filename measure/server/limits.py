@@ -10,7 +10,7 @@ import msgspec
 from measure.server.detection import Server, is_length
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.errors import BadInput, UserError
-from sim.model.flags import names, told_by
+from sim.model.flags import SCENARIO, names, told_by
 from sim.model.identity import is_engine
 from sim.model.scenario import Scenario
 from sim.model.server import EngineFlags
@@ -122,36 +122,33 @@ def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | N
     if lengths is not None:
         total = bounds(None, lengths.prompt_tokens + lengths.max_new_tokens)
     warnings += _check_lengths(server, prompt, total)
-    if str(info.get("version", "")).startswith(("0.9.", "1.")):
+    if server.api == "tgi" and str(info.get("version", "")).startswith(("0.9.", "1.")):
         _check_fits(info, scenario.server, prompt[1], answer[1])
     ours = is_engine(server.engine, scenario.server.declared)
-    for name in scenario.server.declared.told if ours else ():
-        told, wanted = info.get(name), getattr(scenario.server, name)
-        if (
-            isinstance(told, int | float)
-            and isinstance(wanted, int | float)
-            and abs(told - wanted) > 1e-6 * abs(wanted)
-        ):
+    told = told_by(type(scenario.server), info) if ours else {}
+    written = scenario.flags
+    for name, value in told.items():
+        wanted = getattr(scenario.server, name)
+        if written[name].source == SCENARIO and isinstance(wanted, type(value)) and wanted != value:
             warnings.append(
                 notice(
                     "flag-differs",
-                    f"the server's {name} is {told:g}, the scenario's {wanted:g}; the server's value is used",
+                    f"the server's {name} is {value}, the scenario's {wanted}; the server's value is used",
                 )
             )
     if ours:
-        told_flags = told_by(type(scenario.server), info)
-        used = scenario.server.as_told(told_flags)
+        used = scenario.server.as_told(told)
         warnings += [
             notice(
                 "flag-differs",
                 f"the scenario's {name} {getattr(scenario.server, name)} is not used: the server tells its "
-                f"{', '.join(told_flags)}",
+                f"{', '.join(told)}",
             )
             for name in names(type(used))
             if getattr(used, name) is None and getattr(scenario.server, name) is not None
         ]
-    permits = info.get("max_concurrent_requests")
-    if isinstance(permits, int) and max(scenario.load.users or [0]) > permits:
+    permits = permits_of(server, scenario)
+    if permits is not None and max(scenario.load.users or [0]) > permits:
         warnings.append(
             notice(
                 "permits-exceeded",
@@ -160,3 +157,13 @@ def check_limits(server: Server, scenario: Scenario, lengths: RequestLengths | N
             )
         )
     return warnings
+
+
+def permits_of(server: Server, scenario: Scenario) -> int | None:
+    """How many requests the server accepts at a time, if it tells (TGI), or the scenario knows (vLLM's
+    max_num_queued_reqs); None for no known limit."""
+    told = (server.info or {}).get("max_concurrent_requests")
+    if isinstance(told, int):
+        return told
+    asked = scenario.server
+    return asked.permits if server.api != "tgi" and is_engine(server.engine, asked.declared) else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import typing
+import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -36,12 +38,7 @@ def names(kind: type[EngineFlags]) -> tuple[str, ...]:
 
 
 def _types(kind: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in msgspec.structs.fields(kind)}
-
-
-def _is_float(kind: type[EngineFlags], name: str) -> bool:
-    return _types(kind)[name] is float
+    return {field.name: field.type for field in msgspec.structs.fields(kind)}
 
 
 def flags(
@@ -62,26 +59,61 @@ def flags(
 
 def told_by(kind: type[EngineFlags], info: Mapping[str, Any] | None) -> dict[str, Any]:
     """The flags that a server's own word (`GET /info`) tells, where they can be meant."""
-    said = {name: (info or {}).get(name) for name in kind.declared.told}
-    numbers = {k: v for k, v in said.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    told = {k: v for k, v in numbers.items() if 0 < v < MOST}
-    whole = {k: int(v) for k, v in told.items() if v == int(v) and not _is_float(kind, k)}
-    return whole | {k: float(v) for k, v in told.items() if _is_float(kind, k)}
+    told = {}
+    for name in kind.declared.told:
+        value = (info or {}).get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1e3 of a JSON writer; a float flag takes it as well
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and not 0 < value < MOST):
+            continue
+        with suppress(msgspec.ValidationError):
+            told[name] = msgspec.convert(value, _types(kind)[name])
+    return told
 
 
 def launched_by(kind: type[EngineFlags], arguments: Sequence[str]) -> dict[str, Any]:
-    """The flags on a launcher's command line (`--max-waiting-tokens 20`, or with `=`)."""
+    """The flags on a launcher's command line: `--max-waiting-tokens 20`, or with `=`; `--enable-prefix-caching`,
+    `--no-enable-prefix-caching`; of flags given twice the last. Values that a flag cannot have are left out."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    types = _types(kind)
+    known = {kind.declared.arguments.get(name, name): name for name in types} | {name: name for name in types}
     found: dict[str, Any] = {}
-    known = names(kind)
-    for i, word in enumerate(words[:-1]):
-        name = word.removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in known:
-            try:
-                found[name] = float(words[i + 1]) if _is_float(kind, name) else int(words[i + 1])
-            except ValueError:
-                continue
+    for word, value in zip_longest(words, words[1:], fillvalue="--"):
+        if not word.startswith("--"):
+            continue
+        argument = word.removeprefix("--").replace("-", "_")
+        name, denied = known.get(argument), known.get(argument.removeprefix("no_"))
+        if name is None and denied is not None and types[denied] is bool:
+            found[denied] = False
+        elif name is not None:
+            switch = types[name] is bool and value.lower() not in ("true", "false")
+            with suppress(msgspec.ValidationError):
+                found[name] = switch or msgspec.convert(_whole(value), types[name], strict=False)
     return found
+
+
+def arguments(config: EngineFlags, chosen: Collection[str]) -> list[str]:
+    """The command-line arguments that give a server the `chosen` ones of these flags; unset ones are left out."""
+    found: list[str] = []
+    for name in names(type(config)):
+        value = getattr(config, name)
+        if name not in chosen or not isinstance(value, int | float | str):
+            continue
+        argument = config.declared.arguments.get(name, name).replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{argument}" if value else f"--no-{argument}")
+        else:
+            found += [f"--{argument}", str(value)]
+    return found
+
+
+def _whole(text: str) -> str:
+    """A number of tokens as vLLM also takes it: `8k` is 8000, `8K` 8192 (utils/argparse_utils.py)."""
+    human = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG])", text)
+    if human is None:
+        return text
+    base, power = (1000 if human[2].islower() else 1024), " kmg".index(human[2].lower())
+    return str(int(float(human[1]) * base**power))
 
 
 def check_bounds(config: EngineFlags, fail: Fail) -> None:

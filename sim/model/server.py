@@ -51,7 +51,8 @@ class Declaration:
     those from which it follows who waits; `capacity` is the flag for the size of the KV cache that a calibration can
     hold. `forms` are the step-time forms that suit its steps, the usual one first. `limits` can keep requests
     waiting, in the order in which a forecast looks at them, and `turn` is what else does. `counters` are the series
-    of its `/metrics` that `Engine.counters` has.
+    of its `/metrics` that `Engine.counters` has. `arguments` and the `*_argument`s are how its command line names
+    things.
     """
 
     name: str
@@ -69,6 +70,10 @@ class Declaration:
     turn: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)  # flags whose effect is not simulated, and what that is
     counters: tuple[str, ...] = ()
+    arguments: Mapping[str, str] = field(default_factory=dict)  # of the command line, by flags that it calls otherwise
+    model_argument: str = "--model"
+    host_argument: str = "--host"
+    shards_argument: str = "--tensor-parallel-size"
     refused_status: int = 400  # of a request that is too long
     overloaded_status: int = 503
     image: str = ""

