@@ -20,17 +20,18 @@ from standin_image import build
 
 from measure.ladder.generator import free_port
 from measure.ladder.session import measure
-from measure.server.docker import LABEL, CannotStart, arguments, connect, launched, leftovers
+from measure.server.docker import LABEL, connect, launched, leftovers
 from measure.server.doctor import diagnose
+from measure.server.launch import CannotStart, command_line
 from measure.server.tokenizer_patch import patched_tokenizer
 from sim.engines import vllm_v1
 from sim.engines.tgi_0_9_4 import Flags
-from sim.model.errors import BadInput
 from sim.model.scenario import Launch, Load, Scenario
 from sim.model.workload import Workload
 from sim.run import read_run
 
 SERVER = Flags(max_input_length=500, max_total_tokens=700, max_batch_prefill_tokens=2000)
+SERVED = Scenario(name="x", server=SERVER)
 CHILD = """
 import sys
 from pathlib import Path
@@ -70,7 +71,10 @@ def scenario(image: str, **launch: object) -> Scenario:
 
 
 def start(launch: Launch, out: Path) -> None:
-    with Path(os.devnull).open("w") as null, launched(launch, SERVER, out, Console(file=null)):
+    with (
+        Path(os.devnull).open("w") as null,
+        launched(launch, SERVED, out, Console(file=null)),
+    ):
         pass
 
 
@@ -79,16 +83,12 @@ def ours(client: docker.DockerClient, image: str) -> list[str]:
     return [str(c.name) for c in found]
 
 
-def test_a_server_of_another_engine_is_not_launched_yet() -> None:
-    with pytest.raises(BadInput, match="found vllm-v1: launch: is implemented for no other yet"):
-        arguments(Launch(model="llama"), vllm_v1.Flags())
-
-
 def test_the_flags_are_the_scenarios_own() -> None:
     launch = Launch(
         model="llama", num_shard=4, port=8080, args={"quantize": "gptq", "trust_remote_code": True, "x": False}
     )
-    argv = arguments(launch, Flags(max_batch_prefill_tokens=14000, max_batch_total_tokens=36000))
+    s = Scenario(name="x", server=Flags(max_batch_prefill_tokens=14000, max_batch_total_tokens=36000), launch=launch)
+    argv = command_line(launch, s, 8080)
     flags = dict(itertools.pairwise(argv))
     assert flags["--max-batch-prefill-tokens"] == "14000"
     assert flags["--max-batch-total-tokens"] == "36000"
@@ -96,6 +96,16 @@ def test_the_flags_are_the_scenarios_own() -> None:
     assert flags["--num-shard"] == "4"
     assert flags["--quantize"] == "gptq"
     assert "--trust-remote-code" in argv and "--x" not in argv
+
+
+def test_vllm_gets_the_flags_that_were_written_and_those_that_decide_who_waits() -> None:
+    launch = Launch(model="llama", num_shard=2, args={"dtype": "half"})
+    flags = vllm_v1.Flags(max_model_len=300, enable_prefix_caching=False, kv_cache_tokens=4000, version="0.25.1")
+    argv = command_line(launch, Scenario(name="x", server=flags, launch=launch), 80)
+    assert " ".join(argv) == (
+        "--model llama --host 127.0.0.1 --port 80 --tensor-parallel-size 2 --max-model-len 300 --max-num-seqs 256 "
+        "--max-num-batched-tokens 2048 --no-enable-prefix-caching --dtype half"
+    )
 
 
 def test_a_launched_server_is_measured_and_removed(
@@ -129,7 +139,10 @@ def test_the_end_token_is_covered_in_the_container_and_nowhere_else(
     assert launch is not None
     mounts = patched_tokenizer(launch, tmp_path)
     assert list(mounts.values()) == ["/data/llama/tokenizer_config.json"]
-    with Path(os.devnull).open("w") as null, launched(launch, SERVER, tmp_path, Console(file=null), mounts) as running:
+    with (
+        Path(os.devnull).open("w") as null,
+        launched(launch, SERVED, tmp_path, Console(file=null), mounts) as running,
+    ):
         (name,) = ours(client, image)
         program = "print(open('/data/llama/tokenizer_config.json').read())"
         python = str(Path(sys.executable).resolve())

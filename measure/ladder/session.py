@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -27,9 +28,11 @@ from measure.ladder.trial import try_stream
 from measure.loadgen.messages import Setup, boot_id
 from measure.loadgen.prompts import Recipe
 from measure.server.detection import PROBE_SECONDS, Server, detect
-from measure.server.docker import START_SECONDS, launched
+from measure.server.docker import launched
 from measure.server.endpoint import ANSWER_SECONDS, Endpoint
+from measure.server.launch import START_SECONDS
 from measure.server.limits import check_limits, check_measurable
+from measure.server.process import launched as launched_process
 from measure.server.provenance import engine_of, flags_of
 from measure.server.tokenizer_patch import patched_tokenizer
 from sim.model.errors import BadInput, UserError
@@ -62,7 +65,7 @@ def measure(
     bind: str | None = None,
     remote: int = 0,
 ) -> Path:
-    """Measure a scenario on the server at `url`, or on one started by docker, and return the run directory `out`.
+    """Measure a scenario on the server at `url`, or on one that it starts as `scenario.launch` says, and return `out`.
 
     `resume` continues at the first unfinished rung of the run in `out`. `processes` generate load on this machine;
     `remote` more workers may join at `bind` (HOST:PORT). `model` is the name of the model if the server has several, or
@@ -99,7 +102,7 @@ def measure(
         seed = journal.head.get("seed", seed)
         if found is None:
             try:
-                url = _launch(scenario, out, journal, console, stack, spent)
+                url = _launch(scenario, out, journal, console, stack, model, timeout, spent)
                 found = connect(url, scenario, lengths, model, seed, progress.say, timeout, spent)
             except UserError as e:
                 journal.head["stopped"] = f"the server did not start: {e}"
@@ -135,15 +138,38 @@ def measure(
 
 
 def _launch(
-    scenario: Scenario, out: Path, journal: Journal, console: Console, stack: ExitStack, budget: Deadline | None
+    scenario: Scenario,
+    out: Path,
+    journal: Journal,
+    console: Console,
+    stack: ExitStack,
+    model: str | None,
+    timeout: float | None,
+    budget: Deadline | None,
 ) -> str:
-    """Start the scenario's container, which is removed with `stack`; returns its URL."""
-    assert scenario.launch is not None
-    # answers must be as long as requested, unless the scenario has a limit and shorter answers
-    mounts = patched_tokenizer(scenario.launch, out) if scenario.workload.max_new_tokens is None else {}
+    """Start the scenario's server, which is ended with `stack`; returns its URL. The time from its start until it is
+    healthy, and until its first token has come, is recorded: a cold start."""
+    launch = scenario.launch
+    assert launch is not None
     seconds = START_SECONDS if budget is None else min(START_SECONDS, budget.left())
-    running = stack.enter_context(launched(scenario.launch, scenario.server, out, console, mounts, seconds))
-    journal.head["container"] = running.described
+    if launch.command:
+        port = launch.port or free_port()
+        running = stack.enter_context(launched_process(launch, scenario, out, console, port, seconds))
+    else:
+        # TGI cannot be told to ignore the end token, and answers must be as long as requested unless the scenario has
+        # a limit and shorter answers
+        ends = scenario.server.declared.family == "tgi" and scenario.workload.max_new_tokens is None
+        mounts = patched_tokenizer(launch, out) if ends else {}
+        running = stack.enter_context(launched(launch, scenario, out, console, mounts, seconds))
+    healthy = perf_counter() - running.began
+    journal.head["process" if launch.command else "container"] = running.described
+    limit = PROBE_SECONDS if timeout is None else timeout
+    endpoint = Endpoint(running.url, min(limit, ANSWER_SECONDS))
+    # which gets a token: of an OpenAI-style API by its probe, of TGI by /health
+    detect(endpoint, model, wait_for(Progress(console).say, limit, f"the first token at {endpoint.url}", budget))
+    first = perf_counter() - running.began
+    journal.head["cold_start"] = {"healthy": round(healthy, 3), "first_token": round(first, 3)}
+    journal.save()
     return running.url
 
 
@@ -155,7 +181,8 @@ def _record_server(
     Flags are recorded only if the server is known to be of the scenario's engine; otherwise the scenario's are not its.
     """
     head, lines = journal.head, list(warnings)
-    engine = engine_of(server, head.get("container"))
+    started = head.get("process") or head.get("container")
+    engine = engine_of(server, started)
     _check_engine(head, engine, journal.path)
     for warning in lines:
         journal.warn(warning)
@@ -163,7 +190,7 @@ def _record_server(
     head["software"]["server"] = None if engine is None else engine.version
     asked = scenario.server.engine
     if is_engine(engine, scenario.server.declared):
-        flags = flags_of(server, scenario, head.get("container"))
+        flags = flags_of(server, scenario, started)
         head["flags"] = msgspec.to_builtins(flags)
         lines += untold(flags, scenario.server.declared)
     else:

@@ -15,60 +15,31 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import docker
 import docker.errors
 import docker.types
 import requests
 
-from measure.deadline import OutOfTime, wait_for
-from measure.server.endpoint import Endpoint, Unreachable
-from sim.engines.tgi_0_9_4 import Flags
-from sim.model.errors import UserError
-from sim.model.scenario import Launch
-from sim.model.server import EngineFlags, expect
+from measure.deadline import wait_for
+from measure.server.endpoint import Endpoint
+from measure.server.launch import (
+    LOG_BYTES,
+    LOG_LINES,
+    START_SECONDS,
+    CannotStart,
+    Running,
+    command_line,
+    logged_flags,
+    wait_until_healthy,
+)
+from sim.model.scenario import Launch, Scenario
 from sim.terminal.console import Console
 
 LABEL = "servecast"
-START_SECONDS = 3600.0  # a 70B model may take this long to download and load
-LOG_LINES = 15  # shown when the server does not start
+PORT = 80  # of the server, where the scenario names none: the images' own
 REMOVED = b"removed"  # sent to the guard when the container has been removed
-FLAGS = (
-    "max_batch_prefill_tokens",
-    "max_input_length",
-    "max_total_tokens",
-    "waiting_served_ratio",
-    "max_waiting_tokens",
-    "max_concurrent_requests",
-)
-
-
-class CannotStart(UserError):
-    """Docker, the image or the server in it did not start."""
-
-
-class Running(NamedTuple):
-    """A started server: its URL, and the container's description for `run.json` (of variables only the names)."""
-
-    url: str
-    described: dict[str, Any]
-
-
-def arguments(launch: Launch, server: EngineFlags) -> list[str]:
-    """The launcher's command line, with the flags that are simulated."""
-    flags = expect(server, Flags, "launch: is implemented")
-    argv = ["--model-id", launch.model, "--hostname", "127.0.0.1", "--port", str(launch.port)]
-    if launch.num_shard is not None:
-        argv += ["--num-shard", str(launch.num_shard)]
-    for name in FLAGS:
-        argv += [f"--{name.replace('_', '-')}", str(getattr(flags, name))]
-    if isinstance(flags.max_batch_total_tokens, int):
-        argv += ["--max-batch-total-tokens", str(flags.max_batch_total_tokens)]
-    for name, value in launch.args.items():
-        flag = f"--{name.replace('_', '-')}"
-        argv += [flag] if value is True else [] if value is False else [flag, str(value)]
-    return argv
 
 
 def connect() -> docker.DockerClient:
@@ -88,7 +59,7 @@ def connect() -> docker.DockerClient:
 @contextmanager
 def launched(
     launch: Launch,
-    server: EngineFlags,
+    scenario: Scenario,
     out: Path,
     console: Console,
     mounts: Mapping[Path, str] | None = None,
@@ -103,7 +74,8 @@ def launched(
         raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
     client = connect()
     name = f"servecast-{uuid.uuid4().hex[:12]}"
-    argv = arguments(launch, server)
+    port = launch.port or PORT
+    argv = command_line(launch, scenario, port)
     guard = subprocess.Popen(
         [sys.executable, "-m", "measure.server.docker", name],
         stdin=subprocess.PIPE,
@@ -112,22 +84,24 @@ def launched(
         start_new_session=True,
     )
     try:
+        began = time.perf_counter()
         container = _run(client, launch, name, argv, mounts or {})
         try:
-            url = f"http://127.0.0.1:{launch.port}"
+            url = f"http://127.0.0.1:{port}"
             _wait(container, Endpoint(url), console, seconds)
-            image = container.image
+            image, log = container.image, container.logs()[:LOG_BYTES].decode("utf-8", "replace")
             described = {
                 "image": launch.image,
                 "digest": None if image is None else (image.attrs.get("RepoDigests") or [image.id])[0],
                 "argv": argv,
+                "logged": logged_flags(type(scenario.server), log),
                 "env": launch.env,
                 "volumes": launch.volumes,
                 "covered": sorted((mounts or {}).values()),
                 "shm_size": launch.shm_size,
                 "gpus": launch.gpus,
             }
-            yield Running(url, described)
+            yield Running(url, began, described)
         finally:
             with suppress(docker.errors.APIError, requests.RequestException):
                 (out / "server.log").write_bytes(container.logs(timestamps=True))
@@ -173,22 +147,13 @@ def _run(client: docker.DockerClient, launch: Launch, name: str, argv: list[str]
 
 
 def _wait(container: Any, endpoint: Endpoint, console: Console, seconds: float) -> None:
+    def ended() -> bool:
+        container.reload()
+        return container.status in ("exited", "dead")
+
     what = f"the started server to be healthy at {endpoint.url}"
     deadline = wait_for(lambda line: console.print(line, highlight=False, markup=False), seconds, what)
-    why = ""
-    while deadline.left():
-        container.reload()
-        if container.status in ("exited", "dead"):
-            raise CannotStart(f"the server exited before it was healthy: {_tail(container, console)}")
-        try:
-            answer = endpoint.get("/health", deadline)
-            if answer.status == 200:
-                return
-            why = endpoint.explain("/health", answer)
-        except (Unreachable, OutOfTime) as e:
-            why = str(e)
-        time.sleep(min(0.25, deadline.left()))
-    raise CannotStart(f"the server was not healthy within {seconds:.3g} s ({why}): {_tail(container, console)}")
+    wait_until_healthy(endpoint, deadline, ended, lambda: _tail(container, console))
 
 
 def _tail(container: Any, console: Console) -> str:

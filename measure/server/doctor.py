@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from measure.apis.http_error import shown_url
 from measure.deadline import Say, run_within, wait_for
 from measure.server.detection import PROBE_SECONDS, Server, detect
-from measure.server.docker import CannotStart, connect, image_present, leftovers, runtimes
+from measure.server.docker import PORT, connect, image_present, leftovers, runtimes
 from measure.server.endpoint import ANSWER_SECONDS, Endpoint
+from measure.server.launch import CannotStart
 from measure.server.limits import check_limits
 from measure.server.provenance import flags_of
 from sim.engines import catalog
@@ -52,15 +53,19 @@ def diagnose(
     `say` is told what is awaited; docker and the server get `timeout` s each.
     """
     launch = None if scenario is None else scenario.launch
-    needed = url is None and launch is not None
+    command = None if launch is None or not launch.command else launch.command[0]
+    needed = url is None and launch is not None and command is None
     engine = catalog.DEFAULT if scenario is None else scenario.server.engine
     usual = Launch(model="", image=catalog.declared(engine).image)
     found = [_library("locust"), _library("geventhttpclient"), _cores(), _files(scenario)]
+    if command is not None:
+        program = shutil.which(command)
+        found.append(Finding("command", program is not None, program or f"no program {command}", "see launch.command"))
     host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     seconds = min(timeout, DOCKER_SECONDS)
     wait_for(say, seconds, f"docker at {shown_url(host)}")
     try:
-        found += run_within(seconds, lambda: list(_docker(launch or usual, needed)))
+        found += run_within(seconds, lambda: list(_docker(usual if launch is None or command else launch, needed)))
     except TimeoutError:
         missing = False if needed else None
         found.append(Finding("docker", missing, f"does not answer within {seconds:g} s", _start_docker()))
@@ -107,7 +112,7 @@ def _docker(launch: Launch, needed: bool) -> Iterator[Finding]:
         yield _disk(Path(about.get("DockerRootDir") or "/"), 0.0 if present else IMAGE_GB, needed)
         if launch.gpus is not None:
             yield from _gpus(launch, needed, "nvidia" in runtimes(client))
-    yield _port(launch.port, needed)
+    yield _port(launch.port or PORT, needed)
     for name in launch.env:
         yield Finding(name, name in os.environ, "set" if name in os.environ else "not set", f"export {name}=...")
     names = leftovers()

@@ -11,16 +11,18 @@ from sim.model.identity import Identity
 from sim.model.scenario import Scenario
 
 
-def engine_of(server: Server, container: dict[str, Any] | None = None) -> Identity | None:
+def engine_of(server: Server, started: dict[str, Any] | None = None) -> Identity | None:
     """The server's engine: as told by the server, else from the image of the container that was started."""
-    if server.engine is not None or container is None:
+    if server.engine is not None or started is None:
         return server.engine
-    return of_image(str(container.get("image", "")))
+    return of_image(str(started.get("image", "")))
 
 
-def flags_of(server: Server, scenario: Scenario, container: dict[str, Any] | None = None) -> dict[str, Flag]:
-    """The flags of a server of the scenario's engine; `container` describes it if it was started by docker."""
+def flags_of(server: Server, scenario: Scenario, started: dict[str, Any] | None = None) -> dict[str, Flag]:
+    """The flags of a server of the scenario's engine; `started` describes it if it was launched: what its log says of
+    itself stands before its command line."""
     kind = type(scenario.server)
-    launched = launched_by(kind, (container or {}).get("argv") or [])
+    description = started or {}
+    launched = launched_by(kind, description.get("argv") or []) | (description.get("logged") or {})
     written = [name for name, flag in scenario.flags.items() if flag.source == SCENARIO]
     return flags(scenario.server, written, told_by(kind, server.info), launched)

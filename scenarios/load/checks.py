@@ -13,9 +13,11 @@ from sim.model.errors import CannotFit, UserError
 from sim.model.files.shape import Fail, Key, known
 from sim.model.flags import check_bounds
 from sim.model.metric import COMPARED, LATENCIES, OF_A_LADDER
-from sim.model.scenario import Figure, Load, Scenario
+from sim.model.scenario import Figure, Launch, Load, Scenario
 from sim.model.text import NAME_BYTES, shortened_name
 from sim.model.workload import Gamma, Lengths, RequestFile, Workload
+
+SECRETS = {"--api-key": "VLLM_API_KEY", "--hf-token": "HF_TOKEN"}  # arguments of servers, and the variables they read
 
 
 def check(s: Scenario, fail: Fail) -> None:
@@ -44,11 +46,7 @@ def check(s: Scenario, fail: Fail) -> None:
     for name in s.tolerances:
         known(name, COMPARED, "metric", ("tolerances", name), fail)
     if s.launch is not None:
-        for i, name in enumerate(s.launch.env):
-            if "=" in name:
-                raise fail(
-                    ("launch", "env", i), "expected only the name of a variable; its value stays in the environment"
-                )
+        _launch(s.launch, fail)
     files: list[tuple[Key, str | None]] = [(("calibration",), s.calibration), (("table",), s.table)]
     for name in ("empirical", "trace"):
         if (given := getattr(s.workload, name)) is not None:
@@ -59,6 +57,23 @@ def check(s: Scenario, fail: Fail) -> None:
     for key, file in files:
         if file is not None and not Path(file).exists():
             raise fail(key, f"no such file: {file}")
+
+
+def _launch(launch: Launch, fail: Fail) -> None:
+    at: Key = ("launch",)
+    for i, name in enumerate(launch.env):
+        if "=" in name:
+            raise fail((*at, "env", i), "expected only the name of a variable; its value stays in the environment")
+    if not launch.command and not launch.model:
+        raise fail((*at, "model"), "missing; expected a model for docker, or a command that starts the server")
+    if launch.command and (launch.image or launch.volumes):
+        key = "image" if launch.image else "volumes"
+        raise fail((*at, key), "expected none beside a command, which runs without docker")
+    given: list[tuple[Key, str]] = [(("command", i), word) for i, word in enumerate(launch.command)]
+    given += [(("args", name), f"--{name}") for name in launch.args]
+    for below, word in given:
+        if (variable := SECRETS.get(word.partition("=")[0].replace("_", "-"))) is not None:
+            raise fail((*at, *below), f"expected no secret in a file; put it into the environment ({variable})")
 
 
 def _workload(w: Workload, fail: Fail) -> None:

@@ -106,7 +106,7 @@ def _checked(tree: Tree) -> Scenario:
     scenario = msgspec.convert(values | {"written": list(values["server"])}, Scenario, dec_hook=convert)
     server = scenario.server.on(scenario.machine, values["server"])
     scenario = msgspec.structs.replace(scenario, server=server)
-    if scenario.launch is not None and not scenario.launch.image:
+    if scenario.launch is not None and not scenario.launch.image and not scenario.launch.command:
         launch = msgspec.structs.replace(scenario.launch, image=scenario.server.declared.image)
         scenario = msgspec.structs.replace(scenario, launch=launch)
     check(scenario, tree.fail)

@@ -53,7 +53,7 @@ def flags(
     plain = msgspec.to_builtins(config.as_told({**(launched or {}), **(told or {})}))
     of_scenario = {name for name in written if plain.get(name) is not None}
     found = {n: Flag(value=plain[n], source=SCENARIO if n in of_scenario else DEFAULT) for n in known}
-    found |= {name: Flag(value=value, source=LAUNCH) for name, value in (launched or {}).items() if name in known}
+    found |= {n: Flag(value=plain[n], source=LAUNCH) for n in launched or {} if plain.get(n) is not None}
     return found | {name: Flag(value=value, source=SERVER) for name, value in (told or {}).items()}
 
 

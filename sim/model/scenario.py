@@ -67,20 +67,23 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How `measure` starts the server in docker, from the engine's usual image if none is named.
+    """How `measure` starts the server: in docker, from the engine's usual image if none is named, or by a `command` on
+    this machine. The scenario's flags are appended to its arguments.
 
-    `env` names variables to pass on; only their names are recorded.
+    `env` names variables to pass on; only their names are recorded. Without a `port`, docker uses 80, a command any
+    that is free.
     """
 
+    command: list[str] = []
     image: str = ""
-    model: str
+    model: str = ""
     num_shard: Count | None = None
     gpus: str | None = "all"
     shm_size: str = "1g"
     volumes: dict[str, str] = {}
     args: dict[str, str | int | float | bool] = {}
     env: list[str] = []
-    port: Count = 80
+    port: Count | None = None
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

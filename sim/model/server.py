@@ -71,6 +71,8 @@ class Declaration:
     refused: Mapping[str, str] = field(default_factory=dict)  # flags whose effect is not simulated, and what that is
     counters: tuple[str, ...] = ()
     arguments: Mapping[str, str] = field(default_factory=dict)  # of the command line, by flags that it calls otherwise
+    launched: tuple[str, ...] = ()  # flags that a launch always names
+    not_arguments: tuple[str, ...] = ()  # flags that its command line does not have
     model_argument: str = "--model"
     host_argument: str = "--host"
     shards_argument: str = "--tensor-parallel-size"

@@ -147,7 +147,7 @@ def _engine(document: Document) -> Identity | None:
 def _launched(document: Document, kind: type[EngineFlags]) -> dict[str, Any]:
     """The flags that a run's server was launched with, as far as they are on record."""
     head = document.values
-    container, recorded = head.get("container"), head.get("flags")
+    container, recorded = head.get("process") or head.get("container"), head.get("flags")
     if isinstance(recorded, dict):
         said = {k: v for k, v in recorded.items() if isinstance(v, dict) and v.get("source") == LAUNCH}
         return launched_by(kind, [f"--{name}={flag.get('value')}" for name, flag in said.items()])
@@ -159,6 +159,7 @@ def _scenario(document: Document, raw: dict[str, Any]) -> Scenario:
     """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
     nested = {"workload": Workload, "load": Load, "machine": Hardware}
     known = {key: _known(value, nested.get(key)) for key, value in _known(raw, Scenario).items()}
+    known.pop("launch", None)  # a command is run only from a scenario file that the user named
     server = known.get("server", {})
     if isinstance(server, dict):
         engine = server.get("engine", DEFAULT)

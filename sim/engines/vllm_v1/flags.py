@@ -81,6 +81,8 @@ class Flags(
         },
         counters=COUNTERS,
         arguments={"num_gpu_blocks": "num_gpu_blocks_override"},
+        launched=("max_num_batched_tokens", "max_num_seqs"),
+        not_arguments=("version", "kv_cache_tokens"),
         image="vllm/vllm-openai:v0.32.0",
     )
 
