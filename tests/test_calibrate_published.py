@@ -37,7 +37,7 @@ from sim.results import metrics
 from sim.results.curve import latency_onset
 
 ARTICLE = load("llama2-70b")
-SIMULATIONS = 150
+SIMULATIONS = 110
 
 
 def figure(metric, value, rounding, lengths=LONG_PROMPTS, users=None):
@@ -162,21 +162,21 @@ def test_a_calibration_survives_its_file(fitted, tmp_path):
 
 
 def test_the_result_depends_on_the_seed_and_not_on_the_executor():
-    alone = calibrate_published(ARTICLE, 5, simulations=6)
-    assert calibrate_published(ARTICLE, 5, simulations=6, executor=Backwards()) == alone
-    assert calibrate_published(ARTICLE, 6, simulations=6) != alone
+    alone = calibrate_published(ARTICLE, 5, simulations=4)
+    assert calibrate_published(ARTICLE, 5, simulations=4, executor=Backwards()) == alone
+    assert calibrate_published(ARTICLE, 6, simulations=4) != alone
 
 
 def test_figures_that_cannot_hold_together_are_named():
     """With 7.4 s alone no such machine reaches 4 requests/s of 1500/100, and the other figure has no part in it."""
     article = made_up(*ALONE, figure("rps_takeoff", 4.0, 0.05), figure("rps_takeoff", 1.0, 0.05, LONG_ANSWERS))
-    fitted = calibrate_published(article, 1, simulations=40)
+    fitted = calibrate_published(article, 1, simulations=24)
     said = "; ".join(texts(fitted.warnings))
-    assert "of 40 machines simulated 0 show all within 5 %" in said
+    assert "of 24 machines simulated 0 show all within 5 %" in said
     assert "instead of 4" in said
-    assert "without rps_takeoff of 50/500, 0 of 40 machines show the rest" in said
+    assert "without rps_takeoff of 50/500, 0 of 24 machines show the rest" in said
     without = said.partition("without rps_takeoff of 1500/100, ")[2]
-    assert int(without.partition(" of 40")[0]) > 0
+    assert int(without.partition(" of 24")[0]) > 0
     assert "less sharply than printed" in said
 
 
@@ -265,15 +265,15 @@ def test_a_profile_that_the_server_could_never_serve_is_refused():
         calibrate_published(made_up(*ALONE, figure("rps_takeoff", 1.0, 0.05), server=small), 1, simulations=2)
 
 
-def test_made_up_articles_are_recovered():
-    """The small version of tools/check_published.py: 90 % bands hold the truth, and are worth having."""
-    trials = [trial(number, seed=9, simulations=30, forecasts=25) for number in range(3)]
-    assert sum(one.inside for one in trials) >= 2
-    assert np.median([one.width for one in trials]) < 1.5
+def test_a_made_up_article_is_recovered():
+    """One of the many of tools/check_published.py: its 90 % band holds the truth, and is worth having."""
+    made = trial(0, seed=9, simulations=30, forecasts=19)
+    assert made.inside
+    assert made.width < 1.5
 
 
 @pytest.mark.parametrize("only", [figure("rps_plateau", 1.2, 0.05), figure("e2e_mean", 9.0, 0.1, users=4)])
 def test_an_article_need_not_say_how_long_a_lone_user_waits(only):
-    calibration = calibrate_published(made_up(only), 1, simulations=40, draws=20)
+    calibration = calibrate_published(made_up(only), 1, simulations=20, draws=20)
     assert calibration.n_draws == 20
     assert set(calibration.residuals) == {title(only)}

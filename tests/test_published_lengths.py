@@ -20,10 +20,10 @@ SAMPLE = "tests/samples/published-mistral.yaml"
 def test_lengths_that_came_back_come_back_and_published_loads_are_reproduced() -> None:
     """2.09 requests/s of 100 tokens are 209 tokens/s, and 6.44 are 644: nothing was cut off."""
     scenario = load(SAMPLE, "load.users=[4, 16]", "load.seconds=20")
-    calibration = calibrate_published(scenario, 1, simulations=400, draws=60)
+    calibration = calibrate_published(scenario, 1, simulations=150, draws=60)
     assert "output_attained" not in calibration.parameters
     assert any("taken to have come back in full" in text for text in texts(calibration.warnings))
-    forecast = simulate(scenario, calibration, replicates=39)
+    forecast = simulate(scenario, calibration, replicates=19)
     for row, tokens, printed in zip(
         forecast.rows("rps"), forecast.rows("output_tokens_per_s"), (2.09, 6.44), strict=True
     ):
@@ -58,7 +58,7 @@ def test_tokens_first_tokens_and_the_pace_of_tokens_are_figures_too() -> None:
         for metric, value in figures
     ]
     asked = msgspec.structs.replace(scenario, published=published)
-    fitted = calibrate_published(asked, 1, simulations=400, draws=60)
+    fitted = calibrate_published(asked, 1, simulations=250, draws=60)
     for metric, value in figures:
         near = fitted.residuals[f"{metric} of 256/100 at 1 user"].rms
         assert near < (0.15 if metric == "ttft_mean" else 0.05) * value, metric

@@ -18,8 +18,7 @@ from warned import texts
 
 from scenarios.answer import tables
 from scenarios.answer.numbers import parts
-from scenarios.compare.comparison import write_comparison
-from scenarios.compare.diagnostics import SHARES, Diagnostics, Distribution, Error
+from scenarios.compare.comparison import SHARES, Diagnostics, Distribution, Error, write_comparison
 from scenarios.compare.run_with_model import compare
 from scenarios.compare.saved import read_saved
 from scenarios.compare.two import compare_runs

@@ -18,6 +18,7 @@ from scenarios.cli import main, signals
 
 SERVECAST = [sys.executable, "-m", "scenarios"]
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
+INT, TERM = signal.SIGINT, signal.SIGTERM
 LONG = ["simulate", "llama2-70b", "--replicates", "5000", "--jobs", "2"]
 
 
@@ -39,20 +40,6 @@ def test_without_a_stdout_there_is_nobody_to_tell():
         ["bash", "-c", f"{sys.executable} -m scenarios scenarios >&-"], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_a_second_signal_of_another_kind_does_not_stop_the_tidying_up_either():
-    process = subprocess.Popen(
-        [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("simulating")
-    os.killpg(process.pid, signal.SIGTERM)
-    os.killpg(process.pid, signal.SIGINT)
-    os.killpg(process.pid, signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode in (130, 143)
-    assert out == "" and "Traceback" not in err and "Exception" not in err
 
 
 def test_a_table_that_somebody_has_seen_enough_of_is_silent():
@@ -88,36 +75,24 @@ def test_a_closed_pipe_is_silent():
     assert "Traceback" not in done.stderr and "Broken" not in done.stderr
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_it_says_nothing_and_leaves_no_process(number: int, expected: int):
+@pytest.mark.parametrize(
+    "numbers",
+    [[INT], [TERM], [INT, INT, INT, INT], [TERM, INT, TERM]],
+    ids=["interrupted", "terminated", "again and again", "by two kinds"],
+)
+def test_a_signal_ends_it_in_silence_and_leaves_no_process_whatever_signals_follow(numbers: list[int]):
     process = subprocess.Popen(
         [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )
     assert process.stderr is not None
     assert process.stderr.readline().startswith("simulating")  # under way
-    os.killpg(process.pid, number)
-    began = time.monotonic()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == expected
-    assert out == "" and "Traceback" not in err
-    assert time.monotonic() - began < 30
-    assert not workers_of(process.pid)
-
-
-def test_a_second_interrupt_does_not_stop_the_tidying_up():
-    for pause in (0.0, 0.001, 0.01):
-        process = subprocess.Popen(
-            [*SERVECAST, *LONG], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
-        )
-        assert process.stderr is not None
-        assert process.stderr.readline().startswith("simulating")
-        os.killpg(process.pid, signal.SIGINT)
+    for number, pause in zip(numbers, (0.0, 0.001, 0.01, 0.0), strict=False):  # before and while it cleans up
+        os.killpg(process.pid, number)
         time.sleep(pause)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert out == "" and "Traceback" not in err
-        assert not workers_of(process.pid)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode in {128 + number for number in numbers}  # two at once come in any order
+    assert out == "" and "Traceback" not in err and "Exception" not in err
+    assert not workers_of(process.pid)
 
 
 def test_a_signal_whose_exception_was_lost_still_decides_the_status(monkeypatch: pytest.MonkeyPatch):

@@ -60,9 +60,7 @@ def test_a_python_without_venv(checkout: Path):
     broken = python(checkout, f'case "$*" in *venv*) mkdir .venv; exit 1;; esac\nexec {sys.executable} "$@"')
     status, lines = setup(checkout, PYTHON=broken)
     assert status == 1
-    assert lines[-1].endswith(
-        "cannot make environments; mend it with: apt-get install python3-venv (or put uv on PATH)"
-    )
+    assert lines[-1].endswith("cannot make environments; fix it with: apt-get install python3-venv (or put uv on PATH)")
     assert not (checkout / ".venv").exists()  # half an environment would mislead the next try
 
 

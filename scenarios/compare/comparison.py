@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from scenarios.compare.diagnostics import Diagnostics
 from scenarios.forecast.forecast import named
 from sim.model.errors import BadInput
 from sim.model.files.atomic import write_file
@@ -21,6 +20,7 @@ from sim.model.warning import Notice, notice
 # the metrics whose modes are reported: rates, and far quantiles of few requests, often look bimodal by chance
 WITH_MODES = ("e2e_mean", "e2e_p50", "e2e_p95", "ttft_mean", "ttft_p50", "ttft_p95")
 NAMED = 3  # as many metrics with two modes are named at one load
+SHARES = (0.001, 0.005, 0.01, *(k / 50 for k in range(1, 50)), 0.99, 0.995, 0.999)  # of the gaps between tokens
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, rename={"modes": "humps"}):
@@ -62,6 +62,40 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float | None
     rungs: int
     effective: float
+
+
+class Distribution(msgspec.Struct, frozen=True, kw_only=True):
+    """The gaps between tokens in one window, s: for each of `SHARES` the gap that this share of them does not exceed.
+
+    `simulated` is the median of replays (or the other run's), `low`..`high` their 90 % band; absent if there is none.
+    """
+
+    load: float
+    at: str | None = None  # the load with its unit
+    measured: list[float]
+    simulated: list[float] = []
+    low: list[float] = []
+    high: list[float] = []
+
+
+class Error(msgspec.Struct, frozen=True, kw_only=True):
+    """Relative errors (measured / predicted − 1) of some steps: their mean, 5 % and 95 % quantiles. `at` is what these
+    steps have in common: their batch size, or the middle of a stretch of time, s."""
+
+    at: float
+    steps: int
+    mean: float
+    low: float
+    high: float
+
+
+class Diagnostics(msgspec.Struct, frozen=True, kw_only=True):
+    """`by_batch` and `by_time` are by kind of step (prefill, decode); empty where the run shows no steps."""
+
+    shares: tuple[float, ...] = SHARES
+    itl: list[Distribution] = []
+    by_batch: dict[str, list[Error]] = {}
+    by_time: dict[str, list[Error]] = {}
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass", "diagnostics": "evidence"}):

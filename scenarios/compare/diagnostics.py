@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from calibrate.regression.residuals import residuals
+from scenarios.compare.comparison import SHARES, Diagnostics, Distribution, Error
 from sim.cluster.replay import with_users
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration
@@ -22,42 +23,7 @@ from sim.results.gaps import gaps
 from sim.run import Run, Rung
 
 REPLAYS = 19  # their least and largest are the 5 % and 95 % quantiles of `weibull`
-SHARES = (0.001, 0.005, 0.01, *(k / 50 for k in range(1, 50)), 0.99, 0.995, 0.999)
 CELL_SECONDS = 5.0  # of steps that are summed up together: as long as what the fit resamples as a whole
-
-
-class Distribution(msgspec.Struct, frozen=True, kw_only=True):
-    """The gaps between tokens in one window, s: for each of `SHARES` the gap that this share of them does not exceed.
-
-    `simulated` is the median of replays (or the other run's), `low`..`high` their 90 % band; absent if there is none.
-    """
-
-    load: float
-    at: str | None = None  # the load with its unit
-    measured: list[float]
-    simulated: list[float] = []
-    low: list[float] = []
-    high: list[float] = []
-
-
-class Error(msgspec.Struct, frozen=True, kw_only=True):
-    """Relative errors (measured / predicted − 1) of some steps: their mean, 5 % and 95 % quantiles. `at` is what these
-    steps have in common: their batch size, or the middle of a stretch of time, s."""
-
-    at: float
-    steps: int
-    mean: float
-    low: float
-    high: float
-
-
-class Diagnostics(msgspec.Struct, frozen=True, kw_only=True):
-    """`by_batch` and `by_time` are by kind of step (prefill, decode); empty where the run shows no steps."""
-
-    shares: tuple[float, ...] = SHARES
-    itl: list[Distribution] = []
-    by_batch: dict[str, list[Error]] = {}
-    by_time: dict[str, list[Error]] = {}
 
 
 def diagnose(run: Run, calibration: Calibration, executor: Executor = IN_PROCESS, seed: int = 0) -> Diagnostics:

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from calibrate.sources.streamed import calibrate_runs
-from scenarios.compare.comparison import Comparison, Row, verdict
-from scenarios.compare.diagnostics import Diagnostics, diagnose
+from scenarios.compare.comparison import Comparison, Diagnostics, Row, verdict
+from scenarios.compare.diagnostics import diagnose
 from scenarios.compare.repeatability import relative, repeat_errors
 from scenarios.compare.training_rungs import training_rungs
 from scenarios.forecast.modes import modes

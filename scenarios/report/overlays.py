@@ -7,8 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from scenarios.compare.comparison import Comparison
-from scenarios.compare.diagnostics import Diagnostics, Distribution, Error
+from scenarios.compare.comparison import Comparison, Diagnostics, Distribution, Error
 from scenarios.forecast.forecast import named
 from scenarios.report.figure import BLUE, GREEN, GREY, ORANGE, RED, Axes, Drawing, at_loads, decades, plain, whole
 from sim.model.metric import METRICS

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from scenarios.answer import tables
 from scenarios.answer.numbers import percent, significant, simulated
-from scenarios.compare.comparison import Comparison
+from scenarios.compare.comparison import Comparison, Diagnostics
 from scenarios.compare.comparison import Row as ComparisonRow
-from scenarios.compare.diagnostics import Diagnostics, itl
+from scenarios.compare.diagnostics import itl
 from scenarios.report import overlays, plots
 from scenarios.report.figure import Drawing, panels
 from sim.model.flags import WORDS, Flag, plain_flag

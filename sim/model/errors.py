@@ -1,4 +1,4 @@
-"""What a user can mend: one tree of errors, each printed as a single line. Anything else is a bug of ours."""
+"""What a user can fix: one tree of errors, each printed as a single line. Anything else is a bug of ours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can mend; its text is the one line that says how."""
+    """An error that the user can fix; its text is one line that says how."""
 
 
 class BadInput(UserError):

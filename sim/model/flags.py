@@ -25,7 +25,7 @@ WORDS = {
 
 
 class Flag(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of a flag, and its source: one of `SOURCES`. A capacity may be bounds, or nobody's: a calibration's
+    """The value of a flag, and its source: one of `SOURCES`. A capacity may be bounds, or None: a calibration has it
     then."""
 
     value: int | float | bool | str | dict[str, int] | None
@@ -142,7 +142,7 @@ def plain_flag(flag: Flag) -> str:
 
 
 def unwritten(found: Mapping[str, Flag], declared: Declaration) -> list[Notice]:
-    """A warning where nobody wrote the flag of a scenario that decides most."""
+    """A warning if the most decisive flag of a scenario is only a default."""
     for name in declared.decisive[:1]:
         if name in found and found[name].source == DEFAULT:
             return [

@@ -44,15 +44,16 @@ def table(run: Run, slo: Mapping[str, float] | None = None) -> pd.DataFrame:
     if counted.empty:
         return counted
     ends = _Ends(run, metrics.keeps(run, slo))
-    for place, number in enumerate(counted["rung"].to_numpy()):
-        rung = run.rungs[number]
-        tokens = float(counted["output_tokens_per_s"].iloc[place]) * rung.seconds
+    rows = []
+    for row in counted.to_dict("records"):
+        rung = run.rungs[row["rung"]]
+        tokens = row["output_tokens_per_s"] * rung.seconds
         found = ends.closed(rung, tokens) if rung.users is not None else ends.open(rung, tokens)
-        if np.isnan(counted["input_tokens_per_s"].iloc[place]):  # prompts nobody counted
+        if np.isnan(row["input_tokens_per_s"]):  # unknown prompts
             found.pop("input_tokens_per_s", None)
-        for name, value in found.items():
-            counted.loc[counted.index[place], name] = value
-    return counted
+        row.update(found.items())
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def growing(row: Mapping[str, float] | pd.Series) -> bool:
