@@ -28,6 +28,7 @@ class Kind(IntEnum):
     STEP = 5  # of a replica's k-th forward pass
     CORRELATED_STEP = 6  # likewise, where one depends on those before
     TURNS = 7  # of a user's k-th session, or of a stream's k-th arrival
+    BALANCER = 8  # of a user's or a stream's requests, in the order in which a balancer draws them
 
 
 class Randomness:

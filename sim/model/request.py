@@ -25,6 +25,7 @@ class Request:
         "first_token",
         "gone",
         "id",
+        "key",
         "last_token",
         "max_new_tokens",
         "output_tokens",
@@ -56,6 +57,7 @@ class Request:
         self.scheduled = sent if scheduled is None else scheduled
         self.priority = 0  # the smaller, the more urgent, where an engine heeds it
         self.text: Text = ()
+        self.key: str | None = None  # what a balancer knows its session or client by: a header's value, an address
         self.session: Any = None  # that it is a turn of; its clients' matter
         self.arrived = self.queued = self.first_token = self.last_token = float("nan")
         self.delays: Sequence[float] = ()  # of its client, s
