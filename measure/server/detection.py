@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -115,16 +116,23 @@ def _vllm_metrics(endpoint: Endpoint, deadline: Deadline) -> str:
 def _vllm_info(exposition: str, limits: dict[str, int], engine: Identity) -> dict[str, Any] | None:
     """The flags that vLLM tells, having no `/info`: its version, the labels of `vllm:cache_config_info` (which are
     Python's own texts), and max_model_len."""
-    labels = dict(LABEL.findall(next((line for line in exposition.splitlines() if line.startswith(CACHE_CONFIG)), "")))
-    told: dict[str, Any] = {} if engine.version is None else {"version": engine.version}
+    line = next((line for line in exposition.splitlines() if line.startswith(CACHE_CONFIG)), "")
+    version: dict[str, Any] = {} if engine.version is None else {"version": engine.version}
+    return (version | vllm_told(dict(LABEL.findall(line))) | limits) or None
+
+
+def vllm_told(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags among the labels of `vllm:cache_config_info`."""
+    told: dict[str, Any] = {}
     for name in ("num_gpu_blocks", "block_size"):
-        if labels.get(name, "").isdecimal() and is_length(int(labels[name])):
-            told[name] = int(labels[name])
+        value = str(labels.get(name, ""))
+        if value.isdecimal() and is_length(int(value)):
+            told[name] = int(value)
     if (cached := labels.get("enable_prefix_caching")) in ("True", "False"):
         told["enable_prefix_caching"] = cached == "True"
-    with suppress(KeyError, ValueError):
+    with suppress(KeyError, TypeError, ValueError):
         told["gpu_memory_utilization"] = float(labels["gpu_memory_utilization"])
-    return (told | limits) or None
+    return told
 
 
 def is_length(found: Any) -> bool:

@@ -25,8 +25,10 @@ import msgspec
 import numpy as np
 
 from measure.apis.failure import status_of
+from measure.server.detection import vllm_told
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, NOTHING, Floats, LoadLevel, RequestRecord, assemble, decoded_as, has
+from sim.engines.catalog import identity
 from sim.model.errors import BadInput
 from sim.model.files.atomic import read_file
 from sim.model.status import Status
@@ -36,6 +38,7 @@ from sim.run import Run
 
 SUMMARY = "profile_export_aiperf.json"
 RECORDS = "profile_export.jsonl"
+METRICS = "server_metrics_export.json"
 ARRIVALS = {"poisson": "poisson", "constant": "constant"}
 CANCELLED = 499  # nginx's code for a client that left, which aiperf gives a request that it cancelled
 LONGEST = 10**15  # ns, eleven days: an end further from its start is a time of another clock
@@ -142,7 +145,26 @@ def read(files: dict[Path, list[Any]], path: Path) -> Run:
             versions.add(summary.aiperf_version or "")
         levels.append(_level(documents, file, origin, summary))
     tool = " ".join(["aiperf", *sorted(versions - {""})])
-    return assemble(path, tool, levels, epoch=origin / 1e9)
+    labels = [found for file in files if (found := _cache_labels(file)) is not None]
+    engine = identity("vllm", "file") if labels else None
+    info = vllm_told(labels[0]) if labels else None
+    return assemble(path, tool, levels, epoch=origin / 1e9, engine=engine, info=info)
+
+
+def _cache_labels(records: Path) -> dict[str, Any] | None:
+    """The labels of vLLM's cache_config_info among the server's metrics that aiperf keeps beside its records; None if
+    they are not vLLM's."""
+    beside = records.with_name(METRICS)
+    if not beside.is_file():
+        return None
+    try:
+        metrics = msgspec.json.decode(read_file(beside))["metrics"]
+        names = [name for name in metrics if name.startswith("vllm:")]
+        series = metrics.get("vllm:cache_config_info", {}).get("series", [])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    labels = [one["labels"] for one in series if has(one, "labels") and isinstance(one["labels"], dict)]
+    return (labels[0] if labels else {}) if names else None
 
 
 def _started(documents: list[Any], file: Path) -> int:

@@ -16,6 +16,8 @@ import numpy as np
 
 from scenarios.importers import aiperf, genai_perf, guidellm, inference_perf, locust_csv, vllm_bench
 from scenarios.importers.results import has
+from scenarios.importers.served import Served, with_engine
+from scenarios.importers.sums import as_scenario
 from sim.model.errors import BadInput
 from sim.model.files.rows import read_text
 from sim.run import Run
@@ -55,17 +57,24 @@ CSV_AGGREGATES = {
 
 
 @np.errstate(over="ignore", invalid="ignore")  # impossible times are refused by name once they are together
-def import_results(path: Path) -> Run:
-    """The run of another tool's results: a file, plain or `.gz`, or the folder of an aiperf sweep.
+def import_results(path: Path, served: Served | None = None) -> Run:
+    """The run of another tool's results: a file, plain or `.gz`, or the folder of an aiperf sweep; `served` is the
+    engine that the user names.
 
     Raises `BadInput` for what none of them wrote, or wrote without saying when each request was sent.
     """
     try:
-        return _read(path)
+        return with_engine(_read(path), served)
     except OverflowError as e:
         raise BadInput("a number of it is too large", path=path) from e
     except UnicodeEncodeError as e:  # what JSON's \\ud800 is
         raise BadInput("holds half a character", path=path) from e
+
+
+def import_sums(path: Path, served: Served | None) -> str:
+    """A scenario with the sums of another tool's results as its published figures."""
+    documents = _documents(_text(path), path)
+    return as_scenario(documents, path, served)
 
 
 def _read(path: Path) -> Run:

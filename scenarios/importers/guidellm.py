@@ -21,7 +21,9 @@ import msgspec
 
 from scenarios.importers.failures import status_of_text
 from scenarios.importers.results import INSTANT, LoadLevel, RequestRecord, assemble, decoded_as, has
+from sim.engines.catalog import identity
 from sim.model.errors import BadInput
+from sim.model.identity import Identity
 from sim.model.status import Status
 from sim.model.warning import notice
 from sim.run import Run
@@ -133,7 +135,21 @@ def read(document: Any, path: Path) -> Run:
     ]
     levels = [_level(benchmark) for benchmark in report.benchmarks]
     known = report.metadata.guidellm_version
-    return assemble(path, f"guidellm {known or 'before 0.5'}", levels, epoch=0.0, warnings=warnings)
+    tool = f"guidellm {known or 'before 0.5'}"
+    return assemble(path, tool, levels, epoch=0.0, warnings=warnings, engine=_engine(document))
+
+
+def _engine(document: dict[str, Any]) -> Identity | None:
+    """The server's engine: by the labels `engine` and `version` that a user gave the benchmark, or vLLM where guidellm
+    ran it itself."""
+    config: Any = document.get("config")
+    metadata, spec = (config.get(key) if isinstance(config, dict) else None for key in ("metadata", "spec"))
+    labels = metadata.get("labels") if isinstance(metadata, dict) else None
+    if isinstance(labels, dict) and isinstance(labels.get("engine"), str):
+        return identity(labels["engine"], "file", labels.get("version"))
+    backend = spec.get("backend") if isinstance(spec, dict) else None
+    kind = backend.get("kind") if isinstance(backend, dict) else None
+    return identity("vllm", "file") if kind == "vllm_python" else None
 
 
 def _first(values: Any) -> Any:

@@ -26,6 +26,7 @@ from sim.cluster.replay import lanes
 from sim.engines.catalog import DEFAULT, flags_of
 from sim.model.errors import BadInput
 from sim.model.files.records import CLOCKS
+from sim.model.identity import Identity
 from sim.model.requests import REQUEST_COLUMNS
 from sim.model.scenario import Load, Scenario
 from sim.model.status import Status
@@ -179,8 +180,11 @@ def assemble(
     epoch: float | None = None,
     anew: bool = True,
     warnings: Sequence[Notice] = (),
+    engine: Identity | None = None,
+    info: dict[str, Any] | None = None,
 ) -> Run:
-    """The run of some levels; `tool` is its name and version, `epoch` the unix time of its zero.
+    """The run of some levels; `tool` is its name and version, `epoch` the unix time of its zero. `engine` is that of
+    the server as far as the file tells, `info` what the server said of itself.
 
     `anew`: the users of a level began with it; otherwise they are added to those of the one before. Raises `BadInput`
     when nothing succeeded, or when two levels that began anew overlap.
@@ -214,6 +218,8 @@ def assemble(
         event_tokens=carried,
         created=None if epoch is None else moment(epoch + zero),
         software=software(tool),
+        engine=engine,
+        info=info,
         segments=[{"start": g[0].began - zero, "first_rung": levels.index(g[0])} for g in groups],
         stopped=f"{tool} had done what it was asked",
         warnings=[*warnings, *found, *_lacking(requests, times, warnings), *_unasked(answers), *_mixed(levels)],

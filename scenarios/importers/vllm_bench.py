@@ -29,7 +29,9 @@ import numpy as np
 from scenarios.importers import observed
 from scenarios.importers.failures import last_line, status_of_text
 from scenarios.importers.results import INSTANT, Ints, LoadLevel, RequestRecord, assemble, decoded_as, has
+from sim.engines.catalog import identity
 from sim.model.errors import BadInput
+from sim.model.identity import Identity
 from sim.model.warning import notice
 from sim.run import Run
 
@@ -51,6 +53,7 @@ class _Result(msgspec.Struct):
     ramp_up_end_rps: float | None = None
 
 
+NATIVE = ("tgi", "sglang")  # backends whose API no other server has
 SGLANG = "total_output_tokens_retokenized"  # only its bench_serving counts tokens a second time
 APART = 1.0  # s between two tests whose clock is not in the file
 CHANCE = 3.0  # times as many equal neighbours as any two gaps are equal: they were divided, not rounded
@@ -80,13 +83,23 @@ def read(documents: list[Any], path: Path) -> Run:
                 "without queue_times due times are not known: waiting for max_concurrency is left out",
             )
         )
-    return assemble(path, tool, levels, warnings=warnings)
+    return assemble(path, tool, levels, warnings=warnings, engine=_engine(documents[0]))
+
+
+def _engine(document: dict[str, Any]) -> Identity | None:
+    """The server's engine: what `--metadata engine=vllm version=0.32.0` wrote, or the one whose own API was asked. The
+    backends `vllm` and `openai` are any OpenAI-style server."""
+    if isinstance(named := document.get("engine"), str):
+        return identity(named, "file", document.get("version"))
+    backend = document.get("backend")
+    return identity(backend, "file") if isinstance(backend, str) and backend in NATIVE else None
 
 
 def _level(document: Any, path: Path, line: int, tool: str, began: float) -> LoadLevel:
     if not has(document, "ttfts", "itls"):
         option = "--output-details" if has(document, SGLANG) else "--save-detailed"
         message = f"missing; expected what every request did, which {tool} writes with {option}"
+        message += "; -o NAME.yaml makes published figures of the sums"
         raise BadInput(message, path=path, line=line, key="ttfts")
     result = decoded_as(document, _Result, path, line)
     count = len(result.ttfts)

@@ -89,6 +89,11 @@ def _family(name: str) -> str | None:
     return next((kind.family for kind in kinds if name in (kind.family, *kind.aliases)), None)
 
 
+def of_family(name: object) -> str | None:
+    """What scenarios call the engine of a software of this name, whatever its version; None if none is simulated."""
+    return next((kind.declared.name for kind in FLAGS.values() if kind.declared.family == name), None)
+
+
 def of_info(info: dict[str, Any] | None) -> Identity | None:
     """The engine that a `GET /info` tells of: text-generation-inference and its version, or None."""
     if not isinstance(info, dict) or not isinstance(info.get("version"), str):

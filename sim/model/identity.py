@@ -14,7 +14,7 @@ import msgspec
 from sim.model.errors import BadInput
 from sim.model.server import Declaration
 
-SOURCES = ("server", "launch", "file", "scenario")
+SOURCES = ("server", "launch", "file", "user", "scenario")
 
 
 class NotTheEngine(BadInput):
@@ -22,8 +22,8 @@ class NotTheEngine(BadInput):
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """An engine. `source` says who told: the server, the command that launched it, the file of another tool, or the
-    scenario (of a simulated run, and where a run's own scenario names an engine that is not simulated)."""
+    """An engine. `source` says who told: the server, the command that launched it, the file of another tool, the user,
+    or the scenario (of a simulated run, and where a run's own scenario names an engine that is not simulated)."""
 
     name: str
     version: str | None = None

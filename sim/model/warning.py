@@ -189,6 +189,10 @@ KINDS: dict[str, tuple[Severity, str]] = {
     ),
     "duplicate-requests": (Severity.NOTE, ""),  # corrected on reading
     "ends-missing": (Severity.NOTE, ""),  # no tool records the end of a request that it gave up
+    "engine-unknown": (
+        Severity.NOTE,
+        "Import it with --engine, such as vllm-0.32.0, or forecast it with --as.",
+    ),
     "engine-differs": (Severity.NOTE, "Correct server.engine if the forecast is to be of this server."),
     "figures-no-noise": (Severity.NOTE, "Calibrate from a run of your own to measure them."),
     "fitted-run-grown": (Severity.NOTE, "Calibrate again to use all of it."),

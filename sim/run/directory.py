@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sim.engines.catalog import DEFAULT, FLAGS, NAMES, convert, flags_of, identity, of_info, shape_of
+from sim.engines.catalog import DEFAULT, FLAGS, NAMES, convert, flags_of, identity, of_family, of_info, shape_of
 from sim.model.errors import BadInput
 from sim.model.files.atomic import TEMPORARY, folder_of, in_the_name_of, target_of
 from sim.model.files.document import Document
@@ -27,9 +27,8 @@ from sim.model.files.records import (
     read_requests,
 )
 from sim.model.files.shape import Key, check_shape, found
-from sim.model.flags import LAUNCH, SCENARIO, check_bounds, launched_by, names
+from sim.model.flags import LAUNCH, SCENARIO, check_bounds, launched_by, names, told_by
 from sim.model.identity import SOURCES, Identity, is_engine
-from sim.model.quantity import MOST
 from sim.model.requests import Requests, request_records
 from sim.model.scenario import Hardware, Load, Scenario, relocated
 from sim.model.server import EngineFlags
@@ -184,7 +183,9 @@ def _its_server(head: dict[str, Any], path: Path) -> dict[str, Any]:
         del scenario["server"]
         server = None
     if not isinstance(server, dict):
-        return scenario
+        said = head.get("engine")
+        name = of_family(said.get("name")) if isinstance(said, dict) else None
+        return scenario if name is None else scenario | {"server": {"engine": name}}
     if recorded == {}:  # the server had not answered yet
         return scenario
     written = list(server)
@@ -225,10 +226,10 @@ def _check_order(document: Document, rungs: Sequence[Rung]) -> None:
 
 def _not_told(server: EngineFlags, info: dict[str, Any] | None) -> list[Notice]:
     """A warning for every flag that a server is said to have told and that cannot be."""
-    found = []
+    found, told = [], told_by(type(server), info)
     for name in server.declared.told:
         value = (info or {}).get(name)
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST):
+        if value is None or name in told or (value == 0 and not isinstance(value, bool)):
             continue
         found.append(
             notice("impossible-info", f"the server told {name} {value!r}, which cannot be: the scenario's is taken")

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.engines.catalog import flags_of
+from sim.engines.catalog import NAMES, flags_of
 from sim.model.flags import SCENARIO, Flag, flags, in_words, told_by, untold
-from sim.model.identity import Identity, check_engine, is_engine, named
+from sim.model.identity import Identity, NotTheEngine, check_engine, is_engine, named
 from sim.model.scenario import Scenario
 from sim.model.server import EngineFlags
 from sim.model.status import Status
@@ -117,6 +117,10 @@ class Run:
         Raises `NotTheEngine` where the server is not known to be of that engine, and the user does not take it for it.
         """
         server = self.scenario.server
+        if self.engine is None and self.taken_as is None:
+            which = " or ".join(f"--as {name}" for name in NAMES)
+            message = f"nothing says which engine served {self.name}; expected {which} to forecast it, with a warning"
+            raise NotTheEngine(message, path=self.path)
         check_engine(self.engine, server.declared, self.taken_as, f"the server of {self.name}", self.path)
         return server.as_told(self.launched | self._told)
 
