@@ -14,6 +14,8 @@ from schedule import BadSchedules, RouterRun, read_router_runs
 from schedule_vllm import Recording, is_of_vllm, read_recordings
 from servers import Standin, quick_calibration, standin
 
+from sim.model.calibration import FitCheck
+
 DATA = Path(__file__).parent.parent / "data"
 SHIPPED = [DATA / "router-0.9.4-traces.jsonl", DATA / "vllm-v1-schedules.jsonl.gz"]
 settings.register_profile("suite", deadline=None, max_examples=250, derandomize=True)
@@ -21,6 +23,7 @@ settings.register_profile("hunt", deadline=None, max_examples=20_000)
 settings.register_profile("mutants", deadline=None, max_examples=150, derandomize=True, phases=[Phase.generate])
 settings.load_profile("suite")
 os.environ.setdefault("SERVECAST_JOBS", "1")  # starting processes takes longer than most simulations here
+NO_CHECK = FitCheck(rows=[], missed=0, allowed=0, passed=True, replicates=0)
 ROUTER_RUNS, RECORDINGS = pytest.StashKey[list[RouterRun]](), pytest.StashKey[list[Recording]]()
 
 
@@ -52,6 +55,12 @@ def few_replays() -> Iterator[None]:
         patch.setattr("scenarios.compare.fit_check.FIRST", 19)
         patch.setattr("scenarios.compare.fit_check.ALL", 38)
         yield
+
+
+@pytest.fixture
+def no_fit_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits that nobody checks: half of what `calibrate` takes, where the test is about something else."""
+    monkeypatch.setattr("scenarios.compare.fit.check_runs", lambda *_, **__: NO_CHECK)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ def calibration(blind) -> Calibration:
 
 def test_latency_and_throughput_of_other_loads_lie_in_the_bands(calibration):
     other = observe([2, 8, 18], lengths(800, 60), seconds=20.0, seed=5).run
-    found = compare(other, forecast_run(other, calibration, replicates=39))
+    found = compare(other, forecast_run(other, calibration, replicates=19))
     judged = [r for r in found.rows if r.metric in ("e2e_mean", "rps", "output_tokens_per_s")]
     assert np.mean([r.inside for r in judged]) >= 0.75
     assert np.mean([abs(r.relative_error or 0.0) for r in judged]) < 0.1
@@ -69,7 +69,7 @@ def test_without_a_lone_user_his_latency_is_left_open_and_said_to_be(busy, strea
     assert low < alone(TRUTH) < high
     assert high / low > 1.2
     assert any("no rung of one user was fitted" in d for d in texts(busy.warnings))
-    found = compare(streamed, forecast_run(streamed, busy, replicates=39))
+    found = compare(streamed, forecast_run(streamed, busy, replicates=19))
     errors = {row.load: row.relative_error or 0.0 for row in found.rows if row.metric == "e2e_mean"}
     assert max(abs(errors[load]) for load in (4, 12, 24)) < 0.1  # what was fitted is met
     assert busy.range["users"] == (4, 24)

@@ -67,7 +67,9 @@ def test_the_promise_holds_where_no_straight_line_leads_to_the_answer():
     assert promise.low / 2 < after(seen, same, question) < 2 * promise.high
 
 
-def test_a_longer_window_is_advised_where_it_averages_drift_but_not_for_a_run_effect(before, advice):
+def test_a_longer_window_is_advised_where_it_averages_drift_but_not_for_a_run_effect(before, monkeypatch):
+    for name, number in (("DRAWS", 30), ("TRUTHS", 5), ("EACH", 8)):
+        monkeypatch.setattr(f"calibrate.next_measurement.{name}", number)
     drifting = msgspec.structs.replace(before.noise, drift=0.2, drift_seconds=10.0, between=0.0)
     keeping = msgspec.structs.replace(before.noise, drift=0.0, between=0.1)
     advised = {}

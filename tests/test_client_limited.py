@@ -14,7 +14,7 @@ from warned import texts
 
 from scenarios.cli.main import status
 
-pytestmark = pytest.mark.usefixtures("few_replays")
+pytestmark = pytest.mark.usefixtures("no_fit_check")
 RECORDED = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http" / "short"
 
 

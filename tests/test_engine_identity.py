@@ -96,7 +96,9 @@ def test_a_run_of_another_engine_or_of_none_that_is_known_is_not_forecast(
     assert (folder / "run.json").read_bytes() == before
 
 
-def test_runs_of_tgi_0_9_4_from_before_it_was_recorded_are_known_by_their_info(tmp_path: Path) -> None:
+def test_runs_of_tgi_0_9_4_from_before_it_was_recorded_are_known_by_their_info(
+    tmp_path: Path, no_fit_check: None
+) -> None:
     assert "engine" not in head(DATA / "short")
     assert run("calibrate", DATA / "short", "-o", tmp_path / "c.json") == 0
     found = json.loads((tmp_path / "c.json").read_text())
@@ -182,7 +184,7 @@ def test_lengths_may_come_from_a_run_of_any_engine(vllm: Path, tmp_path: Path) -
 
 
 def test_an_imported_run_names_no_engine_and_no_flags_of_ours(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_fit_check: None
 ) -> None:
     out = tmp_path / "run"
     assert run("import", SAMPLES / "vllm.json.gz", "-o", out) == 0

@@ -17,7 +17,6 @@ from scenarios.cli.main import status
 from scenarios.compare import fit_check
 from scenarios.compare.fit_check import check_published
 from scenarios.load.scenario import load
-from sim.executors import processes
 from sim.model.calibration import Calibration, Parameter, read_calibration
 
 pytestmark = pytest.mark.usefixtures("few_replays")
@@ -126,9 +125,8 @@ def test_run_fails_too_and_keeps_all_it_made(
 def test_published_figures_are_simulated_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fit_check, "FIRST", 9)
     right, article = read_calibration(SHIPPED), load("llama2-70b")
-    with processes(2) as executor:
-        found = check_published(right, article, executor)
-        wrong = check_published(slower(right, 1.5), article, executor)
+    found = check_published(right, article)
+    wrong = check_published(slower(right, 1.5), article)
     assert found.passed and len(found.rows) == len(article.published)
     assert not wrong.passed
     assert any(row.far and row.metric == "e2e_mean" for row in wrong.rows)

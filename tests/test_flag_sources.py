@@ -21,7 +21,7 @@ from sim.model.identity import Identity
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import Workload
 
-pytestmark = pytest.mark.usefixtures("few_replays")
+pytestmark = pytest.mark.usefixtures("no_fit_check")
 DATA = Path(__file__).parent.parent / "data" / "tgi-0.9.4-router-http"
 QUICK = ("--replicates", "19", "--jobs", "1")
 SMALL = """

@@ -6,11 +6,14 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -199,32 +202,52 @@ def test_what_is_no_regular_file_is_never_replaced(
     capfd.readouterr()
     assert status(["report", str(run), "-o", str(pipe)]) == 2  # nobody reads it: not waited for
     assert stat.S_ISFIFO(pipe.stat().st_mode)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    child = subprocess.Popen([sys.executable, "-m", "scenarios", "report", str(run), "-o", str(pipe)])
-    os.set_blocking(reader, True)
-    said = b""
-    while child.poll() is None or not said:
-        said += os.read(reader, 1 << 16)
-    said += os.read(reader, 1 << 20)
-    os.close(reader)
-    assert child.returncode == 0 and said.startswith(b"<!doctype html>")
+    with read(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as said, pipe.open("wb"):  # without a writer it has an end
+        assert status(["report", str(run), "-o", str(pipe)]) == 0
+    assert said[0].startswith(b"<!doctype html>")
     assert "directory" in refused(["report", run, "-o", tmp_path], run, capfd_after(capfd))
 
 
-def test_to_stdout_goes_the_file_alone(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scenarios", "report", str(run), "-o"]
-    # not /dev/stdout: a program that is wrong here would replace the machine's
-    piped = subprocess.run([*command, "/proc/self/fd/1"], capture_output=True, text=True, timeout=120)
-    assert (
-        piped.returncode == 0
-        and piped.stdout.startswith("<!doctype html>")
-        and piped.stdout.rstrip().endswith("</html>")
-    )
-    with (tmp_path / "page").open("w") as file:
-        redirected = subprocess.run(
-            [*command, str(tmp_path / "page")], stdout=file, stderr=subprocess.PIPE, timeout=120
-        )
-    assert redirected.returncode == 2 and b"standard output" in redirected.stderr
+@contextmanager
+def read(reader: int) -> Iterator[list[bytes]]:
+    """All that comes through a pipe, once it is closed at the other end."""
+    said: list[bytes] = []
+
+    def whole() -> None:
+        with open(reader, "rb") as file:
+            said.append(file.read())
+
+    os.set_blocking(reader, True)
+    thread = threading.Thread(target=whole)
+    thread.start()
+    yield said
+    thread.join(10)
+
+
+@contextmanager
+def stdout_into(number: int) -> Iterator[None]:
+    """Standard output leads into this file, which is closed at the end."""
+    before = os.dup(1)
+    os.dup2(number, 1)
+    os.close(number)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+def test_to_stdout_goes_the_file_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    with read(reader) as piped, stdout_into(writer):
+        # not /dev/stdout: a program that is wrong here would replace the machine's
+        assert status(["report", str(run), "-o", "/proc/self/fd/1"]) == 0
+    assert piped[0].startswith(b"<!doctype html>") and piped[0].rstrip().endswith(b"</html>")
+    page = tmp_path / "page"
+    with stdout_into(os.open(page, os.O_WRONLY | os.O_CREAT)):
+        assert status(["report", str(run), "-o", str(page)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "standard output" in err and not page.read_bytes()
 
 
 def full(number: int = errno.ENOSPC) -> Callable[..., int]:
@@ -281,10 +304,16 @@ def test_a_file_that_is_there_survives_a_full_disk(run: Path, tmp_path: Path, mo
     assert {p.name for p in tmp_path.iterdir()} == {"page.html", "run"}
 
 
-def test_a_limit_on_the_size_of_files_is_a_complaint(run: Path, tmp_path: Path) -> None:
-    command = f"ulimit -f 1; exec {sys.executable} -m scenarios report {run} -o {tmp_path}/new/page.html"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (2, f"servecast: {tmp_path}/new/page.html: File too large\n")
+def test_a_limit_on_the_size_of_files_is_a_complaint(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        assert status(["report", str(run), "-o", str(tmp_path / "new" / "page.html")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err == f"servecast: {tmp_path}/new/page.html: File too large\n"
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
 
 

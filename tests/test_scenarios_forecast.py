@@ -24,7 +24,6 @@ from scenarios.forecast.warnings import several_patterns
 from scenarios.load.parameters import calibration_of
 from scenarios.load.scenario import load, origin, shipped
 from scenarios.report.page import page
-from sim.executors import processes
 from sim.model.calibration import Calibration, Parameter, Source, read_calibration
 from sim.model.errors import BadInput, CannotFit
 from sim.model.scenario import Hardware, Price
@@ -87,8 +86,6 @@ def test_the_same_whatever_the_executor(small):
     calibration, short = machine(), small("load.seconds=4")
     here = simulate(short, calibration, replicates=19)
     assert simulate(short, calibration, replicates=19, executor=Backwards()) == here
-    with processes(2) as pool:
-        assert simulate(short, calibration, replicates=19, executor=pool) == here
     assert simulate(short, calibration, replicates=19, seed=1) != here
 
 

@@ -122,10 +122,9 @@ class Replica:
     def step_table(self) -> pd.DataFrame:
         """The steps so far, one row per run of equal steps, with `STEP_COLUMNS`."""
         rows = np.frombuffer(self.steps, dtype=np.float64).reshape(-1, len(STEP_COLUMNS))
-        table = pd.DataFrame(rows.copy(), columns=list(STEP_COLUMNS))
+        columns = dict(zip(STEP_COLUMNS, rows.T, strict=True))  # `DataFrame.astype` takes five times as long
         seconds = ("start", "end", "first", "growth", "extra", "chunk_share")
-        counts = [name for name in STEP_COLUMNS if name not in seconds]
-        return table.astype(dict.fromkeys(counts, "int64"))
+        return pd.DataFrame({name: c if name in seconds else c.astype(np.int64) for name, c in columns.items()})
 
     def _end(self, request: Request, status: Status) -> None:
         request.status = status

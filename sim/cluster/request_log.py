@@ -51,7 +51,7 @@ class RequestLog:
         rows = rows[np.argsort(rows[:, _KEPT.index("sent")], kind="stable")]
         column = dict(zip(_KEPT, rows.T, strict=True))
         status = column["status"].astype(np.int64)
-        made: dict[str, object] = dict(column)
+        made: dict[str, np.ndarray] = dict(column)
         made["rung"] = np.searchsorted(np.asarray(rung_starts), column["scheduled"], side="right") - 1
         made["status"] = np.array(_STATUS, dtype=object)[status]
         reason = np.full(len(rows), None, dtype=object)
@@ -60,5 +60,7 @@ class RequestLog:
             reason[of & (status == _CODE[Status.OK])] = said
         made["finish_reason"] = reason
         made["error"] = np.full(len(rows), None, dtype=object)
-        table = pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})
-        return table.astype({name: kind for name, kind in REQUEST_COLUMNS.items() if kind == "int64"})
+        for name, kind in REQUEST_COLUMNS.items():
+            if kind == "int64":
+                made[name] = made[name].astype(np.int64)  # `DataFrame.astype` takes five times as long
+        return pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})
