@@ -29,6 +29,7 @@ class Kind(IntEnum):
     CORRELATED_STEP = 6  # likewise, where one depends on those before
     TURNS = 7  # of a user's k-th session, or of a stream's k-th arrival
     BALANCER = 8  # of a user's or a stream's requests, in the order in which a balancer draws them
+    CLASS = 9  # of a user's k-th request, or of a stream's k-th arrival, in a mix
 
 
 class Randomness:

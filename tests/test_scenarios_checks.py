@@ -227,11 +227,11 @@ BAD = {
     ),
     # loads
     "empty-ladder": ("users", "  users: []", ":10: load.users: expected at least one value, found an empty list"),
-    "no-load": ("users", "  users:", ":9: load: expected one of users, rate, trace, found none"),
+    "no-load": ("users", "  users:", ":9: load: expected one of users, rate, trace, profile, found none"),
     "two-loads": (
         "users",
         "  users: [1]\n  rate: [2]",
-        ":11: load.rate: expected one of users, rate, trace, found users and rate",
+        ":11: load.rate: expected one of users, rate, trace, profile, found users and rate",
     ),
     "zero-users": ("users", "  users: [0, 1]", ":10: load.users[0]: expected more than 0, found 0"),
     "downward": (

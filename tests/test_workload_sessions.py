@@ -221,7 +221,7 @@ def test_turns_are_geometric_and_belong_to_their_session() -> None:
 def turn(session: Session, status: Status, received: int, user: int = 0) -> Request:
     ask = session.turn(0)
     assert ask is not None
-    request = Request(1, *ask.asked, user)
+    request = Request(1, *ask.asked[:3], user)
     request.text, request.status, request.received = session.text, status, received
     return request
 

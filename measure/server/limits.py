@@ -104,6 +104,9 @@ def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[
 
 def check_measurable(scenario: Scenario) -> None:
     """Raise `BadInput` for a workload that the load generator cannot send."""
+    for key, given in (("workload.classes", scenario.workload.classes), ("load.profile", scenario.load.profile)):
+        if given:
+            raise BadInput("is simulated only, so far: measure each load on its own", key=key)
     if scenario.workload.conversations is not None:
         key = "sessions" if scenario.workload.sessions is not None else "system_prompt_tokens"
         raise BadInput("is simulated only: the load generator sends independent prompts", key=f"workload.{key}")

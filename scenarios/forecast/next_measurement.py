@@ -48,7 +48,7 @@ def question_of(runs: Sequence[Run], asked: Scenario | None = None, file: str | 
     scenario, users = msgspec.structs.replace(run.scenario, server=run.server), math.ceil(BEYOND * top)
     lengths = None
     if run.scenario.workload.prompt_tokens is None:  # its file need not be here any more, but what it asked is
-        prompt, back, charged = np.array(list(asked_of(run.requests)), dtype=np.int64).T
+        prompt, back, charged = np.array([spec[:3] for spec in asked_of(run.requests)], dtype=np.int64).T
         lengths = RequestLengths(prompt, back, charged)
     return Question(scenario, users, lengths=lengths)
 

@@ -52,6 +52,8 @@ def least_size(scenario: Scenario, model: Machine, lengths: RequestLengths | Non
         requests, users = float(len(lengths.prompt_tokens)), 0
         if load.seconds is not None and lengths.times is not None:
             requests = float((lengths.times <= load.settle + load.seconds).sum())
+    elif load.profile is not None:
+        requests, users = float(load.profile.cumulated[1][-1]), 0
     elif load.users is not None:
         users = max(load.users)
         step, _ = model.step_time.decode(1, int(prompt), int(prompt))

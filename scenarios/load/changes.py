@@ -15,7 +15,7 @@ OPTIONS = {
 }
 LISTS = ("users", "rate")
 EXCLUSIVE = (  # a change of a key in one of a row's sets drops the keys in the others
-    ({"load.users"}, {"load.rate"}, {"load.trace"}),
+    ({"load.users"}, {"load.rate"}, {"load.trace"}, {"load.profile"}),
     ({"workload.prompt_tokens", "workload.output_tokens"}, {"workload.empirical"}, {"workload.trace"}),
 )
 

@@ -43,17 +43,19 @@ def check(s: Scenario, fail: Fail) -> None:
         _figure(figure, ("published", i), fail)
     for name in s.slo:
         known(name, (*LATENCIES, "error_rate"), "metric", ("slo", name), fail)
+    for name in s.goal.slo if s.goal is not None else ():
+        known(name, (*LATENCIES, "error_rate"), "metric", ("goal", "slo", name), fail)
     for name in s.tolerances:
         known(name, COMPARED, "metric", ("tolerances", name), fail)
     if s.launch is not None:
         _launch(s.launch, fail)
     files: list[tuple[Key, str | None]] = [(("calibration",), s.calibration), (("table",), s.table)]
-    for name in ("empirical", "trace"):
-        if (given := getattr(s.workload, name)) is not None:
-            mapped = isinstance(given, RequestFile)
-            files.append(
-                (("workload", name, "file") if mapped else ("workload", name), given.file if mapped else given)
-            )
+    for i, part in enumerate(s.workload.parts):
+        at: Key = ("workload", "classes", i) if s.workload.classes else ("workload",)
+        for name in ("empirical", "trace"):
+            if (given := getattr(part, name)) is not None:
+                mapped = isinstance(given, RequestFile)
+                files.append(((*at, name, "file") if mapped else (*at, name), given.file if mapped else given))
     for key, file in files:
         if file is not None and not Path(file).exists():
             raise fail(key, f"no such file: {file}")
@@ -76,8 +78,36 @@ def _launch(launch: Launch, fail: Fail) -> None:
             raise fail((*at, *below), f"expected no secret in a file; put it into the environment ({variable})")
 
 
+OF_A_CLASS = (*(name for name in LATENCIES if not name.startswith("itl")), "error_rate")  # steps have no class
+
+
 def _workload(w: Workload, fail: Fail) -> None:
     at: Key = ("workload",)
+    if w.classes:
+        _classes(w, fail)
+        return
+    _lengths_of(w, at, fail)
+
+
+def _classes(w: Workload, fail: Fail) -> None:
+    """Each class is a workload of its own, and nothing stands beside them."""
+    at: Key = ("workload", "classes")
+    for name in Workload.__struct_fields__:
+        if name != "classes" and getattr(w, name) != getattr(Workload(), name):
+            raise fail(("workload", name), "expected it in each of the classes")
+    names = [each.name for each in w.classes]
+    for i, each in enumerate(w.classes):
+        if not each.name.strip() or names.index(each.name) < i:
+            raise fail((*at, i, "name"), f"expected classes of different names, found {each.name!r}")
+        for name in ("trace", "classes"):
+            if getattr(each, name):
+                raise fail((*at, i, name), "expected none: a class has lengths or empirical")
+        _lengths_of(each, (*at, i), fail)
+        for name in each.slo:
+            known(name, OF_A_CLASS, "metric", (*at, i, "slo", name), fail)
+
+
+def _lengths_of(w: Workload, at: Key, fail: Fail) -> None:
     given = [name for name in ("prompt_tokens", "output_tokens", "max_new_tokens") if getattr(w, name) is not None]
     lengths = given if given != ["max_new_tokens"] else []  # which may stand beside a file
     ways = [*lengths[:1], *(name for name in ("empirical", "trace") if getattr(w, name) is not None)]
@@ -110,8 +140,10 @@ def _workload(w: Workload, fail: Fail) -> None:
 
 
 def _source(source: RequestFile, at: Key, fail: Fail) -> None:
-    for name in ("scale", "compress"):
-        if at[-1] == "empirical" and getattr(source, name) != 1:
+    if source.window is not None and not source.window[0] < source.window[1]:
+        raise fail((*at, "window"), f"expected [from, to] in s, found {list(source.window)}")
+    for name in ("scale", "compress", "window"):
+        if at[-1] == "empirical" and getattr(source, name) not in (1, None):
             raise fail((*at, name), "expected it under trace: lengths alone have no arrivals to change")
 
 
@@ -133,14 +165,21 @@ def _lengths(lengths: int | Lengths, key: Key, fail: Fail) -> None:
 
 def _load(load: Load, workload: Workload, fail: Fail) -> None:
     at: Key = ("load",)
-    ways = [name for name in ("users", "rate", "trace") if getattr(load, name) not in (None, False)]
+    ways = [name for name in ("users", "rate", "trace", "profile") if getattr(load, name) not in (None, False)]
     if len(ways) != 1:
-        raise fail((*at, *ways[1:2]), f"expected one of users, rate, trace, found {' and '.join(ways) or 'none'}")
+        raise fail(
+            (*at, *ways[1:2]), f"expected one of users, rate, trace, profile, found {' and '.join(ways) or 'none'}"
+        )
     ladder: list[Any] | None = load.users if load.users is not None else load.rate
     for i, (before, after) in enumerate(pairwise(ladder or []), 1):
         if after <= before:  # users are added to those already running, and corners are read off rising loads
             what = "users" if ways[0] == "users" else "requests/s"
             raise fail((*at, ways[0], i), f"expected more {what} than the rung before ({before:g}), found {after:g}")
+    if load.profile is not None:
+        rates = load.profile.requests_per_second
+        if len(rates) != 24 or not any(rates):
+            what = f"{len(rates)} rates" if len(rates) != 24 else "no requests"
+            raise fail((*at, "profile", "requests_per_second"), f"expected 24 rates, one for each hour, found {what}")
     if load.trace and workload.trace is None:
         raise fail((*at, "trace"), "expected a workload.trace to take the arrivals from")
     if not isinstance(load.arrivals, Gamma):
@@ -151,7 +190,11 @@ def _load(load: Load, workload: Workload, fail: Fail) -> None:
 
 def _fits(s: Scenario, fail: Fail) -> None:
     """A request of fixed lengths that would hang the real server (`EngineFlags.check_fits`)."""
-    w = s.workload
+    for w in s.workload.parts:
+        _fits_one(s, w, fail)
+
+
+def _fits_one(s: Scenario, w: Workload, fail: Fail) -> None:
     asked = w.max_new_tokens if w.max_new_tokens is not None else w.output_tokens
     if not isinstance(w.prompt_tokens, int) or not isinstance(asked, int):
         return

@@ -35,8 +35,8 @@ SOURCED: dict[Key, str] = {("price",): "usd_per_hour"}
 # Alternatives: a key of one group replaces those of the others that the base file had.
 INSTEAD = {
     (): ({"calibration"}, {"table"}),
-    ("workload",): ({"prompt_tokens", "output_tokens"}, {"empirical"}, {"trace"}),
-    ("load",): ({"users"}, {"rate"}, {"trace"}),
+    ("workload",): ({"prompt_tokens", "output_tokens"}, {"empirical"}, {"trace"}, {"classes"}),
+    ("load",): ({"users"}, {"rate"}, {"trace"}, {"profile"}),
 }
 LAWS = ({"uniform"}, {"lognormal"}, {"exponential"}, {"geometric"})
 FILES = ((None, "calibration"), (None, "table"), ("workload", "empirical"), ("workload", "trace"))
@@ -65,25 +65,25 @@ def load(source: str | Path, *sets: str) -> Scenario:
     none. Raises `BadInput` for whatever the user can fix. File names in the result are relative to the working
     directory.
     """
-    tree = _resolved(source, sets)
-    scenario = _checked(tree)
+    tree = resolved(source, sets)
+    scenario = checked(tree)
     home = _written_in(tree, "published")
     if home is None or (not sets and Path(home) == find(str(source))):
         return scenario
-    measured = _checked(read_tree(Path(home)))
+    measured = checked(read_tree(Path(home)))
     same = (measured.server, measured.machine) == (scenario.server, scenario.machine)
     return scenario if same else msgspec.structs.replace(scenario, published=[])
 
 
 def origin(source: str | Path, key: str, *sets: str) -> Scenario:
     """The scenario of the file in which `key` is written: whose server `published` figures were measured on, say."""
-    home = _written_in(_resolved(source, sets), key)
+    home = _written_in(resolved(source, sets), key)
     return load(source, *sets) if home is None else load(home)
 
 
 def files_of(source: str | Path, *sets: str) -> list[Path]:
     """The files that a scenario is read from, with the tables and traces that it names; not its calibration."""
-    tree = _resolved(source, sets)
+    tree = resolved(source, sets)
     files = {find(str(source)), *(Path(path) for path, line in tree.places.values() if line is not None)}
     for group, name in FILES:
         named = _value(tree.values, (group, name) if group else (name,))
@@ -98,7 +98,10 @@ def _written_in(tree: Tree, key: str) -> str | None:
     return None if line is None else path
 
 
-def _checked(tree: Tree) -> Scenario:
+def checked(tree: Tree) -> Scenario:
+    """The scenario that a tree holds; raises `BadInput` for the first value that is not valid. `options` are left out:
+    `scenarios.load.options` reads them."""
+    tree = Tree({key: value for key, value in tree.values.items() if key != "options"}, tree.places)
     if "written" in tree.values:  # which only we write, below
         raise tree.fail(("written",), "unknown key")
     values = {"server": {}} | without_nulls(tree.values)
@@ -113,7 +116,8 @@ def _checked(tree: Tree) -> Scenario:
     return scenario
 
 
-def _resolved(source: str | Path, sets: Sequence[str]) -> Tree:
+def resolved(source: str | Path, sets: Sequence[str]) -> Tree:
+    """The tree of a file with everything it extends and the changes `sets` of the command line."""
     tree = read_tree(find(str(source)))
     for text in sets:
         tree = overlay(tree, option(text, tree))
@@ -138,6 +142,11 @@ def json_schema() -> str:
     schema = msgspec.json.schema(Scenario, schema_hook=catalog.json_schema)
     properties = schema["$defs"]["Scenario"]["properties"]
     del properties["written"]  # only servecast writes it
+    properties["options"] = {
+        "type": "array",
+        "items": {"type": "object", "required": ["name"]},
+        "description": "what `servecast plan` chooses from: each laid over the scenario like `extends`",
+    }
     properties["extends"] = {"type": "string", "description": "the file whose keys this one overrides"}
     return msgspec.json.format(msgspec.json.encode(schema)).decode()
 
@@ -188,13 +197,25 @@ def parse(path: Path) -> Tree:
         raise tree.fail(("format",), f"expected {EXPECTED}, found {tree.values['format']!r}")
     tree.values = upgraded(tree.values)
     tree.places = {(NOW.get(key[0], key[0]), *key[1:]) if key else key: at for key, at in tree.places.items()}
+    options = tree.values.get("options")
+    for values in (tree.values, *(options if isinstance(options, list) else [])):
+        if isinstance(values, dict):
+            _resolve_files(values, path.parent)
+    return tree
+
+
+def _resolve_files(values: dict[str, Any], folder: Path) -> None:
+    """Make the file names of a scenario, or of an option of a plan, relative to the working directory."""
     for group, name in FILES:
-        holder = tree.values.get(group) if group else tree.values
+        holder = values.get(group) if group else values
         if isinstance(holder, dict) and isinstance(holder.get(name), dict):
             holder, name = holder[name], "file"
         if isinstance(holder, dict) and isinstance(holder.get(name), str):
-            holder[name] = str(path.parent / holder[name])
-    return tree
+            holder[name] = str(folder / holder[name])
+    work = values.get("workload")
+    for each in work.get("classes") or [] if isinstance(work, dict) else []:
+        if isinstance(each, dict):
+            _resolve_files({"workload": each}, folder)
 
 
 def plain(text: str, key: Key, tree: Tree, path: str | Path) -> Any:

@@ -81,6 +81,7 @@ class Clients:
         think: float = 0.0,
         retry: float = 0.2,
         patience: Patience = FOR_EVER,
+        classes: Sequence[str] = (),
     ):
         self.clock, self.source, self.sessions = clock, source, sessions
         self._delays, self._reading = Delays(clocks, seed), clocks.reading
@@ -90,7 +91,7 @@ class Clients:
         self._burst: set[int] = set()  # requests whose turns followed one another, not yet on their way
         self._burst_end = -float("inf")  # when the last of them was sent
         self.think, self.retry, self.patience = think, retry, patience
-        self.log = RequestLog()
+        self.log = RequestLog(classes)
         self.server: FrontEnd
         self.on_ended: Callable[[Request, float], None] = lambda request, ended: None
         self._in_flight: dict[int, Request] = {}
@@ -178,7 +179,7 @@ class Clients:
         the user's next request."""
         pause = self.think if r.status == Status.OK else self.retry
         if r.session is not None and (turn := r.session.after(r)) is not None:
-            return turn, self.sessions.think if self.sessions is not None and r.status == Status.OK else self.retry
+            return turn, r.session.think if r.status == Status.OK else self.retry
         return (next(self._asks[r.user]), pause) if r.user >= 0 else None
 
     def abort(self) -> None:
@@ -194,11 +195,11 @@ class Clients:
         self._in_flight.clear()
 
     def _send(self, user: int, ask: Ask, at: float, scheduled: float | None = None) -> None:
-        (prompt, output, new), delays, session = ask
+        (prompt, output, new, of), delays, session = ask
         self._ids += 1
         r = Request(self._ids, prompt, output, new, user, at, scheduled)
         self._in_flight[r.id] = r
-        r.delays = delays
+        r.delays, r.of = delays, of
         if session is not None:
             r.session, r.text = session, session.text
         self.clock.call(at + delays[UPLINK], self._reach, r)

@@ -12,6 +12,7 @@ from itertools import accumulate, islice, takewhile
 from operator import gt
 from typing import Any
 
+import numpy as np
 from simpy import Event
 
 from sim.cluster.sessions import foreseen
@@ -20,11 +21,11 @@ from sim.model.errors import BadInput
 from sim.model.files.lengths import arrivals
 from sim.model.machine import Machine
 from sim.model.request import Request
-from sim.model.scenario import Load, Scenario, least_completions
+from sim.model.scenario import Load, Profile, Scenario, least_completions
 from sim.model.server import EngineFlags
 from sim.model.status import Status
-from sim.model.workload import RequestLengths, RequestSpec, Sampler, Source, Trace, arrival_gaps
-from sim.randomness import ARRIVALS, arrivals_at
+from sim.model.workload import RequestLengths, RequestSpec, arrival_gaps, source_of
+from sim.randomness import ARRIVALS, BLOCK, arrivals_at
 from sim.run import Run, Rung
 
 TOLD = 50  # times that a rung of its usual length tells how far it is
@@ -46,11 +47,20 @@ def climb(
     The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
     refused, before the clock starts.
     """
-    bench = Bench(scenario, model, seed, _source(scenario, lengths, seed, model.output_attained), members=members)
+    bench = Bench(
+        scenario,
+        model,
+        seed,
+        source_of(scenario.workload, seed, lengths, model.output_attained),
+        members=members,
+        lengths=lengths,
+    )
     check_servable(scenario, model.server, lengths)
     load = scenario.load
     if load.trace:
         rungs = _trace(bench, load, lengths)
+    elif load.profile is not None:
+        rungs = _profile(bench, load, load.profile)
     elif load.users is not None:
         rungs = _closed(bench, load)
     else:
@@ -84,6 +94,8 @@ def _watch(bench: Bench, load: Load, lengths: RequestLengths | None, progress: C
     seconds = load.settle + (load.seconds or load.max_seconds)
     if load.trace and load.seconds is None:
         seconds = float(arrivals(bench.scenario.workload, lengths)[-1])
+    if load.profile is not None:
+        seconds = load.profile.lasts
 
     def tell(_: object) -> None:
         over = len(bench.rungs)
@@ -95,15 +107,10 @@ def _watch(bench: Bench, load: Load, lengths: RequestLengths | None, progress: C
     clock.call(seconds / TOLD, tell)
 
 
-def _source(scenario: Scenario, lengths: RequestLengths | None, seed: Sequence[int], attained: float) -> Source:
-    if lengths is not None and scenario.workload.trace is not None:
-        return Trace(lengths)
-    return Sampler(scenario.workload, seed, lengths, attained)
-
-
 def _askable(scenario: Scenario, server: EngineFlags, lengths: RequestLengths | None) -> Iterator[RequestSpec]:
     """Every request of the workload's file, or drawn ones (a longer one, should it come, is refused when it comes)."""
-    if lengths is not None and scenario.workload.conversations is None:
+    work = scenario.workload
+    if lengths is not None and work.conversations is None and not work.classes:
         return map(RequestSpec, *(column.tolist() for column in lengths[:3]))
     return islice(foreseen(scenario.workload, server, lengths), 1000)
 
@@ -181,6 +188,27 @@ def _open(bench: Bench, load: Load) -> Generator[Event, Any, None]:
         settled = clock.now
         yield clock.at(end)
         bench.rungs.append(Rung(start=start, ramped=start, settled=settled, end=end, rate=rate))
+
+
+def _profile(bench: Bench, load: Load, profile: Profile) -> Generator[Event, Any, None]:
+    """Arrivals of unit rate on a clock that runs with the profile: another level of it keeps them in order."""
+    clock, clients = bench.clock, bench.clients
+    edges, due = profile.cumulated
+    owner, gaps = arrivals_at(1.0), arrival_gaps(load.arrivals, 1.0, bench.seed)
+    whole = float(due[-1])
+
+    def sent() -> Iterator[float]:
+        passed = 0.0
+        while passed < whole:
+            block = passed + np.cumsum(list(islice(gaps, BLOCK)))
+            passed = float(block[-1])
+            yield from np.interp(block[block < whole], due, edges).tolist()
+
+    clients.arrive(sent(), clients.source.requests(owner), owner)
+    end = float(edges[-1])
+    yield clock.at(end)
+    settled = min(load.settle, end / 2)
+    bench.rungs.append(Rung(start=0.0, ramped=0.0, settled=settled, end=end, rate=whole / end))
 
 
 def _trace(bench: Bench, load: Load, lengths: RequestLengths | None) -> Generator[Event, Any, None]:

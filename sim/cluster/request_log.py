@@ -1,7 +1,8 @@
-"""The table of requests of a simulated run, as it grows: eleven numbers a request, no objects kept."""
+"""The table of requests of a simulated run, as it grows: twelve numbers a request, no objects kept."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from struct import Struct
 
 import numpy as np
@@ -25,6 +26,7 @@ _KEPT = (
     "first_token",
     "last_token",
     "status",
+    "of",
 )
 _ROW = Struct(f"{len(_KEPT)}d")  # to pack a row takes half the time of an array
 
@@ -32,8 +34,9 @@ _ROW = Struct(f"{len(_KEPT)}d")  # to pack a row takes half the time of an array
 class RequestLog:
     """Requests that have ended, by the client's clock, in the order in which they ended."""
 
-    def __init__(self) -> None:
-        self._rows = bytearray()
+    def __init__(self, classes: Sequence[str] = ()):
+        """In a mix of `classes` the table has a column `class`."""
+        self._rows, self._classes = bytearray(), classes
 
     def __len__(self) -> int:
         return len(self._rows) // _ROW.size
@@ -42,7 +45,7 @@ class RequestLog:
         """Keep a request; times in s on the client's clock, NaN for a token that never came."""
         asked = r.prompt_tokens, r.max_new_tokens, r.received
         self._rows += _ROW.pack(
-            r.id, r.user, r.scheduled, r.sent, ended, *asked, first_token, last_token, _CODE[r.status]
+            r.id, r.user, r.scheduled, r.sent, ended, *asked, first_token, last_token, _CODE[r.status], r.of
         )
 
     def table(self, rung_starts: list[float]) -> pd.DataFrame:
@@ -63,4 +66,7 @@ class RequestLog:
         for name, kind in REQUEST_COLUMNS.items():
             if kind == "int64":
                 made[name] = made[name].astype(np.int64)  # `DataFrame.astype` takes five times as long
-        return pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})
+        table = pd.DataFrame({name: made[name] for name in REQUEST_COLUMNS})
+        if self._classes:
+            table["class"] = np.array(self._classes, dtype=object)[column["of"].astype(np.int64)]
+        return table

@@ -16,7 +16,7 @@ from sim.model.errors import BadInput
 from sim.model.machine import Machine
 from sim.model.scenario import Scenario
 from sim.model.steps import Call
-from sim.model.workload import Source
+from sim.model.workload import RequestLengths, Source
 from sim.run import Run, Rung
 from sim.steptime.noise import Noise
 
@@ -35,6 +35,7 @@ class Bench:
         *,
         members: bool = False,
         patience: Patience = FOR_EVER,
+        lengths: RequestLengths | None = None,
     ):
         if scenario.replicas != 1:
             raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
@@ -46,10 +47,11 @@ class Bench:
             source,
             model.clocks,
             seed,
-            sessions=SessionSource.of(scenario.workload, model.server, seed),
+            sessions=SessionSource.of(scenario.workload, model.server, seed, lengths, model.output_attained),
             think=scenario.load.think,
             retry=scenario.load.retry,
             patience=patience,
+            classes=[each.name for each in scenario.workload.classes],
         )
         self.clients.server = front = FrontEnd(
             self.clock,

@@ -28,6 +28,7 @@ class Request:
         "key",
         "last_token",
         "max_new_tokens",
+        "of",
         "output_tokens",
         "priority",
         "prompt_tokens",
@@ -58,6 +59,7 @@ class Request:
         self.priority = 0  # the smaller, the more urgent, where an engine heeds it
         self.text: Text = ()
         self.key: str | None = None  # what a balancer knows its session or client by: a header's value, an address
+        self.of = 0  # the number of its class in a mix
         self.session: Any = None  # that it is a turn of; its clients' matter
         self.arrived = self.queued = self.first_token = self.last_token = float("nan")
         self.delays: Sequence[float] = ()  # of its client, s

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from sim.model.files.format import FORMAT
 from sim.model.flags import Flag, flags, names
-from sim.model.quantity import Count, NotNegative, Positive, Size
+from sim.model.quantity import Count, NotNegative, NotNegativeInt, Positive, Size
 from sim.model.server import EngineFlags
 from sim.model.warning import Notice
 from sim.model.workload import Gamma, RequestFile, Workload
+
+W = TypeVar("W", bound=Workload)
 
 
 def least_completions(users: int) -> int:
@@ -24,8 +28,32 @@ def least_completions(users: int) -> int:
     return max(30, 4 * users)
 
 
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A day's traffic: 24 rates, requests/s, each constant within its hour, for so many `days`.
+
+    `seconds` of every hour are simulated, by default all of them: the rates and their order stay.
+    """
+
+    requests_per_second: Annotated[list[NotNegative], msgspec.Meta(min_length=1)]
+    days: Count = 1
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 3600.0
+
+    @property
+    def lasts(self) -> float:
+        """How long it is simulated, s."""
+        return self.seconds * len(self.requests_per_second) * self.days
+
+    @property
+    def cumulated(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The edges of the hours, s, and how many arrivals are expected up to each."""
+        rates = np.tile(np.asarray(self.requests_per_second, dtype=np.float64), self.days)
+        edges = np.arange(len(rates) + 1, dtype=np.float64) * np.float64(self.seconds)
+        return edges, np.concatenate([[0.0], np.cumsum(self.seconds * rates)])
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ladder: concurrent `users` (closed loop), or `rate` in requests/s (open loop), or the workload's own trace.
+    """The ladder: concurrent `users` (closed loop), or `rate` in requests/s (open loop), the workload's own trace, or a
+    day's `profile`.
 
     Seconds everywhere; `spawn_rate` in users/s; `seconds` fixes every rung's steady window.
     """
@@ -33,6 +61,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     users: Annotated[list[Count], msgspec.Meta(min_length=1)] | None = None
     rate: Annotated[list[Positive], msgspec.Meta(min_length=1)] | None = None
     trace: bool = False
+    profile: Profile | None = None
     arrivals: str | Gamma = "poisson"
     think: NotNegative = 0.0
     retry: Positive = 0.2  # who is refused and asks again at once would ask for ever in no time
@@ -64,6 +93,18 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     usd_per_hour: Positive
     source: str = ""
+
+
+class Goal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan has to reach: every SLO (`slo`, else the scenario's) kept with a `probability`.
+
+    Each `period`, s, of a trace or a profile keeps them; `spare` is how many replicas may be lost with them still kept.
+    """
+
+    slo: dict[str, Positive] = {}
+    period: Positive = 3600.0
+    probability: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.9
+    spare: NotNegativeInt = 0
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +155,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     table: str | None = None
     published: list[Figure] = []
     slo: dict[str, Positive] = {}
+    goal: Goal | None = None
     tolerances: dict[str, Positive] = {}
     price: Price | None = None
     launch: Launch | None = None
@@ -143,10 +185,14 @@ def relocated(scenario: Scenario, old: Path, new: Path) -> Scenario:
             return msgspec.structs.replace(given, file=moved(given.file))
         return moved(given)
 
-    work = scenario.workload
+    def workload(work: W) -> W:
+        classes = tuple(workload(each) for each in work.classes)
+        files = {"empirical": source(work.empirical), "trace": source(work.trace)}
+        return msgspec.structs.replace(work, classes=classes, **files)
+
     return msgspec.structs.replace(
         scenario,
         calibration=moved(scenario.calibration),
         table=moved(scenario.table),
-        workload=msgspec.structs.replace(work, empirical=source(work.empirical), trace=source(work.trace)),
+        workload=workload(scenario.workload),
     )

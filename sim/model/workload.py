@@ -88,7 +88,8 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class RequestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file of requests and how it is read.
 
-    `time_unit` is the unit of numeric times: s, ms, us or ns. `scale` multiplies the number of requests while hours
+    `time_unit` is the unit of numeric times: s, ms, us or ns. `window` keeps what arrives from its first to its second
+    number of seconds after the first request. `scale` multiplies the number of requests while hours
     keep their length: copies, shifted in time, are superposed, or requests are left out at random. `compress` divides
     the gaps between arrivals.
     """
@@ -96,6 +97,7 @@ class RequestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     file: str
     columns: Columns = Columns()
     time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    window: tuple[NotNegative, Positive] | None = None
     scale: Positive = 1.0
     compress: Positive = 1.0
 
@@ -112,7 +114,8 @@ class Sessions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Lengths from distributions, from random rows of a file (`empirical`), or from a file in order (`trace`).
+    """Lengths from distributions, from random rows of a file (`empirical`), from a file in order (`trace`), or from a
+    mix of `classes`, each a workload of its own.
 
     In `sessions` they are those of a turn: what it adds to the conversation. `system_prompt_tokens` stand before the
     prompt of every request, where there are no sessions. With `ignore_eos` no answer ends before its limit.
@@ -126,6 +129,12 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sessions: Sessions | None = None
     system_prompt_tokens: NotNegativeInt = 0
     ignore_eos: bool = False
+    classes: tuple[RequestClass, ...] = ()
+
+    @property
+    def parts(self) -> Sequence[Workload]:
+        """Its classes; itself where it is no mix."""
+        return self.classes or [self]
 
     @property
     def conversations(self) -> Sessions | None:
@@ -141,12 +150,23 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return RequestFile(file=given) if isinstance(given, str) else given
 
 
+class RequestClass(Workload, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One class of a mix: its name, its share of the requests (or, in sessions, of the sessions; shares need not sum to
+    1), and its own SLOs, by metric."""
+
+    name: str
+    share: Positive
+    slo: dict[str, Positive] = {}
+
+
 class RequestSpec(NamedTuple):
-    """The lengths of one request, tokens: its prompt, its answer, and the most it may generate (charged to budgets)."""
+    """The lengths of one request, tokens: its prompt, its answer, and the most it may generate (charged to budgets).
+    `of` is the number of its class in a mix."""
 
     prompt_tokens: int
     output_tokens: int
     max_new_tokens: int
+    of: int = 0
 
 
 class RequestLengths(NamedTuple):
@@ -157,6 +177,7 @@ class RequestLengths(NamedTuple):
     max_new_tokens: Ints
     times: NDArray[np.float64] | None = None
     warnings: tuple[Notice, ...] = ()  # about the file
+    classes: tuple[RequestLengths | None, ...] = ()  # of a mix, those of each class; the columns are then empty
 
 
 def draw_lengths(lengths: int | Lengths, rng: np.random.Generator, n: int) -> Ints:
@@ -235,6 +256,54 @@ class Sampler:
         if w.output_tokens is None or w.max_new_tokens is None:
             back = np.maximum(np.rint(back * self._attained).astype(np.int64), 1)
         return map(RequestSpec, prompt.tolist(), np.minimum(back, charged).tolist(), charged.tolist())
+
+
+class Mix:
+    """Draws the class of every request by the shares, and its lengths from the class's own sampler.
+
+    The class of an owner's k-th request depends on the seed, the owner and k; the lengths of the j-th of a class on the
+    seed, the owner, the class and j.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        seed: int | Sequence[int],
+        lengths: RequestLengths | None = None,
+        attained: float = 1.0,
+    ):
+        self._random = Randomness(seed)
+        shares = np.cumsum([each.share for each in workload.classes])
+        self._edges = shares / shares[-1]
+        files = lengths.classes if lengths is not None else (None,) * len(workload.classes)
+        seeds = [class_seed(seed, number) for number in range(len(workload.classes))]
+        self._parts = [
+            Sampler(each, own, rows, attained) for each, own, rows in zip(workload.classes, seeds, files, strict=True)
+        ]
+
+    def requests(self, owner: int) -> Iterator[RequestSpec]:
+        """See `Source.requests`."""
+        streams = [part.requests(owner) for part in self._parts]
+        for block in count():
+            drawn = self._random.block(Kind.CLASS, owner, block).random(BLOCK)
+            for number in np.searchsorted(self._edges, drawn, side="right").tolist():
+                yield next(streams[number])._replace(of=number)
+
+
+def class_seed(seed: int | Sequence[int], number: int) -> tuple[int, ...]:
+    """The seed of a class of a mix."""
+    return (*((seed,) if isinstance(seed, int) else seed), number + 1)  # zeros at the end would not count
+
+
+def source_of(
+    workload: Workload, seed: int | Sequence[int], lengths: RequestLengths | None = None, attained: float = 1.0
+) -> Source:
+    """What supplies a workload's lengths; `lengths` are the requests of its files."""
+    if workload.classes:
+        return Mix(workload, seed, lengths, attained)
+    if lengths is not None and workload.trace is not None:
+        return Trace(lengths)
+    return Sampler(workload, seed, lengths, attained)
 
 
 class Trace:

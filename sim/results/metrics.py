@@ -49,31 +49,21 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     ok = status == Status.OK
     first, last = requests["first_token"].to_numpy(), requests["last_token"].to_numpy()
     sent, ended = requests["scheduled"].to_numpy(), requests["ended"].to_numpy()
-    output = requests["output_tokens"].to_numpy()
 
     done = ok & (last >= low) & (last < high)
     began = (first >= low) & (first < high)
-    over = (ended >= low) & (ended < high) & (status != Status.ABORTED)
-    e2e = (last - sent)[done]
-    ttft = (first - sent)[began]
-    several = done & (output > 1)
-    tpot = (last - first)[several] / (output[several] - 1)
+    over = _over(requests, low, high)
     between = gaps(run, low, high)
 
-    found: dict[str, float] = {}
-    for name, values in (("e2e", e2e), ("ttft", ttft)):
-        found |= _spread(name, *_of(values))
+    found = latencies(requests, low, high)
     found |= _spread("itl", between.mean(), between.quantiles(SHARES))
-    found |= _spread("tpot", *_of(tpot))
-    if len(tpot):
-        found["tpot_p50"] = float(np.median(tpot))
     found["rps"] = float(done.sum()) / seconds
     found["output_tokens_per_s"] = between.tokens / seconds
     unseen = ok.any() and np.isnan(first[ok]).all()  # not streamed: nobody knows when a prompt was taken in
     prompts = requests["prompt_tokens"].to_numpy()[began]
     found["input_tokens_per_s"] = float("nan") if unseen else float(prompts.sum()) / seconds
     found["goodput"] = float((done & keeps(run, slo)).sum()) / seconds
-    found["error_rate"] = float((over & ~ok).sum() / max(1, over.sum()))
+    found["error_rate"] = error_rate(requests, low, high)
     found["overloaded_rate"] = float((over & (status == Status.OVERLOADED)).sum() / max(1, over.sum()))
     found["in_flight"] = _area(sent, ended, low, high) / seconds
     found["queue"] = _area(sent, np.where(np.isnan(first), ended, first), low, high) / seconds
@@ -84,6 +74,44 @@ def rung_metrics(run: Run, rung: Rung, slo: Mapping[str, float] | None = None) -
     if run.steps is not None:
         found |= _shares(run, low, high)
     return found
+
+
+def latencies(requests: pd.DataFrame, low: float, high: float) -> dict[str, float]:
+    """E2E, TTFT and TPOT, s, of the requests of a table that count in the window."""
+    status, output = requests["status"].to_numpy(), requests["output_tokens"].to_numpy()
+    first, last = requests["first_token"].to_numpy(), requests["last_token"].to_numpy()
+    sent = requests["scheduled"].to_numpy()
+    done = (status == Status.OK) & (last >= low) & (last < high)
+    began = (first >= low) & (first < high)
+    several = done & (output > 1)
+    tpot = (last - first)[several] / (output[several] - 1)
+    found = _spread("e2e", *_of((last - sent)[done])) | _spread("ttft", *_of((first - sent)[began]))
+    found |= _spread("tpot", *_of(tpot))
+    if len(tpot):
+        found["tpot_p50"] = float(np.median(tpot))
+    return found
+
+
+def error_rate(requests: pd.DataFrame, low: float, high: float) -> float:
+    """The share of the requests that ended in the window without an answer."""
+    over = _over(requests, low, high)
+    return float((over & (requests["status"].to_numpy() != Status.OK)).sum() / max(1, over.sum()))
+
+
+def class_metrics(run: Run, rung: Rung) -> dict[str, float]:
+    """Latencies and error rate of each class of a mix, under `CLASS.METRIC`."""
+    found: dict[str, float] = {}
+    for each in run.scenario.workload.classes:
+        mine = run.requests[run.requests["class"] == each.name]
+        values = latencies(mine, rung.settled, rung.end)
+        values["error_rate"] = error_rate(mine, rung.settled, rung.end)
+        found |= {f"{each.name}.{name}": value for name, value in values.items()}
+    return found
+
+
+def _over(requests: pd.DataFrame, low: float, high: float) -> NDArray[np.bool_]:
+    ended, status = requests["ended"].to_numpy(), requests["status"].to_numpy()
+    return np.asarray((ended >= low) & (ended < high) & (status != Status.ABORTED))
 
 
 def keeps(run: Run, slo: Mapping[str, float] | None = None) -> NDArray[np.bool_]:

@@ -65,9 +65,15 @@ class _Requests:
 
 def read_lengths(workload: Workload) -> RequestLengths | None:
     """The requests of the workload's file, or None if it names none; `max_new_tokens` of the workload is what all ask.
+    Those of a mix are those of its `classes`.
 
     Lengths in tokens, times in s from the first. Raises `BadInput` with the file's line.
     """
+    if workload.classes:
+        parts = tuple(map(read_lengths, workload.classes))
+        none = np.empty(0, dtype=np.int64)
+        said = tuple(warning for part in parts if part is not None for warning in part.warnings)
+        return RequestLengths(none, none, none, None, said, parts) if any(part is not None for part in parts) else None
     source = workload.source
     if source is None:
         return None
@@ -340,12 +346,18 @@ def _seconds(found: _Requests) -> NDArray[np.float64] | None:
 def _scaled(
     order: NDArray[np.intp], times: NDArray[np.float64], source: RequestFile, path: Path
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Rows and their times, with `scale` and `compress` applied.
+    """Rows and their times, with `window`, `scale` and `compress` applied.
 
     Copies are turned round within the trace by less than an hour, so that what came together in one does not come
     together in all of them while the load of every hour of the day stays what it is. Requests of a part of a copy are
     drawn independently, which leaves Poisson arrivals Poisson.
     """
+    if source.window is not None:
+        low, high = source.window
+        inside = (times >= low) & (times < high)
+        if not inside.any():
+            raise BadInput(f"expected requests from {low:g} to {high:g} s (window), found none", path=path)
+        order, times = order[inside], times[inside] - low
     if source.scale != 1.0:
         if len(order) * source.scale > MOST_ROWS:
             raise BadInput(f"expected at most {MOST_ROWS:,} requests, found more after scale", path=path)

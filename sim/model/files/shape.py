@@ -89,7 +89,7 @@ def check_shape(value: Any, hint: Any, fail: Fail, key: Key = (), stands_for: St
             for name, below in value.items():
                 check_shape(below, typing.get_args(option)[1], fail, (*key, name), stands_for)
             return
-        if isinstance(value, list) and typing.get_origin(option) is list:
+        if isinstance(value, list) and (typing.get_origin(option) is list or Ellipsis in typing.get_args(option)):
             for i, below in enumerate(value):
                 check_shape(below, typing.get_args(option)[0], fail, (*key, i), stands_for)
             return
@@ -153,9 +153,9 @@ def expected(hint: Any) -> str:
             words.append(f"a map of {', '.join(option.__struct_fields__)}")
         elif origin is None and option not in NAMES:
             words.append("a map")
-        elif origin is tuple:
+        elif origin is tuple and Ellipsis not in arguments:
             words.append(f"a list of {len(arguments)}, each {expected(arguments[0])}")
-        elif origin is list:
+        elif origin in (list, tuple):
             words.append(f"a list, each {expected(arguments[0])}")
         else:
             words.append(NAMES[origin or option])
