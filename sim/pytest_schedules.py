@@ -1,7 +1,7 @@
-"""`pytest --schedules FILE`: a pytest plugin that knows the option from the start.
+"""`pytest --schedules FILE` and `--balancers FILE`: a pytest plugin that knows the options from the start.
 
-A conftest is read too late for it: pytest would take FILE for a place to look for tests in, and conftests with it. What
-the option does is in `tests/conftest.py`.
+A conftest is read too late for them: pytest would take FILE for a place to look for tests in, and conftests with it.
+What the options do is in `tests/conftest.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Register `--schedules`."""
-    parser.addoption(
-        "--schedules",
-        action="append",
-        type=Path,
-        metavar="FILE",
-        help="replay the recorded schedules in FILE (JSON lines, plain or .gz; repeatable) instead of the shipped ones",
-    )
+    """Register `--schedules` and `--balancers`."""
+    for option, recorded in (("--schedules", "schedules"), ("--balancers", "choices of balancers")):
+        parser.addoption(
+            option,
+            action="append",
+            type=Path,
+            metavar="FILE",
+            help=f"replay the recorded {recorded} in FILE (JSON lines, plain or .gz; repeatable), not the shipped ones",
+        )

@@ -1,5 +1,5 @@
-"""`pytest --schedules FILE`: the recorded schedules to replay. `--hypothesis-profile hunt`: many more random worlds.
-And a stand-in for whoever climbs a ladder."""
+"""`pytest --schedules FILE`: the recorded schedules to replay; `--balancers FILE`: the recorded choices of balancers.
+`--hypothesis-profile hunt`: many more random worlds. And a stand-in for whoever climbs a ladder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import Phase, settings
+from recorded_balancers import BalancerRecording, read_balancer_recordings
 from schedule import BadSchedules, RouterRun, read_router_runs
 from schedule_vllm import Recording, is_of_vllm, read_recordings
 from servers import Standin, quick_calibration, standin
@@ -24,7 +25,9 @@ settings.register_profile("mutants", deadline=None, max_examples=150, derandomiz
 settings.load_profile("suite")
 os.environ.setdefault("SERVECAST_JOBS", "1")  # starting processes takes longer than most simulations here
 NO_CHECK = FitCheck(rows=[], missed=0, allowed=0, passed=True, replicates=0)
+BALANCERS = DATA / "balancers.jsonl.gz"
 ROUTER_RUNS, RECORDINGS = pytest.StashKey[list[RouterRun]](), pytest.StashKey[list[Recording]]()
+BALANCER_RECORDINGS = pytest.StashKey[list[BalancerRecording]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
         of_vllm = [file for file in files if is_of_vllm(file)]
         config.stash[ROUTER_RUNS] = [w for file in files if file not in of_vllm for w in read_router_runs(file)]
         config.stash[RECORDINGS] = [r for file in of_vllm for r in read_recordings(file)]
+        if balancers := config.getoption("balancers", None):
+            config.stash[BALANCER_RECORDINGS] = [r for file in balancers for r in read_balancer_recordings(file)]
     except BadSchedules as e:
         raise pytest.UsageError(str(e)) from e
 
@@ -46,6 +51,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "recording" in metafunc.fixturenames:
         recordings = metafunc.config.stash[RECORDINGS]
         metafunc.parametrize("recording", recordings, ids=[r.name for r in recordings])
+    if "balancer_recording" in metafunc.fixturenames:
+        recorded = metafunc.config.stash.get(BALANCER_RECORDINGS, None) or read_balancer_recordings(BALANCERS)
+        metafunc.parametrize("balancer_recording", recorded, ids=[r.name for r in recorded])
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ class Backend(NamedTuple):
 
     weight: int = 1
     max_connections: int = 0  # at a time (nginx: max_conns, HAProxy: maxconn); 0: no limit
-    max_fails: int = 0  # nginx: failures until it is left out for `fail_timeout`; 0: it never is
+    max_fails: int = 1  # nginx: failures until it is left out for `fail_timeout`; 0: it never is
     fail_timeout: float = 10.0  # s
     backup: bool = False  # nginx: chosen only when all others are out
     down: bool = False  # never chosen
