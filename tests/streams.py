@@ -86,15 +86,15 @@ def observe(
                 if row.computed + row.tokens >= row.request.prompt_tokens + received or not row.is_prefill:
                     tokens.setdefault(row.request, []).append(end)
 
-    bench.replica.on_call = watch
-    tell = bench.replica.engine.observer
+    bench.replicas[0].on_call = watch
+    tell = bench.replicas[0].engine.observer
     assert tell is not None
 
     def observer(step: Scheduled) -> None:
         scheduled.append(step.rows)
         tell(step)
 
-    bench.replica.engine.observer = observer
+    bench.replicas[0].engine.observer = observer
     present, rungs = 0, []
     for there in users:
         start = float(bench.clock.now)

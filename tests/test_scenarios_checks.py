@@ -268,7 +268,51 @@ BAD = {
     "think": ("users", "  users: [1]\n  think: -1", ":11: load.think: expected 0 or more, found -1"),
     # the rest
     "replicas": ("slo", "replicas: 0", ":12: replicas: expected more than 0, found 0"),
-    "fleet": ("slo", "replicas: 3", ":12: replicas: expected 1, found 3: several replicas"),
+    "fleet-twice": (
+        "slo",
+        "replicas: 3\nfleet: {replicas: 3}",
+        ":12: replicas: expected fleet.replicas instead: there is a fleet",
+    ),
+    "autoscaler": (
+        "slo",
+        "fleet: {autoscaler: {min: 2}}",
+        ":12: fleet.autoscaler: expected none: autoscaler is not simulated yet",
+    ),
+    "failures": (
+        "slo",
+        "fleet: {failures: {mtbf_hours: 200}}",
+        ":12: fleet.failures: expected none: failures is not simulated yet",
+    ),
+    "no-such-replica": (
+        "slo",
+        "fleet: {replicas: 3, outages: [{replica: 3, at: 5, seconds: 1}]}",
+        ":12: fleet.outages[0].replica: expected 0 to 2, found 3",
+    ),
+    "outages-overlap": (
+        "slo",
+        "fleet: {outages: [{replica: 0, at: 5, seconds: 2}, {replica: 0, at: 6, seconds: 1}]}",
+        ":12: fleet.outages[1].at: expected a time after the outage before (7 s)",
+    ),
+    "two-detections": (
+        "slo",
+        "fleet: {detection: {active: {interval: 2}, passive: {}}}",
+        ":12: fleet.detection: expected either active or passive, found both",
+    ),
+    "no-policy": (
+        "slo",
+        "fleet: {balancer: {policy: best}}",
+        ":12: fleet.balancer.policy: expected one of round_robin",
+    ),
+    "replicas-range": (
+        "slo",
+        "fleet: {replicas: {low: 4, high: 3}}",
+        ":12: fleet.replicas: expected low <= high, found 4 and 3",
+    ),
+    "node": (
+        "price",
+        "price: {usd_per_hour: 3, replicas_per_node: 2}",
+        ":11: price.replicas_per_node: expected it with per: node",
+    ),
     "slo-metric": ("slo", "slo: {ee2_p95: 15}", ":12: slo.ee2_p95: unknown metric; did you mean e2e_p95?"),
     "slo-zero": ("slo", "slo: {e2e_p95: 0}", ":12: slo.e2e_p95: expected more than 0, found 0"),
     "tolerance": ("slo", "tolerances: {rpss: 0.1}", ":12: tolerances.rpss: unknown metric; did you mean rps?"),

@@ -17,8 +17,10 @@ from sim.cluster.testbed import Bench
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Clocks, Delay
 from sim.model.errors import BadInput, CannotFit
+from sim.model.fleet import Fleet
 from sim.model.machine import Machine
 from sim.model.scenario import Load, Scenario
+from sim.model.server import Bounds
 from sim.model.workload import Lengths, RequestLengths, Sampler, Workload
 from sim.results import metrics
 from sim.run import Run, Rung
@@ -120,7 +122,7 @@ def test_the_routers_two_workers_count_the_tokens_of_one_prompt_after_another() 
     clocks = Clocks(uplink=Delay(quantiles=[0.05], per_token=1e-3))
     bench = Bench(closed([2]), Machine(STEP_TIME, SERVER, Noise(), clocks), (1, 0), Sampler(FIXED, 0))
     reached = []
-    bench.replica.submit = lambda r: reached.append((r.user, float(bench.clock.now)))  # type: ignore[method-assign]
+    bench.replicas[0].submit = lambda r: reached.append((r.user, float(bench.clock.now)))  # type: ignore[method-assign]
     for user in range(3):
         bench.clients.add_user(user)
     bench.clock.run(until=1.0)
@@ -241,8 +243,8 @@ def test_what_can_never_fit_is_refused_before_the_clock_starts() -> None:
         climb(closed([1]), small, (1, 0))
     with pytest.raises(CannotFit, match="max_batch_prefill_tokens 90"):
         climb(closed([1]), Machine(STEP_TIME, replace(SERVER, max_batch_prefill_tokens=90)), (1, 0))
-    with pytest.raises(BadInput, match="replicas: expected 1"):
-        climb(replace(closed([1]), replicas=2), MODEL, (1, 0))
+    with pytest.raises(BadInput, match=r"fleet\.replicas: expected a number, found 1 to 2"):
+        climb(replace(closed([1]), fleet=Fleet(replicas=Bounds(low=1, high=2))), MODEL, (1, 0))
 
 
 def test_a_replay_of_a_run_on_its_own_model_is_the_run() -> None:

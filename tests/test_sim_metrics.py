@@ -39,6 +39,7 @@ def by_hand(rows: list[tuple[float, float, list[float], str]], slo: dict[str, fl
             "id": range(len(rows)),
             "rung": 0,
             "user": range(len(rows)),
+            "replica": -1,
             "scheduled": [sent for sent, *_ in rows],
             "sent": [sent for sent, *_ in rows],
             "ended": [ended for _, ended, *_ in rows],

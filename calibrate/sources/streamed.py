@@ -65,6 +65,8 @@ def calibrate_runs(
     """
     if not runs:
         raise NotEnoughData("no runs to calibrate from")
+    for run in runs:
+        run.scenario.check_alone("calibrated from")
     engine = _one_engine(runs)
     assumed = [text for run in runs for text in run.assumptions]
     # a simulated server has the flags of its scenario

@@ -103,7 +103,8 @@ def _check_lengths(server: Server, prompt: tuple[int, int | None], total: tuple[
 
 
 def check_measurable(scenario: Scenario) -> None:
-    """Raise `BadInput` for a workload that the load generator cannot send."""
+    """Raise `BadInput` for a workload that the load generator cannot send, and for a fleet."""
+    scenario.check_alone("measured")
     for key, given in (("workload.classes", scenario.workload.classes), ("load.profile", scenario.load.profile)):
         if given:
             raise BadInput("is simulated only, so far: measure each load on its own", key=key)

@@ -135,9 +135,9 @@ def of_run(run: Run) -> Answer:
     said = {m: _plain(m, float(there[m])) for m in _QUOTED if not math.isnan(there[m])}
     second = f"At {loads[at]} no answer was complete."
     sentences = [first, _latencies(loads[at], "took", "came", said) if "e2e_p50" in said else second]
-    if (price := run.scenario.price) is not None and there["rps"] > 0:
-        each = significant(price.usd_per_hour / 3.6 / float(there["rps"]))
-        sentences.append(f"At this load 1,000 requests cost ${each}, at {of_the_machine(price.usd_per_hour)}.")
+    if (usd := run.scenario.usd_per_hour) is not None and there["rps"] > 0:
+        each = significant(usd / 3.6 / float(there["rps"]))
+        sentences.append(f"At this load 1,000 requests cost ${each}, at {of_the_machine(usd)}.")
     return Answer(name, sentences, [_seen(table, m, limit, loads) for m, limit in slo.items()])
 
 

@@ -26,7 +26,10 @@ def bottleneck(scenario: Scenario, rung: pd.Series) -> Bottleneck:
     server, declared = scenario.server, scenario.server.declared
     if rung["overloaded_rate"] > 0.001:
         share = f"{rung['overloaded_rate']:.0%} of the requests"
-        words = f"{server.permits} requests at once, {share} turned away with {declared.overloaded_status}; {time}"
+        if server.permits is None:
+            return Bottleneck(load=load, binds="balancer", words=f"{share} turned away by the balancer; {time}")
+        most = f"{server.permits} requests at once{'' if scenario.alone else ' on each replica'}"
+        words = f"{most}, {share} turned away with {declared.overloaded_status}; {time}"
         return Bottleneck(load=load, binds="permits", words=words)
     for limit in declared.limits if waiting > WAITING else ():
         if rung[limit.full] > FULL:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sim.executors import Tell, silent
 from sim.model.server import EngineFlags
+from sim.model.steps import held_before
 from sim.replicate import Task
 from sim.results import metrics, rates
 from sim.run import Run, Rung
@@ -23,7 +24,6 @@ COLUMNS = (
     "prefill_sequences",
     "decode_sequences",
     "decode_context",
-    "used",
 )
 
 
@@ -49,7 +49,6 @@ def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]
     assert run.steps is not None
     low, high = rung.settled, rung.end
     steps = {name: run.steps[name].to_numpy() for name in COLUMNS}
-    held = np.concatenate([[0], steps["used"][:-1]])  # a row's own `used` is what it leaves behind
     here = (steps["end"] > rung.start) & (steps["start"] < high)
     decode = here & (steps["decode_sequences"] > 0)
     requests = run.requests
@@ -58,7 +57,7 @@ def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]
     prompts, asked = (requests[name].to_numpy()[begun] for name in ("prompt_tokens", "max_new_tokens"))
     prompt, usual = (int(np.median(x)) if len(x) else 0 for x in (prompts, asked))
     steps |= {
-        "held": held,
+        "held": held_before(run.steps),
         "inside": here & (steps["start"] >= low),
     }
 

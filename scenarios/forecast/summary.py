@@ -53,7 +53,10 @@ def summarise(
     """The forecast of replicates (`tables` of `replicate`, one for each of `tasks`)."""
     rungs = _medians(tables)
     unit = unit_of(scenario)
-    outside = [bool(above(calibration, rung, unit) or below(calibration, rung, unit)) for _, rung in rungs.iterrows()]
+    replicas = scenario.served_by.count
+    outside = [
+        any(leaves(calibration, rung, unit, replicas) for leaves in (above, below)) for _, rung in rungs.iterrows()
+    ]
     growing = [unstable(scenario, rung) for _, rung in rungs.iterrows()]
     if scenario.load.rate is not None and scenario.workload.sessions is None:  # or more comes than the rate
         steady = [int(str(number)) for number, grows in zip(rungs.index, growing, strict=True) if not grows]
@@ -90,7 +93,7 @@ def summarise(
         knee=knee,
         crossing=crossing(scenario.slo, tables, without),
         latency_onset=latency_onset,
-        cost=costs(scenario.price, tables, knees, lambda load: named(load, unit)) if scenario.price else [],
+        cost=costs(usd, tables, knees, lambda load: named(load, unit)) if (usd := scenario.usd_per_hour) else [],
         bottleneck=[bottleneck(scenario, rung) for _, rung in rungs.iterrows()],
         slo=probabilities,
         published=list(_published(scenario, tables, latency_onset.rps)),

@@ -31,22 +31,22 @@ WORDS = {
 }
 
 
-def above(calibration: Calibration, rung: pd.Series, unit: str) -> dict[str, float]:
+def above(calibration: Calibration, rung: pd.Series, unit: str, replicas: int = 1) -> dict[str, float]:
     """What lies beyond the upper end of the calibrated range; `rung` holds medians of the columns of `replicate`, and
-    `unit` is its load's."""
-    asked = _asked(rung, unit, WORDS)
+    `unit` is its load's, which so many replicas share."""
+    asked = _asked(rung, unit, WORDS, replicas)
     return {name: x for name, x in asked.items() if x > SLACK * calibration.range.get(name, (0.0, np.inf))[1]}
 
 
-def below(calibration: Calibration, rung: pd.Series, unit: str) -> dict[str, float]:
+def below(calibration: Calibration, rung: pd.Series, unit: str, replicas: int = 1) -> dict[str, float]:
     """What lies under the lower end of the calibrated range, of what a ladder does not pass on its way up: its users,
     and its prompts."""
-    asked = _asked(rung, unit, ("users", "prompt_tokens"))
+    asked = _asked(rung, unit, ("users", "prompt_tokens"), replicas)
     return {name: x for name, x in asked.items() if SLACK * x < calibration.range.get(name, (0.0, 0.0))[0]}
 
 
-def _asked(rung: pd.Series, unit: str, names: Iterable[str]) -> dict[str, float]:
-    users = {"users": float(rung["load"])} if unit == "users" else {}  # a rate is no number of users
+def _asked(rung: pd.Series, unit: str, names: Iterable[str], replicas: int) -> dict[str, float]:
+    users = {"users": float(rung["load"]) / replicas} if unit == "users" else {}  # a rate is no number of users
     return {name: float(rung[f"max_{name}"]) for name in names if name != "users"} | users
 
 
@@ -91,11 +91,11 @@ def _broken(run: Run) -> list[Notice]:
     ]
 
 
-def beyond(calibration: Calibration, rungs: pd.DataFrame, units: Sequence[str]) -> list[Notice]:
+def beyond(calibration: Calibration, rungs: pd.DataFrame, units: Sequence[str], replicas: int = 1) -> list[Notice]:
     """From which load on, and up to which, the calibrated range is left; `rungs` are medians over replicates, `units`
     what each of their loads counts."""
     rows = list(zip((rung for _, rung in rungs.iterrows()), units, strict=True))
-    over, under = ([leaves(calibration, *row) for row in rows] for leaves in (above, below))
+    over, under = ([leaves(calibration, *row, replicas) for row in rows] for leaves in (above, below))
     since: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for values in over for name in values):
         first, unit = next(row for row, values in zip(rows, over, strict=True) if name in values)
@@ -132,7 +132,7 @@ def forecast_warnings(
     found = [*scenario.warnings, *(lengths.warnings if lengths is not None else ())]
     found += _other_machine(scenario, calibration) + _other_padding(scenario.server, calibration)
     loads = [float(load) for load in rungs["load"]]
-    found += beyond(calibration, rungs, [unit] * len(rungs))
+    found += beyond(calibration, rungs, [unit] * len(rungs), scenario.served_by.count)
     if any(growing):
         first = list(growing).index(True)
         found.append(

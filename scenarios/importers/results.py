@@ -403,7 +403,7 @@ def _table(levels: Sequence[LoadLevel], users: Sequence[int], times: list[Floats
             }
             asked = answer.output_tokens if answer.max_new_tokens is None else answer.max_new_tokens
             rows.append(
-                {"id": len(rows), "rung": rung, "user": users[len(rows)], "finish_reason": None}
+                {"id": len(rows), "rung": rung, "user": users[len(rows)], "replica": -1, "finish_reason": None}
                 | {name: float("nan") if t is None else t - zero for name, t in moments.items()}
                 | {"prompt_tokens": answer.prompt_tokens, "output_tokens": answer.output_tokens}
                 | {"max_new_tokens": asked, "status": answer.status, "error": answer.error}

@@ -14,6 +14,7 @@ from sim.model.files.shape import Fail, Key, known
 from sim.model.flags import check_bounds
 from sim.model.metric import COMPARED, LATENCIES, OF_A_LADDER
 from sim.model.scenario import Figure, Launch, Load, Scenario
+from sim.model.server import Bounds
 from sim.model.text import NAME_BYTES, shortened_name
 from sim.model.workload import Gamma, Lengths, RequestFile, Workload
 
@@ -26,8 +27,7 @@ def check(s: Scenario, fail: Fail) -> None:
         raise fail(("name",), f"expected at most {NAME_BYTES} bytes, found {len(s.name.encode(errors='replace'))}")
     if not s.name.strip() or s.name.startswith(".") or set(s.name) & set("/\\") or s.name != shortened_name(s.name):
         raise fail(("name",), f"expected a name that can be a folder's, found {s.name!r}")
-    if s.replicas > 1:
-        raise fail(("replicas",), f"expected 1, found {s.replicas}: several replicas cannot be forecast yet")
+    _fleet(s, fail)
 
     def of_server(key: Key, message: str) -> UserError:
         return fail(("server", *key), message)
@@ -79,6 +79,32 @@ def _launch(launch: Launch, fail: Fail) -> None:
 
 
 OF_A_CLASS = (*(name for name in LATENCIES if not name.startswith("itl")), "error_rate")  # steps have no class
+
+
+def _fleet(s: Scenario, fail: Fail) -> None:
+    at: Key = ("fleet",)
+    if s.price is not None and s.price.replicas_per_node > 1 and s.price.per != "node":
+        raise fail(("price", "replicas_per_node"), "expected it with per: node")
+    if s.fleet is None:
+        return
+    if s.replicas != 1:
+        raise fail(("replicas",), "expected fleet.replicas instead: there is a fleet")
+    for name in ("failures", "autoscaler"):
+        if getattr(s.fleet, name) is not None:
+            raise fail((*at, name), f"expected none: {name} is not simulated yet")
+    if isinstance(found := s.fleet.replicas, Bounds) and found.low > found.high:
+        raise fail((*at, "replicas"), f"expected low <= high, found {found.low} and {found.high}")
+    most = found.high if isinstance(found, Bounds) else found
+    if s.fleet.detection.active is not None and s.fleet.detection.passive is not None:
+        raise fail((*at, "detection"), "expected either active or passive, found both")
+    down: dict[int, float] = {}
+    for i, outage in sorted(enumerate(s.fleet.outages), key=lambda entry: entry[1].at):
+        key = (*at, "outages", i)
+        if outage.replica >= most:
+            raise fail((*key, "replica"), f"expected 0 to {most - 1}, found {outage.replica}")
+        if outage.at < down.get(outage.replica, 0.0):
+            raise fail((*key, "at"), f"expected a time after the outage before ({down[outage.replica]:g} s)")
+        down[outage.replica] = outage.at + outage.seconds
 
 
 def _workload(w: Workload, fail: Fail) -> None:

@@ -71,7 +71,10 @@ def load(source: str | Path, *sets: str) -> Scenario:
     if home is None or (not sets and Path(home) == find(str(source))):
         return scenario
     measured = checked(read_tree(Path(home)))
-    same = (measured.server, measured.machine) == (scenario.server, scenario.machine)
+    same = measured.alone == scenario.alone and (measured.server, measured.machine) == (
+        scenario.server,
+        scenario.machine,
+    )
     return scenario if same else msgspec.structs.replace(scenario, published=[])
 
 
@@ -248,6 +251,8 @@ def merge(base: dict[str, Any], top: dict[str, Any], key: Key) -> dict[str, Any]
     merged = dict(base)
     if key == ("server",) and "engine" in top and top["engine"] != merged.get("engine", catalog.DEFAULT):
         merged = {}  # flags of another engine mean nothing to this one
+    if key == () and "fleet" in top:
+        merged.pop("replicas", None)
     groups = INSTEAD.get(tuple(map(str, key)), LAWS if set(top) <= set().union(*LAWS) else ())
     chosen = [group for group in groups if group & set(top)]
     if chosen:

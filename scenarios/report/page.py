@@ -248,7 +248,7 @@ def _plan(f: Forecast) -> dict[str, Any]:
         titles += ["$ per 1,000 requests", "$ per million input", "$ per million output", "$ per million tokens"]
         source = f" ({price.source})" if price.source else ""
         caption += (
-            f" At {of_the_machine(price.usd_per_hour)}{source}. Input and output tokens are each charged the whole "
+            f" At {of_the_machine(f.cost[0].usd_per_hour)}{source}. Input and output tokens are each charged the whole "
             "machine; the last column counts both."
         )
     return grid(titles, rows, left=(0,), caption=caption)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count, repeat
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from sim.cluster.clock import Clock
-from sim.cluster.frontend import FrontEnd
 from sim.cluster.request_log import RequestLog
 from sim.cluster.sessions import Ask, SessionSource
+from sim.engines.engine import ServerState
 from sim.model.calibration import Clocks
 from sim.model.request import Request
 from sim.model.status import Status
@@ -64,6 +64,26 @@ class Patience(NamedTuple):
 FOR_EVER = Patience()
 
 
+class Server(Protocol):
+    """What clients talk to: one server, or a fleet of them."""
+
+    @property
+    def running(self) -> int:
+        """How many requests are in the engines' batches."""
+
+    def reach(self, request: Request) -> None:
+        """A request arrives now."""
+
+    def cancel(self, request: Request) -> None:
+        """The request's client goes away now; the request may be on its way yet."""
+
+    def received(self, request: Request) -> int:
+        """The tokens that the server has made by now for a request that has not ended."""
+
+    def state(self) -> ServerState:
+        """The gauges now."""
+
+
 class Clients:
     """What users and streams share: they send to one server and keep the log.
 
@@ -92,7 +112,7 @@ class Clients:
         self._burst_end = -float("inf")  # when the last of them was sent
         self.think, self.retry, self.patience = think, retry, patience
         self.log = RequestLog(classes)
-        self.server: FrontEnd
+        self.server: Server
         self.on_ended: Callable[[Request, float], None] = lambda request, ended: None
         self._in_flight: dict[int, Request] = {}
         self._ids = 0
@@ -141,14 +161,15 @@ class Clients:
             first = last if r.received == 1 else min(last, r.first_token + r.delays[FIRST])
             self.log.append(r, ended, first, last)
         else:
-            self.log.append(r, ended, float("nan"), float("nan"))
+            first = min(last, r.first_token + r.delays[FIRST]) if r.received else float("nan")
+            self.log.append(r, ended, first, float("nan"))
         self.on_ended(r, ended)
         if (following := self._following(r)) is not None:
             ask, pause = following
             asked, delays, _ = ask
             free = self._turn + delays[SPACING] + self._spacing * asked.prompt_tokens
             self._turn = max(ended, free)
-            read = self._reading * self.server.running
+            read = self._reading * self.server.running if self._reading else 0.0
             at = self._turn + pause + read + delays[TURNAROUND] + self._turnaround * asked.prompt_tokens
             self._send(r.user, ask, at)
             if pause == 0.0:
@@ -163,10 +184,7 @@ class Clients:
             return
         del self._in_flight[r.id]
         r.status, r.received, now = Status.TIMEOUT, self.server.received(r), self.clock.now
-        if math.isnan(r.queued):
-            r.gone = True  # on its way there
-        else:
-            self.server.cancel(r)
+        self.server.cancel(r)
         first = r.first_token + r.delays[FIRST] if r.received else float("nan")
         self.log.append(r, now, min(first, now), float("nan"))
         if (following := self._following(r)) is not None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heapreplace
-from math import inf, nextafter
+from math import inf, isnan, nextafter
 
 from sim.cluster.clock import Clock
 from sim.cluster.replica import Replica
-from sim.engines.engine import ServerState
+from sim.engines.engine import Engine, ServerState
 from sim.model.request import Request
 from sim.model.status import Status
 
@@ -18,7 +18,7 @@ class FrontEnd:
 
     `permits` is how many requests are let in at once, queued and running alike; others end as `overloaded`. Each of
     `workers` counts the tokens of one prompt at a time, in the order of arrival, and takes `seconds_per_token`.
-    `allowed` (`EngineFlags.allowed`) says to how many tokens a request is cut.
+    `allowed` (`EngineFlags.allowed`) says to how many tokens a request is cut. `index` is its replica's.
     """
 
     def __init__(
@@ -29,9 +29,10 @@ class FrontEnd:
         workers: int = 1,
         seconds_per_token: float = 0.0,
         allowed: Callable[[int, int], int] | None = None,
+        index: int = 0,
     ):
         self.clock, self.on_end, self.permits, self.allowed = clock, on_end, permits, allowed
-        self.in_use = 0  # permits
+        self.index, self.in_use = index, 0  # permits in use
         self.replica: Replica
         self._arrived = -inf  # of the last request
         self._per_token = seconds_per_token
@@ -49,6 +50,7 @@ class FrontEnd:
 
     def reach(self, request: Request) -> None:
         """A request arrives at the server now; its client may leave while its tokens are counted."""
+        request.replica = self.index
         if not self._per_token or not self.has_permit:  # who is turned away is not counted
             self._counted(request)
             return
@@ -79,9 +81,16 @@ class FrontEnd:
         self.replica.submit(request)
 
     def cancel(self, request: Request) -> None:
-        """The request's client goes away now."""
-        self.in_use -= 1
-        self.replica.cancel(request)
+        """The request's client goes away now; it may be on its way, or its tokens be counted yet."""
+        request.gone = True
+        if not isnan(request.queued):
+            self.in_use -= 1
+            self.replica.cancel(request)
+
+    def restart(self, engine: Engine) -> None:
+        """The server dies now, with all that it holds; it starts again with an `engine` that holds nothing."""
+        self.in_use, self._busy = 0, [-inf] * len(self._busy)
+        self.replica.restart(engine)
 
     def received(self, request: Request) -> int:
         """The tokens that the server has made by now for a request that has not ended."""

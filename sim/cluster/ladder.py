@@ -87,7 +87,7 @@ def check_servable(scenario: Scenario, server: EngineFlags, lengths: RequestLeng
 
 def _watch(bench: Bench, load: Load, lengths: RequestLengths | None, progress: Callable[[float], None]) -> None:
     """Tell about how much is done: a rung counts by its load, up to what the server lets in, and by its time within."""
-    clock, permits = bench.clock, bench.scenario.server.permits
+    clock, permits = bench.clock, (bench.scenario.server.permits or 0) * len(bench.replicas)
     work = [float(min(users, permits or users)) for users in load.users or []] or [
         float(rate) for rate in load.rate or [1.0]
     ]

@@ -62,6 +62,7 @@ def replay(run: Run, model: Machine, seed: Sequence[int]) -> Run:
     recorded ones. Each segment of a resumed run begins anew. Clients give up after as long as the recorded ones did.
     Raises `NotEnoughData` if no rung was finished.
     """
+    run.scenario.check_alone("replayed")
     if run.scenario.workload.conversations is not None:
         raise BadInput(
             "a run of sessions is not replayed: its requests do not tell whose turns they are", path=run.name

@@ -35,7 +35,8 @@ class Replica:
 
     `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears
     of every call (the steps of a plan are one), at the end of its last step and before anybody is told of an end. Until
-    `busy_until` the server does something else (what was asked of it before, a warm-up) and only queues.
+    `busy_until` the server does something else (what was asked of it before, a warm-up) and only queues. `index` is
+    its own among the replicas of a fleet.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Replica:
         noise: Noise | None = None,
         on_call: Callable[[Call], None] | None = None,
         busy_until: float = 0.0,
+        index: int = 0,
     ):
         self.clock, self.engine, self.step_time, self.noise = clock, engine, step_time, noise
-        self.on_end = on_end
+        self.on_end, self.index = on_end, index
         self.steps = bytearray()  # rows of doubles: to pack them takes half the time of an array
         self.step_ends: list[NDArray[np.float64]] = []
         self.number = 0  # forward passes so far: what the noise is indexed by
@@ -118,6 +120,13 @@ class Replica:
             assert self._segment is not None
             start, end = (self._segment.end(self._before + steps) for steps in (0, made))
             self._note(self._plan, made, start, end)
+
+    def restart(self, engine: Engine) -> None:
+        """The server dies now, with all that it holds; it starts again with an `engine` that holds nothing."""
+        self.stop()
+        self._scheduled.clear()
+        self.engine, self.on_call = engine, self._on_call
+        self._state, self._plan, self._last, self._idle = engine.state(), None, None, True
 
     def step_table(self) -> pd.DataFrame:
         """The steps so far, one row per run of equal steps, with `STEP_COLUMNS`."""
@@ -201,14 +210,17 @@ class Replica:
         self._last = None
         took = self._time_between(after)
         if took > 0.0 and not clock.skip(now + took):
-            clock.call(now + took, self._worked, now, ROUTER)
+            clock.call(now + took, self._worked, (now, self.engine), ROUTER)
             return False
         if self._on_call is not None:
             self._tell_of(now, [clock.now])
         return True
 
-    def _worked(self, start: float) -> None:
-        """The work between two steps, begun at `start`, has ended."""
+    def _worked(self, what: tuple[float, Engine]) -> None:
+        """The work between two steps has ended: when it began, and whose it was."""
+        start, engine = what
+        if engine is not self.engine:  # which has died
+            return
         if self._on_call is not None:
             self._tell_of(start, [self.clock.now])
         self._serve()
@@ -275,7 +287,7 @@ class Replica:
                 share = 1 - self.step_time.line(alone).first / first if first else 0.0
             # fmt: off
             self.steps += _ROW(
-                start, end, steps, 0,
+                start, end, steps, self.index,
                 1, tokens, work.prefill_sequences, work.prefill_attention, work.prefill_longest,
                 size, work.decode_context, work.decode_longest, joined, ended if kept else 0,
                 ended, kept, state.kv_used, first, line.growth, extra, share, begun,
@@ -293,7 +305,7 @@ class Replica:
             ended = begun - kept
             # fmt: off
             self.steps += _ROW(
-                start, end, 1, 0,
+                start, end, 1, self.index,
                 1, work.prefill_tokens, work.prefill_sequences, work.prefill_attention, work.prefill_longest,
                 0, 0, 0, 0, ended if kept else 0,
                 ended, kept, state.kv_used, end - start, 0.0, 0.0, 0.0, begun,
@@ -307,7 +319,7 @@ class Replica:
         for end in self._segment.ends(self._before + steps - 1, self._before).tolist():
             # fmt: off
             self.steps += _ROW(
-                start, end, 1, 0,
+                start, end, 1, self.index,
                 1, work.prefill_tokens, work.prefill_sequences, work.prefill_attention, work.prefill_longest,
                 0, 0, 0, 0, 0,
                 0, 0, self._state.kv_used, end - start, 0.0, 0.0, 0.0, 0,

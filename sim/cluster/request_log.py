@@ -17,6 +17,7 @@ _CODE: dict[Status | None, int] = {status: code for code, status in enumerate(_S
 _KEPT = (
     "id",
     "user",
+    "replica",
     "scheduled",
     "sent",
     "ended",
@@ -45,7 +46,7 @@ class RequestLog:
         """Keep a request; times in s on the client's clock, NaN for a token that never came."""
         asked = r.prompt_tokens, r.max_new_tokens, r.received
         self._rows += _ROW.pack(
-            r.id, r.user, r.scheduled, r.sent, ended, *asked, first_token, last_token, _CODE[r.status], r.of
+            r.id, r.user, r.replica, r.scheduled, r.sent, ended, *asked, first_token, last_token, _CODE[r.status], r.of
         )
 
     def table(self, rung_starts: list[float]) -> pd.DataFrame:

@@ -1,18 +1,23 @@
-"""One simulated server with its clients: what a ladder climbs and a replay repeats."""
+"""A simulated server, or a fleet of them, with its clients: what a ladder climbs and a replay repeats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 
 import msgspec
+import pandas as pd
 
+from sim.cluster.balancers.policies import READ_STATE, balancer_of
 from sim.cluster.clients import FOR_EVER, Clients, Patience
 from sim.cluster.clock import Clock
+from sim.cluster.fleet import Fleet
 from sim.cluster.frontend import FrontEnd
 from sim.cluster.replica import Replica
 from sim.cluster.sessions import SessionSource
 from sim.engines.catalog import identity, scheduler
-from sim.model.errors import BadInput
+from sim.model import fleet
 from sim.model.machine import Machine
 from sim.model.scenario import Scenario
 from sim.model.steps import Call
@@ -22,7 +27,7 @@ from sim.steptime.noise import Noise
 
 
 class Bench:
-    """One server, its clients, and the rungs so far; with `members`, the steps keep the ids of their requests."""
+    """A server or a fleet, its clients, and the rungs so far; with `members`, steps keep the ids of their requests."""
 
     def __init__(
         self,
@@ -37,8 +42,6 @@ class Bench:
         patience: Patience = FOR_EVER,
         lengths: RequestLengths | None = None,
     ):
-        if scenario.replicas != 1:
-            raise BadInput(f"expected 1, found {scenario.replicas}: fleets are not simulated yet", key="replicas")
         self.scenario, self.model = scenario, model
         self.seed = seed
         self.clock = Clock(initial_time=start)
@@ -53,40 +56,61 @@ class Bench:
             patience=patience,
             classes=[each.name for each in scenario.workload.classes],
         )
-        self.clients.server = front = FrontEnd(
+        self._fronts: list[FrontEnd] = []
+        self.replicas: list[Replica] = []
+        for _ in range(scenario.served_by.count):
+            self._add_replica(model, busy_until)
+        self.clients.server = self._fronts[0] if scenario.alone else self._fleet(scenario.served_by)
+        self.rungs: list[Rung] = []
+        self._members: list[list[list[int]]] = [[] for _ in self.replicas]
+        if members:
+            for replica, of in zip(self.replicas, self._members, strict=True):
+                replica.on_call = partial(_note_members, of)
+
+    def _add_replica(self, model: Machine, busy_until: float) -> None:
+        index, server = len(self.replicas), model.server
+        front = FrontEnd(
             self.clock,
             self.clients.ended,
-            model.server.permits,
-            model.server.declared.tokenizer_workers,
+            server.permits,
+            server.declared.tokenizer_workers,
             model.clocks.uplink.per_token,
-            model.server.allowed,
+            server.allowed,
+            index,
         )
-        noise = None if model.noise.silent else Noise(model.noise, seed)
-        self.replica = Replica(
+        front.replica = Replica(
             self.clock,
-            scheduler(model.server),
+            scheduler(server),
             model.step_time,
             front.ended,
-            noise,
+            None if model.noise.silent else Noise(model.noise, self.seed, index),
             busy_until=busy_until,
+            index=index,
         )
-        front.replica = self.replica
-        self.rungs: list[Rung] = []
-        self._members: list[list[int]] = []
-        if members:
-            self.replica.on_call = self._on_call
+        self._fronts.append(front)
+        self.replicas.append(front.replica)
 
-    def _on_call(self, call: Call) -> None:
-        if call.op != "filter" and call.members:  # a step with nothing to run has no row
-            self._members.append([r.id for r in call.members])
+    def _fleet(self, spec: fleet.Fleet) -> Fleet:
+        made = Fleet(
+            self.clock,
+            self._fronts,
+            balancer_of(spec),
+            self.clients.ended,
+            per_connection=spec.per == "connection",
+            scrape_seconds=spec.scrape_seconds if spec.balancer.policy in READ_STATE else None,
+        )
+        engines = [partial(scheduler, self.model.server)] * len(self._fronts)
+        made.plan_outages(spec.outages, spec.detection.active, engines)
+        return made
 
     def run(self) -> Run:
         """End the run now, and say what happened."""
         self.clients.abort()
-        self.replica.stop()
-        steps = self.replica.step_table()
-        if self._members:
-            steps["members"] = self._members
+        for replica in self.replicas:
+            replica.stop()
+        steps = pd.concat([replica.step_table() for replica in self.replicas], ignore_index=True)
+        if any(self._members):
+            steps["members"] = list(chain.from_iterable(self._members))
         return Run(
             kind="simulated",
             name=self.scenario.name,
@@ -94,7 +118,12 @@ class Bench:
             rungs=self.rungs,
             requests=self.clients.log.table([rung.start for rung in self.rungs]),
             steps=steps,
-            step_ends=self.replica.step_ends,
+            step_ends=list(chain.from_iterable(replica.step_ends for replica in self.replicas)),
             stopped="all rungs of the list are done",
             engine=identity(self.model.server.engine, "scenario"),
         )
+
+
+def _note_members(of: list[list[int]], call: Call) -> None:
+    if call.op != "filter" and call.members:  # a step with nothing to run has no row
+        of.append([r.id for r in call.members])

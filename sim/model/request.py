@@ -34,6 +34,7 @@ class Request:
         "prompt_tokens",
         "queued",
         "received",
+        "replica",
         "scheduled",
         "sent",
         "session",
@@ -63,6 +64,7 @@ class Request:
         self.session: Any = None  # that it is a turn of; its clients' matter
         self.arrived = self.queued = self.first_token = self.last_token = float("nan")
         self.delays: Sequence[float] = ()  # of its client, s
+        self.replica = -1  # that has it, or had; -1 for one that reached none
         self.received = 0  # tokens delivered; known once the request has ended
         self.status: Status | None = None  # how it ended
         self.gone = False  # its client has left

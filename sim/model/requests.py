@@ -21,6 +21,7 @@ REQUEST_COLUMNS = {
     "id": "int64",
     "rung": "int64",
     "user": "int64",
+    "replica": "int64",  # -1: reached none, or nobody knows
     "scheduled": "float64",
     "sent": "float64",
     "ended": "float64",
@@ -84,6 +85,7 @@ class Requests:
             "id": r.id,
             "rung": r.rung,
             "user": r.user,
+            "replica": r.replica,
             "scheduled": r.sent if r.scheduled is None else r.scheduled,
             "sent": r.sent,
             "ended": r.ended,
@@ -190,6 +192,8 @@ def request_records(
     floats = {name for name, kind in REQUEST_COLUMNS.items() if kind == "float64"}
     for i, row in enumerate(table.to_dict("records")):
         record = {str(k): kept_time(v) if k in floats else v for k, v in row.items()}
+        if row.get("replica", -1) < 0:
+            record.pop("replica", None)
         if times is not None:
             record["token_times"] = [kept_time(t) for t in times[i]]
             del record["first_token"], record["last_token"]

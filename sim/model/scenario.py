@@ -13,8 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.model.errors import BadInput
 from sim.model.files.format import FORMAT
 from sim.model.flags import Flag, flags, names
+from sim.model.fleet import Fleet
 from sim.model.quantity import Count, NotNegative, NotNegativeInt, Positive, Size
 from sim.model.server import EngineFlags
 from sim.model.warning import Notice
@@ -89,10 +91,16 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one replica costs, USD per hour, and who says so."""
+    """What a replica costs, or a node with so many replicas, USD per hour, and who says so."""
 
     usd_per_hour: Positive
     source: str = ""
+    per: Literal["replica", "node"] = "replica"
+    replicas_per_node: Count = 1
+
+    def of(self, replicas: int) -> float:
+        """What so many replicas cost, USD per hour: whole nodes."""
+        return self.usd_per_hour * -(-replicas // self.replicas_per_node)
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,7 +157,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     server: EngineFlags
     workload: Workload = Workload()
     load: Load = Load()
-    replicas: Count = 1
+    replicas: Count = 1  # short for those of a fleet
+    fleet: Fleet | None = None
     machine: Hardware = Hardware()
     calibration: str | None = None
     table: str | None = None
@@ -161,6 +170,30 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     launch: Launch | None = None
     warnings: list[Notice] = []
     written: list[str] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def served_by(self) -> Fleet:
+        """Its fleet; without one, `replicas` of them with the usual balancer."""
+        return Fleet(replicas=self.replicas) if self.fleet is None else self.fleet
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is one server without a balancer."""
+        return self.fleet is None and self.replicas == 1
+
+    def check_alone(self, done: str) -> None:
+        """Raise `BadInput` for a fleet: one is not `done` (measured, calibrated from) yet."""
+        if not self.alone:
+            raise BadInput(
+                f"expected one server: fleets are simulated, and not {done} yet",
+                path=self.name,
+                key="replicas" if self.fleet is None else "fleet",
+            )
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """What all its replicas cost; None without a price."""
+        return None if self.price is None else self.price.of(self.served_by.count)
 
     @property
     def flags(self) -> dict[str, Flag]:

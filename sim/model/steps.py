@@ -54,6 +54,14 @@ class Call(NamedTuple):
     used: int
 
 
+def held_before(steps: pd.DataFrame) -> NDArray[np.int64]:
+    """The tokens of its replica's KV cache before each row; the rows of a replica stand together."""
+    used, replica = steps["used"].to_numpy(), steps["replica"].to_numpy()
+    before = np.concatenate([[0], used[:-1]])  # a row's own `used` is what it leaves behind
+    before[np.flatnonzero(np.diff(replica)) + 1] = 0
+    return before
+
+
 def step_records(steps: pd.DataFrame, step_ends: list[NDArray[np.float64]] | None) -> Iterator[dict[str, Any]]:
     """The lines of `steps.jsonl`: `STEP_COLUMNS`, and `members` and `ends` where known."""
     ends = iter(step_ends or [])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -93,7 +94,7 @@ def _at(values: Floats, weights: Floats, wanted: Sequence[float]) -> list[float]
 def gaps(run: Run, low: float, high: float) -> Gaps:
     """The gaps whose later token came in [low, high), s since the run began."""
     if run.token_times is None and run.steps is not None:
-        return _simulated(run.steps, run.step_ends or [], low, high)
+        return _of_fleet(run.steps, run.step_ends or [], low, high)
     # of an answer that was not streamed it is only known when it came
     last = run.requests["last_token"].to_numpy()
     whole = (last >= low) & (last < high) & (run.requests["status"].to_numpy() == Status.OK)
@@ -124,6 +125,23 @@ def _measured(
         parts.append(np.diff(times[max(a - 1, 0) : b]))
     values = np.concatenate(parts) if parts else np.empty(0)
     return _single(values, np.ones(len(values)), tokens)
+
+
+def _of_fleet(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: float) -> Gaps:
+    """Of every replica, whose rows of `steps` stand together, by itself."""
+    edges = [0, *(np.flatnonzero(np.diff(steps["replica"].to_numpy())) + 1).tolist(), len(steps)]
+    if len(edges) == 2:
+        return _simulated(steps, step_ends, low, high)
+    decodes = np.concatenate([[0], np.cumsum(steps["decode_sequences"].to_numpy() > 0)])
+    parts = [_simulated(steps.iloc[a:b], step_ends[decodes[a] : decodes[b]], low, high) for a, b in pairwise(edges)]
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Gaps]) -> Gaps:
+    first, growth, count, weight = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "growth", "count", "weight")
+    )
+    return Gaps(first, growth, count, weight, sum(part.tokens for part in parts))
 
 
 def _simulated(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: float) -> Gaps:
@@ -167,14 +185,7 @@ def _simulated(steps: pd.DataFrame, step_ends: list[Floats], low: float, high: f
     tokens += float((sequences * (b - a)).sum())
     begun = (a == 0) & (b > 0)
     values, weights = _first_gaps(steps, rows[begun], came[begun])
-    single = _single(values, weights, tokens)
-    return Gaps(
-        np.concatenate([single.first, lines.first]),
-        np.concatenate([single.growth, lines.growth]),
-        np.concatenate([single.count, lines.count]),
-        np.concatenate([single.weight, lines.weight]),
-        tokens,
-    )
+    return _joined([_single(values, weights, tokens), lines])
 
 
 def _first_gaps(steps: pd.DataFrame, row: Ints, came: Floats) -> tuple[Floats, Floats]:

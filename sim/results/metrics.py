@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sim.model.errors import NotEnoughData
 from sim.model.metric import QUANTILES
 from sim.model.status import Status
+from sim.model.steps import held_before
 from sim.results.gaps import gaps, weighted_quantiles
 from sim.run import Run, Rung
 
@@ -145,12 +146,13 @@ def _area(start: Floats, end: Floats, low: float, high: float) -> float:
 
 
 def _shares(run: Run, low: float, high: float) -> dict[str, float]:
-    """What the server did in the window: shares of time, mean decode batch, occupancy of the token budget."""
+    """What a server did in the window, on the average over the fleet's: shares of time, mean decode batch, occupancy of
+    the token budget."""
     assert run.steps is not None
     steps = run.steps
     start, end, sequences = (steps[name].to_numpy() for name in ("start", "end", "decode_sequences"))
     overlap = np.clip(np.minimum(end, high) - np.maximum(start, low), 0.0, None)
-    seconds = high - low
+    seconds = (high - low) * run.scenario.served_by.count
     decode = np.where(sequences > 0, overlap, 0.0)
     chunks = float((overlap * steps["chunk_share"].to_numpy()).sum())  # of prompts, beside decodes
     busy = {
@@ -165,6 +167,6 @@ def _shares(run: Run, low: float, high: float) -> dict[str, float]:
         "mean_batch": float((decode * sequences).sum() / decode.sum()) if decode.any() else 0.0,
     }
     if budget is not None:
-        held = np.concatenate([[0], steps["used"].to_numpy()[:-1]])  # a row's own `used` is what it leaves behind
+        held = held_before(steps)
         found["budget_share"] = float((decode * held).sum() / decode.sum() / budget) if decode.any() else 0.0
     return found

@@ -28,6 +28,7 @@ from sim.model.files.records import (
 )
 from sim.model.files.shape import Key, check_shape, found
 from sim.model.flags import LAUNCH, SCENARIO, check_bounds, launched_by, names, told_by
+from sim.model.fleet import Fleet
 from sim.model.identity import SOURCES, Identity, is_engine
 from sim.model.requests import Requests, request_records
 from sim.model.scenario import Hardware, Load, Scenario, relocated
@@ -156,7 +157,7 @@ def _launched(document: Document, kind: type[EngineFlags]) -> dict[str, Any]:
 
 def _scenario(document: Document, raw: dict[str, Any]) -> Scenario:
     """The scenario embedded in a run, keys of later versions left out (they are kept in the file, not refused)."""
-    nested = {"workload": Workload, "load": Load, "machine": Hardware}
+    nested = {"workload": Workload, "load": Load, "machine": Hardware, "fleet": Fleet}
     known = {key: _known(value, nested.get(key)) for key, value in _known(raw, Scenario).items()}
     known.pop("launch", None)  # a command is run only from a scenario file that the user named
     server = known.get("server", {})

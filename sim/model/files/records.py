@@ -66,6 +66,7 @@ class RequestLine(msgspec.Struct):
     status: Status
     rung: int = 0
     user: int = -1
+    replica: int = -1
     scheduled: float | None = None
     ended: float | None = None
     max_new_tokens: int = 0
