@@ -93,6 +93,15 @@ class Balancer(Protocol):
         ...
 
 
+def key_of(request: Request) -> str:
+    """What an affinity knows a request by: its key, else its session, its user or, of a stream, itself."""
+    if request.key is not None:
+        return request.key
+    if request.text:
+        return str(request.text[-1][1])  # what only this conversation has
+    return f"user {request.user}" if request.user >= 0 else f"request {request.id}"
+
+
 class SeededDraws:
     """Random numbers by seed and by user (or stream of arrivals): others' requests do not change them."""
 

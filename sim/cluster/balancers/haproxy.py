@@ -15,7 +15,7 @@ from math import gcd, inf
 from operator import itemgetter
 from typing import ClassVar
 
-from sim.cluster.balancers.balancer import Backend, Change, ChangeKind, Draws, Ending, Starts, Target
+from sim.cluster.balancers.balancer import Backend, Change, ChangeKind, Draws, Ending, Starts, Target, key_of
 from sim.model.request import Request
 from sim.model.status import Status
 
@@ -142,7 +142,7 @@ class HAProxy:
         self._warm_up(now)
         usable = [s for s in self._servers if s.usable and s.index not in tried]
         if not usable:
-            return Status.OVERLOADED
+            return Status.CONNECT
         behind = self._waits_behind and self._queue and any(s.sessions for s in self._servers)
         server = None if behind else self._next(request, usable)
         if server is not None and not server.full:
@@ -443,7 +443,7 @@ class Hash(Ring):
     _hashes = True
 
     def _next(self, request: Request, usable: list[Server]) -> Server | None:
-        return self._nearest(scatter(number_of(request.key or "")), usable)
+        return self._nearest(scatter(number_of(key_of(request))), usable)
 
 
 class MapHash(HAProxy):
@@ -455,7 +455,7 @@ class MapHash(HAProxy):
         factor = gcd(*(s.weight for s in self._servers))
         total = sum(s.weight for s in usable) // factor
         scores = dict.fromkeys(usable, 0)
-        at = number_of(request.key or "") % total
+        at = number_of(key_of(request)) % total
         for _ in range(at + 1):
             for server in usable:
                 scores[server] += server.weight // factor

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import ClassVar
 from zlib import crc32
 
-from sim.cluster.balancers.balancer import Backend, Change, Draws, Ending, Starts, Target
+from sim.cluster.balancers.balancer import Backend, Change, Draws, Ending, Starts, Target, key_of
 from sim.model.request import Request
 from sim.model.status import Status
 
@@ -49,7 +49,7 @@ class Nginx:
     def choose(
         self, request: Request, targets: Sequence[Target], now: float, tried: Sequence[int] = ()
     ) -> int | Status | None:
-        """The next peer that is not out, of the first group that has one; or a refusal (502)."""
+        """The next peer that is not out, of the first group that has one; or a refusal (502: all out, or full)."""
         second = floor(now)
         for group in self._groups:
             free = [p for p in group if not self._out(p, targets, second, tried)]
@@ -58,7 +58,8 @@ class Nginx:
                     peer.checked = second
                 peer.connections += 1
                 return peer.index
-        return Status.GENERATION
+        full = any(0 < p.config.max_connections <= p.connections for p in self._peers)
+        return Status.OVERLOADED if full else Status.CONNECT
 
     def _out(self, peer: Peer, targets: Sequence[Target], second: int, tried: Sequence[int]) -> bool:
         config = peer.config
@@ -175,9 +176,9 @@ class Hash(Nginx):
             yield weighted(group, number)
 
     def _next(self, request: Request, group: list[Peer], free: list[Peer], tried: Sequence[int]) -> Peer | None:
-        if len(self._peers) > 1 and request.key:
+        if len(self._peers) > 1:
             before, tries = list(tried), 0
-            for peer in self._sequence(request.key, group):
+            for peer in self._sequence(key_of(request), group):
                 if peer in free:
                     return smooth([peer]) if self._steps else peer
                 if before and peer.index == before[0]:  # where the search for this request's last peer ended

@@ -1,20 +1,22 @@
 """The routers of vLLM (vllm-router 0.1.17) and SGLang (sglang-router 0.3.2), made for LLM servers.
 
-They count the requests that each worker has in flight, keep no queue and look only at workers that are up. Sources:
-vllm-project/router and sgl-project/sglang (sgl-model-gateway), src/policies.
+They count the requests that each worker has in flight, keep no queue and look only at workers that are up; they have no
+weights. Sources: vllm-project/router and sgl-project/sglang (sgl-model-gateway), src/policies. `LeastTokens` and
+`LeastKV` are what a gateway does that reads the servers' own gauges.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cache
 from math import inf
 from operator import itemgetter
 from typing import ClassVar
 
-from sim.cluster.balancers.balancer import Backend, Change, Draws, Ending, Starts, Target
+from sim.cluster.balancers.balancer import Backend, Change, Draws, Ending, Starts, Target, key_of
+from sim.engines.engine import ServerState
 from sim.model.request import Request
 from sim.model.status import Status
 
@@ -36,7 +38,7 @@ class Router:
         """One of the workers that are up; a refusal (503) where there is none."""
         workers = [w for w in self._order if targets[w].up and w not in tried and not self._backends[w].down]
         if not workers:
-            return Status.OVERLOADED
+            return Status.CONNECT
         worker = self._pick(request, workers, targets)
         self._load[worker] += 1
         return worker
@@ -115,7 +117,7 @@ class CacheAware(Router):
     """The worker that has answered the longest beginning of the prompt, if that is long enough; else the least loaded.
 
     Also the least loaded where loads differ by more than `absolute`, and the largest is more than `relative` times the
-    smallest. A beginning is known by where it ends and by its name (see `request.Text`), in tokens.
+    smallest. Beginnings are those that `request.Text` names; lengths in tokens.
     """
 
     def __init__(
@@ -128,10 +130,11 @@ class CacheAware(Router):
     ):
         super().__init__(backends, order)
         self._threshold, self._absolute, self._relative = threshold, absolute, relative
-        self._seen: dict[object, list[int]] = {}  # who has answered a beginning, first who did so first
+        # beginnings, and how many tokens up to their end each worker has seen; first the worker that was the first
+        self._seen: dict[tuple[int, Hashable], dict[int, int]] = {}
 
     def _pick(self, request: Request, workers: list[int], targets: Sequence[Target]) -> int:
-        least, most = (key(self._load[w] for w in workers) for key in (min, max))
+        least, most = (extreme(self._load[w] for w in workers) for extreme in (min, max))
         matched, owners = self._match(request, workers)
         if most - least > self._absolute and most > self._relative * least:
             worker = self._least_loaded(workers)
@@ -140,19 +143,20 @@ class CacheAware(Router):
         else:
             worker = self._least_loaded(workers)
         for beginning in request.text:
-            known = self._seen.setdefault(beginning, [])
-            if worker not in known:
-                known.append(worker)
+            known = self._seen.setdefault(beginning, {})
+            known[worker] = max(known.get(worker, 0), request.prompt_tokens)
         return worker
 
     def _match(self, request: Request, workers: list[int]) -> tuple[int, list[int]]:
-        """How many tokens of a prompt are known, and to whom."""
+        """How many tokens of a prompt have been seen, and by whom."""
         matched, owners = 0, list[int]()
         for beginning in request.text:
-            known = [w for w in self._seen.get(beginning, ()) if w in workers]
-            if not known:
+            end = min(beginning[0] or request.prompt_tokens, request.prompt_tokens)
+            seen = {w: min(n, end) for w, n in self._seen.get(beginning, {}).items() if w in workers}
+            if not seen:
                 break
-            matched, owners = min(beginning[0] or request.prompt_tokens, request.prompt_tokens), known
+            matched = max(seen.values())
+            owners = [w for w, tokens in seen.items() if tokens == matched]
         return matched, owners
 
     def _owner(self, owners: list[int], workers: list[int]) -> int:
@@ -167,6 +171,23 @@ class CacheAwareByLoad(CacheAware):
         return self._least_loaded([w for w in workers if w in owners])
 
 
+class LeastTokens(Router):
+    """Fewest tokens at the last scrape, in the queue and in the KV cache; of equals the fewest requests in flight."""
+
+    def _pick(self, request: Request, workers: list[int], targets: Sequence[Target]) -> int:
+        return min(workers, key=lambda w: (self._gauge(targets[w].seen) / self._backends[w].weight, self._load[w]))
+
+    def _gauge(self, seen: ServerState) -> float:
+        return seen.queued_tokens + seen.kv_used
+
+
+class LeastKV(LeastTokens):
+    """The smallest share of the KV cache in use at the last scrape; of equals the fewest requests in flight."""
+
+    def _gauge(self, seen: ServerState) -> float:
+        return seen.kv_used / max(1, seen.kv_used + seen.kv_free)
+
+
 class ConsistentHash(Router):
     """By key on a ring of 160 points a worker; the first worker where that one is not up (consistent_hash.rs)."""
 
@@ -176,7 +197,7 @@ class ConsistentHash(Router):
         self._points = sorted(points.items())
 
     def _pick(self, request: Request, workers: list[int], targets: Sequence[Target]) -> int:
-        number = fbi_hash(f"header:x-session-id:{request.key}")
+        number = fbi_hash(f"header:x-session-id:{key_of(request)}")
         worker = self._points[bisect_left(self._points, number, key=itemgetter(0)) % len(self._points)][1]
         return worker if worker in workers else workers[0]
 
@@ -190,7 +211,7 @@ class Sticky(Router):
         self._keys = [0] * len(backends)
 
     def _pick(self, request: Request, workers: list[int], targets: Sequence[Target]) -> int:
-        key = request.key or ""
+        key = key_of(request)
         if (worker := self._worker.get(key)) not in workers:
             worker = self._assign(request, key, workers)
             self._worker[key] = worker
@@ -218,7 +239,7 @@ class Manual(Sticky):
 
     def _pick(self, request: Request, workers: list[int], targets: Sequence[Target]) -> int:
         worker = super()._pick(request, workers, targets)
-        self._in_flight[worker][request.key or ""] += 1
+        self._in_flight[worker][key_of(request)] += 1
         return worker
 
     def _assign(self, request: Request, key: str, workers: list[int]) -> int:
@@ -229,7 +250,7 @@ class Manual(Sticky):
     def ended(self, request: Request, target: int | None, how: Ending, targets: Sequence[Target], now: float) -> Starts:
         """One less in flight, of its worker and of its key."""
         assert target is not None
-        keys, key = self._in_flight[target], request.key or ""
+        keys, key = self._in_flight[target], key_of(request)
         keys[key] -= 1
         if not keys[key]:
             del keys[key]
