@@ -75,7 +75,7 @@ class Served(NamedTuple):
 
 
 def serve(balancer: Balancer, targets: int, load: float, requests: int, seed: int, servers: int = 1) -> Served:
-    """Poisson arrivals at `load` per server, exponential service times of mean 1 s; at each target in order of arrival."""
+    """Poisson arrivals at `load` per server, exponential service times of mean 1 s, in order of arrival per target."""
     random = np.random.default_rng(seed)
     arrivals = np.cumsum(random.exponential(1 / (load * targets * servers), requests)).tolist()
     services = random.exponential(1.0, requests).tolist()

@@ -142,7 +142,7 @@ class HAProxy:
         self._warm_up(now)
         usable = [s for s in self._servers if s.usable and s.index not in tried]
         if not usable:
-            return Status.CONNECT
+            return Status.OVERLOADED
         behind = self._waits_behind and self._queue and any(s.sessions for s in self._servers)
         server = None if behind else self._next(request, usable)
         if server is not None and not server.full:

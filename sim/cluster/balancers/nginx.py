@@ -49,7 +49,7 @@ class Nginx:
     def choose(
         self, request: Request, targets: Sequence[Target], now: float, tried: Sequence[int] = ()
     ) -> int | Status | None:
-        """The next peer that is not out, of the first group that has one; or a refusal (502: all out, or full)."""
+        """The next peer that is not out, of the first group that has one; or a refusal (502)."""
         second = floor(now)
         for group in self._groups:
             free = [p for p in group if not self._out(p, targets, second, tried)]
@@ -58,8 +58,7 @@ class Nginx:
                     peer.checked = second
                 peer.connections += 1
                 return peer.index
-        full = any(0 < p.config.max_connections <= p.connections for p in self._peers)
-        return Status.OVERLOADED if full else Status.CONNECT
+        return Status.GENERATION
 
     def _out(self, peer: Peer, targets: Sequence[Target], second: int, tried: Sequence[int]) -> bool:
         config = peer.config

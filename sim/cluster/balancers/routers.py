@@ -38,7 +38,7 @@ class Router:
         """One of the workers that are up; a refusal (503) where there is none."""
         workers = [w for w in self._order if targets[w].up and w not in tried and not self._backends[w].down]
         if not workers:
-            return Status.CONNECT
+            return Status.OVERLOADED
         worker = self._pick(request, workers, targets)
         self._load[worker] += 1
         return worker
