@@ -13,7 +13,7 @@ demo: .venv/ready ## forecast the article's two profiles, write out/report.html
 	@$(BIN)/python tools/demo.py
 
 test: .venv/ready lint ## lint, types, import rules, then all tests
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready ## ruff, mypy --strict and import-linter
 	@$(BIN)/ruff check --quiet .

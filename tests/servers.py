@@ -94,8 +94,8 @@ def say(*parts: bytes | float) -> Script:
 
 
 def quick_calibration(folder: Path) -> Path:
-    """Step times of a few milliseconds, so that a rung needs no more than a second."""
-    values = {"a0": 0.002, "a1": 1e-6, "b0": 0.003, "b1": 1e-5, "max_batch_total_tokens": 20000.0}
+    """Step times of a few milliseconds: a rung needs no more than a second, and the stand-in polls a third of it."""
+    values = {"a0": 0.004, "a1": 1e-6, "b0": 0.006, "b1": 1e-5, "max_batch_total_tokens": 20000.0}
     parameters = {name: Parameter(value=v, stderr=0.0, low=v, high=v) for name, v in values.items()}
     calibration = Calibration(source=Source(kind="assumed"), model="affine", parameters=parameters)
     path = folder / "calibration.json"

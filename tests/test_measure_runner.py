@@ -36,14 +36,14 @@ import msgspec
 from measure.ladder.session import measure
 from sim.engines.catalog import convert
 from sim.model.scenario import Scenario
-text, url, out, resume = sys.argv[1:]
+text, url, out, processes = sys.argv[1:]
 scenario = msgspec.json.decode(text, type=Scenario, dec_hook=convert)
-measure(scenario, url, Path(out), resume=resume == "resume", processes=2)
+measure(scenario, url, Path(out), processes=int(processes))
 """
 
 
-def child(s: Scenario, url: str, out: Path, resume: bool = False) -> subprocess.Popen[bytes]:
-    arguments = [msgspec.json.encode(s).decode(), url, str(out), "resume" if resume else ""]
+def child(s: Scenario, url: str, out: Path, processes: int = 2) -> subprocess.Popen[bytes]:
+    arguments = [msgspec.json.encode(s).decode(), url, str(out), str(processes)]
     return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.DEVNULL)
 
 
@@ -93,14 +93,14 @@ def test_kill_9_loses_only_what_was_in_flight_and_the_run_resumes(server: tuple[
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "stopped"),
-    [(signal.SIGINT, -signal.SIGINT, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    ("number", "status", "stopped", "processes"),
+    [(signal.SIGINT, -signal.SIGINT, "interrupted", 2), (signal.SIGTERM, 143, "terminated", 1)],
 )
 def test_ctrl_c_and_sigterm_close_the_run(
-    server: tuple[Standin, Path], tmp_path: Path, number: signal.Signals, status: int, stopped: str
+    server: tuple[Standin, Path], tmp_path: Path, number: signal.Signals, status: int, stopped: str, processes: int
 ) -> None:
     out = tmp_path / "run"
-    with child(scenario(users=[3], output=400, seconds=60.0), server[0].url, out) as measuring:
+    with child(scenario(users=[3], output=400, seconds=60.0), server[0].url, out, processes) as measuring:
         wait_for_three_running(server[0].url)
         children = psutil.Process(measuring.pid).children(recursive=True)
         measuring.send_signal(number)

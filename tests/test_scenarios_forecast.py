@@ -75,7 +75,7 @@ def test_the_curve_of_a_lone_user_is_arithmetic(small):
 def test_bands_are_the_spread_of_the_draws(small):
     """One user's latency is 0.02 + 19 · (b0 + b1): the band over replicates is that of the draws."""
     calibration = machine()
-    forecast = simulate(small("load.users=[1]"), calibration, replicates=199)
+    forecast = simulate(small("load.users=[1]"), calibration, replicates=99)
     d = {name: np.array(column) for name, column in calibration.draws.items()}
     truth = np.quantile(d["a0"] + 100 * d["a1"] + 19 * (d["b0"] + d["b1"]), [0.05, 0.5, 0.95])
     (row,) = forecast.rows("e2e_mean")
@@ -248,7 +248,7 @@ def test_a_request_that_can_never_fit_is_refused_before_the_clock_starts(small):
 def test_every_shipped_scenario_runs(name: str):
     """Small: few replicates, the windows cut; the calibration is the one they ship with, one fit shared by all."""
     scenario = load(name)
-    scenario = load(name, f"load.seconds={min(scenario.load.seconds, 60)}")
+    scenario = load(name, f"load.seconds={min(scenario.load.seconds, 40)}")
     forecast = simulate(scenario, calibration_of(name, scenario), replicates=19)
     rps = [row.value for row in forecast.rows("rps")]
     assert all(0 < value < 20 for value in rps)
@@ -262,7 +262,7 @@ def test_every_shipped_scenario_runs(name: str):
 def test_the_shipped_fit_shows_the_article():
     for name in ("llama2-70b-1500-100", "llama2-70b-50-500"):
         scenario = load(name, "load.users=[1, 2, 4, 8, 12, 16, 24, 32, 48, 64]", "load.seconds=240")
-        forecast = simulate(scenario, calibration_of(name, scenario), replicates=39)
+        forecast = simulate(scenario, calibration_of(name, scenario), replicates=19)
         assert len(forecast.published) == 2
         for printed in forecast.published:
             assert printed.simulated.value == pytest.approx(printed.figure.value, rel=0.05)
