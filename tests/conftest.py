@@ -13,7 +13,7 @@ from hypothesis import Phase, settings
 from recorded_balancers import BalancerRecording, read_balancer_recordings
 from schedule import BadSchedules, RouterRun, read_router_runs
 from schedule_vllm import Recording, is_of_vllm, read_recordings
-from servers import Standin, quick_calibration, standin
+from servers import Command, Standin, quick_calibration, standin
 
 from sim.model.calibration import FitCheck
 
@@ -26,6 +26,14 @@ settings.load_profile("suite")
 os.environ.setdefault("SERVECAST_JOBS", "1")  # starting processes takes longer than most simulations here
 NO_CHECK = FitCheck(rows=[], missed=0, allowed=0, passed=True, replicates=0)
 BALANCERS = DATA / "balancers.jsonl.gz"
+LIVE = """\
+format: 2
+name: live
+server:
+  {max_input_length: 512, max_total_tokens: 1024, max_batch_prefill_tokens: 2048, max_batch_total_tokens: 16000}
+workload: {prompt_tokens: 60, output_tokens: 40}
+load: {users: [1], seconds: 0.5, max_seconds: 1, spawn_rate: 20}
+"""
 ROUTER_RUNS, RECORDINGS = pytest.StashKey[list[RouterRun]](), pytest.StashKey[list[Recording]]()
 BALANCER_RECORDINGS = pytest.StashKey[list[BalancerRecording]]()
 
@@ -82,3 +90,26 @@ def server(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     log = tmp_path_factory.mktemp("log")
     with standin("--calibration", str(calibration), log=log) as process:
         yield process, log
+
+
+@pytest.fixture
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The file of a small scenario to be measured, where no docker answers."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    path = tmp_path / "live.yaml"
+    path.write_text(LIVE)
+    return str(path)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command: its exit status, what it printed on stdout (unwrapped) and on stderr."""
+    from scenarios.cli.main import status  # not above: `make mutants` copies `sim` alone
+
+    def ran(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        found = status([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return found, " ".join(out.split()), err
+
+    return ran

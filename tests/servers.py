@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import struct
@@ -20,6 +21,9 @@ from sim.model.calibration import Calibration, Parameter, Source
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
 Script = Callable[[socket.socket], None]
+Command = Callable[..., tuple[int, str, str]]  # runs a command: exit status, stdout (unwrapped), stderr
+INFO = {"model_id": "m", "version": "0.9.4", "max_input_length": 512, "max_total_tokens": 1024}
+KEY = "sk-s3cret"
 
 
 def chunk(data: bytes) -> bytes:
@@ -128,3 +132,70 @@ def standin(*arguments: str, log: Path | None = None) -> Iterator[Standin]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def answer(body: object = b"", code: int = 200, **headers: str) -> Script:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    fields = {"content-length": str(len(data))} | {name.replace("_", "-"): value for name, value in headers.items()}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return say(f"HTTP/1.1 {code} X\r\n{head}\r\n".encode() + data)
+
+
+class Routed(Scripted):
+    """Answers each path with a script of its own, any other with 404."""
+
+    def __init__(self, paths: dict[bytes, Script]):
+        self.paths = paths
+        super().__init__(self._play)
+
+    def _play(self, connection: socket.socket) -> None:
+        path = self.heads[-1].split(b" ")[1]
+        self.paths.get(path, answer(b"", 404))(connection)
+
+
+@contextmanager
+def serving(scripts: dict[bytes, Script] | Script) -> Iterator[Scripted]:
+    server = Routed(scripts) if isinstance(scripts, dict) else Scripted(scripts)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def drip(lead: bytes, byte: bytes, every: float = 0.1) -> Script:
+    """A byte now and then, for 5 s at most."""
+
+    def play(connection: socket.socket) -> None:
+        connection.sendall(lead)
+        for _ in range(int(5 / every)):
+            time.sleep(every)
+            connection.sendall(byte)
+
+    return play
+
+
+def flood(lead: bytes, block: bytes, most: int = 100 << 20) -> Script:
+    """The same bytes again and again, as fast as they are taken."""
+
+    def play(connection: socket.socket) -> None:
+        connection.sendall(lead)
+        for _ in range(most // len(block)):
+            connection.sendall(block)
+
+    return play
+
+
+STREAM = HEAD + chunk(b'data: {"choices":[{"text":"x","finish_reason":"length"}]}\n\ndata: [DONE]\n\n') + END
+
+
+def openai(prompt: int = 60, stream: Script | None = None, **model: object) -> dict[bytes, Script]:
+    """An OpenAI-style server's paths; what it says about its model, and what it streams."""
+    good = {"choices": [{"text": "x"}], "usage": {"prompt_tokens": prompt}}
+    asked = [0]
+
+    def completions(connection: socket.socket) -> None:
+        asked[0] += 1  # before the warm-up: what it is, the tokens of a prompt, whether it streams
+        first = [answer(good), answer(good), say(STREAM)]
+        (answer(good) if stream is None else [*first, stream][min(asked[0], 4) - 1])(connection)
+
+    return {b"/v1/models": answer({"data": [{"id": "m"} | model]}), b"/v1/completions": completions}
