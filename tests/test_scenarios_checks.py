@@ -303,6 +303,16 @@ BAD = {
         "fleet: {balancer: {policy: best}}",
         ":12: fleet.balancer.policy: expected one of round_robin",
     ),
+    "policy-of-another": (
+        "slo",
+        "fleet: {balancer: {policy: prefix_affinity, like: nginx}}",
+        ":12: fleet.balancer.like: expected vllm-router or sglang-router, found prefix_affinity like nginx",
+    ),
+    "queue-without-limit": (
+        "slo",
+        "fleet: {balancer: {policy: bounded_queue}}",
+        ":12: fleet.balancer.max_connections: expected a number: what is beyond it waits",
+    ),
     "replicas-range": (
         "slo",
         "fleet: {replicas: {low: 4, high: 3}}",

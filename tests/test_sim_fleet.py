@@ -121,8 +121,8 @@ def test_a_dead_replica_answers_nobody_and_is_sent_nothing_once_that_is_known(
 ) -> None:
     made: list[Watched] = []
 
-    def watched(spec: fleet.Fleet) -> Watched:
-        made.append(Watched(balancer_of(spec)))
+    def watched(spec: fleet.Fleet, seed: Sequence[int]) -> Watched:
+        made.append(Watched(balancer_of(spec, seed)))
         return made[-1]
 
     monkeypatch.setattr(testbed, "balancer_of", watched)

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sim.model.errors import CannotFit, UserError
+from sim.cluster.balancers.policies import check as check_balancer
+from sim.model.errors import BadInput, CannotFit, UserError
 from sim.model.files.shape import Fail, Key, known
 from sim.model.flags import check_bounds
 from sim.model.metric import COMPARED, LATENCIES, OF_A_LADDER
@@ -97,6 +98,10 @@ def _fleet(s: Scenario, fail: Fail) -> None:
     most = found.high if isinstance(found, Bounds) else found
     if s.fleet.detection.active is not None and s.fleet.detection.passive is not None:
         raise fail((*at, "detection"), "expected either active or passive, found both")
+    try:
+        check_balancer(s.fleet)
+    except BadInput as e:
+        raise fail(tuple((e.key or "").split(".")), e.message) from None
     down: dict[int, float] = {}
     for i, outage in sorted(enumerate(s.fleet.outages), key=lambda entry: entry[1].at):
         key = (*at, "outages", i)

@@ -94,7 +94,7 @@ class Bench:
         made = Fleet(
             self.clock,
             self._fronts,
-            balancer_of(spec),
+            balancer_of(spec, self.seed),
             self.clients.ended,
             per_connection=spec.per == "connection",
             scrape_seconds=spec.scrape_seconds if spec.balancer.policy in READ_STATE else None,

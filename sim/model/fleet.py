@@ -12,7 +12,11 @@ from sim.model.server import Bounds
 
 
 class Balancer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which replica gets a request: the `policy`, in the way of a software where they differ (`like`)."""
+    """Which replica gets a request: the `policy`, in the way of a software (`like`; None: the usual one of the policy).
+
+    A replica answers at most `max_connections` requests at a time (0: any number); others are refused, or wait at the
+    balancer for `queue_timeout` s (None: for ever).
+    """
 
     policy: Literal[
         "round_robin",
@@ -25,7 +29,9 @@ class Balancer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         "prefix_affinity",
         "bounded_queue",
     ] = "least_outstanding"
-    like: Literal["nginx", "haproxy"] = "nginx"
+    like: Literal["nginx", "haproxy", "vllm-router", "sglang-router"] | None = None
+    max_connections: NotNegativeInt = 0
+    queue_timeout: Positive | None = None
 
 
 class ActiveChecks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

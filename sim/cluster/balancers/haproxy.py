@@ -399,8 +399,12 @@ class Ring(HAProxy):
         at = bisect_left(points, number, key=itemgetter(0)) % size
         if (number - points[at - 1][0]) % WORD <= (points[at][0] - number) % WORD:
             at -= 1
-        around = (points[(at + k) % size][1] for k in range(size))
-        return next(s for s in around if s in usable and not (self._factor and self._has_its_share(s)))
+
+        def around() -> Iterator[Server]:
+            return (s for k in range(size) if (s := points[(at + k) % size][1]) in usable)
+
+        spared = (s for s in around() if not (self._factor and self._has_its_share(s)))
+        return next(spared, None) or next(around())
 
     def _has_its_share(self, server: Server) -> bool:
         """Whether it has its part of the slots: the requests there would be × the factor, by cumulative weight."""

@@ -36,8 +36,8 @@ class Peer:
 class Nginx:
     """Smooth weighted round robin; the other policies override `_next`."""
 
-    cancels: ClassVar[bool] = True
-    queue_timeout: ClassVar[float] = inf
+    cancels: bool = True
+    queue_timeout: float = inf
 
     def __init__(self, backends: Sequence[Backend]):
         if len(backends) == 1:  # nobody else could answer: failures of a lone peer are not counted

@@ -13,7 +13,6 @@ from collections.abc import Hashable, Sequence
 from functools import cache
 from math import inf
 from operator import itemgetter
-from typing import ClassVar
 
 from sim.cluster.balancers.balancer import Backend, Change, Draws, Ending, Starts, Target, key_of
 from sim.engines.engine import ServerState
@@ -24,8 +23,8 @@ from sim.model.status import Status
 class Router:
     """What all policies share. `order`: the workers as they registered, which is by chance; ties go by it."""
 
-    cancels: ClassVar[bool] = True
-    queue_timeout: ClassVar[float] = inf
+    cancels: bool = True
+    queue_timeout: float = inf
 
     def __init__(self, backends: Sequence[Backend], order: Sequence[int] | None = None):
         self._backends = backends
