@@ -9,6 +9,7 @@ Schlaifer, Applied Statistical Decision Theory, 1961; update: Evensen, The Ensem
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,11 +19,11 @@ import numpy as np
 import pandas as pd
 
 from calibrate.arrays import Bools, Floats
-from calibrate.schedule.rules import rules
 from sim.executors import IN_PROCESS, Executor, Tell
 from sim.model.calibration import Calibration
 from sim.model.machine import draw_machine
 from sim.model.scenario import Scenario
+from sim.model.server import EngineFlags
 from sim.model.workload import RequestLengths, Workload
 from sim.replicate import Task
 from sim.results import metrics
@@ -221,16 +222,25 @@ def candidates(question: Question, seen: Sequence[Workload], seconds: float = SE
     """Loads to consider: of the question's own profile, of those measured, and of ones that tell prompt from answer."""
     asked = question.scenario.workload
     profiles = [asked, *seen]
-    server = rules(question.scenario.server)
+    server = question.scenario.server
     if isinstance(asked.prompt_tokens, int) and isinstance(asked.output_tokens, int):
         prompt, output = asked.prompt_tokens, asked.output_tokens
-        room = server.max_total_tokens - output
-        for other in (max(16, prompt // 4), min(2 * prompt, server.max_input_length, room)):
+        for other in (max(16, prompt // 4), _longest(server, prompt, output)):
             profiles.append(msgspec.structs.replace(asked, prompt_tokens=other))
-    top = min(question.users, server.max_concurrent_requests)
+    top = min(question.users, server.permits or question.users)
     loads = sorted({1, max(1, top // 4), max(1, top // 2), top})
     different = [w for i, w in enumerate(profiles) if w not in profiles[:i] and w.prompt_tokens is not None]
     found = [Measurement(workload, users, seconds) for workload in different for users in loads]
     if question.lengths is not None:
         found = [Measurement(asked, users, seconds, question.lengths) for users in loads] + found
     return found
+
+
+def _longest(server: EngineFlags, prompt: int, output: int) -> int:
+    """The longest prompt, of up to twice this one, that the server takes with an answer of `output` tokens."""
+
+    def too_long(tokens: int) -> bool:
+        return server.refuses(tokens, output) or server.allowed(tokens, output) < output
+
+    tokens = range(prompt, 2 * prompt + 1)
+    return tokens[max(0, bisect_left(tokens, True, key=too_long) - 1)]

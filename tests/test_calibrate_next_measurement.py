@@ -8,6 +8,8 @@ from streams import SERVER, lengths, observe
 
 from calibrate.next_measurement import Advice, Measurement, Question, advise, candidates, half_width, longer_window
 from calibrate.sources.streamed import calibrate_runs
+from sim.engines import vllm_v1
+from sim.engines.tgi_0_9_4 import Flags
 from sim.model.calibration import Calibration
 from sim.model.scenario import Load, Scenario
 from sim.model.workload import RequestLengths, Workload
@@ -108,6 +110,19 @@ def test_requests_of_a_file_are_asked_about_and_advised():
     best = advise(calibrate_runs([seen]), question, possible[2:4])[0]
     assert best.measurement.workload == mix
     assert best.gain > 0.2
+
+
+def test_loads_to_consider_are_those_that_the_engine_takes():
+    work = lengths(100, 60)
+    for server, longest, top in (
+        (vllm_v1.Flags(max_model_len=250), 190, 8),  # 190 + 60 tokens; a longer prompt would have its answer cut
+        (vllm_v1.Flags(max_model_len=4096, max_num_queued_reqs=6), 200, 6),
+        (Flags(max_input_length=150), 150, 8),
+    ):
+        question = Question(Scenario(name="x", server=server, workload=work), 8)
+        possible = candidates(question, [work])
+        assert {m.workload.prompt_tokens for m in possible} == {100, 25, longest}
+        assert max(m.users for m in possible) == top
 
 
 def test_a_what_if_is_asked_with_the_pauses_of_the_question(before):

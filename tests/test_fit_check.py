@@ -113,7 +113,7 @@ def test_run_fails_too_and_keeps_all_it_made(
     recorded = json.loads((RECORDED / "run.json").read_bytes())["scenario"]
     recorded = {key: recorded[key] for key in ("server", "workload")}
     scenario.write_text(json.dumps({"name": "cpu", **recorded, "load": {"users": [1, 4], "seconds": 20}}))
-    quick = ["--replicates", "19", "--jobs", "1"]
+    quick = ["--replicates", "19", "--jobs", "1", "--no-advise"]
     assert status(["run", str(scenario), "--url", "http://127.0.0.1:1", "-o", str(out), *quick]) == 1
     shown, said = capfd.readouterr()
     assert "check failed: " in said and "outside the 90 % band" in said

@@ -29,6 +29,7 @@ from measure.server.endpoint import Endpoint
 from measure.server.exposition import parse
 from measure.server.limits import check_limits
 from measure.server.provenance import flags_of
+from scenarios.cli.main import status
 from sim.engines import vllm_v1
 from sim.engines.tgi_0_9_4 import Flags
 from sim.model.files.records import read_scrapes
@@ -338,6 +339,37 @@ def test_of_two_sizes_of_the_kv_cache_the_server_s_own_is_used_and_unset_flags_a
     lines = {line.found.partition(" ")[0]: line.found for line in diagnose(scenario, server.url) if line.what == "flag"}
     assert lines["max_num_queued_reqs"] == "max_num_queued_reqs unset: default"
     assert lines["num_gpu_blocks"] == "num_gpu_blocks 65: told by the server"
+
+
+UNSEEN = """
+name: unseen
+workload: {prompt_tokens: {uniform: [10, 60]}, output_tokens: 8, ignore_eos: true}
+load: {users: [1, 2], spawn_rate: 20, seconds: 1}
+"""
+
+
+def test_run_asks_an_unseen_vllm_what_it_cannot_know_and_then_forecasts_ten_times_the_load(
+    server: Standin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s.yaml").write_text(UNSEEN)
+    asked = ["run", str(tmp_path / "s.yaml"), "--url", server.url, "-o", str(tmp_path / "out")]
+    quick = ["--replicates", "19", "--jobs", "1", "--no-advise"]
+    assert status([*asked, *quick]) == 2
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("servecast:"))
+    assert "does not tell its max_num_batched_tokens and max_num_seqs" in line
+    assert "--set server.max_num_seqs=..." in line and "--set machine.gpu=H100" in line
+    assert status([*asked, *quick, "--set", "server.max_waiting_tokens=15"]) == 2
+    assert "flags are those of tgi-0.9.4; expected --set server.engine=vllm-v1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # nothing was measured yet
+    assert status(["doctor", str(tmp_path / "s.yaml"), "--url", server.url]) in (0, 1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "vllm 0.32.0, as the scenario says" in shown and "a forecast needs more: the server does not tell" in shown
+    assert status([*asked, *quick, "--set", "machine.gpu=A100-80GB"]) in (0, 1)  # a window of a second proves little
+    found = json.loads((tmp_path / "out" / "forecast.json").read_text())
+    assert found["scenario"]["server"]["engine"] == "vllm-v1"
+    assert {row["users"] for row in found["curves"]} == {1, 2, 20}
+    assert found["flags"]["num_gpu_blocks"] == {"value": 65, "source": "server"}
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text())["model"] == "mixed"
 
 
 def test_the_openai_package_reads_streams_usage_and_errors(server: Standin) -> None:

@@ -111,6 +111,7 @@ def _mixed_coefficients(rows: Rows) -> Mapping[str, tuple[float, float]]:
     tokens, decodes = (t[name].to_numpy(np.float64) for name in ("prefill_tokens", "decode_sequences"))
     plane = np.stack([np.ones(len(y)), tokens, decodes], axis=1) / y[:, None]
     constant, per_token, per_sequence = nnls(plane, np.ones(len(y)))[0].tolist()
+    constant = constant or float(y.min())  # noise can leave the plane none; the constant exceeds no step
     per_token = per_token or constant / max(float(tokens.max(initial=0.0)), 1.0)
     per_sequence = per_sequence or 0.1 * constant / max(float(decodes.mean()), 1.0)
     context = float(t["decode_longest"].to_numpy(np.float64)[decodes > 0].mean())

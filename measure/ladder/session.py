@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -33,7 +33,7 @@ from measure.server.endpoint import ANSWER_SECONDS, Endpoint
 from measure.server.launch import START_SECONDS
 from measure.server.limits import check_limits, check_measurable
 from measure.server.process import launched as launched_process
-from measure.server.provenance import engine_of, flags_of
+from measure.server.provenance import engine_of, flags_of, recognised
 from measure.server.tokenizer_patch import patched_tokenizer
 from sim.model.errors import BadInput, UserError
 from sim.model.files.lengths import arrivals, read_lengths
@@ -64,6 +64,7 @@ def measure(
     budget: float | None = None,
     bind: str | None = None,
     remote: int = 0,
+    check: Callable[[Server, Scenario], None] = lambda server, scenario: None,
 ) -> Path:
     """Measure a scenario on the server at `url`, or on one that it starts as `scenario.launch` says, and return `out`.
 
@@ -71,7 +72,7 @@ def measure(
     `remote` more workers may join at `bind` (HOST:PORT). `model` is the name of the model if the server has several, or
     a folder with its `tokenizer.json`. `patience` is the longest wait of a request for its next token, `timeout` the
     limit of each phase before the load (detection, prompt length, warm-up), `budget` the limit of everything, s.
-    Progress goes to `console`.
+    `check` may refuse the server before anything is written or requested. Progress goes to `console`.
 
     Raises `UserError` for what the user can fix, `KeyboardInterrupt` or `SystemExit(143)` when stopped; the run is
     closed first.
@@ -91,13 +92,16 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(terminable())
         # before anything is written: a wrong URL, or a server that cannot serve the workload, leaves no run
-        found = None if url is None else connect(url, scenario, lengths, model, seed, progress.say, timeout, spent)
+        found = None
+        if url is not None:
+            found = connect(url, scenario, lengths, model, seed, progress.say, timeout, spent, check)
+            scenario = found.scenario
 
-        def check(head: dict[str, Any]) -> None:
+        def same_engine(head: dict[str, Any]) -> None:
             if found is not None:
-                _check_engine(head, engine_of(found[1]), out)
+                _check_engine(head, engine_of(found.server), out)
 
-        journal = Journal.resume(out, scenario, check) if resume else Journal.begin(out, scenario, seed=seed)
+        journal = Journal.resume(out, scenario, same_engine) if resume else Journal.begin(out, scenario, seed=seed)
         stack.callback(journal.close)
         seed = journal.head.get("seed", seed)
         if found is None:
@@ -108,7 +112,7 @@ def measure(
                 journal.head["stopped"] = f"the server did not start: {e}"
                 journal.save()
                 raise
-        endpoint, server, recipe, warnings = found
+        endpoint, server, recipe, warnings, _ = found
         _record_server(server, warnings, scenario, journal, console)
         setup = Setup(
             url=endpoint.url,
@@ -225,6 +229,17 @@ def listening(bind: str) -> tuple[str, int]:
     return host, int(port)
 
 
+class Connection(NamedTuple):
+    """A server that is ready to be measured: its endpoint, its description, the recipe for prompts, warnings, and the
+    scenario, which has the server's engine if it named none."""
+
+    endpoint: Endpoint
+    server: Server
+    recipe: Recipe
+    warnings: list[Notice]
+    scenario: Scenario
+
+
 def connect(
     url: str,
     scenario: Scenario,
@@ -234,22 +249,23 @@ def connect(
     say: Say,
     timeout: float | None = None,
     budget: Deadline | None = None,
-) -> tuple[Endpoint, Server, Recipe, list[Notice]]:
+    check: Callable[[Server, Scenario], None] = lambda server, scenario: None,
+) -> Connection:
     """Detect the server at a URL and compare it with the scenario.
 
-    Returns its endpoint, its description, the recipe for prompts, and warnings.
-
-    `say` is told what is awaited; `timeout` limits each of the two phases, s.
+    `say` is told what is awaited; `timeout` limits each of the two phases, s. `check` may refuse the server.
     """
     seconds = PROBE_SECONDS if timeout is None else timeout
     endpoint = Endpoint(url, min(seconds, ANSWER_SECONDS))
     server = detect(endpoint, model, wait_for(say, seconds, f"{endpoint.url} to say what it is", budget))
+    scenario = recognised(scenario, server)
+    check(server, scenario)
     warnings = check_limits(server, scenario, lengths)
     probing = wait_for(say, seconds, f"{endpoint.url} to count the tokens of a prompt", budget)
     recipe, recipe_warnings = find_recipe(endpoint, server, scenario, lengths, model, seed, probing)
     extras, stream_warnings = try_stream(endpoint, server, *sample_prompt(recipe, scenario, lengths, seed), probing)
     server = msgspec.structs.replace(server, extras=extras)
-    return endpoint, server, recipe, [*warnings, *recipe_warnings, *stream_warnings]
+    return Connection(endpoint, server, recipe, [*warnings, *recipe_warnings, *stream_warnings], scenario)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from measure.server.docker import PORT, connect, image_present, leftovers, runti
 from measure.server.endpoint import ANSWER_SECONDS, Endpoint
 from measure.server.launch import CannotStart
 from measure.server.limits import check_limits
-from measure.server.provenance import flags_of
+from measure.server.provenance import check_forecastable, flags_of, recognised
 from sim.engines import catalog
 from sim.model.errors import UserError
 from sim.model.files.lengths import read_lengths
@@ -188,6 +188,7 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
         for warning in server.warnings:
             yield Finding("server", None, str(warning))
         return
+    scenario = recognised(scenario, server)
     yield _engine(server, scenario)
     try:
         warnings = check_limits(server, scenario, read_lengths(scenario.workload))
@@ -198,6 +199,10 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
     for warning in warnings:
         yield Finding("flags", None, str(warning))
     if is_engine(server.engine, scenario.server.declared):
+        try:
+            check_forecastable(server, scenario)
+        except UserError as e:
+            yield Finding("flags", None, f"a forecast needs more: {e}")
         yield from _flags(server, scenario)
 
 

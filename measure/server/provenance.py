@@ -1,13 +1,17 @@
-"""The server's engine and the source of each of its flags: the server itself, its launch command, or the scenario."""
+"""The server's engine and the source of each of its flags: the server itself, its launch command, or the scenario; and
+what nobody tells."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from measure.server.detection import Server
-from sim.engines.catalog import of_image
-from sim.model.flags import SCENARIO, Flag, flags, launched_by, told_by
-from sim.model.identity import Identity
+from sim.engines.catalog import kind_of, of_image
+from sim.model.errors import BadInput
+from sim.model.flags import DEFAULT, SCENARIO, Flag, flags, launched_by, told_by
+from sim.model.identity import Identity, is_engine, named
 from sim.model.scenario import Scenario
 
 
@@ -26,3 +30,32 @@ def flags_of(server: Server, scenario: Scenario, started: dict[str, Any] | None 
     launched = launched_by(kind, description.get("argv") or []) | (description.get("logged") or {})
     written = [name for name, flag in scenario.flags.items() if flag.source == SCENARIO]
     return flags(scenario.server, written, told_by(kind, server.info), launched)
+
+
+def recognised(scenario: Scenario, server: Server) -> Scenario:
+    """The scenario with the engine of the server, where the scenario says nothing of its own about the server."""
+    kind = kind_of(server.engine)
+    if kind is None or scenario.written is msgspec.UNSET or scenario.written or isinstance(scenario.server, kind):
+        return scenario
+    return msgspec.structs.replace(scenario, server=kind().on(scenario.machine, ()))
+
+
+def check_forecastable(server: Server, scenario: Scenario) -> None:
+    """Raise `BadInput` for what a forecast needs and the server does not tell: the engine whose flags the scenario has,
+    and flags whose defaults depend on a device that nobody names."""
+    declared, other = scenario.server.declared, kind_of(server.engine)
+    if other is not None and not isinstance(scenario.server, other):
+        raise BadInput(
+            f"the server is {named(server.engine)}, and the scenario's flags are those of {declared.name}; expected "
+            f"--set server.engine={other.declared.name}, with the flags it was started with, or --as {declared.name}"
+        )
+    if not is_engine(server.engine, declared) or scenario.machine.gpu is not None:
+        return
+    found = flags_of(server, scenario)
+    unknown = [name for name in declared.by_device if found[name].source == DEFAULT]
+    if unknown:
+        given = " ".join(f"--set server.{name}=..." for name in unknown)
+        raise BadInput(
+            f"the server does not tell its {' and '.join(unknown)}, which decide who waits; expected {given}, as on "
+            "its command line, or where it has the defaults, the device they depend on, such as --set machine.gpu=H100"
+        )

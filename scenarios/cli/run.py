@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import click
+import msgspec
 
 from scenarios.cli.commands import command
 from scenarios.cli.main import FAILED
@@ -42,20 +43,24 @@ WRITTEN = {
 @click.option("-o", "--output", type=here, required=True, help="Folder for the run and everything made from it.")
 @measurement_options
 @force_option
+@click.option("--advise/--no-advise", default=True, show_default=True, help="Say what to measure next.")
 @simulation_options
 @warnings_option
-def run(source: str, output: Path, client: Measurement, force: bool, how: Simulation) -> int:
+def run(source: str, output: Path, client: Measurement, force: bool, advise: bool, how: Simulation) -> int:
     """Do everything: measure, calibrate, compare, forecast, report.
 
     Measures the scenario, fits a model to every second rung and compares it with the others, then fits it to all of
-    them and forecasts; the answer comes last. Writes run/, comparison.json, calibration.json, forecast.json and
-    report.html. Exit status 1 when an error exceeds the scenario's tolerances, or the model does not reproduce the
-    loads it was fitted to. A server that is not known to be the scenario's engine is measured; the rest needs --as.
+    them and forecasts, up to ten times the users that were measured; what to measure next and the answer come last. A
+    scenario without a server block takes the engine that is found. Writes run/, comparison.json, calibration.json,
+    forecast.json and report.html. Exit status 1 when an error exceeds the scenario's tolerances, or the model does not
+    reproduce the loads it was fitted to. A server that is not known to be the scenario's engine is measured; the rest
+    needs --as.
     """
     from measure.ladder.session import measure as run_ladder
+    from measure.server.provenance import check_forecastable
     from scenarios.answer.tables import show_answer, show_evaluation
     from scenarios.compare.comparison import write_comparison
-    from scenarios.compare.evaluate import assume_engine, check_two_loads, evaluate
+    from scenarios.compare.evaluate import assume_engine, beyond, check_two_loads, evaluate, next_measurement
     from scenarios.compare.fit_check import failures
     from scenarios.forecast.forecast import write_forecast
     from scenarios.forecast.size import check_measurable, check_replicates
@@ -74,12 +79,18 @@ def run(source: str, output: Path, client: Measurement, force: bool, how: Simula
         check_output(output / name, kind, inputs=inputs, force=force)
     check_two_loads(scenario, source)
     options = client._asdict()
+    if how.taken_as is None:
+        options["check"] = check_forecastable
     folder = run_ladder(scenario, options.pop("url"), output / "run", **options, seed=how.seed)
-    measured = assume_engine(read_run_with_progress(folder), scenario, how.taken_as)
+    measured = read_run_with_progress(folder)
+    if not scenario.written and measured.known:  # the engine was recognised
+        scenario = msgspec.structs.replace(scenario, server=measured.scenario.server)
+    measured = assume_engine(measured, scenario, how.taken_as)
+    question = beyond(scenario, measured)
     with workers(how.jobs) as (executor, display):
         comparison, calibration, forecast = evaluate(
             measured,
-            scenario,
+            question,
             file=output / "calibration.json",
             replicates=how.replicates,
             seed=how.seed,
@@ -88,6 +99,9 @@ def run(source: str, output: Path, client: Measurement, force: bool, how: Simula
             changes=how.sets,
             taken_as=how.taken_as,
         )
+        if advise:
+            display.message("finding out what to measure next")
+        advice = next_measurement(calibration, measured, question, executor, how.seed) if advise else []
     assert calibration.check is not None
     out = console()
     show_evaluation(forecast, comparison, calibration, out)
@@ -96,6 +110,8 @@ def run(source: str, output: Path, client: Measurement, force: bool, how: Simula
     for line in failures(calibration.check):
         print_note(f"check failed: {line}")
     out.print()
+    for line in advice:
+        out.print(line, highlight=False, soft_wrap=True)
     show_answer(forecast, out)  # last, where it is read
     sys.stdout.flush()  # shown before anything is written: a full disk loses no answer
     write_comparison(output / "comparison.json", comparison)

@@ -13,6 +13,7 @@ from scenarios.compare.comparison import Comparison
 from scenarios.compare.fit_check import check_runs, with_check
 from scenarios.compare.run_with_model import compare_held_out, parse_rungs
 from scenarios.forecast.forecast import Forecast
+from scenarios.forecast.next_measurement import next_measurements, question_of
 from scenarios.forecast.simulate import simulate
 from scenarios.progress import ProgressDisplay
 from sim.executors import Executor
@@ -22,6 +23,8 @@ from sim.model.identity import check_engine
 from sim.model.scenario import Scenario
 from sim.run import Run
 from sim.run import taken_as as assume
+
+BEYOND = 10  # times the most users that were measured, of a forecast
 
 
 class Evaluation(NamedTuple):
@@ -43,6 +46,29 @@ def assume_engine(run: Run, scenario: Scenario, taken_as: str | None) -> Run:
     """The run, treated as one of `taken_as` if given; `NotTheEngine` if it is not known to be of the scenario's."""
     check_engine(run.engine, scenario.server.declared, taken_as, "this run, measured and kept,", run.path)
     return run if taken_as is None else assume(run, taken_as, scenario)
+
+
+def beyond(scenario: Scenario, run: Run) -> Scenario:
+    """The scenario at the users that it lists or that were measured, and at ten times the most; open loops stay."""
+    users = {rung.users for rung in run.rungs if rung.users is not None} | set(scenario.load.users or ())
+    if not users or scenario.load.rate is not None or scenario.load.trace:
+        return scenario
+    most = BEYOND * max(users)
+    load = msgspec.structs.replace(scenario.load, users=[*sorted(users), most])
+    return msgspec.structs.replace(scenario, load=load)
+
+
+def next_measurement(
+    calibration: Calibration, run: Run, question: Scenario, executor: Executor, seed: int
+) -> list[str]:
+    """Which load of the question's own profile to measure next, as a line; none where there are no users.
+
+    `calibrate --advise` considers other profiles, too, and takes longer.
+    """
+    if not question.load.users or not calibration.draws:
+        return []
+    asked = question_of([run], msgspec.structs.replace(question, server=run.server))
+    return next_measurements(calibration, [run], asked, executor, seed, quick=True)
 
 
 def evaluate(

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from scenarios.load.scenario import load, shipped
-from sim.engines.catalog import FLAGS, NAMES, identity
+from sim.engines.catalog import FLAGS, NAMES, identity, kind_of
 from sim.model.errors import BadInput
 from sim.model.flags import SCENARIO
-from sim.model.identity import Identity, is_engine
+from sim.model.identity import Identity
 from sim.model.scenario import Scenario
 from sim.model.server import EngineFlags
 from sim.model.warning import notice
@@ -57,7 +57,7 @@ def served_by(text: str) -> Served:
 
 def flags_of(engine: Identity) -> EngineFlags | None:
     """An engine's flags with their defaults, of its version; None if it is not simulated."""
-    kind = next((kind for kind in FLAGS.values() if is_engine(engine, kind.declared)), None)
+    kind = kind_of(engine)
     if kind is None:
         return None
     versioned = engine.version is not None and "version" in kind.__struct_fields__  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from sim.engines import tgi_0_9_4, vllm_v1
 from sim.engines.engine import Engine
 from sim.model.errors import BadInput
 from sim.model.files.shape import Fail, Key, known
-from sim.model.identity import Identity
+from sim.model.identity import Identity, is_engine
 from sim.model.server import Declaration, EngineFlags
 from sim.model.text import printable
 
@@ -87,6 +87,11 @@ def identity(text: str, source: str, version: object = None) -> Identity | None:
 def _family(name: str) -> str | None:
     kinds = (flags.declared for flags, _ in ENGINES)
     return next((kind.family for kind in kinds if name in (kind.family, *kind.aliases)), None)
+
+
+def kind_of(found: Identity | None) -> type[EngineFlags] | None:
+    """The struct of the flags of the engine that a server is known to be; None if it is not simulated."""
+    return next((kind for kind in FLAGS.values() if is_engine(found, kind.declared)), None)
 
 
 def of_family(name: object) -> str | None:

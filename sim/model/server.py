@@ -70,6 +70,7 @@ class Declaration:
     turn: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)  # flags whose effect is not simulated, and what that is
     counters: tuple[str, ...] = ()
+    by_device: tuple[str, ...] = ()  # decisive flags whose defaults depend on the device
     arguments: Mapping[str, str] = field(default_factory=dict)  # of the command line, by flags that it calls otherwise
     launched: tuple[str, ...] = ()  # flags that a launch always names
     not_arguments: tuple[str, ...] = ()  # flags that its command line does not have

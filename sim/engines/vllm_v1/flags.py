@@ -56,6 +56,7 @@ class Flags(
         ),
         told_at="/version, /v1/models, and vllm:cache_config_info in /metrics",
         decisive=("max_num_batched_tokens", "max_num_seqs"),
+        by_device=("max_num_batched_tokens", "max_num_seqs"),
         capacity="kv_cache_tokens",
         forms=("mixed", "affine", "affine_levels"),
         limits=(
