@@ -72,7 +72,12 @@ def compare(
     from scenarios.answer.tables import show_comparison
     from scenarios.compare.comparison import parse_tolerances, write_comparison
     from scenarios.compare.repeatability import read_repeats
-    from scenarios.compare.run_with_model import compare_held_out, compare_with_calibration, parse_rungs
+    from scenarios.compare.run_with_model import (
+        compare_with_model,
+        model_of_file,
+        model_of_other_rungs,
+        parse_rungs,
+    )
     from scenarios.compare.saved import read_saved
     from scenarios.compare.two import compare_two
     from scenarios.forecast.size import check_replicates
@@ -104,11 +109,10 @@ def compare(
         with workers(jobs) as (executor, display):
             if calibrated is None:
                 scored = parse_rungs(held_out, len(run.rungs))
-                found = compare_held_out(run, scored, limits, replicates, seed, executor, display, again)
+                model = model_of_other_rungs(run, scored, seed, executor, display)
             else:
-                found = compare_with_calibration(
-                    run, calibrated, limits, replicates, seed, executor, display, again, assumed.engine
-                )
+                model = model_of_file(run, calibrated, assumed.engine)
+            found = compare_with_model(run, model, limits, replicates, seed, executor, display, again)
     if output_format == "json":
         print_json(found)
     elif output_format == "csv":

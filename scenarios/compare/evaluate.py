@@ -11,7 +11,7 @@ import msgspec
 from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.comparison import Comparison
 from scenarios.compare.fit_check import check_runs, with_check
-from scenarios.compare.run_with_model import compare_held_out, parse_rungs
+from scenarios.compare.run_with_model import compare_with_model, model_of_other_rungs, parse_rungs
 from scenarios.forecast.forecast import Forecast
 from scenarios.forecast.next_measurement import next_measurements, question_of
 from scenarios.forecast.simulate import simulate
@@ -84,7 +84,8 @@ def evaluate(
     taken_as: str | None = None,
 ) -> Evaluation:
     """Evaluate the run of a scenario; `file` is where the calibration will be written."""
-    comparison = compare_held_out(run, parse_rungs(None, len(run.rungs)), {}, replicates, seed, executor, display)
+    model = model_of_other_rungs(run, parse_rungs(None, len(run.rungs)), seed, executor, display)
+    comparison = compare_with_model(run, model, {}, replicates, seed, executor, display)
     calibration = calibrate_runs([run], seed, executor=executor)
     check = check_runs(calibration, [run], executor, seed=seed, progress=display)
     calibration = with_check(calibration, check)

@@ -14,7 +14,7 @@ from calibrate.sources.streamed import calibrate_runs
 from scenarios.compare.fit_check import check_published, check_runs, check_table, with_check
 from scenarios.forecast.next_measurement import question_of
 from scenarios.load.assumed import AssumedServer
-from scenarios.load.parameters import fit
+from scenarios.load.parameters import calibration_of
 from scenarios.load.scenario import files_of, load, origin, shipped
 from scenarios.progress import ProgressDisplay, read_run_with_progress
 from sim.executors import Executor
@@ -91,7 +91,7 @@ def fit_sources(sources: Sources, seed: int, executor: Executor, display: Progre
     _check_scenario(paths, sources.names)
     source, sets = sources.names[0], sources.sets
     scenario = load(source, *sets)
-    calibration = fit(source, scenario, sets=sets, seed=seed, executor=executor, progress=display)
+    calibration = calibration_of(source, scenario, sets=sets, seed=seed, executor=executor, progress=display, anew=True)
     if scenario.table is not None:
         return with_check(calibration, check_table(calibration))
     display.message("checking the fit of the published figures")

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -159,91 +160,61 @@ def compare(
     return msgspec.structs.replace(found, diagnostics=details, taken_as=taken_as)
 
 
-def compare_with_calibration(
-    run: Run,
-    file: Path,
-    tolerances: Mapping[str, float],
-    replicates: int,
-    seed: int,
-    executor: Executor,
-    display: ProgressDisplay,
-    repeats: Sequence[Run] = (),
-    taken_as: str | None = None,
-) -> Comparison:
-    """A run against its forecast with the calibration in a file; the rungs it was fitted to are not scored.
+class Model(NamedTuple):
+    """A calibration, the rungs of a run that it was `fitted` to, and what to say with a forecast by it: its `name`,
+    `warnings`, and those of what is `assumed` because the user takes a server for one of another engine."""
 
-    `taken_as` is the engine for which the user takes the run's server, if any.
-    """
+    calibration: Calibration
+    fitted: Collection[int]
+    name: str = "forecast"
+    warnings: Sequence[Notice] = ()
+    taken_as: str | None = None
+    assumed: Sequence[Notice] = ()
+
+
+def model_of_file(run: Run, file: Path, taken_as: str | None) -> Model:
+    """The calibration in a file; `taken_as` is the engine for which the user takes the run's server, if any."""
     calibration = read_calibration(file)
     assumed = [] if run.assumptions else check_suits(calibration, run.server.declared, taken_as, file)
     fitted, said = training_rungs(run, calibration)
-    return _against_forecast(
-        run,
-        calibration,
-        tolerances,
-        replicates,
-        seed,
-        executor,
-        display,
-        repeats=repeats,
-        fitted=fitted,
-        simulated=file.name,
-        said=said,
-        taken_as=taken_as,
-        assumed=assumed,
-    )
+    return Model(calibration, fitted, file.name, said, taken_as, assumed)
 
 
-def compare_held_out(
-    run: Run,
-    held_out: Collection[int],
-    tolerances: Mapping[str, float],
-    replicates: int,
-    seed: int,
-    executor: Executor,
-    display: ProgressDisplay,
-    repeats: Sequence[Run] = (),
-) -> Comparison:
-    """A run against the forecast of a model that was fitted to the rungs not `held_out`."""
+def model_of_other_rungs(
+    run: Run, held_out: Collection[int], seed: int, executor: Executor, display: ProgressDisplay
+) -> Model:
+    """Fitted to the rungs not `held_out`."""
     fitted = set(range(len(run.rungs))) - set(held_out)
     if not fitted or not held_out:
         raise BadInput("expected at least two rungs: some to fit and some to score", path=run.path or run.name)
     display.message(f"fitting {len(fitted)} of {len(run.rungs)} rungs of {run.name}")
-    calibration = calibrate_runs([run], seed, [fitted], executor)
-    return _against_forecast(
-        run, calibration, tolerances, replicates, seed, executor, display, repeats=repeats, fitted=fitted
-    )
+    return Model(calibrate_runs([run], seed, [fitted], executor), fitted)
 
 
-def _against_forecast(
+def compare_with_model(
     run: Run,
-    calibration: Calibration,
+    model: Model,
     tolerances: Mapping[str, float],
     replicates: int,
     seed: int,
     executor: Executor,
     display: ProgressDisplay,
-    *,
-    repeats: Sequence[Run],
-    fitted: Collection[int],
-    simulated: str = "forecast",
-    said: Sequence[Notice] = (),
-    taken_as: str | None = None,
-    assumed: Sequence[Notice] = (),
+    repeats: Sequence[Run] = (),
 ) -> Comparison:
+    """A run against its forecast; the rungs that the model was fitted to are not scored."""
     display.message(f"replaying {run.name} {replicates} times")
-    tables = forecast_run(run, calibration, executor, replicates=replicates, seed=seed, taken_as=taken_as)
+    tables = forecast_run(run, model.calibration, executor, replicates=replicates, seed=seed, taken_as=model.taken_as)
     return compare(
         run,
         tables,
-        fitted=fitted,
+        fitted=model.fitted,
         tolerances=tolerances or run.scenario.tolerances,
         repeats=repeats,
-        simulated=simulated,
-        warnings=[*said, *replay_warnings(run, calibration, tables)],
-        details=diagnose(run, calibration, executor, seed),
-        taken_as=run.server.engine if run.assumptions or assumed else None,
-        assumed=[*run.assumptions, *assumed],
+        simulated=model.name,
+        warnings=[*model.warnings, *replay_warnings(run, model.calibration, tables)],
+        details=diagnose(run, model.calibration, executor, seed),
+        taken_as=run.server.engine if run.assumptions or model.assumed else None,
+        assumed=[*run.assumptions, *model.assumed],
     )
 
 

@@ -27,28 +27,16 @@ def calibration_of(
     executor: Executor = IN_PROCESS,
     progress: Progress = lambda what, done, total: None,
     known: dict[bytes, Calibration] | None = None,
+    anew: bool = False,
 ) -> Calibration:
-    """The calibration that a scenario (loaded from `source` with `sets`) names, or one fitted to what it names.
+    """The calibration that a scenario (loaded from `source` with `sets`) names, or one fitted to what it names; with
+    `anew` one fitted, whether or not it names a calibration.
 
     Published figures are fitted on the server of the file they stand in: a what-if that extends that file changes the
     server it asks about, not the one that was measured. `known` keeps those fits: two profiles may share one.
     """
-    if scenario.calibration is not None:
+    if scenario.calibration is not None and not anew:
         return read_calibration(Path(scenario.calibration))
-    return fit(source, scenario, sets=sets, seed=seed, executor=executor, progress=progress, known=known)
-
-
-def fit(
-    source: str | Path,
-    scenario: Scenario,
-    *,
-    sets: Sequence[str] = (),
-    seed: int = 0,
-    executor: Executor = IN_PROCESS,
-    progress: Progress = lambda what, done, total: None,
-    known: dict[bytes, Calibration] | None = None,
-) -> Calibration:
-    """Fit a scenario's table or published figures, whether or not it names a calibration; see `calibration_of`."""
     if scenario.table is not None:
         from calibrate.sources.step_time_table import calibrate_table
 
@@ -60,27 +48,16 @@ def fit(
         if scenario.calibration is not None:
             raise BadInput("has a calibration and nothing to fit; expected table or published", path=source)
         raise BadInput("expected calibration, table or published: nothing says how fast the machine is", path=source)
-    key = msgspec.json.encode((measured.published, measured.server, measured.machine, seed))
     known = {} if known is None else known
+    key = msgspec.json.encode((measured.published, measured.server, measured.machine, seed))
     if key not in known:
-        known[key] = fit_published(measured, seed=seed, executor=executor, progress=progress)
+        from calibrate.sources.published import SIMULATIONS, calibrate_published
+
+        def tell(done: float) -> None:
+            progress("fitting the published figures", done, SIMULATIONS)
+
+        known[key] = calibrate_published(measured, seed, executor=executor, progress=tell)
     return known[key]
-
-
-def fit_published(
-    scenario: Scenario,
-    *,
-    seed: int = 0,
-    executor: Executor = IN_PROCESS,
-    progress: Progress = lambda what, done, total: None,
-) -> Calibration:
-    """Fit a scenario's published figures; `progress` hears of simulations done."""
-    from calibrate.sources.published import SIMULATIONS, calibrate_published
-
-    def tell(done: float) -> None:
-        progress("fitting the published figures", done, SIMULATIONS)
-
-    return calibrate_published(scenario, seed, executor=executor, progress=tell)
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:

@@ -43,7 +43,7 @@ def overview(forecast: Forecast, measured: Sequence[pd.DataFrame] = ()) -> list[
     points."""
     return [
         partial(_throughput, forecast=forecast, measured=measured),
-        partial(_latency, forecast=forecast, measured=measured),
+        partial(_quantiles, forecast=forecast, measured=measured, metric="e2e", title="Response time, s", corner=True),
         partial(_hockey_stick, forecast=forecast, measured=measured),
     ]
 
@@ -51,7 +51,14 @@ def overview(forecast: Forecast, measured: Sequence[pd.DataFrame] = ()) -> list[
 def first_tokens(forecast: Forecast, measured: Sequence[pd.DataFrame] = ()) -> list[Drawing]:
     """TTFT and TPOT against load, and where the server's time goes."""
     return [
-        partial(_first_token, forecast=forecast, measured=measured),
+        partial(
+            _quantiles,
+            forecast=forecast,
+            measured=measured,
+            metric="ttft",
+            title="Time to first token, s",
+            corner=False,
+        ),
         partial(_per_token, forecast=forecast, measured=measured),
         partial(_shares, forecast=forecast),
     ]
@@ -120,14 +127,17 @@ def _throughput(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]) 
     ax.legend(fontsize=8)
 
 
-def _latency(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]) -> None:
-    for metric, colour, name in (("e2e_p95", ORANGE, "p95"), ("e2e_p50", BLUE, "p50")):
-        _curve(ax, forecast.rows(metric), colour, name)
-        _points(ax, measured, metric, colour, f"{name} measured")
-    _published(ax, forecast, "e2e")
-    _limits(ax, forecast, "e2e")
-    _corner(ax, forecast)
-    ax.set(title="Response time, s")
+def _quantiles(
+    ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame], metric: str, title: str, corner: bool = False
+) -> None:
+    for q, colour in (("p95", ORANGE), ("p50", BLUE)):
+        _curve(ax, forecast.rows(f"{metric}_{q}"), colour, q)
+        _points(ax, measured, f"{metric}_{q}", colour, f"{q} measured")
+    _published(ax, forecast, metric)
+    _limits(ax, forecast, metric)
+    if corner:
+        _corner(ax, forecast)
+    ax.set(title=title)
     logarithmic(ax)
     _axis_of(ax, forecast, measured)
     ax.legend(fontsize=8)
@@ -158,18 +168,6 @@ def _hockey_stick(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]
     _limits(ax, forecast, "e2e")
     ax.set(title="Response time against RPS", xlabel="requests/s", ylabel="s", xlim=(0, None))
     logarithmic(ax)
-    ax.legend(fontsize=8)
-
-
-def _first_token(ax: Axes, forecast: Forecast, measured: Sequence[pd.DataFrame]) -> None:
-    for metric, colour, name in (("ttft_p95", ORANGE, "p95"), ("ttft_p50", BLUE, "p50")):
-        _curve(ax, forecast.rows(metric), colour, name)
-        _points(ax, measured, metric, colour, f"{name} measured")
-    _published(ax, forecast, "ttft")
-    _limits(ax, forecast, "ttft")
-    ax.set(title="Time to first token, s")
-    logarithmic(ax)
-    _axis_of(ax, forecast, measured)
     ax.legend(fontsize=8)
 
 
