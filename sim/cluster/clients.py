@@ -7,7 +7,7 @@ turnaround. Milliseconds decide which users share a prefill, so all three are di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, repeat
 from typing import NamedTuple, Protocol
 
@@ -116,6 +116,10 @@ class Clients:
         self.on_ended: Callable[[Request, float], None] = lambda request, ended: None
         self._in_flight: dict[int, Request] = {}
         self._ids = 0
+
+    def in_flight(self) -> Iterable[Request]:
+        """The requests that have not ended, in the order in which they are sent; of some that is yet to come."""
+        return self._in_flight.values()
 
     def add_user(self, user: int) -> None:
         """A closed-loop user begins now and goes on for ever."""

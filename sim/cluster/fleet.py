@@ -8,9 +8,10 @@ balancer knows, requests are sent to it and find nobody.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from math import ceil, inf
 
-from sim.cluster.balancers.balancer import Balancer, Change, ChangeKind, Ending, Target
+from sim.cluster.balancers.balancer import Balancer, Change, ChangeKind, Ending, Starts, Target
 from sim.cluster.clock import Clock
 from sim.cluster.frontend import FrontEnd
 from sim.engines.engine import Engine, ServerState
@@ -24,7 +25,7 @@ class Fleet:
 
     With `per_connection` a user, or a session, stays with the replica that was chosen for its first request for as long
     as the connection holds: the balancer hears of connections. It sees gauges that are up to `scrape_seconds` old; none
-    at all with None.
+    at all with None. `in_flight` are the requests that have not ended: a replica that dies takes its own with it.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Fleet:
         *,
         per_connection: bool = False,
         scrape_seconds: float | None = None,
+        in_flight: Callable[[], Iterable[Request]] = tuple,
     ):
         self.clock, self.fronts, self.balancer, self.on_end = clock, fronts, balancer, on_end
         self._targets = [Target(seen=front.state(), seen_at=clock.now) for front in fronts]
-        self._held: list[dict[Request, None]] = [{} for _ in fronts]  # on each replica, in the order of arrival
+        self._in_flight = in_flight
         self._queued: set[Request] = set()  # at the balancer
         self._left: set[Request] = set()  # whose clients have left, and which go on
         self._dead: set[int] = set()
@@ -79,7 +81,6 @@ class Fleet:
             request.gone = True  # on its way
         elif self.balancer.cancels:
             self.fronts[request.replica].cancel(request)
-            del self._held[request.replica][request]
             self._closed(request, Ending.LEFT)
         else:
             self._left.add(request)
@@ -109,31 +110,29 @@ class Fleet:
         if self._always_fresh:
             self._scrape()
         chosen = self.balancer.choose(request, self._targets, self.clock.now, tried)
-        if chosen is None:
+        if type(chosen) is int:
+            self._start(request, chosen, tried)
+        elif chosen is None:
             self._queued.add(request)
             if self.balancer.queue_timeout < inf:
                 self.clock.call(self.clock.now + self.balancer.queue_timeout, self._timed_out, request)
-        elif isinstance(chosen, Status):
-            self._end(request, chosen)
         else:
-            self._start(request, chosen, tried)
+            assert isinstance(chosen, Status)
+            self._end(request, chosen)
 
     def _start(self, request: Request, target: int, tried: tuple[int, ...] = ()) -> None:
         """A request goes to a replica, or to another one where nobody listens."""
-        if target in self._dead:
-            self._held[target].pop(request, None)
-            request.replica = -1
-            self._tell(request, target, Ending.FAILED)
-            if target in tried:  # the balancer knows no other
-                self._end(request, Status.CONNECT)
-            else:
-                self._route(request, (*tried, target))
+        if target not in self._dead:
+            if self._connections is not None and (key := _connection(request)) is not None:
+                self._connections.setdefault(key, request)
+            self.fronts[target].reach(request)
             return
-        request.replica = target
-        self._held[target][request] = None
-        if self._connections is not None and (key := _connection(request)) is not None:
-            self._connections.setdefault(key, request)
-        self.fronts[target].reach(request)
+        request.replica = -1
+        self._tell(request, target, Ending.FAILED)
+        if target in tried:  # the balancer knows no other
+            self._end(request, Status.CONNECT)
+        else:
+            self._route(request, (*tried, target))
 
     def _end(self, request: Request, status: Status) -> None:
         """A request ends without an answer, now."""
@@ -145,16 +144,18 @@ class Fleet:
 
     def _ended(self, request: Request) -> None:
         """A replica has ended a request (`FrontEnd.on_end`)."""
-        del self._held[request.replica][request]
-        if self._connections is None:
-            self._tell(request, request.replica, Ending.ANSWERED)
+        connections, keeps = self._connections, False
+        if connections is None:
+            ended = self.balancer.ended(request, request.replica, Ending.ANSWERED, self._targets, self.clock.now)
+            if ended:
+                self._start_all(ended)
         if not self._left or request not in self._left:
             self.on_end(request)
-            keeps = request.user >= 0 or (request.session is not None and not request.session.over)
+            if connections is not None:
+                keeps = request.user >= 0 or (request.session is not None and not request.session.over)
         else:
             self._left.remove(request)
-            keeps = False
-        if self._connections is not None and not keeps:
+        if connections is not None and not keeps:
             self._closed(request, Ending.ANSWERED)
 
     def _closed(self, request: Request, how: Ending) -> None:
@@ -171,13 +172,13 @@ class Fleet:
 
     def _tell(self, request: Request, target: int | None, how: Ending) -> None:
         """The balancer hears how a request ended, and starts others that wait there."""
-        self._start_all(self.balancer.ended(request, target, how, self._targets, self.clock.now))
+        if starts := self.balancer.ended(request, target, how, self._targets, self.clock.now):
+            self._start_all(starts)
 
-    def _start_all(self, starts: Iterable[tuple[Request, int]]) -> None:
+    def _start_all(self, starts: Starts) -> None:
         for request, target in starts:
             self._queued.remove(request)
             request.replica = target  # where its client cancels it from now on
-            self._held[target][request] = None
             self.clock.call(self.clock.now, self._start_waiting, request)
 
     def _start_waiting(self, request: Request) -> None:
@@ -188,7 +189,7 @@ class Fleet:
         """A replica dies, and loses what it holds; the connections to it break."""
         number, engine = what
         self._dead.add(number)
-        lost, self._held[number] = self._held[number], {}
+        lost = [r for r in chain(self._in_flight(), self._left) if r.replica == number]
         for request in lost:
             request.received, request.gone = self.fronts[number].received(request), True
         self.fronts[number].restart(engine())

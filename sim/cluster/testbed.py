@@ -96,6 +96,7 @@ class Bench:
             self._fronts,
             balancer_of(spec, self.seed),
             self.clients.ended,
+            in_flight=self.clients.in_flight,
             per_connection=spec.per == "connection",
             scrape_seconds=spec.scrape_seconds if spec.balancer.policy in READ_STATE else None,
         )

@@ -24,10 +24,22 @@ MOST_TRIES = 21  # of peers that are out, until round robin chooses
 class Peer:
     """A target as nginx keeps it; times in whole seconds."""
 
-    __slots__ = ("accessed", "checked", "config", "connections", "current", "effective", "fails", "index")
+    __slots__ = (
+        "accessed",
+        "checked",
+        "config",
+        "connections",
+        "current",
+        "effective",
+        "fails",
+        "index",
+        "limited",
+        "weight",
+    )
 
     def __init__(self, index: int, config: Backend):
-        self.index, self.config = index, config
+        self.index, self.config, self.weight = index, config, config.weight
+        self.limited = config.down or config.max_connections > 0
         self.effective, self.current = config.weight, 0  # weights
         self.connections = self.fails = 0
         self.accessed = self.checked = -inf  # when it last failed; when it last failed or was tried after that
@@ -52,7 +64,12 @@ class Nginx:
         """The next peer that is not out, of the first group that has one; or a refusal (502)."""
         second = floor(now)
         for group in self._groups:
-            free = [p for p in group if not self._out(p, targets, second, tried)]
+            free = [
+                p
+                for p in group  # what nearly all are is asked without a call
+                if not (p.limited or p.fails or tried or not targets[p.index].up)
+                or not self._out(p, targets, second, tried)
+            ]
             if (peer := self._next(request, group, free, tried)) is not None:
                 if second - peer.checked > peer.config.fail_timeout:
                     peer.checked = second
@@ -97,13 +114,15 @@ def smooth(peers: Sequence[Peer]) -> Peer | None:
     """One step of smooth weighted round robin: the first peer of the largest current weight."""
     if not peers:
         return None
-    total = 0
+    total, best = 0, peers[0]
     for peer in peers:
-        peer.current += peer.effective
-        total += peer.effective
-        if peer.effective < peer.config.weight:
+        effective = peer.effective
+        peer.current += effective
+        total += effective
+        if effective < peer.weight:
             peer.effective += 1
-    best = max(peers, key=lambda p: p.current)
+        if peer.current > best.current:
+            best = peer
     best.current -= total
     return best
 
@@ -119,11 +138,11 @@ class LeastConnections(Nginx):
 
     def _next(self, request: Request, group: list[Peer], free: list[Peer], tried: Sequence[int]) -> Peer | None:
         tied = free[:1]
+        connections, weight = (tied[0].connections, tied[0].weight) if tied else (0, 1)
         for peer in free[1:]:
-            best = tied[0]
-            difference = peer.connections * best.config.weight - best.connections * peer.config.weight
+            difference = peer.connections * weight - connections * peer.weight
             if difference < 0:
-                tied = [peer]
+                tied, connections, weight = [peer], peer.connections, peer.weight
             elif difference == 0:
                 tied.append(peer)
         return smooth(tied) if len(tied) > 1 or not tied else tied[0]
