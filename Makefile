@@ -1,6 +1,6 @@
 # Two commands to know: `make demo` and `make test`. Both set .venv up first; PYTHON=... chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench mutants validate recovery client advice calibration picture lock clean
+.PHONY: help demo test lint bench mutants validate recovery client advice calibration real-vllm picture lock clean
 BIN := .venv/bin
 
 help:
@@ -41,6 +41,9 @@ advice: .venv/ready ## follow the advice on what to measure next on the stand-in
 
 calibration: .venv/ready ## fit the article's figures anew, for the shipped scenarios
 	@$(BIN)/servecast calibrate llama2-70b -o scenarios/shipped/data/llama2-70b.calibration.json
+
+real-vllm: .venv/ready ## the whole loop on a real vLLM on this CPU (minutes, several GB); VLLM_ENV=FOLDER if it is installed
+	@$(BIN)/python tools/real_vllm.py
 
 picture: .venv/ready ## draw the pictures of the README and docs anew
 	@$(BIN)/python tools/picture.py && $(BIN)/python tools/picture_chunking.py

@@ -115,6 +115,12 @@ as_server_option = click.option(
     help=f"Treat the server as this engine with default flags ({ENGINES}), or as that of a scenario with its flags, "
     "whatever the run says. Every number then carries a warning.",
 )
+transfer_option = click.option(
+    "--transfer",
+    type=click.FloatRange(min=0, max=2, min_open=True),
+    metavar="SHARE",
+    help="With --as, of step times measured on another simulated engine: how far they may be off, such as 0.3.",
+)
 run_output_option = click.option("-o", "--output", type=here, required=True, help="The run directory to write.")
 resume_option = click.option("--resume", is_flag=True, help="Continue the run in -o at its first unfinished rung.")
 

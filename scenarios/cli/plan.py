@@ -6,16 +6,17 @@ import click
 
 from scenarios.cli.commands import command
 from scenarios.cli.main import FAILED
-from scenarios.cli.options import Simulation, format_option, simulation_options, warnings_option
+from scenarios.cli.options import Simulation, format_option, simulation_options, transfer_option, warnings_option
 from scenarios.cli.terminal import print_json, print_result, print_warnings, workers
 
 
 @command("servecast plan llama2-70b-1500-100 --slo ttft_p95=3")
 @click.argument("sources", metavar="SCENARIO...", nargs=-1, required=True)
 @simulation_options
+@transfer_option
 @format_option
 @warnings_option
-def plan(sources: tuple[str, ...], how: Simulation, output_format: str | None) -> int:
+def plan(sources: tuple[str, ...], how: Simulation, transfer: float | None, output_format: str | None) -> int:
     """Say what each load costs and which SLOs it meets.
 
     Prints, for every load, the cost and the probability that each SLO is met, over all that is uncertain.
@@ -39,6 +40,7 @@ def plan(sources: tuple[str, ...], how: Simulation, output_format: str | None) -
             executor=executor,
             progress=display,
             taken_as=how.taken_as,
+            transfer=transfer,
         )
     found = [forecast for forecast, _ in made]
     if output_format == "json":

@@ -8,7 +8,15 @@ from pathlib import Path
 import click
 
 from scenarios.cli.commands import command
-from scenarios.cli.options import Simulation, force_option, format_option, here, simulation_options, warnings_option
+from scenarios.cli.options import (
+    Simulation,
+    force_option,
+    format_option,
+    here,
+    simulation_options,
+    transfer_option,
+    warnings_option,
+)
 from scenarios.cli.output_files import check_forecasts
 from scenarios.cli.terminal import print_json, print_result, print_warnings, workers
 from sim.model.errors import BadInput
@@ -23,6 +31,7 @@ from sim.model.errors import BadInput
 )
 @force_option
 @simulation_options
+@transfer_option
 @format_option
 @warnings_option
 def simulate(
@@ -32,6 +41,7 @@ def simulate(
     varied: tuple[str, ...],
     force: bool,
     how: Simulation,
+    transfer: float | None,
     output_format: str | None,
 ) -> None:
     """Forecast a scenario at every load, with bands.
@@ -59,6 +69,7 @@ def simulate(
             executor=executor,
             progress=display,
             taken_as=how.taken_as,
+            transfer=transfer,
         )
     found = [forecast for forecast, _ in made]
     if output_format == "json":

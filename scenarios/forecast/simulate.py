@@ -16,6 +16,7 @@ from scenarios.forecast.forecast import Forecast, write_forecast
 from scenarios.forecast.replicate import replicate
 from scenarios.forecast.size import check_size
 from scenarios.forecast.summary import summarise
+from scenarios.forecast.transfer import check_transfer, transferred
 from scenarios.load.parameters import calibration_of
 from scenarios.load.variants import Variant
 from sim.cluster.ladder import check_servable
@@ -41,16 +42,22 @@ def simulate(
     progress: Progress = silent,
     changes: Sequence[str] = (),
     taken_as: str | None = None,
+    transfer: float | None = None,
     flags: Mapping[str, Flag] | None = None,
 ) -> Forecast:
     """Forecast a scenario. The same scenario, calibration and seed give the same forecast, whatever the executor.
 
     `sim.executors.processes` makes an executor of several processes. `progress` hears how many replicates are done;
     `changes` are the `--set` options to be recorded. `flags` says where each flag of the server is from, if not all are
-    from the scenario. `NotTheEngine` for a calibration from runs that are not known to
-    be of the scenario's engine, unless they are `taken_as` it.
+    from the scenario. `transfer` is the relative spread of step times that are taken from another simulated engine.
+    `NotTheEngine` for a calibration from runs that are not known to be of the scenario's engine, unless they are
+    `taken_as` it.
     """
+    check_transfer(calibration, scenario.server.declared, taken_as, transfer, scenario.calibration)
     check_suits(calibration, scenario.server.declared, taken_as, scenario.calibration)
+    if transfer is not None:
+        calibration = transferred(calibration, transfer, seed)
+        changes = [*changes, f"--transfer {transfer:g}"]
     lengths = read_lengths(scenario.workload)
     check_size(scenario, calibration, replicates, lengths)
     check_servable(
@@ -75,6 +82,7 @@ def simulate_all(
     executor: Executor,
     progress: Callable[[str, float, int], None],
     taken_as: str | None = None,
+    transfer: float | None = None,
 ) -> list[tuple[Forecast, Calibration]]:
     """Forecast scenarios one after another, each with its calibration; what several are fitted to is fitted once.
 
@@ -84,6 +92,7 @@ def simulate_all(
         scenario = variant.scenario
         if scenario.calibration is not None:
             calibration = read_calibration(scenario.calibration)
+            check_transfer(calibration, scenario.server.declared, taken_as, transfer, scenario.calibration)
             check_suits(calibration, scenario.server.declared, taken_as, scenario.calibration)
     made = []
     known: dict[bytes, Calibration] = {}
@@ -110,6 +119,7 @@ def simulate_all(
             progress=tell,
             changes=variant.sets,
             taken_as=taken_as,
+            transfer=transfer,
         )
         made.append((forecast, calibration))
     return made

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sim.engines.catalog import NAMES, flags_of
+from sim.engines.catalog import NAMES, flags_of, kind_of
 from sim.model.flags import SCENARIO, Flag, flags, in_words, told_by, untold
 from sim.model.identity import Identity, NotTheEngine, check_engine, is_engine, named
 from sim.model.scenario import Scenario
@@ -151,10 +151,18 @@ def taken_as(run: Run, engine: str, like: Scenario | None = None) -> Run:
     """The run with its server taken for `engine`; unchanged where it is known to be of it.
 
     Flags are those of the scenario `like`, else what the run's own scenario says of its server, else defaults. Limits
-    that nobody gave are widened to what the server was seen to accept.
+    that nobody gave are widened to what the server was seen to accept. `NotTheEngine` for a run of another engine that
+    is simulated: no schedule can be followed through the steps of another.
     """
     if run.known and run.scenario.server.engine == engine:
         return run
+    other = kind_of(run.engine)
+    if other is not None and other.declared.name != engine:
+        raise NotTheEngine(
+            f"{run.name} was served by {run.engine}, whose schedule is another than that of {engine}; expected a run "
+            f"of {engine}, or its own calibration in a forecast with --as {engine} --transfer 0.3",
+            path=run.path,
+        )
     asked = like or run.scenario
     if asked.server.engine != engine:
         asked = msgspec.structs.replace(asked, server=flags_of(engine)(), written=[])
