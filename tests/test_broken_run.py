@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Callable[[Head], object], Callable[[Records], object], 
         one(ended=0.0),
         "requests.jsonl:6: ended: expected no time before it was sent",
     ),
-    "nothing of this run": (nothing, every(ended=1e300), "requests.jsonl: expected requests that can be: of 538"),
+    "nothing of this run": (nothing, every(ended=1e300), "requests.jsonl: expected possible requests: 538"),
 }
 
 WARNED: dict[str, tuple[Callable[[Head], object], Callable[[Records], object], str]] = {
@@ -126,7 +126,7 @@ WARNED: dict[str, tuple[Callable[[Head], object], Callable[[Records], object], s
     "other output tokens than times": (
         nothing,
         one(output_tokens=7),
-        "requests do not say as many output tokens as they have token times",
+        "requests have another number of output tokens than of token times",
     ),
     "an id that is there twice": (
         nothing,

@@ -101,7 +101,7 @@ def test_a_machine_that_changed_on_the_way_fails_by_name_and_its_forecasts_say_s
     assert any("users: e2e_mean" in line and "outside the 90 % band" in line for line in failed), failed
     assert not read_calibration(file).check.passed  # type: ignore[union-attr]
     assert status(["compare", str(RECORDED), "--calibration", str(file), "--replicates", "19", "--jobs", "1"]) == 0
-    assert "does not show what it was fitted to" in capfd.readouterr().err
+    assert "does not reproduce what it was fitted to" in capfd.readouterr().err
 
 
 def test_run_fails_too_and_keeps_all_it_made(

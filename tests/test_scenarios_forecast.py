@@ -26,7 +26,7 @@ from scenarios.load.scenario import load, origin, shipped
 from scenarios.report.page import page
 from sim.model.calibration import Calibration, Parameter, Source, read_calibration
 from sim.model.errors import BadInput, CannotFit
-from sim.model.scenario import Hardware, Price
+from sim.model.scenario import Hardware
 from sim.replicate import tasks_for
 from sim.results.curve import OperatingPoint
 from sim.results.metrics import table
@@ -213,9 +213,7 @@ def test_costs_by_hand():
         {"rung": [0, 1], "load": [1.0, 3.0], "rps": [1.0, 2.0]}
         | {"input_tokens_per_s": [5.0, 10.0], "output_tokens_per_s": [20.0, 40.0]}
     )
-    knee, one, three = costs(
-        Price(usd_per_hour=36), [rungs] * 99, [OperatingPoint(2.0, 1.5, True)] * 99, lambda load: f"{load:g}"
-    )
+    knee, one, three = costs(36.0, [rungs] * 99, [OperatingPoint(2.0, 1.5, True)] * 99, lambda load: f"{load:g}")
     assert (one.at, three.at) == ("1", "3")
     assert three.per_1000_requests.value == pytest.approx(5)
     assert three.per_million_input.value == pytest.approx(1000)
@@ -329,7 +327,7 @@ def test_requests_per_second_are_no_users(small):
 
 def test_a_server_that_pads_is_not_taken_for_one_of_a_table(small):
     padded = small("server.requires_padding=true")
-    said = "this server pads its batches; nothing says that the calibrated one did"
+    said = "this server pads its batches; whether the calibrated one did is unknown"
     assert said in texts(simulate(padded, machine(), replicates=19).warnings)
     assert said not in texts(simulate(small(), machine(), replicates=19).warnings)
 

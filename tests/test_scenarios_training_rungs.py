@@ -45,7 +45,7 @@ def test_rungs_that_came_after_the_fit_are_held_out(copy):
     first = [line for line in lines if json.loads(line)["rung"] < 4]
     (copy / "requests.jsonl").write_bytes(b"".join(first))
     then = calibrate_runs([read_run(copy)], rungs=[range(4)])
-    said = [f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out"]
+    said = [f"{run.name} has grown since it was fitted: requests of the rungs that were fitted are not held out"]
     (copy / "requests-2.jsonl").write_bytes(b"".join(lines[len(first) :]))
     rungs, warnings = training_rungs(read_run(copy), then)
     assert (rungs, texts(warnings)) == (set(range(4)), said)
@@ -60,7 +60,7 @@ def test_a_run_that_was_unzipped_since_is_known_by_its_name(copy, flash):
     rungs, warnings = training_rungs(unzip(copy), whole)
     assert rungs == set(range(6))
     assert texts(warnings) == [
-        "router-http-long is taken for a run that was fitted, by its run.json: its requests were compressed then"
+        "router-http-long counts as a run that was fitted: its run.json is the same, its requests were compressed then"
     ]
     other = copy.with_name("other")
     assert training_rungs(read_run(shutil.copytree(copy, other)), whole) == (set(), [])

@@ -279,7 +279,7 @@ def test_a_closed_loop_that_does_not_say_who_asked_is_replayed_with_all_its_user
     assert again["in_flight"].to_numpy() == pytest.approx([3.0, 8.0], rel=0.01)
     assert with_users(run) is run
     assert texts(with_users(anonymous).warnings) == [
-        f"closed: {len(run.requests)} requests do not say whose they are: taken for those of whoever was free"
+        f"closed: {len(run.requests)} requests do not name their user: each counts as one of a user who was free"
     ]
 
 

@@ -72,7 +72,7 @@ def test_requests_begun_in_a_run(tmp_path: Path):
         ("prompt_tokens,output_tokens,output_tokens\n1,2,3\n", "a.csv:1: expected one column 'output_tokens'"),
         ("prompt_tokens,output_tokens\n1\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
         ("prompt_tokens,output_tokens\n1,²\n", "a.csv:2: output_tokens: expected a whole number of tokens"),
-        ('prompt_tokens,output_tokens\n"1\n2",3\n', "a.csv:2: expected a row to end with its line"),
+        ('prompt_tokens,output_tokens\n"1\n2",3\n', "a.csv:2: expected a row that ends on its own line"),
         ("time,prompt_tokens,output_tokens\n1,2,3\n9e12,2,3\n", "a.csv: expected arrivals within 1e+09 s"),
         ("time,prompt_tokens,output_tokens\n2024-13-01,2,3\n", "a.csv:2: time: expected a time (an ISO time such"),
         (

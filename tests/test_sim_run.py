@@ -151,7 +151,7 @@ def test_a_run_that_does_not_say_its_prefill_budget_is_warned_about(tmp_path: Pa
     del head["scenario"]["server"]["max_batch_prefill_tokens"]
     (path / "run.json").write_bytes(msgspec.json.encode(head))
     (said,) = (text for text in texts(read_run(path).untold) if text.startswith("max_batch_prefill_tokens"))
-    assert "4096 is only the default: the server does not tell it, and it decides who waits" in said
+    assert "4096 is only the default: the server does not tell it, and it decides which requests wait" in said
 
 
 def test_times_of_the_day_are_refused(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_requests_that_two_files_tell_of_count_once_with_a_warning(tmp_path: Pat
     assert run.requests.equals(whole)
     n = len(records)
     assert texts(run.warnings) == [
-        f"{n} of {2 * n} requests are there twice (the same id, user and time sent) and are counted once"
+        f"{n} of {2 * n} requests occur twice (the same id, user and time sent) and are counted once"
     ]
     write(path / "requests.jsonl.gz", [r | {"user": r["user"] + 10} for r in records])  # another worker's
     assert len(read_run(path).requests) == 2 * n

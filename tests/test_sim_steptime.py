@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sim.steptime.basis import columns
-from sim.steptime.linear import FORMS, Linear, affine, padded
+from sim.steptime.linear import FORMS, Linear, affine
 from sim.steptime.segment import Segment
 from sim.steptime.work import StepWork
 
@@ -71,7 +71,7 @@ def test_the_forms_are_the_formulas_they_print() -> None:
     assert flash.prefill(2, 30, 500, 20) == 1 + 2 * 30 + 3 * (500 + 30) / 2 + 5 * 2
     assert flash.decode(3, 100, 60) == (7 + 11 * 3 + 13 * 100 + 17 * 60, 13 * 3 + 17)
     assert flash.line(StepWork(kept=4, joined=2, decode_longest=60)).first == 19 + 23 * 6
-    rows = padded(a0=1, a1=2, a2=3, a3=5, a4=37, b0=7, b1=11, b2=13, b3=17)
+    rows = Linear("padded", {"a0": 1, "a1": 2, "a2": 3, "a3": 5, "a4": 37, "b0": 7, "b1": 11, "b2": 13, "b3": 17})
     assert rows.prefill(2, 30, 500, 20) == 1 + 2 * 40 + 3 * (800 + 40) / 2 + 5 * 2 + 37 * 1600
     assert rows.decode(3, 100, 60) == rows.decode(3, 180, 60)  # every row is as long as the longest
     assert rows.decode(1, 60, 60)[0] < rows.decode(2, 70, 60)[0]

@@ -38,7 +38,7 @@ def test_three_warnings_are_shown_and_the_rest_is_counted(capsys: pytest.Capture
 
 
 def test_the_order_is_by_what_a_warning_does_to_the_number():
-    note = notice("duplicate-requests", "3 of 9 requests are there twice and are counted once")
+    note = notice("duplicate-requests", "3 of 9 requests occur twice and are counted once")
     wide = notice("figures-undetermined", "the figures do not pin down a0 (prefill, constant)")
     near = notice("extrapolated", "extrapolated from 24 users on: prefills of 10,500 tokens (calibrated up to 9,000)")
     far = notice("extrapolated", "extrapolated from 32 users on: 64 users (calibrated up to 8)")

@@ -282,7 +282,7 @@ def with_check(calibration: Calibration, check: FitCheck) -> Calibration:
             *warnings,
             notice(
                 "fit-unchecked",
-                "no load that was fitted has a whole window: this calibration could not be checked against any",
+                "no fitted load has a complete window, so this calibration could not be checked",
             ),
         ]
     if not check.passed:
@@ -290,7 +290,8 @@ def with_check(calibration: Calibration, check: FitCheck) -> Calibration:
         warnings = [
             *warnings,
             notice(
-                "fit-check-failed", f"this calibration does not show what it was fitted to ({missed}): see its check"
+                "fit-check-failed",
+                f"this calibration does not reproduce what it was fitted to ({missed}): see its check",
             ),
         ]
     return msgspec.structs.replace(calibration, check=check, warnings=warnings)

@@ -33,7 +33,7 @@ def training_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[N
         return rungs, [
             notice(
                 "fitted-run-grown",
-                f"{run.name} has grown since it was fitted: what began at rungs fitted then is not held out",
+                f"{run.name} has grown since it was fitted: requests of the rungs that were fitted are not held out",
             )
         ]
     folder = Path(run.path).resolve().name
@@ -43,7 +43,7 @@ def training_rungs(run: Run, calibration: Calibration) -> tuple[set[int], list[N
     if same_head and {f"{folder}/{file.name}.gz" for file in files} & names:
         said = notice(
             "fitted-run-guessed",
-            f"{run.name} is taken for a run that was fitted, by its run.json: its requests were compressed then",
+            f"{run.name} counts as a run that was fitted: its run.json is the same, its requests were compressed then",
         )
         return every, [said]
     return set(), []

@@ -72,19 +72,14 @@ def least_size(scenario: Scenario, model: Machine, lengths: RequestLengths | Non
 
 
 def check_size(
-    scenario: Scenario,
-    calibration: Calibration,
-    replicates: int,
-    lengths: RequestLengths | None = None,
-    jobs: int | None = None,
+    scenario: Scenario, calibration: Calibration, replicates: int, lengths: RequestLengths | None = None
 ) -> None:
     """Raise `BadInput`, with the estimate, for a simulation that cannot run on this machine."""
     size = least_size(scenario, draw_machine(calibration, scenario.server, None, scenario.machine), lengths)
     if size.users <= FREE_USERS and size.tokens * replicates <= FREE_TOKENS:
         return _check_clock(scenario)
     memory = size.memory + replicates * REPLICATE
-    cores = os.cpu_count() or 1
-    seconds = max(size.requests, size.users) * replicates / SPEED / min(jobs or cores, cores)
+    seconds = max(size.requests, size.users) * replicates / SPEED / (os.cpu_count() or 1)
     there = _there()
     if memory <= there and seconds <= LONGEST:
         return _check_clock(scenario)

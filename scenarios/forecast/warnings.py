@@ -230,7 +230,7 @@ def _other_padding(server: EngineFlags, calibration: Calibration) -> list[Notice
     """Padded batches cost more, and their step times have another form; only runs say which they were."""
     known = {bool(flags["requires_padding"]) for flags in calibration.server if "requires_padding" in flags}
     if not known and server.pads and calibration.model.startswith("affine"):
-        return [notice("padding-differs", "this server pads its batches; nothing says that the calibrated one did")]
+        return [notice("padding-differs", "this server pads its batches; whether the calibrated one did is unknown")]
     if not known or server.pads in known:
         return []
     if server.pads:

@@ -64,9 +64,7 @@ def replay(run: Run, model: Machine, seed: Sequence[int]) -> Run:
     """
     run.scenario.check_alone("replayed")
     if run.scenario.workload.conversations is not None:
-        raise BadInput(
-            "a run of sessions is not replayed: its requests do not tell whose turns they are", path=run.name
-        )
+        raise BadInput("a run of sessions is not replayed: its requests do not name their sessions", path=run.name)
     run = with_users(run)
     parts = []
     for number, (start, ladder, requests) in enumerate(_segments(run)):
@@ -120,7 +118,7 @@ def with_users(run: Run) -> Run:
         users[here] = lanes(sent[here].tolist(), ended[here].tolist(), most) if most else -1
     said = notice(
         "unknown-user",
-        f"{run.name}: {int(unknown.sum())} requests do not say whose they are: taken for those of whoever was free",
+        f"{run.name}: {int(unknown.sum())} requests do not name their user: each counts as one of a user who was free",
     )
     return replace(run, requests=run.requests.assign(user=users), warnings=[*run.warnings, said])
 

@@ -148,8 +148,8 @@ def unwritten(found: Mapping[str, Flag], declared: Declaration) -> list[Notice]:
             return [
                 notice(
                     "flag-default",
-                    f"server.{name} {found[name].value} is only the default: it decides who waits (a wrong one can "
-                    "move p95 by half)",
+                    f"server.{name} {found[name].value} is only the default: it decides which requests wait "
+                    "(a wrong value can move p95 by half)",
                 )
             ]
     return []
@@ -161,8 +161,8 @@ def untold(found: Mapping[str, Flag], declared: Declaration) -> list[Notice]:
     return [
         notice(
             "flag-unconfirmed",
-            f"{name} {found[name].value} {said[found[name].source]}: the server does not tell it, and it decides who "
-            "waits (a wrong one can move p95 by half)",
+            f"{name} {found[name].value} {said[found[name].source]}: the server does not tell it, and it decides "
+            "which requests wait (a wrong value can move p95 by half)",
         )
         for name in declared.decisive
         if name in found and found[name].source in said

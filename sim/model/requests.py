@@ -76,7 +76,7 @@ class Requests:
                 r.id
             )
         if ok and times and r.output_tokens and r.output_tokens != len(times):
-            said = "do not say as many output tokens as they have token times; rates count the times"
+            said = "have another number of output tokens than of token times; rates count the times"
             self._strange.setdefault(said, []).append(r.id)
         first, last = (times[0], times[-1]) if times else (r.first_token, r.last_token)
         if last is None and ok:  # who was not streamed has the last token with the answer
@@ -128,7 +128,7 @@ class Requests:
             warnings.append(
                 notice(
                     "duplicate-requests",
-                    f"{int(again.sum())} of {len(table)} requests are there twice (the same id, user and time sent) "
+                    f"{int(again.sum())} of {len(table)} requests occur twice (the same id, user and time sent) "
                     "and are counted once",
                 )
             )
@@ -161,7 +161,7 @@ class Requests:
             assert self._first_wrong is not None
             file, why = self._first_wrong
             raise BadInput(
-                f"expected requests that can be: of {wrong} of {self._seen} they cannot ({why}: "
+                f"expected possible requests: {wrong} of {self._seen} are impossible ({why}: "
                 f"{_named(self._wrong[why])})",
                 path=file,
             )

@@ -74,7 +74,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     ),
     "answers-short": (
         Severity.BIASED,
-        "Make the server heed the length asked, or write the lengths that come back into the scenario.",
+        "Make the server apply the requested length, or write the lengths that come back into the scenario.",
     ),
     "broken-streams": (Severity.BIASED, "Find out why they broke off, and measure again."),
     "burst": (Severity.BIASED, "Measure with a fixed number of users, or at a fixed rate."),

@@ -233,7 +233,10 @@ def _not_told(server: EngineFlags, info: dict[str, Any] | None) -> list[Notice]:
         if value is None or name in told or (value == 0 and not isinstance(value, bool)):
             continue
         found.append(
-            notice("impossible-info", f"the server told {name} {value!r}, which cannot be: the scenario's is taken")
+            notice(
+                "impossible-info",
+                f"the server told {name} {value!r}, which is impossible: the scenario's value is used",
+            )
         )
     return found
 

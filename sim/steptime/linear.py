@@ -104,11 +104,6 @@ def affine(**coefficients: float) -> Linear:
     return Linear("affine", coefficients)
 
 
-def padded(**coefficients: float) -> Linear:
-    """The step time of a server that pads."""
-    return Linear("padded", coefficients)
-
-
 def step_time(model: str, parameters: Mapping[str, float]) -> Linear:
     """The named form with these parameters; names that are not the form's (a token budget) are left to others.
 

@@ -55,12 +55,12 @@ def read_file(path: Path, most: int = MOST) -> bytes:
         os.close(fd)
 
 
-def gunzip(raw: bytes, path: Path, most: int = MOST) -> bytes:
-    """What gzipped bytes hold, of at most `most` bytes; raises `OSError`, `EOFError` and `zlib.error`."""
+def gunzip(raw: bytes, path: Path) -> bytes:
+    """What gzipped bytes hold, of at most `MOST` bytes; raises `OSError`, `EOFError` and `zlib.error`."""
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as f:
-        content = f.read(most + 1)
-    if len(content) > most:
-        raise _too_large(path, most)
+        content = f.read(MOST + 1)
+    if len(content) > MOST:
+        raise _too_large(path, MOST)
     return content
 
 

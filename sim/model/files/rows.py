@@ -86,7 +86,7 @@ def _csv(text: str, path: Path, expected: str) -> Rows:
             for at, values in enumerate(reader, 1):
                 line = lines[at][0] if at < len(lines) else lines[-1][0]
                 if reader.line_num != at + 1:
-                    raise BadInput("expected a row to end with its line", path=path, line=line)
+                    raise BadInput("expected a row that ends on its own line", path=path, line=line)
                 yield line, dict(zip(names, values, strict=False))
         except csv.Error as e:
             raise BadInput(f"not a CSV ({e})", path=path, line=lines[min(reader.line_num, len(lines)) - 1][0]) from e
