@@ -128,6 +128,22 @@ def test_a_launched_server_is_measured_and_removed(
     assert ours(client, image) == []
 
 
+def test_so_is_one_of_vllm(client: docker.DockerClient, image: str, tmp_path: Path) -> None:
+    s = scenario(image, args={"engine": "vllm-v1"}, num_shard=1)
+    flags = vllm_v1.Flags(max_num_seqs=16, num_gpu_blocks=300, max_model_len=1024)
+    s = msgspec.structs.replace(s, server=flags, written=["max_num_seqs", "num_gpu_blocks", "max_model_len"])
+    with Path(os.devnull).open("w") as null:
+        measure(s, None, tmp_path / "run", console=Console(file=null))
+    run = read_run(tmp_path / "run")
+    assert (str(run.engine), run.known, [r.status for r in run.rungs]) == ("vllm 0.32.0", True, ["complete"])
+    assert (run.flags["max_num_seqs"].source, run.flags["num_gpu_blocks"].source) == ("launch", "server")
+    assert not run.untold
+    head = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert 0 < head["cold_start"]["healthy"] < head["cold_start"]["first_token"]
+    assert "process" not in head and head["container"]["covered"] == []
+    assert ours(client, image) == []
+
+
 def test_the_end_token_is_covered_in_the_container_and_nowhere_else(
     client: docker.DockerClient, image: str, tmp_path: Path
 ) -> None:

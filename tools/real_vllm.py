@@ -25,6 +25,7 @@ from typing import Any
 from tiny_llama_hf import write as write_model
 
 from scenarios.cli.main import FAILED, status
+from scenarios.compare.goals import MIXED as GOALS
 
 OUT = Path("out/real-vllm")
 SERVER_CORE, CLIENT_CORES = 0, 1  # the client may have all but the first
@@ -82,6 +83,7 @@ def scenario(
         "machine": {"gpu": "cpu"},
         "workload": lengths | {"ignore_eos": True},
         "load": {"users": users, "spawn_rate": 10, "seconds": seconds},
+        "tolerances": {metric: goal.error for metric, goal in GOALS.items()},
         "launch": {"command": command},
     }
     file = folder / f"{name}.yaml"
