@@ -13,8 +13,7 @@ from sim.cluster.replica import Replica
 from sim.engines.tgi_0_9_4 import Engine, Flags
 from sim.model.request import Request
 from sim.model.steps import Call
-from sim.steptime.linear import affine
-from sim.steptime.linear import padded as padded_form
+from sim.steptime.linear import Linear, affine
 from sim.steptime.noise_parameters import Noise
 
 LAW = Noise(
@@ -116,22 +115,22 @@ def worlds(draw: st.DrawFn) -> World:
     )
     unit = draw(st.sampled_from([1.0, 0.125, 1 / 3, 0.0173]))  # thirds round, so a boundary is not what its sum is
     slope = draw(st.sampled_from([0, 2]))  # 0: whole times, so that arrivals meet the ends of steps
-    form = padded_form if padded and draw(st.booleans()) else affine
-    step_time = form(
-        a0=draw(multiples(unit, 4, 1)),
-        a1=draw(multiples(unit / 8, slope)),
-        a2=draw(multiples(unit / 64, slope // 2)),
-        b0=draw(multiples(unit, 4, 1)),
-        b1=draw(multiples(unit / 8, slope)),
-        b2=draw(multiples(unit / 64, slope)),
-        b3=draw(multiples(unit / 64, slope)),
-        c0=draw(multiples(unit, 2)),
-        f0=draw(multiples(unit, 2)),
-        f1=draw(multiples(unit / 8, slope // 2)),
-        **(
-            {name: draw(multiples(unit / 64, slope // 2)) for name in ("a4", "c2", "f2")} if form is padded_form else {}
-        ),
-    )
+    form = "padded" if padded and draw(st.booleans()) else "affine"
+    coefficients = {
+        "a0": draw(multiples(unit, 4, 1)),
+        "a1": draw(multiples(unit / 8, slope)),
+        "a2": draw(multiples(unit / 64, slope // 2)),
+        "b0": draw(multiples(unit, 4, 1)),
+        "b1": draw(multiples(unit / 8, slope)),
+        "b2": draw(multiples(unit / 64, slope)),
+        "b3": draw(multiples(unit / 64, slope)),
+        "c0": draw(multiples(unit, 2)),
+        "f0": draw(multiples(unit, 2)),
+        "f1": draw(multiples(unit / 8, slope // 2)),
+    }
+    if form == "padded":
+        coefficients |= {name: draw(multiples(unit / 64, slope // 2)) for name in ("a4", "c2", "f2")}
+    step_time = Linear(form, coefficients)
     law = draw(st.sampled_from([None, None, LAW, REMEMBERING]))
     return World(config, step_time, arrivals, None if law is None else (law, draw(st.integers(0, 99))))
 
