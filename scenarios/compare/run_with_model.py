@@ -25,6 +25,7 @@ from scenarios.compare.repeatability import relative, repeat_errors
 from scenarios.compare.training_rungs import training_rungs
 from scenarios.forecast.modes import modes
 from scenarios.forecast.replicate import described
+from scenarios.forecast.transfer import check_transfer
 from scenarios.forecast.warnings import replay_warnings
 from scenarios.progress import ProgressDisplay
 from sim.cluster.replay import with_users
@@ -175,6 +176,7 @@ class Model(NamedTuple):
 def model_of_file(run: Run, file: Path, taken_as: str | None) -> Model:
     """The calibration in a file; `taken_as` is the engine for which the user takes the run's server, if any."""
     calibration = read_calibration(file)
+    check_transfer(calibration, run.server.declared, taken_as, None, str(file))
     assumed = [] if run.assumptions else check_suits(calibration, run.server.declared, taken_as, file)
     fitted, said = training_rungs(run, calibration)
     return Model(calibration, fitted, file.name, said, taken_as, assumed)

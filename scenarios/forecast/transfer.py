@@ -30,8 +30,8 @@ def check_transfer(
     if crosses and spread is None:
         raise NotTheEngine(
             f"the calibration is of {calibration.engine}, and what its steps would take under {declared.name} is not "
-            f"known: two constants do not define a mixed step; calibrate from a run of {declared.name}, or expected "
-            f"--as {declared.name} --transfer 0.3 to draw step times that are off by 30 % or so",
+            f"known: two constants do not define a mixed step; calibrate from a run of {declared.name}, or "
+            f"simulate with --as {declared.name} --transfer 0.3, which draws step times that are off by some 30 %",
             path=path,
         )
     if spread is not None and (taken_as is None or is_engine(calibration.engine, declared)):
