@@ -91,6 +91,11 @@ class World:
         """Bring all targets up and let everything end: nobody may remain."""
         for target in range(len(self.targets)):
             self.turn(target, up=True)
+        self.now += 2.0  # after what failed is tried again
+        for _ in range(1 + len(self.queue)):
+            while self.held:
+                self.end(0, Ending.ANSWERED)
+            self.arrive(0)  # where servers failed, nobody takes from the queue until another request ends
         while self.held:
             self.end(0, Ending.ANSWERED)
         assert not self.queue

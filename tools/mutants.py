@@ -28,9 +28,12 @@ JUDGES = {
     "vllm": "test_engines_vllm",
     "vllm worlds": "test_engines_vllm_worlds",
     "vllm plans": "test_engines_vllm_plans",
+    "choices": "test_balancers_recorded",
+    "cases": "test_balancers_by_hand",
+    "balancers": "test_balancers_laws",
 }
-OF_TGI, OF_VLLM = list(JUDGES)[:4], list(JUDGES)[4:]
-JUDGES_OF = {  # a file that only one engine needs: any other is tried by all
+OF_TGI, OF_VLLM, OF_BALANCERS = list(JUDGES)[:4], list(JUDGES)[4:7], list(JUDGES)[7:]
+JUDGES_OF = {  # a file that only one engine needs, or no engine: any other is tried by those of all engines
     "sim/engines/tgi_0_9_4/engine.py": OF_TGI,
     "sim/engines/tgi_0_9_4/batch.py": OF_TGI,
     "sim/engines/vllm_v1/scheduler.py": OF_VLLM,
@@ -38,6 +41,11 @@ JUDGES_OF = {  # a file that only one engine needs: any other is tried by all
     "sim/engines/vllm_v1/step.py": OF_VLLM,
     "sim/engines/kv_cache.py": OF_VLLM,
     "sim/engines/decoders.py": OF_VLLM,
+    "sim/cluster/balancers/balancer.py": OF_BALANCERS,
+    "sim/cluster/balancers/nginx.py": OF_BALANCERS,
+    "sim/cluster/balancers/haproxy.py": OF_BALANCERS,
+    "sim/cluster/balancers/routers.py": OF_BALANCERS,
+    "sim/cluster/balancers/policies.py": OF_BALANCERS,
 }
 
 # file: {what is wrong: [code, what it becomes]}
@@ -56,14 +64,18 @@ def judge(file: str, old: str, new: str) -> dict[str, bool] | None:
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
             copy(ROOT / part, tree / part)
         (tree / file).write_text(source.replace(old, new))
-        return failing(tree, JUDGES_OF.get(file, list(JUDGES)))
+        return failing(tree, JUDGES_OF.get(file, OF_TGI + OF_VLLM))
 
 
 def failing(tree: Path, judges: Iterable[str]) -> dict[str, bool]:
     """Which of the judges fail in the tree. All do on one that hangs; memory is limited."""
     tests = [f"tests/{JUDGES[judge]}.py" for judge in judges]
     options = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
-    not_about_sim = ["test_sim_laws.py::test_the_worlds_drawn", "test_sim_schedules.py::test_pytest_schedules"]
+    not_about_sim = [
+        "test_sim_laws.py::test_the_worlds_drawn",
+        "test_sim_schedules.py::test_pytest_schedules",
+        "test_balancers_recorded.py::test_pytest_balancers",
+    ]
     options += [f"--deselect=tests/{test}" for test in not_about_sim]
     command = ["sh", "-c", 'ulimit -v 6000000; exec nice "$@"', "sh", sys.executable, "-m", "pytest", *options, *tests]
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
@@ -85,7 +97,7 @@ def main() -> int:
     args = parser.parse_args()
     named = [(file, what, *code) for file, mutants in MUTANTS.items() for what, code in mutants.items()]
     chosen = [mutant for mutant in named if args.k in f"{mutant[0]}: {mutant[1]}"]
-    needed = {judge for file, *_ in chosen for judge in JUDGES_OF.get(file, JUDGES)}
+    needed = {judge for file, *_ in chosen for judge in JUDGES_OF.get(file, OF_TGI + OF_VLLM)}
     if any(failing(ROOT, sorted(needed)).values()):
         print("The tests fail without any mutant: fix that first.")
         return 1

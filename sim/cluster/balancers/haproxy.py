@@ -20,6 +20,7 @@ from sim.model.request import Request
 from sim.model.status import Status
 
 SCALE = 16  # of weights (BE_WEIGHT_SCALE)
+TURNAROUND = 1.0  # s until a failed connection is tried again (back_handle_st_cer); nobody takes its slot before
 MAX_WEIGHT = 4096  # inside (SRV_EWGHT_MAX): a server has as many keys on the ring at the most
 WORD = 2**32
 
@@ -72,6 +73,7 @@ class Server:
         self.served = 0  # requests that hold a slot
         self.sessions = 0  # all that it answers: those, and what it took from the queue as it came up
         self.queue = Queue(numbers)  # its own
+        self.failing_until = -inf  # s: it takes nothing from the queues before
         self.key, self.place = 0, index  # leastconn, roundrobin: where it is in the tree, and among equals
         self.position = self.last_position = self.rest = 0  # roundrobin
         self.tree: list[Server] | None = None  # roundrobin
@@ -124,6 +126,7 @@ class HAProxy:
         self._queue = Queue(numbers)
         self._places = count(len(backends))
         self._uncounted: set[Request] = set()  # those that hold no slot
+        self._failing: dict[Server, None] = {}
 
     def _next(self, request: Request, usable: list[Server]) -> Server | None:
         """One of those that can be used. If it is full, or None, the request waits."""
@@ -165,12 +168,21 @@ class HAProxy:
             self._uncounted.remove(request)
         else:
             server.served -= 1
-        return self._drain(server) if server.sessions < server.limit else self._drain(server, 0)
+        if how is Ending.FAILED:
+            server.failing_until = now + TURNAROUND
+            self._failing[server] = None
+        starts = self._drain(server) if server not in self._failing and server.sessions < server.limit else []
+        self._moved(server)  # once: a slot that is passed on does not move it
+        for failed in [s for s in self._failing if s.failing_until <= now]:
+            del self._failing[failed]
+            starts += self._drain(failed)
+            self._moved(failed)
+        return starts
 
-    def _drain(self, server: Server, most: float = inf) -> Starts:
+    def _drain(self, server: Server) -> list[tuple[Request, int]]:
         """Let a server take from the queues while it has slots."""
         starts: list[tuple[Request, int]] = []
-        while server.served < server.limit and len(starts) < most:
+        while server.served < server.limit:
             own, common = server.queue.head(), self._queue.head() if server.usable else None
             if own is None and common is None:
                 break
@@ -178,24 +190,24 @@ class HAProxy:
             starts.append(((server.queue if takes_own else self._queue).pop(), server.index))
             server.served += 1
             server.sessions += 1
-        self._moved(server)  # once: a slot that is passed on does not move it
         return starts
 
     def changed(self, target: int, change: Change, targets: Sequence[Target], now: float) -> Starts:
         """A server that comes up takes up to its limit from the queue; those requests hold no slot."""
         self._warm_up(now)
-        server = self._servers[target]
+        server, starts = self._servers[target], list[tuple[Request, int]]()
         before, drained = server.effective if server.usable else 0, server.stopped == ChangeKind.DRAIN
         if change.what is ChangeKind.MAX_CONNECTIONS:
             server.max_connections = change.value
-            return self._drain(server)
+            starts = self._drain(server)
+            self._moved(server)
+            return starts
         if change.what is ChangeKind.WEIGHT:
             server.weight = change.value
         elif change.what in (ChangeKind.UP, ChangeKind.DOWN):
             server.down = change.what is ChangeKind.DOWN
         else:
             server.stopped = "" if change.what is ChangeKind.READY else change.what
-        starts: list[tuple[Request, int]] = []
         server.weigh()
         comes_up = server.usable and not before and change.what is not ChangeKind.WEIGHT
         if comes_up and not drained:
@@ -242,6 +254,8 @@ class LeastConnections(HAProxy):
         return min((s for s in usable if not s.full), key=lambda s: (s.key, s.place), default=None)
 
     def _moved(self, server: Server) -> None:
+        if not server.usable:  # it is in no tree
+            return
         requests = server.served + len(server.queue)
         key = (requests + 1) * MAX_WEIGHT // server.effective if requests else 0
         if key != server.key:
