@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sim.cluster.ladder import climb
 from sim.cluster.replay import replay
 from sim.executors import Tell, silent
-from sim.model.calibration import Calibration, SystemParameters
+from sim.model.calibration import Calibration, SystemParameters, check_suits, read_calibration
 from sim.model.machine import Draw, Machine, draw_machine
 from sim.model.scenario import Scenario
 from sim.model.workload import RequestLengths
@@ -22,19 +22,21 @@ from sim.run import Run
 class Task:
     """Simulates the ladder of a scenario, or replays a recorded run, on a model; the result depends on these alone.
 
-    `lengths` are the requests of the scenario's workload file, if it names one.
+    `lengths` are the requests of the scenario's workload file, if it names one, and `groups` the machines of the groups
+    of its fleet, if it has some.
     """
 
     of: Scenario | Run
     model: Machine
     seed: tuple[int, ...]
     lengths: RequestLengths | None = None
+    groups: tuple[Machine, ...] = ()
 
     def run(self, tell: Tell = silent, *, members: bool = False) -> Run:
         """Simulate it; `tell` hears what share of a ladder is done, and with `members` steps hold their requests."""
         if isinstance(self.of, Run):
             return replay(self.of, self.model, self.seed)
-        return climb(self.of, self.model, self.seed, self.lengths, members=members, progress=tell)
+        return climb(self.of, self.model, self.seed, self.lengths, members=members, progress=tell, groups=self.groups)
 
 
 def tasks_for(
@@ -44,10 +46,29 @@ def tasks_for(
     numbers: Iterable[int],
     lengths: RequestLengths | None = None,
 ) -> list[Task]:
-    """A task for each number: 0 has the central values of the calibration, the others a draw each."""
-    server, machine = of.server, (of.scenario if isinstance(of, Run) else of).machine
-    draws = ((number, draw_of(seed, number)) for number in numbers)
-    return [Task(of, draw_machine(calibration, server, draw, machine), (seed, at), lengths) for at, draw in draws]
+    """A task for each number: 0 has the central values of the calibration, the others a draw each. Groups of a fleet
+    share it, unless they have a calibration of their own, which is read here."""
+    server, scenario = of.server, of.scenario if isinstance(of, Run) else of
+    groups = [] if scenario.fleet is None else scenario.fleet.groups
+    of_groups = [read_calibration(group.calibration) if group.calibration else calibration for group in groups]
+    for group, own in zip(groups, of_groups, strict=True):
+        if group.calibration:
+            check_suits(own, server.declared, None, group.calibration)
+    tasks = []
+    for number in numbers:
+        draw = draw_of(seed, number)
+        machines = (
+            draw_machine(
+                own,
+                group.server or server,
+                replace(draw, of=place + 1) if draw is not None and group.calibration else draw,
+                scenario.machine if group.calibration is None else None,
+            )
+            for place, (group, own) in enumerate(zip(groups, of_groups, strict=True))
+        )
+        model = draw_machine(calibration, server, draw, scenario.machine)
+        tasks.append(Task(of, model, (seed, number), lengths, tuple(machines)))
+    return tasks
 
 
 def takeoff_factor(calibration: Calibration, seed: int, number: int) -> float:

@@ -293,6 +293,31 @@ BAD = {
         "fleet: {outages: [{replica: 0, at: 5, seconds: 2}, {replica: 0, at: 6, seconds: 1}]}",
         ":12: fleet.outages[1].at: expected a time after the outage before (7 s)",
     ),
+    "groups-and-replicas": (
+        "slo",
+        "fleet: {replicas: 2, groups: [{name: a}]}",
+        ":12: fleet.replicas: expected none beside groups",
+    ),
+    "groups-alike": (
+        "slo",
+        "fleet: {groups: [{name: a}, {name: a}]}",
+        ":12: fleet.groups[1].name: expected another name: two groups are called 'a'",
+    ),
+    "group-flag": (
+        "slo",
+        "fleet: {groups: [{name: a, server: {max_waiting_token: 5}}]}",
+        ":12: fleet.groups[0].server.max_waiting_token: unknown key; did you mean max_waiting_tokens?",
+    ),
+    "group-engine": (
+        "slo",
+        "fleet: {groups: [{name: a, server: {engine: vllm-v1}}]}",
+        ":12: fleet.groups[0].server.engine: expected tgi-0.9.4, as the scenario has it: no mix so far",
+    ),
+    "group-calibration": (
+        "slo",
+        "fleet: {groups: [{name: a, calibration: none.json}]}",
+        ":12: fleet.groups[0].calibration: no such file",
+    ),
     "two-detections": (
         "slo",
         "fleet: {detection: {active: {interval: 2}, passive: {}}}",

@@ -227,7 +227,7 @@ def test_circumstances_against_the_steps(small):
     scenario = small()
     (task,) = tasks_for(scenario, machine(), 0, [0])
     run = task.run()
-    seen = [circumstances(run, rung, task.model.server) for rung in run.rungs]
+    seen = [circumstances(run, rung, [task.model.server]) for rung in run.rungs]
     fits = 2500 // (112 + 32)  # ceil16(100) + ceil16(20) a request
     assert seen[0]["max_sequences"] == 1 and seen[0]["budget_full"] == 0 == seen[0]["prefill_full"]
     assert fits - 1 <= seen[2]["max_sequences"] <= 2500 // 112

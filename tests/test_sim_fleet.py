@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
 from msgspec.structs import replace
 
+from scenarios.forecast.replicate import replicate
+from scenarios.load.scenario import load
 from sim.cluster import testbed
 from sim.cluster.balancers.balancer import Balancer, Change, Ending, Starts, Target
 from sim.cluster.balancers.policies import balancer_of
@@ -23,16 +27,19 @@ from sim.cluster.replica import Replica
 from sim.cluster.testbed import Bench
 from sim.engines import tgi_0_9_4, vllm_v1
 from sim.model import fleet
-from sim.model.calibration import Clocks, Delay
-from sim.model.fleet import ActiveChecks, Detection, Outage, PassiveChecks
+from sim.model.calibration import Calibration, Clocks, Delay, Parameter, Source
+from sim.model.errors import BadInput
+from sim.model.fleet import ActiveChecks, Detection, Group, Outage, PassiveChecks
 from sim.model.machine import Machine
+from sim.model.price import Price
 from sim.model.request import Request
-from sim.model.scenario import Load, Price, Scenario
+from sim.model.scenario import Load, Scenario
 from sim.model.server import EngineFlags
 from sim.model.status import Status
 from sim.model.workload import Lengths, Sampler, Workload
+from sim.replicate import tasks_for
 from sim.results import metrics
-from sim.run import Run
+from sim.run import Run, read_run, write_run
 from sim.steptime.linear import affine
 from sim.steptime.noise_parameters import Noise
 
@@ -247,6 +254,73 @@ def test_another_replica_changes_no_random_number() -> None:
     pd.testing.assert_frame_equal(firsts[0], firsts[1], check_exact=True)
     took = (firsts[0]["end"] - firsts[0]["start"]) / (0.02 + 1e-4 * firsts[0]["prefill_tokens"])
     assert abs(took[0] / took[1] - 1) > 0.01  # each has its own noise
+
+
+def test_groups_have_their_own_server_and_speed() -> None:
+    """A group of twice the speed, with a limit of its own, beside one that is the scenario's."""
+    few = replace(TGI, max_concurrent_requests=3)
+    groups = [Group(name="slow", replicas=2), Group(name="fast", server=few, weight=2)]
+    scenario = asked(Load(users=[40], seconds=20.0, spawn_rate=20.0), fleet=fleet.Fleet(groups=groups))
+    fast = affine(a0=0.01, a1=5e-5, b0=0.015, b1=2.5e-4, b2=5e-7)
+    slow, quick = Machine(STEP_TIME, TGI), Machine(fast, few)
+    run = climb(scenario, slow, (1, 0), groups=[slow, quick])
+    assert run.steps is not None
+    prefills = run.steps[run.steps["decode_sequences"] == 0]
+    for replica, mine in prefills.groupby("replica"):
+        took = 0.02 + 1e-4 * mine["prefill_tokens"]
+        assert np.allclose(mine["end"] - mine["start"], took / (2 if replica == 2 else 1), rtol=0.01)
+    refused = run.requests[run.requests["status"] == Status.OVERLOADED]
+    assert len(refused) and (refused["replica"] == 2).all()
+    assert run.steps.loc[run.steps["replica"] == 2, "decode_sequences"].max() == 3
+    assert [server.permits for server in run.scenario.servers] == [20, 20, 3]
+    with pytest.raises(BadInput, match=r"fleet\.groups"):
+        climb(scenario, slow, (1, 0))
+
+
+def test_a_scenario_of_groups_from_its_file(tmp_path: Path) -> None:
+    """Flags over the scenario's, own calibrations with own draws, prices added up."""
+    slow, quick = (
+        Calibration(
+            source=Source(kind="assumed"),
+            model="affine",
+            parameters={n: Parameter(value=v, stderr=0.0, low=v * 0.8, high=v * 1.2) for n, v in true.items()},
+            draws={n: [v * 0.9, v, v * 1.1] for n, v in true.items()},
+        )
+        for true in ({"a0": 0.02, "a1": 1e-4, "b0": b0, "b1": 5e-4, "b2": 1e-6} for b0 in (0.03, 0.015))
+    )
+    (tmp_path / "slow.json").write_bytes(msgspec.json.encode(slow))
+    (tmp_path / "quick.json").write_bytes(msgspec.json.encode(quick))
+    file = tmp_path / "groups.yaml"
+    file.write_text(
+        """
+format: 2
+name: groups
+server: {max_batch_prefill_tokens: 1024, max_batch_total_tokens: 8000}
+workload: {prompt_tokens: 100, output_tokens: 20}
+load: {users: [3], seconds: 20}
+calibration: slow.json
+price: {usd_per_hour: 4}
+fleet:
+  groups:
+    - {name: slow, price: {usd_per_hour: 3}}
+    - {name: quick, replicas: 2, calibration: quick.json, server: {max_waiting_tokens: 5}}
+"""
+    )
+    scenario = load(file)
+    assert scenario.usd_per_hour == 3 + 2 * 4
+    assert [server.max_waiting_tokens for server in scenario.servers] == [20, 5, 5]  # type: ignore[attr-defined]
+    (task,) = tasks_for(scenario, slow, 0, [0])
+    run = task.run()
+    assert set(run.requests["replica"]) == {0, 1, 2} and replicate(task).iloc[0]["e2e_mean"] > 0
+    assert [machine.step_time.decode(1, 0, 0)[0] for machine in task.groups] == pytest.approx([0.0305, 0.0155])
+    places = {
+        tuple(machine.step_time.decode(1, 0, 0)[0] for machine in each.groups)
+        for each in tasks_for(scenario, slow, 0, range(1, 30))
+    }
+    assert len(places) > 3  # a group with its own calibration has its own draw
+    written = read_run(write_run(run, tmp_path / "run")).scenario.groups
+    assert [Path(group.calibration or "").resolve().name for group in written] == ["slow.json", "quick.json"]
+    assert Path(written[1].calibration or "").resolve() == (tmp_path / "quick.json").resolve()
 
 
 class OneQueue:

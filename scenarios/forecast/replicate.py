@@ -5,6 +5,9 @@ The extra columns say why a rung is what it is: how far its batches went (`max_â
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -30,22 +33,22 @@ COLUMNS = (
 def replicate(task: Task, tell: Tell = silent) -> pd.DataFrame:
     """The metrics of one replicate with long-run rates, one row a rung, with the columns of `circumstances`."""
     run = task.run(tell)
-    return _described(run, rates.table(run), task.model.server)
+    return _described(run, rates.table(run), [machine.server for machine in task.groups or [task.model]])
 
 
 def described(run: Run, server: EngineFlags) -> pd.DataFrame:
     """What a simulated run's windows counted, with their circumstances, one row a rung."""
-    return _described(run, metrics.table(run), server)
+    return _described(run, metrics.table(run), [server])
 
 
-def _described(run: Run, table: pd.DataFrame, server: EngineFlags) -> pd.DataFrame:
-    extra = [circumstances(run, rung, server) for rung in run.rungs if rung.end > rung.settled]
+def _described(run: Run, table: pd.DataFrame, servers: Sequence[EngineFlags]) -> pd.DataFrame:
+    extra = [circumstances(run, rung, servers) for rung in run.rungs if rung.end > rung.settled]
     return pd.concat([table, pd.DataFrame(extra)], axis=1)
 
 
-def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]:
-    """What bounded the server within one rung: extremes in tokens and requests, and how often its engine's limits were
-    met (`EngineFlags.full`)."""
+def circumstances(run: Run, rung: Rung, servers: Sequence[EngineFlags]) -> dict[str, float]:
+    """What bounded the servers (of each group of a fleet) within one rung: extremes in tokens and requests, and how
+    often the limits of their engine were met (`EngineFlags.full`), on the average over the replicas."""
     assert run.steps is not None
     low, high = rung.settled, rung.end
     steps = {name: run.steps[name].to_numpy() for name in COLUMNS}
@@ -69,4 +72,22 @@ def circumstances(run: Run, rung: Rung, server: EngineFlags) -> dict[str, float]
         "max_batch_prefill_tokens": most(steps["prefill_tokens"][here & ~decode]),
         "max_sequences": most(steps["decode_sequences"][decode]),
         "max_context_tokens": most((steps["decode_context"] + steps["decode_sequences"] * steps["count"])[decode]),
-    } | server.full(steps, prompt, usual)
+    } | _full(run, servers, steps, prompt, usual)
+
+
+def _full(
+    run: Run, servers: Sequence[EngineFlags], steps: dict[str, NDArray[Any]], prompt: int, usual: int
+) -> dict[str, float]:
+    if len(servers) == 1:
+        return servers[0].full(steps, prompt, usual)
+    assert run.steps is not None
+    shares = np.array([group.replicas for group in run.scenario.groups]) / run.scenario.served_by.count
+    last = np.cumsum([group.replicas for group in run.scenario.groups])
+    of = np.searchsorted(last, run.steps["replica"].to_numpy(), side="right")  # the group of each row
+    found = [
+        server.full(steps | {"inside": steps["inside"] & (of == place)}, prompt, usual)
+        for place, server in enumerate(servers)
+    ]
+    return {
+        name: float(sum(share * each[name] for share, each in zip(shares, found, strict=True))) for name in found[0]
+    }

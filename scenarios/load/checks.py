@@ -95,7 +95,8 @@ def _fleet(s: Scenario, fail: Fail) -> None:
             raise fail((*at, name), f"expected none: {name} is not simulated yet")
     if isinstance(found := s.fleet.replicas, Bounds) and found.low > found.high:
         raise fail((*at, "replicas"), f"expected low <= high, found {found.low} and {found.high}")
-    most = found.high if isinstance(found, Bounds) else found
+    _groups(s, fail)
+    most = found.high if isinstance(found, Bounds) else s.fleet.count
     if s.fleet.detection.active is not None and s.fleet.detection.passive is not None:
         raise fail((*at, "detection"), "expected either active or passive, found both")
     try:
@@ -110,6 +111,28 @@ def _fleet(s: Scenario, fail: Fail) -> None:
         if outage.at < down.get(outage.replica, 0.0):
             raise fail((*key, "at"), f"expected a time after the outage before ({down[outage.replica]:g} s)")
         down[outage.replica] = outage.at + outage.seconds
+
+
+def _groups(s: Scenario, fail: Fail) -> None:
+    assert s.fleet is not None
+    if s.fleet.groups and s.fleet.replicas != 1:
+        raise fail(("fleet", "replicas"), "expected none beside groups, which have their own")
+    for i, group in enumerate(s.fleet.groups):
+        at: Key = ("fleet", "groups", i)
+        if group.name in [other.name for other in s.fleet.groups[:i]]:
+            raise fail((*at, "name"), f"expected another name: two groups are called {group.name!r}")
+        if group.calibration is not None and not Path(group.calibration).exists():
+            raise fail((*at, "calibration"), f"no such file: {group.calibration}")
+        if group.server is None:
+            continue
+        if group.server.engine != s.server.engine:
+            raise fail((*at, "server", "engine"), f"expected {s.server.engine}, as the scenario has it: no mix so far")
+
+        def of_server(key: Key, message: str, at: Key = at) -> UserError:
+            return fail((*at, "server", *key), message)
+
+        check_bounds(group.server, of_server)
+        group.server.check(of_server)
 
 
 def _workload(w: Workload, fail: Fail) -> None:

@@ -107,16 +107,38 @@ def checked(tree: Tree) -> Scenario:
     tree = Tree({key: value for key, value in tree.values.items() if key != "options"}, tree.places)
     if "written" in tree.values:  # which only we write, below
         raise tree.fail(("written",), "unknown key")
-    values = {"server": {}} | without_nulls(tree.values)
-    check_shape({"server": {}} | tree.values, Scenario, tree.fail, (), shape_of)
+    values = _with_servers({"server": {}} | without_nulls(tree.values))
+    check_shape(_with_servers({"server": {}} | tree.values), Scenario, tree.fail, (), shape_of)
     scenario = msgspec.convert(values | {"written": list(values["server"])}, Scenario, dec_hook=convert)
     server = scenario.server.on(scenario.machine, values["server"])
     scenario = msgspec.structs.replace(scenario, server=server)
+    if scenario.fleet is not None and scenario.fleet.groups:
+        groups = [
+            msgspec.structs.replace(group, server=group.server.on(scenario.machine, raw["server"]))
+            if group.server is not None
+            else group
+            for group, raw in zip(scenario.fleet.groups, values["fleet"]["groups"], strict=True)
+        ]
+        scenario = msgspec.structs.replace(scenario, fleet=msgspec.structs.replace(scenario.fleet, groups=groups))
     if scenario.launch is not None and not scenario.launch.image and not scenario.launch.command:
         launch = msgspec.structs.replace(scenario.launch, image=scenario.server.declared.image)
         scenario = msgspec.structs.replace(scenario, launch=launch)
     check(scenario, tree.fail)
     return scenario
+
+
+def _with_servers(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the flags of each group of a fleet laid over those of the scenario's server."""
+    fleet, server = values.get("fleet"), values["server"]
+    if not isinstance(fleet, dict) or not isinstance(fleet.get("groups"), list) or not isinstance(server, dict):
+        return values
+    laid = [
+        group | {"server": merge(server, group["server"], ("server",))}
+        if isinstance(group, dict) and isinstance(group.get("server"), dict)
+        else group
+        for group in fleet["groups"]
+    ]
+    return values | {"fleet": fleet | {"groups": laid}}
 
 
 def resolved(source: str | Path, sets: Sequence[str]) -> Tree:
@@ -215,6 +237,10 @@ def _resolve_files(values: dict[str, Any], folder: Path) -> None:
             holder, name = holder[name], "file"
         if isinstance(holder, dict) and isinstance(holder.get(name), str):
             holder[name] = str(folder / holder[name])
+    fleet = values.get("fleet")
+    for each in fleet.get("groups") or [] if isinstance(fleet, dict) else []:
+        if isinstance(each, dict) and isinstance(each.get("calibration"), str):
+            each["calibration"] = str(folder / each["calibration"])
     work = values.get("workload")
     for each in work.get("classes") or [] if isinstance(work, dict) else []:
         if isinstance(each, dict):

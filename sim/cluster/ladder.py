@@ -40,9 +40,11 @@ def climb(
     *,
     members: bool = False,
     progress: Callable[[float], None] | None = None,
+    groups: Sequence[Machine] = (),
 ) -> Run:
-    """Simulate a scenario's ladder once; `lengths` are the requests of its workload's file, if it names one, and with
-    `members` the steps say whose they are. `progress` hears now and then about what share of the work is done.
+    """Simulate a scenario's ladder once; `lengths` are the requests of its workload's file, if it names one, and
+    `groups` the machines of its fleet's groups. With `members` the steps say whose they are. `progress` hears now and
+    then about what share of the work is done.
 
     The same scenario, model and seed give the same run. Raises `CannotFit`, or `BadInput` where every request would be
     refused, before the clock starts.
@@ -54,8 +56,10 @@ def climb(
         source_of(scenario.workload, seed, lengths, model.output_attained),
         members=members,
         lengths=lengths,
+        groups=groups,
     )
-    check_servable(scenario, model.server, lengths)
+    for machine in groups or [model]:
+        check_servable(scenario, machine.server, lengths)
     load = scenario.load
     if load.trace:
         rungs = _trace(bench, load, lengths)

@@ -18,6 +18,7 @@ from sim.cluster.replica import Replica
 from sim.cluster.sessions import SessionSource
 from sim.engines.catalog import identity, scheduler
 from sim.model import fleet
+from sim.model.errors import BadInput
 from sim.model.machine import Machine
 from sim.model.scenario import Scenario
 from sim.model.steps import Call
@@ -41,7 +42,9 @@ class Bench:
         members: bool = False,
         patience: Patience = FOR_EVER,
         lengths: RequestLengths | None = None,
+        groups: Sequence[Machine] = (),
     ):
+        """`groups` are the machines of the groups of a fleet; without them, all replicas are like `model`."""
         self.scenario, self.model = scenario, model
         self.seed = seed
         self.clock = Clock(initial_time=start)
@@ -58,8 +61,14 @@ class Bench:
         )
         self._fronts: list[FrontEnd] = []
         self.replicas: list[Replica] = []
-        for _ in range(scenario.served_by.count):
-            self._add_replica(model, busy_until)
+        if scenario.served_by.groups and not groups:
+            raise BadInput("expected none: only `servecast simulate` takes groups of replicas", key="fleet.groups")
+        self._groups = groups or [model] * len(scenario.groups)
+        self._machines = [
+            machine for machine, group in zip(self._groups, scenario.groups, strict=True) for _ in range(group.replicas)
+        ]
+        for machine in self._machines:
+            self._add_replica(machine, busy_until)
         self.clients.server = self._fronts[0] if scenario.alone else self._fleet(scenario.served_by)
         self.rungs: list[Rung] = []
         self._members: list[list[list[int]]] = [[] for _ in self.replicas]
@@ -100,7 +109,7 @@ class Bench:
             per_connection=spec.per == "connection",
             scrape_seconds=spec.scrape_seconds if spec.balancer.policy in READ_STATE else None,
         )
-        engines = [partial(scheduler, self.model.server)] * len(self._fronts)
+        engines = [partial(scheduler, machine.server) for machine in self._machines]
         made.plan_outages(spec.outages, spec.detection.active, engines)
         return made
 
@@ -115,7 +124,7 @@ class Bench:
         return Run(
             kind="simulated",
             name=self.scenario.name,
-            scenario=msgspec.structs.replace(self.scenario, server=self.model.server),
+            scenario=self._settled(),
             rungs=self.rungs,
             requests=self.clients.log.table([rung.start for rung in self.rungs]),
             steps=steps,
@@ -123,6 +132,17 @@ class Bench:
             stopped="all rungs of the list are done",
             engine=identity(self.model.server.engine, "scenario"),
         )
+
+    def _settled(self) -> Scenario:
+        """The scenario with the flags that its servers had."""
+        spec = self.scenario.fleet
+        if spec is not None and spec.groups:
+            groups = [
+                msgspec.structs.replace(group, server=machine.server)
+                for group, machine in zip(spec.groups, self._groups, strict=True)
+            ]
+            spec = msgspec.structs.replace(spec, groups=groups)
+        return msgspec.structs.replace(self.scenario, server=self.model.server, fleet=spec)
 
 
 def _note_members(of: list[list[int]], call: Call) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 import msgspec
 
 from sim.model.errors import BadInput
+from sim.model.price import Price
 from sim.model.quantity import Count, NotNegative, NotNegativeInt, Positive
-from sim.model.server import Bounds
+from sim.model.server import Bounds, EngineFlags
 
 
 class Balancer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,14 +67,28 @@ class Outage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seconds: Positive
 
 
+class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Equal replicas of a fleet: their server, calibration and price, where those are not the scenario's, and the
+    weight of each, for policies that know weights."""
+
+    name: str
+    replicas: Count = 1
+    weight: Count = 1
+    server: EngineFlags | None = None
+    calibration: str | None = None
+    price: Price | None = None
+
+
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Replicas behind a balancer.
 
-    `replicas` is a number, or a range in which `servecast plan` finds it. The balancer chooses for every request, or
-    for every connection, and sees gauges of the replicas that are up to `scrape_seconds` old.
+    `replicas` is a number, or a range in which `servecast plan` finds it; or they are those of `groups`, in order. The
+    balancer chooses for every request, or for every connection, and sees gauges of the replicas that are up to
+    `scrape_seconds` old.
     """
 
     replicas: Count | Bounds = 1
+    groups: list[Group] = []
     balancer: Balancer = Balancer()
     per: Literal["request", "connection"] = "request"
     scrape_seconds: NotNegative = 0.0
@@ -85,6 +100,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def count(self) -> int:
         """How many replicas there are; `BadInput` for a range."""
+        if self.groups:
+            return sum(group.replicas for group in self.groups)
         if isinstance(self.replicas, Bounds):
             raise BadInput(
                 f"expected a number, found {self.replicas.low} to {self.replicas.high}: `servecast plan` finds it",

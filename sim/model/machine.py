@@ -28,10 +28,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Draw:
-    """What replicate `number` draws before it begins: independent of everything that is drawn in it."""
+    """What replicate `number` draws before it begins: independent of everything that is drawn in it. `of` tells the
+    machines of a fleet apart."""
 
     seed: int
     number: int
+    of: int = 0
 
     @property
     def place(self) -> float:
@@ -42,12 +44,12 @@ class Draw:
         eighth of the spread, up to 4 % of latencies that were known to a third.
         """
         turned = int(f"{self.number:032b}"[::-1], 2) / 2**32
-        return float(turned + Draw(self.seed, 0).rng().random()) % 1.0
+        return float(turned + Draw(self.seed, 0, self.of).rng().random()) % 1.0
 
     def rng(self) -> np.random.Generator:
         """For what else is drawn once."""
         # zeros at the end of a seed do not count, and no stream of a ladder or a replay is a ninth
-        return np.random.default_rng([self.seed, self.number, 0, 9])
+        return np.random.default_rng([self.seed, self.number, self.of, 9])
 
     def values(self, calibration: Calibration) -> dict[str, float]:
         """Its parameters."""

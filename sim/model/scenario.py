@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from sim.model.errors import BadInput
 from sim.model.files.format import FORMAT
 from sim.model.flags import Flag, flags, names
-from sim.model.fleet import Fleet
+from sim.model.fleet import Fleet, Group
+from sim.model.price import Price
 from sim.model.quantity import Count, NotNegative, NotNegativeInt, Positive, Size
 from sim.model.server import EngineFlags
 from sim.model.warning import Notice
@@ -88,19 +89,6 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     output_tokens: Count | None = None
     users: Count | None = None
     lengths: Literal["full", "limit"] = "full"
-
-
-class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a replica costs, or a node with so many replicas, USD per hour, and who says so."""
-
-    usd_per_hour: Positive
-    source: str = ""
-    per: Literal["replica", "node"] = "replica"
-    replicas_per_node: Count = 1
-
-    def of(self, replicas: int) -> float:
-        """What so many replicas cost, USD per hour: whole nodes."""
-        return self.usd_per_hour * -(-replicas // self.replicas_per_node)
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,9 +179,30 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
 
     @property
+    def groups(self) -> list[Group]:
+        """The replicas by what they have in common, with the scenario's own server, price and calibration where a group
+        has none; one group for a fleet of equal ones."""
+        whole = Group(name=self.name, replicas=self.served_by.count)
+        return [
+            msgspec.structs.replace(
+                group,
+                server=group.server or self.server,
+                price=group.price or self.price,
+                calibration=group.calibration or self.calibration,
+            )
+            for group in self.served_by.groups or [whole]
+        ]
+
+    @property
+    def servers(self) -> list[EngineFlags]:
+        """The server of each replica."""
+        return [group.server or self.server for group in self.groups for _ in range(group.replicas)]
+
+    @property
     def usd_per_hour(self) -> float | None:
         """What all its replicas cost; None without a price."""
-        return None if self.price is None else self.price.of(self.served_by.count)
+        costs = [None if group.price is None else group.price.of(group.replicas) for group in self.groups]
+        return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     @property
     def flags(self) -> dict[str, Flag]:
@@ -223,8 +232,13 @@ def relocated(scenario: Scenario, old: Path, new: Path) -> Scenario:
         files = {"empirical": source(work.empirical), "trace": source(work.trace)}
         return msgspec.structs.replace(work, classes=classes, **files)
 
+    def groups(fleet: Fleet) -> Fleet:
+        made = [msgspec.structs.replace(group, calibration=moved(group.calibration)) for group in fleet.groups]
+        return msgspec.structs.replace(fleet, groups=made)
+
     return msgspec.structs.replace(
         scenario,
+        fleet=None if scenario.fleet is None else groups(scenario.fleet),
         calibration=moved(scenario.calibration),
         table=moved(scenario.table),
         workload=workload(scenario.workload),

@@ -159,14 +159,15 @@ def _shares(run: Run, low: float, high: float) -> dict[str, float]:
         "prefill": float(overlap[sequences == 0].sum()) + chunks,
         "decode": float(overlap[sequences > 0].sum()) - chunks,
     }
-    budget = run.scenario.server.kv_tokens
+    budgets = [server.kv_tokens for server in run.scenario.servers]
     found = {
         "prefill_share": busy["prefill"] / seconds,
         "decode_share": busy["decode"] / seconds,
         "idle_share": max(0.0, 1.0 - (busy["prefill"] + busy["decode"]) / seconds),
         "mean_batch": float((decode * sequences).sum() / decode.sum()) if decode.any() else 0.0,
     }
-    if budget is not None:
-        held = held_before(steps)
-        found["budget_share"] = float((decode * held).sum() / decode.sum() / budget) if decode.any() else 0.0
+    if None not in budgets:
+        room = np.array(budgets, dtype=np.float64)[steps["replica"].to_numpy()]
+        held = held_before(steps) / room
+        found["budget_share"] = float((decode * held).sum() / decode.sum()) if decode.any() else 0.0
     return found

@@ -94,6 +94,10 @@ def balancer_of(fleet: Fleet, seed: int | Sequence[int] = 0) -> Balancer:
     if fleet.detection == Detection():
         passive = PassiveChecks()
     fails, timeout = (0, 10.0) if passive is None else (passive.max_fails, passive.fail_timeout)
-    backends = [Backend(1, spec.max_connections, fails, timeout, address=f"replica-{i}:80") for i in range(fleet.count)]
+    weights = [group.weight for group in fleet.groups for _ in range(group.replicas)] or [1] * fleet.count
+    backends = [
+        Backend(weight, spec.max_connections, fails, timeout, address=f"replica-{i}:80")
+        for i, weight in enumerate(weights)
+    ]
     queue_timeout = inf if spec.queue_timeout is None else spec.queue_timeout
     return POLICIES[spec.policy][like](backends, SeededDraws(seed), queue_timeout)
