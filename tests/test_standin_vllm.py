@@ -360,10 +360,12 @@ def test_run_asks_an_unseen_vllm_what_it_cannot_know_and_then_forecasts_ten_time
     assert "--set server.max_num_seqs=..." in line and "--set machine.gpu=H100" in line
     assert status([*asked, *quick, "--set", "server.max_waiting_tokens=15"]) == 2
     assert "flags are those of tgi-0.9.4; expected --set server.engine=vllm-v1" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()  # nothing was measured yet
     assert status(["doctor", str(tmp_path / "s.yaml"), "--url", server.url]) in (0, 1)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "vllm 0.32.0, as the scenario says" in shown and "a forecast needs more: the server does not tell" in shown
+    assert "vllm 0.32.0, as the scenario says" in shown and "the server does not tell its max_num_batched" in shown
+    assert status([*asked, *quick, "--set", "server.engine=tgi-0.9.4", "--as", "tgi-0.9.4"]) == 2  # nor by --as
+    assert "flags are those of tgi-0.9.4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # nothing was measured yet
     assert status([*asked, *quick, "--set", "machine.gpu=A100-80GB"]) in (0, 1)  # a window of a second proves little
     found = json.loads((tmp_path / "out" / "forecast.json").read_text())
     assert found["scenario"]["server"]["engine"] == "vllm-v1"

@@ -35,6 +35,7 @@ from measure.server.limits import check_limits, check_measurable
 from measure.server.process import launched as launched_process
 from measure.server.provenance import engine_of, flags_of, recognised
 from measure.server.tokenizer_patch import patched_tokenizer
+from sim.engines.catalog import kind_of
 from sim.model.errors import BadInput, UserError
 from sim.model.files.lengths import arrivals, read_lengths
 from sim.model.flags import untold
@@ -202,7 +203,8 @@ def _record_server(
         lines.append(
             notice(
                 "engine-differs",
-                f"the server is {named(engine)}: it is measured, and a forecast as {asked} needs --as {asked}",
+                f"the server is {named(engine)}: it is measured"
+                + ("" if kind_of(engine) is not None else f", and a forecast as {asked} needs --as {asked}"),
             )
         )
     for line in folded(lines, f"{journal.path}/run.json has all"):

@@ -198,20 +198,22 @@ def _server(url: str, scenario: Scenario | None, say: Say, timeout: float) -> It
     yield Finding("workload", True, "the server can serve it")
     for warning in warnings:
         yield Finding("flags", None, str(warning))
+    try:
+        check_forecastable(server, scenario)
+    except UserError as e:
+        yield Finding("forecast", None, str(e))
     if is_engine(server.engine, scenario.server.declared):
-        try:
-            check_forecastable(server, scenario)
-        except UserError as e:
-            yield Finding("flags", None, f"a forecast needs more: {e}")
         yield from _flags(server, scenario)
 
 
 def _engine(server: Server, scenario: Scenario) -> Finding:
     """Whether the server is of the scenario's engine."""
-    asked = scenario.server.engine
+    asked, found = scenario.server.engine, named(server.engine)
     if is_engine(server.engine, scenario.server.declared):
-        return Finding("engine", True, f"{named(server.engine)}, as the scenario says")
-    return Finding("engine", None, f"{named(server.engine)}: a forecast as {asked} of a run of it needs --as {asked}")
+        return Finding("engine", True, f"{found}, as the scenario says")
+    if catalog.kind_of(server.engine) is not None:
+        return Finding("engine", None, f"{found}, not {asked} as the scenario says")
+    return Finding("engine", None, f"{found}: a forecast as {asked} of a run of it needs --as {asked}")
 
 
 def _flags(server: Server, scenario: Scenario) -> Iterator[Finding]:

@@ -40,16 +40,16 @@ def recognised(scenario: Scenario, server: Server) -> Scenario:
     return msgspec.structs.replace(scenario, server=kind().on(scenario.machine, ()))
 
 
-def check_forecastable(server: Server, scenario: Scenario) -> None:
+def check_forecastable(server: Server, scenario: Scenario, taken_as: str | None = None) -> None:
     """Raise `BadInput` for what a forecast needs and the server does not tell: the engine whose flags the scenario has,
-    and flags whose defaults depend on a device that nobody names."""
+    and, unless it is `taken_as` an engine, flags whose defaults depend on a device that nobody names."""
     declared, other = scenario.server.declared, kind_of(server.engine)
     if other is not None and not isinstance(scenario.server, other):
         raise BadInput(
             f"the server is {named(server.engine)}, and the scenario's flags are those of {declared.name}; expected "
-            f"--set server.engine={other.declared.name}, with the flags it was started with, or --as {declared.name}"
+            f"--set server.engine={other.declared.name}, with the flags it was started with"
         )
-    if not is_engine(server.engine, declared) or scenario.machine.gpu is not None:
+    if taken_as is not None or not is_engine(server.engine, declared) or scenario.machine.gpu is not None:
         return
     found = flags_of(server, scenario)
     unknown = [name for name in declared.by_device if found[name].source == DEFAULT]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -79,8 +80,7 @@ def run(source: str, output: Path, client: Measurement, force: bool, advise: boo
         check_output(output / name, kind, inputs=inputs, force=force)
     check_two_loads(scenario, source)
     options = client._asdict()
-    if how.taken_as is None:
-        options["check"] = check_forecastable
+    options["check"] = partial(check_forecastable, taken_as=how.taken_as)
     folder = run_ladder(scenario, options.pop("url"), output / "run", **options, seed=how.seed)
     measured = read_run_with_progress(folder)
     if not scenario.written and measured.known:  # the engine was recognised
