@@ -21,7 +21,7 @@ EVERY = 3.0  # s between lines where there is no terminal
 
 
 class ProgressDisplay:
-    """Shows progress: call it with what is being done, how much of it is done, and of how much."""
+    """Shows progress. Call it with the name of the work, how much of it is done, and its total."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -82,7 +82,7 @@ def _counted(done: float) -> str:
 
 
 def _left(elapsed: float, share: float) -> str:
-    """How long the rest takes at the speed so far; nothing where that is not known, or not worth a word."""
+    """How long the rest takes at the speed so far; empty if that is unknown or short."""
     if elapsed < KNOWN or not 0 < share < 1:
         return ""
     left = elapsed * (1 - share) / share

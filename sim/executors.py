@@ -32,7 +32,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def silent(*_: float) -> None:
-    """Progress that nobody wants to hear of."""
+    """Ignore progress."""
 
 
 class Executor(Protocol):

@@ -275,7 +275,7 @@ def _apart(row: Checked) -> str:
 
 
 def with_check(calibration: Calibration, check: FitCheck) -> Calibration:
-    """The calibration with its check; one that failed is a reason to distrust whatever is forecast with it."""
+    """The calibration with its check, and a warning if that failed: forecasts with it are then not to be trusted."""
     warnings = calibration.warnings
     if not check.rows:
         warnings = [

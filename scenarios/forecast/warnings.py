@@ -1,4 +1,4 @@
-"""When not to believe a forecast, in words: beyond the calibration, no steady state, another machine, short windows."""
+"""Warnings of a forecast: beyond the calibration, no steady state, another machine, short windows."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def replay_warnings(run: Run, calibration: Calibration, tables: Sequence[pd.Data
 
 
 def _broken(run: Run) -> list[Notice]:
-    """A warning where measured requests failed: simulated ones do not."""
+    """A warning if measured requests failed, since simulated ones do not fail."""
     failed = run.requests["status"][run.requests["status"].isin(BROKEN)].value_counts()
     if failed.sum() <= NOTED * len(run.requests):
         return []

@@ -1,4 +1,4 @@
-"""What `--as` says: the engine that a run's server is treated as, whatever the run says of itself."""
+"""`--as`: the engine that a run's server is treated as, whatever the run records."""
 
 from __future__ import annotations
 

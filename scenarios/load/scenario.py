@@ -79,7 +79,7 @@ def load(source: str | Path, *sets: str) -> Scenario:
 
 
 def origin(source: str | Path, key: str, *sets: str) -> Scenario:
-    """The scenario of the file in which `key` is written: whose server `published` figures were measured on, say."""
+    """The scenario of the file in which `key` is written; for `published` it has the server that was measured."""
     home = _written_in(resolved(source, sets), key)
     return load(source, *sets) if home is None else load(home)
 

@@ -1,7 +1,8 @@
-"""Who asks: users who wait for their answer (closed loop), and streams of arrivals who do not (open loop).
+"""Clients: users who wait for their answer (closed loop), and streams of arrivals that do not wait (open loop).
 
-Times on a client's clock differ from the server's by an uplink, a downlink and, between two requests of a user, a
-turnaround. Milliseconds decide which users share a prefill, so all three are distributions.
+An uplink delay lies between a client and the server, a downlink delay between the server and the client, and a
+turnaround between two requests of a user. Milliseconds decide which users share a prefill, so all three are
+distributions.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _ROWS = slice(0, 1), slice(1, 2), slice(2, 4), slice(4, 6)  # of spacing, turnar
 
 
 class Delays:
-    """What is random of the delays of requests (`Clocks`), s; those of an owner's k-th request depend on the seed, the
-    owner and k only."""
+    """Draws the delays of requests (`Clocks`), s. Those of an owner's k-th request depend on the seed, the owner and k
+    only."""
 
     def __init__(self, clocks: Clocks, seed: int | Sequence[int]):
         self._random = Randomness(seed)
@@ -40,8 +41,8 @@ class Delays:
         self._constant = max(map(len, laws)) == 1
 
     def requests(self, owner: int) -> Iterator[tuple[float, ...]]:
-        """Of every request of an owner from the first on: spacing and turnaround before it, two uplinks (the second is
-        for a request that is written at the end of a burst), and the downlinks of its first and last token."""
+        """The delays of each request of an owner, without end: spacing and turnaround before it, two uplinks (the
+        second for a request that is written at the end of a burst), and the downlinks of its first and last token."""
         if self._constant:
             return repeat(next(self._draw(owner, 0)))
         return chain.from_iterable(self._draw(owner, block) for block in count())
@@ -55,7 +56,7 @@ class Delays:
 
 
 class Patience(NamedTuple):
-    """After how long a client gives a request up, s: without a first token, or without the `whole` answer."""
+    """How long a client waits before it gives a request up, s: for the first token, or for the `whole` answer."""
 
     seconds: float = math.inf
     whole: bool = False
@@ -85,7 +86,7 @@ class Server(Protocol):
 
 
 class Clients:
-    """What users and streams share: they send to one server and keep the log.
+    """Users and streams of arrivals: they send to one server and keep the log.
 
     `on_ended(request, ended)` is called as each request ends, at the server's instant, with the client's.
     """
@@ -122,7 +123,7 @@ class Clients:
         return self._in_flight.values()
 
     def add_user(self, user: int) -> None:
-        """A closed-loop user begins now and goes on for ever."""
+        """Start a closed-loop user, who sends requests until the run ends."""
         self._asks[user] = self._first(user, self.source.requests(user))
         self._send(user, next(self._asks[user]), self.clock.now)
 

@@ -1,4 +1,4 @@
-"""SimPy's environment with absolute times, so that what is due at one instant is due at exactly that instant."""
+"""SimPy's environment with absolute times: events that are due at the same time get exactly the same time."""
 
 from __future__ import annotations
 

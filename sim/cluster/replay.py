@@ -1,8 +1,8 @@
-"""A measured run, asked again of the model: the same users, at the same points of its round, with the same lengths.
+"""Replay: the requests of a measured run are sent to the model, with the same users, lengths and points of the
+server's round.
 
-Resampling lengths, or starting each rung from empty, adds 10-40 % of error that is the luck of the draw and not the
-model's (a window sees few requests, and history decides which users share a prefill). So the simulated ladder is the
-recorded one.
+Resampled lengths, or rungs that start from an empty server, would add an error of 10-40 % that is sampling and not the
+model's: a window has few requests, and history decides which users share a prefill.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _PROMPTLY = 0.05  # s: a server that takes up its first request within this, or 
 
 
 class Recorded:
-    """Each user's k-th request as it was in the run; beyond its record, drawn from all requests *begun* (those that
-    finished inside a window are biased towards short ones)."""
+    """Each user's k-th request is the recorded one. Requests beyond the record are drawn from all that were *begun*:
+    those that finished inside a window are biased towards short ones."""
 
     def __init__(self, requests: pd.DataFrame, seed: Sequence[int]):
         asked = list(asked_of(requests))
@@ -103,9 +103,8 @@ def _climb(bench: Bench, ladder: Sequence[Rung], requests: pd.DataFrame) -> Gene
 
 
 def with_users(run: Run) -> Run:
-    """The run with a user for every request: in a closed loop that does not say who asked, whoever was free.
-
-    Without users, all requests but the first would be those of one user who never asks again.
+    """The run with a user for every request. In a closed loop without users, each request is given to a user who was
+    free; otherwise all requests would be those of one user.
     """
     unknown = run.requests["user"].to_numpy() < 0
     if not unknown.any() or not any(rung.users for rung in run.rungs):
@@ -124,7 +123,7 @@ def with_users(run: Run) -> Run:
 
 
 def lanes(sent: Sequence[float], ended: Sequence[float], users: int) -> list[int]:
-    """Which of `users` sent each request: the one that became free last before, or one that had not begun.
+    """Which of `users` sent each request: the one who became free last before it, or one who has not sent any yet.
 
     In a closed loop a request is sent because another has ended. One without an end keeps its user for good.
     """
@@ -141,7 +140,7 @@ def lanes(sent: Sequence[float], ended: Sequence[float], users: int) -> list[int
 
 
 def asked_of(requests: pd.DataFrame) -> Iterator[RequestSpec]:
-    """What each request asked; one that did not end would have got all it asked for."""
+    """The lengths of each request; one that did not end would have had an answer of full length."""
     back = np.where(requests["status"] == Status.OK, requests["output_tokens"], requests["max_new_tokens"])
     columns = (requests["prompt_tokens"].to_numpy(), np.maximum(back, 1), requests["max_new_tokens"].to_numpy())
     return map(RequestSpec, *(column.tolist() for column in columns))
@@ -156,10 +155,10 @@ def patience_of(requests: pd.DataFrame) -> Patience:
 
 
 def _busy_until(requests: pd.DataFrame, model: Machine) -> float:
-    """When the server began with the first of these requests, s, if something else kept it from them; else 0.
+    """When the server began with the first of these requests, s, if it was busy with something else; else 0.
 
-    Whoever comes while a server still does what was asked of it before is prefilled together with all who come
-    meanwhile, and users of equal lengths stay together from then on.
+    Requests that arrive while a server is busy are prefilled together, and users of equal lengths stay together from
+    then on.
     """
     earliest = float(requests["first_token"].min())
     first = requests[requests["first_token"] <= earliest + _TOGETHER]
@@ -184,7 +183,7 @@ def _segments(run: Run) -> Iterator[tuple[float, list[Rung], pd.DataFrame]]:
 
 
 def _joined(parts: list[Run]) -> Run:
-    """One run of several segments, whose requests and rungs are numbered on."""
+    """One run of several segments; requests and rungs are numbered throughout."""
     first = parts[0]
     numbered, ids, rungs = [], 0, 0
     for part in parts:

@@ -1,8 +1,8 @@
 """One server on the simulator's clock: it drives an engine, and has no policy of its own.
 
-Between two decisions of the engine nothing can change but the clock, so the steps of a plan are one event. It ends with
-the plan, or at the boundary from which the engine could decide otherwise because somebody came or left. Boundaries are
-computed forward from the first step of a segment, never accumulated.
+Between two decisions of the engine only the clock changes, so the steps of a plan are one event. It ends with the plan,
+or at the boundary from which the engine could decide otherwise because a request arrived or was cancelled. Boundaries
+are computed from the first step of a segment, never accumulated.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ NOTHING_YET = Outcome()  # of steps that the end of a simulation cuts short
 class Replica:
     """One server. `on_end(request)` is called when a request ends, at the server's instant, with its status set.
 
-    `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps. `on_call` hears
-    of every call (the steps of a plan are one), at the end of its last step and before anybody is told of an end. Until
-    `busy_until` the server does something else (what was asked of it before, a warm-up) and only queues. `index` is
+    `steps` rows have `STEP_COLUMNS`; with noise `step_ends` holds the ends of each decode row's steps. `on_call` gets
+    every call (the steps of a plan are one), at the end of its last step and before `on_end`. Until `busy_until` the
+    server is busy with earlier requests or a warm-up, and only queues. `index` is
     its own among the replicas of a fleet.
     """
 
@@ -55,7 +55,7 @@ class Replica:
         self.steps = bytearray()  # rows of doubles: to pack them takes half the time of an array
         self.step_ends: list[NDArray[np.float64]] = []
         self.number = 0  # forward passes so far: what the noise is indexed by
-        self._scheduled: deque[Scheduled] = deque()  # with `on_call`: what has not been told of, the next first
+        self._scheduled: deque[Scheduled] = deque()  # with `on_call`: what it has yet to get, the next first
         self.on_call = on_call
         self._state = engine.state()  # after the last commit
         self._idle = False  # waits for a request

@@ -9,7 +9,7 @@ from sim.model.status import Status
 
 Text = Sequence[tuple[int, Hashable]]
 """What identifies the tokens of a request, prompt and answer: the end of each segment (0: no end), and a name that only
-texts have that are the same up to there. Empty: nobody else's text begins as this one does."""
+texts have that are the same up to there. Empty: no other text begins as this one does."""
 
 
 class Request:

@@ -1,7 +1,7 @@
 """Long-run rates: requests and tokens per second as a load would show them for ever, without the luck of one window.
 
-A window of 480 s holds 14 whole answers of 33 s, and 14/480 is not 1/33: what a window's edges cut off is counting
-error, and it is largest where users are few or finish together. So (`docs/files.md`, Metrics)
+A window of 480 s holds 14 whole answers of 33 s, and 14/480 is not 1/33: counting within the edges of a window has an
+error, which is largest where users are few or finish together. So (`docs/files.md`, Metrics)
 
 - closed loop: N users, each of whom finishes a request every R + Z seconds, make N / (R + Z) requests/s. R is the mean
   E2E of the requests that end in the window (the same that `metrics` counts) and Z the mean time before them since the
