@@ -1,4 +1,4 @@
-"""One simulation of many: a scenario, or a recorded run again, on one draw of a calibration, with its own seed."""
+"""A replicate: one simulation of a scenario, or replay of a recorded run, with a draw of a calibration and a seed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Task:
     groups: tuple[Machine, ...] = ()
 
     def run(self, tell: Tell = silent, *, members: bool = False) -> Run:
-        """Simulate it; `tell` hears what share of a ladder is done, and with `members` steps hold their requests."""
+        """Simulate it; `tell` gets the share of a ladder that is done, and with `members` steps hold their requests."""
         if isinstance(self.of, Run):
             return replay(self.of, self.model, self.seed)
         return climb(self.of, self.model, self.seed, self.lengths, members=members, progress=tell, groups=self.groups)

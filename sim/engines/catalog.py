@@ -1,4 +1,4 @@
-"""Every engine by the name that scenarios use, and which engine a server is by what it says of itself.
+"""Every engine by its name in scenarios, and the engine of a server by what the server reports.
 
 A new engine is a module with `Flags` and `Engine`, and a line in `ENGINES`.
 """
@@ -38,7 +38,7 @@ def flags_of(engine: str) -> type[EngineFlags]:
 
 
 def declared(engine: str) -> Declaration:
-    """What an engine says of itself; `BadInput` for one that is not simulated."""
+    """The declaration of an engine; `BadInput` for one that is not simulated."""
     return flags_of(engine).declared
 
 
@@ -95,12 +95,12 @@ def kind_of(found: Identity | None) -> type[EngineFlags] | None:
 
 
 def of_family(name: object) -> str | None:
-    """What scenarios call the engine of a software of this name, whatever its version; None if none is simulated."""
+    """The name in scenarios of the engine of this software, whatever its version; None if it is not simulated."""
     return next((kind.declared.name for kind in FLAGS.values() if kind.declared.family == name), None)
 
 
 def of_info(info: dict[str, Any] | None) -> Identity | None:
-    """The engine that a `GET /info` tells of: text-generation-inference and its version, or None."""
+    """The engine by `GET /info`: text-generation-inference and its version, or None."""
     if not isinstance(info, dict) or not isinstance(info.get("version"), str):
         return None
     if info.get("model_id") is None and "waiting_served_ratio" not in info:  # recordings may leave out the model
@@ -109,7 +109,7 @@ def of_info(info: dict[str, Any] | None) -> Identity | None:
 
 
 def of_image(image: str) -> Identity | None:
-    """The engine that is in a docker image of this name, as far as the name tells."""
+    """The engine in a docker image, by the name of the image; None if that does not tell."""
     name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
     return identity(name, "launch", tag.removeprefix("v") or None)
 

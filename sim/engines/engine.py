@@ -1,4 +1,4 @@
-"""What a server's scheduler is to whoever runs it: the simulator in virtual time, the stand-in in real time, a fit.
+"""The interface of a scheduler to its caller: the simulator in virtual time, the stand-in in real time, a fit.
 
 An engine knows no clock and no durations. `plan` says what the next steps compute, as many as have the same shape;
 the caller lets some or all of them pass and says so with `commit`. In between, requests come (`submit`) and clients
@@ -38,7 +38,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What steps brought: `tokens` to each live request that got any, with each of the steps.
+    """The results of steps: the `tokens` of each live request that got any, for each of the steps.
 
     `first`, `resumed` (first token after a preemption) and `finished` are those of the last step. `after` takes time,
     gives no token, and ends before the next plan.
@@ -52,7 +52,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Decision(NamedTuple):
-    """Who joins at a scheduling decision and who is preempted, in order."""
+    """The requests that are admitted and preempted at a scheduling decision, in order."""
 
     admitted: Sequence[Request] = ()
     preempted: Sequence[Request] = ()
@@ -112,7 +112,7 @@ class Engine(Protocol):
         """The first `steps` steps of the plan have been computed."""
 
     def received(self, request: Request, done: int) -> int:
-        """The tokens of a request that has not ended, after `done` steps of the plan under way; 0 of a stranger."""
+        """The tokens of a live request after `done` steps of the plan under way; 0 for an unknown request."""
 
     def state(self, done: int = 0) -> ServerState:
         """The gauges, after `done` steps of the plan under way."""

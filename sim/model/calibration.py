@@ -1,7 +1,7 @@
-"""The model's parameters with their uncertainty: what makes the machine one machine's and not another's.
+"""The parameters of one machine with their uncertainty.
 
 A calibration is a file (`calibration.json`) and a frozen value. `draws` is the joint distribution of all parameters:
-every replicate of a forecast takes one row, so that whatever the data could not tell apart shows in the bands.
+every replicate of a forecast takes one row, so that the bands show what the data could not tell apart.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RANGES = ("prompt_tokens", "batch_prefill_tokens", "sequences", "context_tokens"
 
 
 class SystemParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What one draw says beside the coefficients of a step-time form; None for what a calibration does not have.
+    """The parameters of one draw that are no coefficients of a step time; None for those a calibration does not have.
 
     `max_batch_total_tokens` and `kv_cache_tokens` are the size of the KV cache, tokens, under the flag of the engine.
     `uplink` is the mean time from `sent` to the queue, s, and `uplink_per_token` what each prompt token adds, s/token.
@@ -251,7 +251,7 @@ def check_suits(
 
 
 def _check_form(calibration: Calibration, document: Document) -> None:
-    """A step-time form takes these parameters, and neither a prefill nor a decode step takes no time."""
+    """Check that a step-time form takes these parameters, and that a prefill and a decode step take some time."""
     rows = [(calibration.values, ("parameters",))]
     rows += [(calibration.row(i), ("draws",)) for i in range(calibration.n_draws)]
     for values, key in rows:
@@ -286,7 +286,7 @@ def _check_parameter(name: str, parameter: Parameter, document: Document) -> Non
 
 
 def _check_draws(calibration: Calibration, document: Document) -> None:
-    """Draws are of parameters, equally many, possible, around what the parameters say, and of all that is uncertain."""
+    """Check the draws: of all uncertain parameters, equally many, possible, and around the parameters' values."""
     if not calibration.draws:
         return
     for name, column in calibration.draws.items():

@@ -1,4 +1,4 @@
-"""What one draw of a calibration makes of a scenario's server: step times, noise, clocks, a settled token budget."""
+"""A simulated machine, by one draw of a calibration: step times, noise, clocks, a known token budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sim.steptime.noise_parameters import Noise
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything a simulated server needs: what one draw of a calibration says, for the flags of a scenario."""
+    """The parameters of a simulated server, from one draw of a calibration and the flags of a scenario."""
 
     step_time: Linear  # how long the work of a step takes, s
     server: EngineFlags  # with a settled size of the KV cache, tokens

@@ -36,7 +36,7 @@ class Metric(NamedTuple):
 
     @property
     def steady(self) -> bool:
-        """Whether it has a value in a steady state only: latencies and queues grow without one."""
+        """Whether it has a value in a steady state only: without one, latencies and queues grow."""
         return self.kind in (Kind.LATENCY, Kind.QUEUE)
 
 

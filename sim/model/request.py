@@ -1,4 +1,4 @@
-"""A request while it is on its way: what was asked, and what has happened to it so far."""
+"""A request in the simulator: its lengths, and its times and status so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The resolved scenario: what is asked of which server at which loads, and what counts as good.
+"""The resolved scenario: a server, a workload, loads and SLOs.
 
 `scenarios/load/scenario.py` reads YAML, follows `extends` and checks; here are only the frozen values.
 """
@@ -75,7 +75,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A figure somebody printed: `metric` of a fixed-length profile, exact to ± `rounding`.
+    """A published figure: `metric` of a fixed-length profile, exact to ± `rounding`.
 
     `users` is absent for metrics of a whole ladder (`rps_takeoff`). `lengths` says what `output_tokens` are: `full`,
     how many came back; `limit`, how many were asked for, of which an end-of-sequence token may have cut some.
@@ -206,7 +206,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def flags(self) -> dict[str, Flag]:
-        """The flags of its server, and whether somebody wrote them; without a count, what differs from the defaults."""
+        """The flags of its server, and whether they were written; if that is unknown, those that differ from the
+        defaults count as written."""
         written = self.written
         if written is msgspec.UNSET:
             kind = type(self.server)

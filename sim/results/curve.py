@@ -1,4 +1,4 @@
-"""A metric against load, with a band: what many replicates of one ladder say together.
+"""A metric against load with a band, over the replicates of a ladder.
 
 Plateau, knee and latency onset are computed in each replicate and only then summarised, never read off the mean curve:
 the mean of many hockey sticks has no corner.

@@ -145,7 +145,7 @@ def _engine(document: Document) -> Identity | None:
 
 
 def _launched(document: Document, kind: type[EngineFlags]) -> dict[str, Any]:
-    """The flags that a run's server was launched with, as far as they are on record."""
+    """The flags that a run's server was launched with, as far as they are recorded."""
     head = document.values
     container, recorded = head.get("process") or head.get("container"), head.get("flags")
     if isinstance(recorded, dict):
@@ -202,7 +202,7 @@ def _latest(rungs: Sequence[Rung]) -> float:
 
 
 def _check_order(document: Document, rungs: Sequence[Rung]) -> None:
-    """Rungs follow each other, their times too, and their loads can be."""
+    """Check that rungs and their times are in order, and that their loads are possible."""
     for i, rung in enumerate(rungs):
         if i and rung.start < rungs[i - 1].start - CLOCKS:
             raise document.fail(
@@ -226,7 +226,7 @@ def _check_order(document: Document, rungs: Sequence[Rung]) -> None:
 
 
 def _not_told(server: EngineFlags, info: dict[str, Any] | None) -> list[Notice]:
-    """A warning for every flag that a server is said to have told and that cannot be."""
+    """A warning for every impossible value of a flag that the server is recorded to have reported."""
     found, told = [], told_by(type(server), info)
     for name in server.declared.told:
         value = (info or {}).get(name)

@@ -89,7 +89,7 @@ class Run:
 
     @property
     def stretches(self) -> list[tuple[float, float]]:
-        """From when to when the users ran without a break, s; a run that was resumed has several.
+        """The start and end of each stretch in which the users ran without a break, s; several if the run was resumed.
 
         The first begins with the run, whatever `segments` lists, and the last has no end.
         """
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def flags(self) -> dict[str, Flag]:
-        """The flags of its server with where each is from; none where it is not known whose flags they would be."""
+        """The flags of its server with the source of each; none if the server's engine is unknown."""
         if not self.known and self.taken_as is None:
             return {}
         written = [name for name, flag in self.scenario.flags.items() if flag.source == SCENARIO]
