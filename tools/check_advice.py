@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from rich.console import Console
+from standin import standin
 
 from calibrate.next_measurement import DRAWS, Advice, Question, advise, candidates, half_width
 from calibrate.sources.streamed import calibrate_runs
@@ -60,18 +58,6 @@ def main() -> int:
             got.append(half_width(calibrate_runs([first, more]), question))
     show(chosen, got)
     return judge(chosen[0], got)
-
-
-@contextmanager
-def standin() -> Iterator[str]:
-    """The URL of a stand-in that runs meanwhile."""
-    command = [sys.executable, "-m", "measure.standin.server", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.terminate()
 
 
 def measured(scenario: Scenario, workload: Workload, users: list[int], seconds: float, url: str, out: Path) -> Run:

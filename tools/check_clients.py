@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from standin import standin
 
 from measure.server.exposition import parse
 
@@ -53,18 +53,6 @@ def tokenizer(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text(json.dumps(whole))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return folder
-
-
-@contextmanager
-def standin() -> Iterator[str]:
-    """The URL of a stand-in."""
-    command = [sys.executable, "-m", "measure.standin.server", "--engine", "vllm-v1", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -190,7 +178,7 @@ def main() -> int:
         tokenizer(folder / "tokenizer")
         if given.url:
             return int(not check(given.url, clients, given.requests, folder))
-        with standin() as url:
+        with standin("--engine", "vllm-v1") as url:
             return int(not check(url, clients, given.requests, folder))
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from standin import standin
 
 from scenarios.cli.main import FAILED, status
 
@@ -29,20 +30,6 @@ def step(title: str, *arguments: str) -> None:
     found = status(arguments)
     if found not in (0, FAILED):
         sys.exit(found)
-
-
-@contextmanager
-def standin() -> Iterator[str]:
-    """The URL of a stand-in server that runs meanwhile."""
-    command = [sys.executable, "-m", "scenarios", "standin", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            url = server.stdout.readline().strip()
-            print(f"\n$ {shlex.join(['servecast', *command[3:]])} &\n{url}", flush=True)
-            yield url
-        finally:
-            server.terminate()
 
 
 @contextmanager
@@ -77,6 +64,7 @@ def main() -> None:
         *("-o", str(article)),
     )
     with standin() as url, ticking():
+        print(f"\n$ servecast standin --port 0 &\n{url}", flush=True)
         step("3. Measure a server, fit it, forecast it, compare", "run", "standin", "--url", url, "-o", str(loop))
     sources = [*(article / name for name in PROFILES), loop, loop / "run", loop / "comparison.json"]
     title = "Llama-2-70B on 4 A100-40GB: what it will do under load"
