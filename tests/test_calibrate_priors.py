@@ -11,7 +11,8 @@ import pytest
 from streams import TRUTH, lengths, observe
 from warned import texts
 
-from calibrate.regression.priors import FIXED_PART
+from calibrate.regression.design import Rows
+from calibrate.regression.priors import FIXED_PART, prior_for
 from calibrate.sources.streamed import calibrate_runs
 from sim.model.calibration import Calibration
 from sim.run import read_run
@@ -97,3 +98,14 @@ def test_batches_beyond_those_seen_keep_to_the_tiles_of_the_largest():
         for name in ("short", "short-between")
     ]
     assert of_24[0] == pytest.approx(of_24[1], rel=0.1)
+
+
+def test_a_plane_through_steps_that_leaves_no_constant_still_has_a_prior():
+    n = np.array([1.0, 2.0, 4.0, 8.0])
+    columns = {"decode_sequences": n, "sequences": n, "decode_longest": 100.0 + n, "idle": n < 0}
+    columns |= dict.fromkeys(("prefill_tokens", "prefill_longest"), 0 * n)
+    zero = np.zeros(4, dtype=np.int64)
+    steps = 0.01 * n**1.2  # more than in proportion: the best plane goes through the origin
+    rows = Rows(pd.DataFrame(columns), pd.DataFrame(), steps, n < 0, zero, zero, zero, [])
+    prior = prior_for(("s0", "s1", "s6"), rows, padded=False)
+    assert np.isfinite(prior.rows).all() and prior.rows[0, 2] <= 1e6  # a position costs up to 1 us or so

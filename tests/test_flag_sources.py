@@ -179,7 +179,8 @@ def test_step_times_of_another_engine_are_taken_with_a_warning(
 
 def test_a_command_line_is_read_as_the_servers_read_it() -> None:
     line = "vllm serve m --max-num-batched-tokens 8k --max-model-len=4K --no-enable-prefix-caching --async-scheduling"
-    words = f"{line} --num-gpu-blocks-override 65 --scheduling-policy priority --max-num-seqs many --watermark".split()
+    line += " --num-gpu-blocks-override 65 --scheduling-policy priority --long-prefill-token-threshold=1m"
+    words = f"{line} --max-num-seqs many --watermark".split()
     assert launched_by(vllm_v1.Flags, words) == {
         "max_num_batched_tokens": 8000,
         "max_model_len": 4096,
@@ -187,6 +188,7 @@ def test_a_command_line_is_read_as_the_servers_read_it() -> None:
         "async_scheduling": True,
         "num_gpu_blocks": 65,
         "scheduling_policy": "priority",
+        "long_prefill_token_threshold": 1_000_000,
     }
     assert launched_by(Flags, ["--max-waiting-tokens", "20", "--waiting-served-ratio=1"]) == {
         "max_waiting_tokens": 20,
