@@ -18,6 +18,8 @@ from sim.results.events import spread
 from sim.run import Run
 from sim.run import write_run as write
 
+pytestmark = pytest.mark.usefixtures("no_fit_check")
+
 Capture = pytest.CaptureFixture[str]
 
 

@@ -19,6 +19,8 @@ from scenarios.cli.main import status
 from sim.model.errors import UserError
 from sim.run import read_run
 
+pytestmark = pytest.mark.usefixtures("no_fit_check")
+
 SERVECAST = [sys.executable, "-m", "scenarios"]
 QUICK = ["--replicates", "19", "--jobs", "1", "--set", "load.seconds=5"]
 
