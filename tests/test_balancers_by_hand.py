@@ -111,6 +111,15 @@ def test_a_server_where_a_request_failed_takes_nothing_from_the_queue_for_a_seco
     assert [(r.id, target) for r, target in started] == [(3, 1), (4, 0)]
 
 
+def test_a_queue_of_a_server_where_all_failed_goes_on_with_the_next_request() -> None:
+    balancer = haproxy.Hash(backends([1], 1))
+    a, b, c = (named(i) for i in range(3))
+    assert [balancer.choose(r, UP, 0.0) for r in (a, b)] == [0, None]
+    assert balancer.ended(a, 0, Ending.FAILED, UP, 0.5) == []
+    assert balancer.choose(c, UP, 2.0) == 0
+    assert [r.id for r, _ in balancer.ended(c, 0, Ending.ANSWERED, UP, 3.0)] == [1]
+
+
 def test_a_server_moves_only_when_its_count_changes() -> None:
     balancer = haproxy.LeastConnections(backends([1, 1], 1))
     a, b, c = (named(i) for i in range(3))

@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 from balancers import ALL, Made, backends
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -135,6 +135,7 @@ def play(made: Made, weights: list[int], limit: int, steps: list[tuple[str, int]
 
 @pytest.mark.parametrize("name", ALL)
 @given(weights=WEIGHTS, limit=st.integers(0, 2), steps=STEPS)
+@settings(max_examples=80)
 def test_nobody_is_lost_sent_twice_or_sent_where_it_cannot_be(name: str, weights, limit, steps) -> None:
     steps = [(what, number) for what, number in steps if what != "fail" or not name.startswith("nginx")]
     world = play(ALL[name], weights, limit, steps)
@@ -150,6 +151,7 @@ def test_the_same_calls_have_the_same_choices(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["haproxy roundrobin", "haproxy leastconn", "haproxy first"])
 @given(weights=WEIGHTS, steps=STEPS)
+@settings(max_examples=80)
 def test_nobody_waits_while_a_server_has_room_and_the_oldest_starts_first(name: str, weights, steps) -> None:
     steps = [step for step in steps if step[0] in ("arrive", "end", "leave")]
     world = World(ALL[name], weights, 2)

@@ -148,7 +148,8 @@ class HAProxy:
             return Status.OVERLOADED
         behind = self._waits_behind and self._queue and any(s.sessions for s in self._servers)
         server = None if behind else self._next(request, usable)
-        if server is not None and not server.full:
+        overtakes = server in self._failing and server.served < server.limit  # else its own queue might wait for ever
+        if server is not None and (overtakes or not server.full):
             server.served += 1
             server.sessions += 1
             self._moved(server)
