@@ -283,6 +283,11 @@ BAD = {
         "fleet: {failures: {mtbf_hours: 200}}",
         ":12: fleet.failures: expected none: failures is not simulated yet",
     ),
+    "transfer": (
+        "slo",
+        "transfer: {to: {gpu: H100-80GB}}",
+        ":12: transfer: expected none: the transfer of a calibration",
+    ),
     "no-such-replica": (
         "slo",
         "fleet: {replicas: 3, outages: [{replica: 3, at: 5, seconds: 1}]}",

@@ -107,6 +107,10 @@ def checked(tree: Tree) -> Scenario:
     tree = Tree({key: value for key, value in tree.values.items() if key != "options"}, tree.places)
     if "written" in tree.values:  # which only we write, below
         raise tree.fail(("written",), "unknown key")
+    if "transfer" in tree.values:
+        raise tree.fail(
+            ("transfer",), "expected none: the transfer of a calibration to other hardware is not built yet"
+        )
     values = _with_servers({"server": {}} | without_nulls(tree.values))
     check_shape(_with_servers({"server": {}} | tree.values), Scenario, tree.fail, (), shape_of)
     scenario = msgspec.convert(values | {"written": list(values["server"])}, Scenario, dec_hook=convert)

@@ -8,6 +8,7 @@ distributions.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, repeat
 from typing import NamedTuple, Protocol
@@ -51,7 +52,7 @@ class Delays:
         drawn = self._random.block(Kind.DELAYS, owner, block).random((6, BLOCK))
         for ranks, law, rows in self._laws:
             drawn[rows] = np.interp(drawn[rows], ranks, law)
-        numbers = iter(drawn.T.ravel().tolist())  # tuples are made when they are asked for: few objects at a time
+        numbers = iter(array("d", drawn.T.tobytes()))  # objects are made when they are asked for: users are many
         return zip(*[numbers] * len(drawn), strict=True)
 
 

@@ -111,7 +111,10 @@ class Fleet:
             self._scrape()
         chosen = self.balancer.choose(request, self._targets, self.clock.now, tried)
         if type(chosen) is int:
-            self._start(request, chosen, tried)
+            if self._connections is None and chosen not in self._dead:  # nearly always: a call less
+                self.fronts[chosen].reach(request)
+            else:
+                self._start(request, chosen, tried)
         elif chosen is None:
             self._queued.add(request)
             if self.balancer.queue_timeout < inf:

@@ -31,17 +31,13 @@ class FrontEnd:
         allowed: Callable[[int, int], int] | None = None,
         index: int = 0,
     ):
-        self.clock, self.on_end, self.permits, self.allowed = clock, on_end, permits, allowed
+        self.clock, self.on_end, self.allowed = clock, on_end, allowed
+        self.permits = inf if permits is None else permits
         self.index, self.in_use = index, 0  # permits in use
         self.replica: Replica
         self._arrived = -inf  # of the last request
         self._per_token = seconds_per_token
         self._busy = [-inf] * workers  # until when each counts; the first is free first
-
-    @property
-    def has_permit(self) -> bool:
-        """Whether another request is let in; if not it is refused at once."""
-        return self.permits is None or self.in_use < self.permits
 
     @property
     def running(self) -> int:
@@ -51,8 +47,8 @@ class FrontEnd:
     def reach(self, request: Request) -> None:
         """A request arrives at the server now; its client may leave while its tokens are counted."""
         request.replica = self.index
-        if not self._per_token or not self.has_permit:  # who is turned away is not counted
-            self._counted(request)
+        if not self._per_token or self.in_use >= self.permits:
+            self._counted(request)  # who is turned away is not counted
             return
         done = max(self.clock.now, self._busy[0]) + self._per_token * request.prompt_tokens
         heapreplace(self._busy, done)
@@ -63,7 +59,7 @@ class FrontEnd:
 
         Raises `CannotFit` for one that the real server would keep for ever.
         """
-        if not self.has_permit:
+        if self.in_use >= self.permits:
             request.status, request.last_token = Status.OVERLOADED, self.clock.now
             self.on_end(request)
             return

@@ -57,6 +57,7 @@ class Nginx:
         self._peers = [Peer(i, backend) for i, backend in enumerate(backends)]
         groups = [[p for p in self._peers if p.config.backup is backup] for backup in (False, True)]
         self._groups = [group for group in groups if group]
+        self._all_in = not any(p.limited for p in self._peers)  # nobody has failed, is down or has a limit: none is out
 
     def choose(
         self, request: Request, targets: Sequence[Target], now: float, tried: Sequence[int] = ()
@@ -64,12 +65,8 @@ class Nginx:
         """The next peer that is not out, of the first group that has one; or a refusal (502)."""
         second = floor(now)
         for group in self._groups:
-            free = [
-                p
-                for p in group  # what nearly all are is asked without a call
-                if not (p.limited or p.fails or tried or not targets[p.index].up)
-                or not self._out(p, targets, second, tried)
-            ]
+            all_in = self._all_in and not tried
+            free = group if all_in else [p for p in group if not self._out(p, targets, second, tried)]
             if (peer := self._next(request, group, free, tried)) is not None:
                 if second - peer.checked > peer.config.fail_timeout:
                     peer.checked = second
@@ -99,15 +96,21 @@ class Nginx:
         if how is Ending.FAILED:
             peer.fails += 1
             peer.accessed = peer.checked = floor(now)
+            self._all_in = False
             if config.max_fails:
                 peer.effective = max(0, peer.effective - config.weight // config.max_fails)
         elif peer.accessed < peer.checked:  # that a client left counts as a success, too
             peer.fails = 0
+            self._look(targets)
         return ()
 
     def changed(self, target: int, change: Change, targets: Sequence[Target], now: float) -> Starts:
-        """Nothing: the configuration does not change, and `targets` say who is up."""
+        """The configuration does not change, and `targets` say who is up."""
+        self._look(targets)
         return ()
+
+    def _look(self, targets: Sequence[Target]) -> None:
+        self._all_in = all(target.up for target in targets) and not any(p.limited or p.fails for p in self._peers)
 
 
 def smooth(peers: Sequence[Peer]) -> Peer | None:
