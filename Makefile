@@ -1,6 +1,6 @@
 # Two commands to know: `make demo` and `make test`. Both set .venv up first; PYTHON=... chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench mutants validate recovery client advice calibration real-vllm picture lock clean
+.PHONY: help demo test lint bench mutants validate ablation recovery client advice calibration real-vllm picture lock clean
 BIN := .venv/bin
 
 help:
@@ -27,8 +27,15 @@ bench: .venv/ready ## print the speeds: the simulator, the load generator, the s
 mutants: .venv/ready ## plant off-by-ones in batcher and replica; every one must be caught
 	@$(BIN)/python tools/mutants.py
 
-validate: .venv/ready ## hold forecasts against the measured runs in data/, and fits against known truths
+validate: .venv/ready ## hold forecasts against the measured runs in data/ and fits against known truths, or RUNS=FOLDER against FIT=FOLDER
+ifdef RUNS
+	@$(BIN)/python tools/validate.py --fit $(FIT) --runs $(RUNS)
+else
 	@failed=0; for program in check_fit check_bands validate check_irreducible; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed
+endif
+
+ablation: .venv/ready ## remove one mechanism of the statistical model after the other: which pay? (FIT=FOLDER RUNS=FOLDER: on those)
+	@$(BIN)/python tools/ablation.py $(if $(RUNS),--fit $(FIT) --runs $(RUNS))
 
 recovery: .venv/ready ## calibrate made-up articles, and measure what is assumed: is the truth in the band as often as it should be?
 	@failed=0; for program in check_takeoff_readings check_network_latency check_published check_fit_check; do $(BIN)/python tools/$$program.py || failed=1; done; exit $$failed

@@ -80,20 +80,6 @@ def test_memory_from_step_to_step_is_seen():
     assert noise.memory_steps == pytest.approx(6.0, rel=0.4)
 
 
-def test_how_much_rungs_differ_in_roughness_is_seen_and_the_middle_one_is_kept():
-    widths = [0.02, 0.05, 0.08, 0.2]
-    runs = [
-        observe([4], lengths(100, 200), noise=Noise(decode=[1 - w, 1.0, 1 + w]), seconds=12.0, seed=i).run
-        for i, w in enumerate(widths)
-    ]
-    noise = calibrate_runs(runs).noise
-    logs = np.log(widths)
-    assert noise.roughness == pytest.approx(logs.std(ddof=1), rel=0.15)
-    assert np.std(noise.decode) == pytest.approx(np.exp(logs.mean()) / np.sqrt(3), rel=0.15)
-    alike = calibrate_runs([observe([1, 2, 4, 8], lengths(100, 200), noise=NOISE, seconds=8.0).run]).noise
-    assert alike.roughness < 0.15
-
-
 def test_a_time_for_every_batch_size_is_not_taken_where_a_line_is_as_good():
     """The loads left out say 1.5 and 1.4 %: less than one of them tells."""
     runs = [read_run(DATA / "tgi-0.9.4-router-http" / name) for name in ("long", "short")]
@@ -339,13 +325,6 @@ def test_the_noise_of_a_slow_server_is_as_wide_as_it_is():
     runs = [observe([1, 2, 4], lengths(200, 30), noise=law, seconds=60.0, truth=slow, seed=i).run for i in range(3)]
     found = calibrate_runs(runs).noise
     assert np.std(found.decode) == pytest.approx(0.15 / np.sqrt(3), rel=0.04)
-
-
-def test_rungs_of_few_steps_are_not_unlike_by_chance():
-    wide = Noise(decode=[0.8, 1.0, 1.2])
-    runs = [observe([1, 2], lengths(200, 25), noise=wide, seconds=1.0, seed=i).run for i in range(8)]
-    found = calibrate_runs(runs).noise
-    assert found.roughness < 0.03
 
 
 def test_rungs_that_show_no_steps_are_refused():

@@ -72,19 +72,6 @@ def test_the_drift_has_mean_1_its_deviation_and_forgets_itself() -> None:
     assert np.corrcoef(logs[: -Noise.CELLS], logs[Noise.CELLS :])[0, 1] == pytest.approx(math.exp(-1), abs=0.03)
 
 
-def test_rough_runs_deviate_more_and_calm_ones_less_all_around_the_same_mean() -> None:
-    law = Law(decode=[0.9, 1.0, 1.1], drift=0.01, roughness=0.4)
-    own = float(np.std(Noise(msgspec.structs.replace(law, roughness=0.0), 0).factors("decode", 0, 4000)))
-    noises = [Noise(law, seed) for seed in range(400)]
-    factors = np.array([noise.factors("decode", 0, 1000) for noise in noises])
-    rough = np.log(factors.std(axis=1) / own)
-    assert factors.mean() == pytest.approx(1.0, abs=0.002)
-    assert np.median(rough) == pytest.approx(0.0, abs=0.06)
-    assert rough.std() == pytest.approx(0.4, rel=0.12)
-    drift = np.array([np.std([noise.drift(20.0 * i)[0] for i in range(100)]) for noise in noises])
-    assert np.corrcoef(rough, np.log(drift))[0, 1] > 0.9  # the same minutes are rough in both
-
-
 @pytest.mark.parametrize("skewness", [-1.5, -0.5, 0.5, 1.0, 2.0])
 def test_a_skewed_drift_has_its_skewness_its_deviation_and_mean_1(skewness: float) -> None:
     noise = Noise(Law(drift=0.1, drift_seconds=1.0, drift_skew=skewness, prefill_share=0.5), 7)

@@ -19,7 +19,7 @@ TABLE = np.linspace(0.0, 1.0, 201)
 _LAGS = np.arange(1, 21)
 _LEAST_SHARE = 0.2  # a smaller moving-average share is none
 _PLAIN = 100  # decode steps without joining or dropping: fewer do not tell step noise from drift
-_ROWS, _RUNGS = 20, 4  # steps that tell a rung's noise scale, and rungs that tell how much it varies
+_ROWS = 20  # pairs of steps that tell an autocorrelation
 
 
 def fit_noise(rows: Rows, predicted: Floats, effects: RandomEffects) -> Noise:
@@ -30,25 +30,22 @@ def fit_noise(rows: Rows, predicted: Floats, effects: RandomEffects) -> Noise:
     if not whole.any():
         whole = rows.prefill
     fast, rung = factor[plain], rows.rung[plain]
-    roughness, memory, steps, returned = 0.0, 0.0, 1.0, 0.0
+    memory, steps, returned = 0.0, 1.0, 0.0
     if plain.sum() >= _PLAIN:
         if effects.drift > NO_DRIFT:
             fast, known = _without_cell_means(fast, rows.table["end"].to_numpy()[plain], rung)
             fast, rung = fast[known], rung[known]
-        fast, roughness = _of_typical_scale(fast, rung)
         memory, steps, returned = _autocorrelation(fast, rung)
-    slow, _ = _of_typical_scale(factor[whole], rows.rung[whole])
+    slow = factor[whole]
     return Noise(
         prefill=_quantiles(_without_drift(slow, effects.drift * effects.prefill)) if len(slow) else [],
         decode=_quantiles(fast),
         memory=memory,
         memory_steps=steps,
         returned=returned,
-        roughness=roughness,
-        # one run's drift has a random scale: the median scale, and the skewness given the scale
-        drift=effects.drift * float(np.exp(-(roughness**2))),
+        drift=effects.drift,
         drift_seconds=effects.seconds,
-        drift_skew=effects.skew * float(np.exp(-1.5 * roughness**2)),
+        drift_skew=effects.skew,
         between=effects.between,
         prefill_share=effects.prefill,
     )
@@ -66,25 +63,6 @@ def _without_cell_means(factor: Floats, time: Floats, rung: Ints) -> tuple[Float
     mean = np.bincount(cell, weights=factor) / count
     whole = np.sqrt(count / np.maximum(count - 1, 1))
     return 1 + (factor / mean[cell] - 1) * whole[cell], count[cell] > 1
-
-
-def _of_typical_scale(factor: Floats, rung: Ints) -> tuple[Floats, float]:
-    """Factors scaled as if every rung had the typical noise, and the standard deviation of the log of the noise scale
-    over rungs.
-
-    Otherwise the rung with the most steps would decide the noise of all. Means stay.
-    """
-    count = np.bincount(rung)
-    mean = np.bincount(rung, weights=factor) / np.maximum(count, 1)
-    deviation = factor - mean[rung]
-    spread = np.sqrt(np.bincount(rung, weights=deviation**2) / np.maximum(count - 1, 1))
-    known = (count >= _ROWS) & (spread > 0)
-    if known.sum() < _RUNGS:
-        return factor, 0.0
-    logs = np.log(spread[known])
-    scale = np.where(known, np.exp(logs.mean()) / np.where(known, spread, 1.0), 1.0)
-    by_chance = float((0.5 / (count[known] - 1)).mean())  # sampling variance of the log of a standard deviation
-    return mean[rung] + deviation * scale[rung], float(np.sqrt(max(logs.var(ddof=1) - by_chance, 0.0)))
 
 
 def _autocorrelation(factor: Floats, rung: Ints) -> tuple[float, float, float]:

@@ -8,7 +8,6 @@ size absorbs much of the drift.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +18,10 @@ from calibrate.arrays import Bools, Floats, Ints
 from calibrate.regression.design import BLOCK_SECONDS, Rows
 from calibrate.regression.fit import Regression, design
 from calibrate.regression.random_effects import RandomEffects
-from sim.run import Run
 from sim.steptime.noise_parameters import MOST_SKEWED
 
-LEAST_RATIO = 0.5  # of the drift: the effect of a run, or of one of two rungs, that is assumed without a repetition
+EFFECT_SCALE = 0.5  # of the drift's: scale of the half-t prior of the sd of rungs' and runs' effects,
+EFFECT_DEGREES = 4.0  # and its degrees of freedom: heavy tails, finite variance (Gelman 2006)
 MOST_INTERVALS = 400  # in the likelihood at most; longer runs have longer ones
 LEAST_INTERVALS = 40  # at least; short runs have shorter ones, down to a fifth of a block (1 s)
 DRIFT_SECONDS = (
@@ -30,8 +29,7 @@ DRIFT_SECONDS = (
     600.0,
 )  # s: a drift that forgets itself sooner is noise of steps, and one that does later is a day's
 SHARE_SPREAD = 0.5  # prior sd, around 1, of the share of a random effect that prefills take
-EFFECT_SCALE = 0.05  # prior sd of drift and run effect; 0.06 was seen on a core of a shared machine
-RATIO_SPREAD = 2.0  # prior sd, in ln, of how far a rung's effect exceeds `LEAST_RATIO` of the drift
+DRIFT_SCALE = 0.05  # scale of the half-normal prior of the sd of drift and run effect; a shared core had 0.06
 _DEPENDENT = 2.0  # so many successive blocks say about as much as one
 DEFAULT_RUN_EFFECT = 0.02  # assumed where too little was measured
 _ENOUGH = 8  # intervals: fewer are too little
@@ -55,18 +53,22 @@ class _Intervals(NamedTuple):
     run: Ints
 
 
-def fit_random_effects(regression: Regression, rows: Rows, runs: Sequence[Run]) -> RandomEffects:
-    """The random effects behind `rows`; where they are too few, a run effect of `DEFAULT_RUN_EFFECT` and no other."""
+def fit_random_effects(regression: Regression, rows: Rows) -> RandomEffects:
+    """The random effects behind `rows`; where they are too few, a run effect of `DEFAULT_RUN_EFFECT` and no other.
+
+    Drift, its correlation time and the inflation of step noise are the mode of likelihood times prior. The effects of
+    rungs and runs are few, and the mode of their standard deviations is often 0: their variances are posterior means,
+    given the mode of the others.
+    """
     prefill, decode = (_block_deviations(regression, rows, of) for of in (rows.prefill, ~rows.prefill))
     share = _prefill_share(prefill, decode)
     intervals = _intervals(regression, rows, share)
     if len(intervals.residual) < _ENOUGH:
         return RandomEffects(run=DEFAULT_RUN_EFFECT)
-    workloads = [runs[i].scenario.workload for i in np.unique(intervals.run).tolist()]
-    repeated = len(set(workloads)) < len(workloads)
     precision = regression.prior.rows.T @ regression.prior.rows
-    several = len(set(intervals.rung.tolist())) > 2
-    free = np.array([True, True, several, repeated, True])
+    # the effect of one run, or of one of two rungs, cannot be told from the speed of the machine
+    several = len(set(intervals.rung.tolist())) > 2, len(set(intervals.run.tolist())) > 1
+    free = np.array([True, True, *several, True])
 
     def all_of(some: Floats) -> Floats:
         logs = np.where(free, _START, np.log(_NONE))
@@ -74,9 +76,7 @@ def fit_random_effects(regression: Regression, rows: Rows, runs: Sequence[Run]) 
         return logs
 
     def unlikely(some: Floats) -> float:
-        logs = all_of(some)
-        beyond = max(float(logs[2] - logs[0] - np.log(LEAST_RATIO)), 0.0) / RATIO_SPREAD
-        return 0.5 * beyond**2 - _log_likelihood(logs, intervals, precision)
+        return -_log_likelihood(all_of(some), intervals, precision) - _log_prior(all_of(some))
 
     found = minimize(
         unlikely,
@@ -84,18 +84,40 @@ def fit_random_effects(regression: Regression, rows: Rows, runs: Sequence[Run]) 
         method="Nelder-Mead",
         options={"maxiter": 300, "xatol": 0.02, "fatol": 0.01},
     )
-    drift, seconds, of_rung, of_run, _ = np.exp(all_of(found.x)).tolist()
-    of_rung, of_run = (
-        size if known else LEAST_RATIO * drift for size, known in ((of_rung, several), (of_run, repeated))
-    )
+    mode = all_of(found.x)
+    drift, seconds = np.exp(mode[:2]).tolist()
+    of_rung, of_run = _posterior_sd(mode, several, intervals, precision)
     return RandomEffects(
         drift, float(np.clip(seconds, *DRIFT_SECONDS)), of_rung, of_run, share, _skewness(decode, rows)
     )
 
 
+def _posterior_sd(
+    mode: Floats, several: tuple[bool, bool], intervals: _Intervals, precision: Floats
+) -> tuple[float, float]:
+    """The root of the posterior mean of the variance of rungs' and of runs' effects, given the `mode` of the others; of
+    the prior alone where there are not `several`."""
+    sizes = np.exp(mode[0]) * _RATIOS
+    evaluated = [sizes if known else np.array([_NONE]) for known in several]
+    likelihood = np.array(
+        [
+            [
+                _log_likelihood(np.array([*mode[:2], rung, run, mode[4]]), intervals, precision)
+                for run in np.log(evaluated[1])
+            ]
+            for rung in np.log(evaluated[0])
+        ]
+    )
+    prior = np.log(sizes) + _log_half_t(_RATIOS)  # a density over the logarithm, in which the grid is even
+    density = np.exp(likelihood - likelihood.max() + prior[:, None] + prior[None, :])
+    density /= density.sum()
+    of_rung, of_run = (density.sum(axis=other) @ sizes**2 for other in (1, 0))
+    return float(np.sqrt(of_rung)), float(np.sqrt(of_run))
+
+
 def _log_likelihood(logs: Floats, intervals: _Intervals, precision: Floats) -> float:
-    """The restricted log-likelihood, with priors, of standard deviations given as the logarithms that `_START` lists;
-    `precision` is the prior precision of the coefficients."""
+    """The restricted log-likelihood of standard deviations given as the logarithms that `_START` lists; `precision` is
+    the prior precision of the coefficients."""
     drift, seconds, of_rung, of_run, inflation = np.exp(logs)
     apart = np.abs(np.subtract.outer(intervals.time, intervals.time)) / np.clip(seconds, *DRIFT_SECONDS)
     same_run, same_rung = (np.equal.outer(x, x) for x in (intervals.run, intervals.rung))
@@ -112,14 +134,24 @@ def _log_likelihood(logs: Floats, intervals: _Intervals, precision: Floats) -> f
     gram[np.diag_indices_from(gram)] = np.maximum(np.diag(gram), 1e-12) * (1 + 1e-9)  # of some nothing is told
     explained = x.T @ y
     misfit = float(y @ y - explained @ np.linalg.solve(gram, explained))
-    # priors: they bound a flat direction, and an effect that coefficients explain as well is none
-    prior = 1e-3 * float(((logs - _START) ** 2).sum()) + 0.5 * float(drift**2 + of_run**2) / EFFECT_SCALE**2
     determinants = float(np.log(np.diag(lower)).sum()) + 0.5 * float(np.linalg.slogdet(gram)[1])
-    return -(determinants + 0.5 * misfit + prior)
+    return -(determinants + 0.5 * misfit)
+
+
+def _log_prior(logs: Floats) -> float:
+    """The logarithm of the prior of the components that `_START` lists, for their mode: an effect that coefficients
+    explain as well is none, and a flat direction is bounded."""
+    return -0.5 * float(np.exp(2 * logs[[0, 3]]).sum()) / DRIFT_SCALE**2 - 1e-3 * float(((logs - _START) ** 2).sum())
+
+
+def _log_half_t(ratios: Floats) -> Floats:
+    """The logarithm, up to a constant, of the prior density of effects' standard deviations over the drift's."""
+    return np.asarray(-(EFFECT_DEGREES + 1) / 2 * np.log1p((ratios / EFFECT_SCALE) ** 2 / EFFECT_DEGREES))
 
 
 # drift, its seconds, rung, run, and by how much the noise of steps exceeds that of independent ones
-_START = np.log([0.03, 10.0, LEAST_RATIO * 0.03, 0.02, 1.0])
+_START = np.log([0.03, 10.0, EFFECT_SCALE * 0.03, EFFECT_SCALE * 0.03, 1.0])
+_RATIOS = np.geomspace(0.02, 20.0, 13)  # of effects' sd over the drift's, where their posterior is evaluated
 
 
 def _prefill_share(prefills: tuple[Floats, Floats], decodes: tuple[Floats, Floats]) -> float:

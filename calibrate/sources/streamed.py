@@ -162,7 +162,7 @@ def _from_steps(runs: Sequence[Run], rungs: Sequence[Collection[int] | None], se
     rows = build_rows(runs, schedules)
     admissions = admission_timings(runs, schedules)
     forms = candidate_forms(runs[0].server)
-    effects = fit_random_effects(choose(rows, forms, admissions)[0], rows, runs)
+    effects = fit_random_effects(choose(rows, forms, admissions)[0], rows)
     regression, choice = choose(rows, forms, admissions, effects)
     noise = fit_noise(rows, regression.predicted, effects)
     rng = np.random.default_rng(seed)

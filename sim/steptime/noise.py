@@ -32,11 +32,10 @@ class Noise:
         self._blocks: dict[tuple[str, int], Floats] = {}
         self._memory, self._returned = law.memory, law.returned
         self._forget = math.exp(-1 / law.memory_steps)
-        scale, level = self._random.block(Kind.RUN_EFFECT, replica).standard_normal(2).tolist()
-        rough = math.exp(law.roughness * scale)
-        self._laws = {"prefill": _widened(law.prefill, rough), "decode": _widened(law.decode, rough)}
+        level = float(self._random.block(Kind.RUN_EFFECT, replica).standard_normal(2)[1])
+        self._laws = {"prefill": np.asarray(law.prefill or [1.0]), "decode": np.asarray(law.decode or [1.0])}
         self._level = math.exp(law.between * level - law.between**2 / 2)
-        self._sd, self._skew = law.drift * rough, law.drift_skew
+        self._sd, self._skew = law.drift, law.drift_skew
         self._cell = max(law.drift_seconds, 0.01) / self.CELLS if law.drift else math.inf  # or it would fill the memory
         self._keep = math.exp(-1 / self.CELLS)
         self._score = 0.0  # of the last cell's factor
@@ -128,8 +127,3 @@ def _skewed(score: float, skewness: float) -> float:
         return score
     score = min(max(score, -4.0), 4.0)
     return 2 / skewness * ((1 + skewness * score / 6 - skewness**2 / 36) ** 3 - 1)
-
-
-def _widened(law: list[float], by: float) -> Floats:
-    """A law of mean 1 with its deviations multiplied, as far as a step still takes some time."""
-    return np.maximum(1.0 + by * (np.asarray(law or [1.0]) - 1.0), 0.05)

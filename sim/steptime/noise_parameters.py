@@ -25,9 +25,6 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     (a neighbour on the same machine slows it much now and then, and does not quicken it) and forgets itself over
     `drift_seconds`; `between` is the standard deviation of a factor that one whole run keeps. A prefill feels both to
     the power of `prefill_share`: what computes is slowed by other things than what waits for memory.
-
-    Some minutes are rougher than others: in one run all these deviations but `between` are multiplied by a common
-    log-normal factor of median 1; `roughness` is the standard deviation of its logarithm.
     """
 
     prefill: list[Factor] = []
@@ -40,7 +37,6 @@ class Noise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     drift_skew: Annotated[float, Meta(ge=-MOST_SKEWED, le=MOST_SKEWED)] = 0.0
     between: Deviation = 0.0
     prefill_share: Annotated[float, Meta(ge=0, le=3)] = 1.0
-    roughness: Deviation = 0.0
 
     @property
     def silent(self) -> bool:

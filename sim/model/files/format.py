@@ -15,6 +15,9 @@ from sim.model.warning import KINDS, Severity
 
 FORMAT = 2  # of what we write: runs, scenarios, calibrations, forecasts and comparisons alike
 READ = (1, FORMAT)
+RETIRED = {
+    "roughness"
+}  # parameters of noise that calibrations had, and that improved no forecast (`tools/ablation.py`)
 EXPECTED = " or ".join(map(str, READ))
 NOW: dict[str | int, str] = {"doubts": "warnings", "binding": "bottleneck", "takeoff": "latency_onset"}
 
@@ -75,6 +78,9 @@ WORDS = {
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """A document of ours in the present format. Values of a shape that no format has are left for others to refuse."""
+    noise = values.get("noise")
+    if isinstance(noise, dict) and noise.keys() & RETIRED:
+        values = values | {"noise": {name: value for name, value in noise.items() if name not in RETIRED}}
     if values.get("format", 1) != 1 or isinstance(values.get("format"), bool):
         return values
     now: dict[str, Any] = {"format": FORMAT} if "format" in values else {}
