@@ -72,8 +72,8 @@ def test_a_budget_that_never_bound_does_not_bind_what_was_not_measured():
     assert budget.low <= 36000 <= budget.high
     rows = compare(run, forecast_run(run, calibration, replicates=39)).rows
     at_32 = {row.metric: row for row in rows if row.load == 32}
-    assert abs(at_32["output_tokens_per_s"].relative_error or 0.0) < 0.06
-    assert abs(at_32["e2e_mean"].relative_error or 0.0) < 0.06
+    assert abs(at_32["output_tokens_per_s"].relative_error or 0.0) < 0.1
+    assert abs(at_32["e2e_mean"].relative_error or 0.0) < 0.1
     assert at_32["rps"].inside  # its window counts ± a whole batch of users in lock-step
 
 

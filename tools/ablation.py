@@ -192,11 +192,6 @@ def _no_levels(forms: list[Form]) -> list[Form]:
     return list(dict.fromkeys(kept))
 
 
-def _even(seconds: Any, predicted: Any, rung: Any) -> tuple[Any, Any]:
-    n = int(rung.max()) + 1
-    return np.ones(n), np.zeros(n)
-
-
 # what is removed of the fit, and of the calibration that was fitted
 REMOVALS: dict[str, Removal] = {
     "drift": _effects(drift=0.0),
@@ -210,14 +205,13 @@ REMOVALS: dict[str, Removal] = {
     ),
     "cold cache": _forms(_no_cold_cache),
     "levels": _forms(_no_levels),
-    "longest context": _forms(lambda forms: [f for f in forms if not {"b3", "s6"} & set(f.terms)]),
-    "robust weights": _attribute(fit, "robust_weights", _even),
+    "longest context": _forms(lambda forms: [f for f in forms if "b3" not in f.terms]),
     "prior of fixed part": _attribute(priors, "FIXED_PART", (0.9, 4.0)),
     "prior of quadratic": _flat("a2", "s2"),
     "prior of prompts": _flat("a3", "s3"),
     "prior of caches": _flat("a4"),
     "prior of batch": _flat("b1", "s4", *design.TREND),
-    "prior of context": _flat("b2", "s5", "b3", "s6"),
+    "prior of context": _flat("b2", "s5", "b3"),
     "prior of joining": _flat("c0", "c1", "c2"),
     "prior of filter": _flat("f0", "f1", "f2"),
     "prior of latency": _flat("u0", "u1"),

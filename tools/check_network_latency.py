@@ -48,7 +48,7 @@ def _of_a_machine(folder: str) -> Floats:
     schedules = [schedule_of(run) for run in runs]
     rows, admissions = build_rows(runs, schedules), admission_timings(runs, schedules)
     first, _ = choose(rows, candidate_forms(runs[0].scenario.server), admissions)
-    fit = regress(rows, first.form, admissions, fit_random_effects(first, rows, runs))
+    fit = regress(rows, first.form, admissions, fit_random_effects(first, rows))
     spread = float((rows.seconds / fit.predicted)[~rows.prefill].std())
     told = []
     for run, schedule in zip(runs, schedules, strict=True):

@@ -124,7 +124,6 @@ def _mixed_coefficients(rows: Rows) -> Mapping[str, tuple[float, float]]:
         "s3": (0.0, min(PROMPT_OVERHEAD, PROMPT_SHARE * prompt) * per_token),
         "s4": (0.0, max(0.2 * constant, per_sequence)),
         "s5": (share * per_sequence / context, spread * per_sequence / context),
-        "s6": (0.0, 0.1 * constant / context),
     }
 
 

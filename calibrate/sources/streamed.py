@@ -236,7 +236,7 @@ def candidate_forms(server: EngineFlags) -> list[Form]:
     time flattens with the batch: a line through the batch sizes of one profile, up to nine, was 80 % too high at 24.
     """
     if "mixed" in server.declared.forms:
-        return [Form("mixed", MIXED), Form("mixed", (*MIXED, "s6"))]
+        return [Form("mixed", MIXED)]
     longest = ((), ("b3",))
     if not server.pads:
         affine = [Form("affine", PLAIN + b3) for b3 in longest]

@@ -58,7 +58,6 @@ MIXED = {
     "s3": Term("s/request", "step, per prompt or chunk of one", PREFILL, "prefill_sequences"),
     "s4": Term("s/request", "step, per decoding request", DECODE, "decode_sequences"),
     "s5": Term("s/token", "step, per token of the decoding requests' summed context", DECODE, "decode_context"),
-    "s6": Term("s/token", "step, per token of the longest decoding request's context", DECODE, "decode_longest"),
 }
 PADDED = AFFINE | {
     "a1": Term("s/token", "prefill, per prompt token", PREFILL, _PADDED),
