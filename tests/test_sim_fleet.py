@@ -36,6 +36,7 @@ from sim.model.request import Request
 from sim.model.scenario import Load, Scenario
 from sim.model.server import EngineFlags
 from sim.model.status import Status
+from sim.model.steps import held_before
 from sim.model.workload import Lengths, Sampler, Workload
 from sim.replicate import tasks_for
 from sim.results import metrics
@@ -321,6 +322,21 @@ fleet:
     written = read_run(write_run(run, tmp_path / "run")).scenario.groups
     assert [Path(group.calibration or "").resolve().name for group in written] == ["slow.json", "quick.json"]
     assert Path(written[1].calibration or "").resolve() == (tmp_path / "quick.json").resolve()
+
+
+def test_a_replica_starts_again_with_all_its_permits() -> None:
+    two = replace(TGI, max_concurrent_requests=2)
+    outages = [Outage(replica=0, at=5.0, seconds=1.0)]
+    run = simulated(Load(users=[2], seconds=15.0), two, fleet=fleet.Fleet(replicas=1, outages=outages))
+    assert (run.requests["status"] == Status.RESET).sum() == 2
+    assert Status.OVERLOADED not in set(run.requests["status"])
+    assert len(run.requests[(run.requests["sent"] > 6.5) & (run.requests["status"] == Status.OK)]) > 5
+
+
+def test_a_replica_begins_with_an_empty_cache() -> None:
+    """Tokens held before each row, by hand: a replica's first row has none, whatever another's last row left."""
+    steps = pd.DataFrame({"replica": [0, 0, 2, 2], "used": [5, 7, 4, 0]})
+    assert held_before(steps).tolist() == [0, 5, 0, 4]
 
 
 class OneQueue:

@@ -22,6 +22,7 @@ from scenarios.load.variants import Variant
 from sim.cluster.ladder import check_servable
 from sim.executors import IN_PROCESS, Executor, Progress, silent
 from sim.model.calibration import Calibration, check_suits, read_calibration
+from sim.model.errors import BadInput
 from sim.model.files.lengths import read_lengths
 from sim.model.flags import SCENARIO, Flag
 from sim.model.machine import draw_machine
@@ -90,6 +91,10 @@ def simulate_all(
     """
     for variant in asked:  # every error comes before anything runs
         scenario = variant.scenario
+        try:
+            _ = scenario.served_by.count
+        except BadInput as e:  # a range of replicas
+            raise BadInput(e.message, path=variant.source, key=e.key) from e
         if scenario.calibration is not None:
             calibration = read_calibration(scenario.calibration)
             check_transfer(calibration, scenario.server.declared, taken_as, transfer, scenario.calibration)
