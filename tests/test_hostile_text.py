@@ -105,7 +105,7 @@ def test_what_a_scenario_and_its_calibration_say(
 ) -> None:
     text = said(["simulate", scenario, *QUICK, "-o", tmp_path / "o"], capfd)
     assert "[red]x[y] $x_{" in text and "\\u001b[31m" in text  # shown as it is, not obeyed
-    said(["plan", scenario, *QUICK], capfd, expected=(0, 1))
+    said(["plan", scenario, *QUICK, "--users", "1", "--set", "fleet.replicas=1"], capfd, expected=(0, 1))
     said(["report", tmp_path / "o" / "[red]x[y] $x_{", "-o", tmp_path / "r.html"], capfd)
     clean_page(tmp_path / "r.html")
 

@@ -183,10 +183,9 @@ def test_the_same_seed_writes_the_same_bytes_and_a_run_is_never_overwritten(
 
 
 def test_a_plan_that_keeps_no_slo_fails(capfd: pytest.CaptureFixture[str]):
-    assert status(["plan", "standin", *QUICK, "--set", "slo.e2e_p95=2"]) == 0
-    assert "E2E p95 ≤ 2 s is kept up to 8 users" in capfd.readouterr().out
-    assert status(["plan", "standin", *QUICK, "--set", "slo.e2e_p95=0.1"]) == 1
-    assert "No load keeps E2E p95 ≤ 0.1 s" in capfd.readouterr().out
+    one = ["plan", "standin", *QUICK, "--users", "4", "--set", "fleet.replicas=1"]
+    assert status([*one, "--set", "slo.e2e_p95=0.1"]) == 1
+    assert "No option reaches the goal of 90% at 4 users" in " ".join(capfd.readouterr().out.split())
 
 
 def test_new_writes_a_scenario_that_loads_and_is_not_overwritten(
@@ -335,16 +334,7 @@ def test_folders_that_commands_write_are_read_by_report(tmp_path: Path, capfd: p
     assert "expected a run directory, a table (.csv) or a scenario (.yaml)" in capfd.readouterr().err
 
 
-def test_spreadsheets_read_plans_and_comparisons(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    assert status(["plan", "standin", *QUICK, "--set", "price.usd_per_hour=3", "--csv"]) == 0
-    title, *rows = capfd.readouterr().out.splitlines()
-    assert title == (
-        "scenario,load,metric,limit,probability,usd_per_1000_requests,low,high,usd_per_hour,usd_per_month,usd_per_year,"
-        "kept_at,broken_at,crossing,crossing_low,crossing_high,breaks"
-    )
-    assert [row.split(",")[:2] for row in rows] == [["standin", f"{n}.0"] for n in (1, 2, 3, 4, 6, 8)]
-    assert all(float(row.split(",")[5]) > 0 for row in rows)
-    assert all(row.split(",")[8:11] == ["3.0", "2190.0", "26280.0"] for row in rows)
+def test_spreadsheets_read_comparisons(capfd: pytest.CaptureFixture[str]):
     cpu = "data/tgi-0.9.4-cpu"
     assert status(["compare", f"{cpu}/short", f"{cpu}/short-again", "--csv"]) == 0
     title, *rows = capfd.readouterr().out.splitlines()
@@ -360,7 +350,7 @@ def test_a_first_scenario_keeps_its_own_slo(
 ):
     monkeypatch.chdir(tmp_path)
     assert status(["new", "chat"]) == 0
-    assert status(["plan", "chat.yaml", "--replicates", "19", "--set", "load.users=[1, 8]"]) == 0
+    assert status(["simulate", "chat.yaml", "--replicates", "19", "--set", "load.users=[1, 8]"]) == 0
     said = capfd.readouterr()
     assert "Every SLO is kept up to 8 users" in said.out
     assert "422" not in said.err
@@ -368,4 +358,4 @@ def test_a_first_scenario_keeps_its_own_slo(
 
 def test_short_and_long_options_ask_for_help(capfd: pytest.CaptureFixture[str]):
     assert status(["-h"]) == status(["plan", "-h"]) == 0
-    assert "Say what each load costs" in capfd.readouterr().out
+    assert "Find the cheapest fleet that keeps the SLOs" in capfd.readouterr().out

@@ -42,8 +42,8 @@ def test_short_forms_change_the_scenario_and_are_recorded_like_set(capsys: pytes
 
 
 def test_a_rate_replaces_users(capsys: pytest.CaptureFixture[str]):
-    assert status(["plan", "standin", *QUICK, "--rate", "0.5", "--slo", "e2e_p95=9", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["unit"] == "requests/s"
+    assert status(["simulate", "standin", *QUICK, "--rate", "0.5", "--slo", "e2e_p95=9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["curves"][0]["rate"] == 0.5
 
 
 def test_every_command_with_set_has_them():

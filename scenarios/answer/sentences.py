@@ -16,7 +16,7 @@ from scenarios.compare.comparison import Comparison
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, Row, named
 from scenarios.forecast.slo import KEPT
-from sim.model.metric import METRICS, label
+from sim.model.metric import METRICS, label, plain
 from sim.model.warning import Notice
 from sim.results import metrics
 from sim.run import Run, Rung
@@ -194,7 +194,8 @@ def limit_text(metric: str, limit: float) -> str:
 
 
 def _plain(metric: str, value: float) -> str:
-    return f"{significant(METRICS[metric].scale * value)} {METRICS[metric].unit or label(metric)}"
+    what = METRICS[plain(metric)]
+    return f"{significant(what.scale * value)} {what.unit or label(metric)}"
 
 
 def _value(row: Row) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from scenarios.answer.numbers import percent, significant, simulated, with_band
-from scenarios.answer.sentences import limit_text, of_forecast, slo_sentence
+from scenarios.answer.sentences import limit_text, of_forecast
 from scenarios.forecast.cost import of_the_machine
 from scenarios.forecast.forecast import Forecast, named
 from sim.model.calibration import Calibration, Checked
@@ -85,20 +85,6 @@ def show_forecasts(forecasts: Sequence[Forecast], asked: Sequence[Variant], out:
             show_variants(forecasts[i : i + several], asked[i : i + several], out)
         else:
             show_forecast(forecasts[i], out)
-
-
-def show_plan(forecasts: Sequence[Forecast], out: Console) -> None:
-    """Print, for every scenario, how probably each load meets its SLOs and what it costs."""
-    for i, forecast in enumerate(forecasts):
-        out.print() if i else None
-        out.print(Text(forecast.name, style="bold"))
-        show_assumptions(forecast.assumptions, out)
-        show_slo_probabilities(forecast, out)
-        if forecast.cost:
-            out.print()
-            show_cost(forecast, out)
-        out.print(Text(slo_sentence(forecast)))
-        out.print(flags(forecast))
 
 
 def show_evaluation(forecast: Forecast, comparison: Comparison, calibration: Calibration, out: Console) -> None:

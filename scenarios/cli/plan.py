@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from scenarios.cli.commands import command
 from scenarios.cli.main import FAILED
-from scenarios.cli.options import Simulation, format_option, simulation_options, transfer_option, warnings_option
+from scenarios.cli.options import (
+    Simulation,
+    format_option,
+    here,
+    simulation_options,
+    transfer_option,
+    warnings_option,
+)
 from scenarios.cli.terminal import print_json, print_result, print_warnings, workers
 
 
-@command("servecast plan llama2-70b-1500-100 --slo ttft_p95=3")
+@command("servecast plan llama2-70b-1500-100 --users 80 --slo e2e_p95=40")
 @click.argument("sources", metavar="SCENARIO...", nargs=-1, required=True)
+@click.option("--max-load", is_flag=True, help="Find the largest load that the scenario's fleet bears instead.")
+@click.option("-o", "--output", type=here, help="Write DIR/NAME.plan.json, for a report.")
 @simulation_options
 @transfer_option
 @format_option
 @warnings_option
-def plan(sources: tuple[str, ...], how: Simulation, transfer: float | None, output_format: str | None) -> int:
-    """Say what each load costs and which SLOs it meets.
+def plan(
+    sources: tuple[str, ...],
+    max_load: bool,
+    output: Path | None,
+    how: Simulation,
+    transfer: float | None,
+    output_format: str | None,
+) -> int:
+    """Find the cheapest fleet that keeps the SLOs.
 
-    Prints, for every load, the cost and the probability that each SLO is met, over all that is uncertain.
-    Exit status 1 when no load of the ladder meets every SLO with a probability of 90 %.
+    Tries the scenario's options (hardware, flags, replicas; without any, 1 to 32 replicas of its server) at its load,
+    and says which is the cheapest that keeps every SLO with the goal's probability (90 %), what it costs, and what
+    would change that. At several loads (--users 40,80) it answers for each. Exit status 1 when no option
+    reaches the goal.
     """
-    from scenarios.answer.csv import plan_as_csv
-    from scenarios.answer.tables import show_plan
-    from scenarios.forecast.forecast import shared_warnings
-    from scenarios.forecast.plan import check_slo, meets, plan_row
-    from scenarios.forecast.simulate import simulate_all
-    from scenarios.load.variants import load_variants
+    from scenarios.answer.plan import plans_as_csv, show_plans
+    from scenarios.plan.answer import write_plan
+    from scenarios.plan.ask import plans_of
     from sim.terminal.console import console
 
-    asked = load_variants(sources, how.sets)
-    check_slo(asked)
     with workers(how.jobs) as (executor, display):
-        made = simulate_all(
-            asked,
+        found = plans_of(
+            sources,
+            how.sets,
             seed=how.seed,
-            replicates=how.replicates,
+            draws=how.replicates,
             executor=executor,
             progress=display,
             taken_as=how.taken_as,
             transfer=transfer,
+            max_load=max_load,
         )
-    found = [forecast for forecast, _ in made]
     if output_format == "json":
-        print_json([plan_row(forecast) for forecast in found])
+        print_json(found)
     elif output_format == "csv":
-        print_result(plan_as_csv(found))
+        print_result(plans_as_csv(found))
     else:
-        show_plan(found, console())
-    print_warnings(shared_warnings(found))
-    return 0 if all(map(meets, found)) else FAILED
+        show_plans(found, console())
+    print_warnings(warning for each in found for warning in each.warnings)
+    if output is not None:
+        for each in found:
+            write_plan(output / f"{each.name}.plan.json", each)
+    return 0 if all(each.met for each in found) else FAILED

@@ -79,8 +79,15 @@ COMPARED = (*LATENCIES, *RATES, *SHARES)  # what a measured run has, too
 OF_A_LADDER = {"rps_takeoff": "RPS at latency onset", "rps_plateau": "RPS at the plateau"}
 
 
+def plain(name: str) -> str:
+    """The metric's name without the class of a mix: `ttft_p95` of `chat.ttft_p95`."""
+    return name.rpartition(".")[2]
+
+
 def label(name: str) -> str:
-    """A metric in a sentence: `E2E p95`, `requests/s`; or a published figure of a whole ladder."""
+    """A metric in a sentence: `E2E p95`, `requests/s`, `E2E p95 of chat`; or a published figure of a whole ladder."""
+    if (of := name.rpartition(".")[0]) and name not in OF_A_LADDER:
+        return f"{label(plain(name))} of {of}"
     if name in OF_A_LADDER:
         return OF_A_LADDER[name]
     if METRICS[name].kind is Kind.LATENCY:

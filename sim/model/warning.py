@@ -161,6 +161,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "one-prompt-length": (Severity.UNCERTAIN, "Measure one rung with other prompt lengths (`--advise` says which)."),
     "prefill-collinear": (Severity.UNCERTAIN, "Measure one rung with other prompt lengths (`--advise` says which)."),
     "run-without-steps": (Severity.UNCERTAIN, "Stream the answers to measure steps."),
+    "windows-only": (Severity.UNCERTAIN, "Ask for fewer days, or for a window of the trace, to simulate all of it."),
     "short-window-slo": (
         Severity.UNCERTAIN,
         "Simulate longer windows (load.seconds) to know the long-run probability.",
