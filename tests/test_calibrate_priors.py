@@ -108,4 +108,4 @@ def test_a_plane_through_steps_that_leaves_no_constant_still_has_a_prior():
     steps = 0.01 * n**1.2  # more than in proportion: the best plane goes through the origin
     rows = Rows(pd.DataFrame(columns), pd.DataFrame(), steps, n < 0, zero, zero, zero, [])
     prior = prior_for(("s0", "s1", "s2"), rows, padded=False)
-    assert np.isfinite(prior.rows).all() and prior.rows[0, 2] <= 1e6  # a position costs 1 us or more, as far as is known
+    assert np.isfinite(prior.rows).all() and prior.rows[0, 2] <= 1e6  # 1 us or more a position
