@@ -1,6 +1,6 @@
 # Two commands to know: `make demo` and `make test`. Both set .venv up first; PYTHON=... chooses the interpreter.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench mutants validate ablation recovery client advice calibration real-vllm picture lock clean
+.PHONY: help demo test lint bench mutants validate ablation recovery client advice calibration real-vllm plan-coverage picture lock clean
 BIN := .venv/bin
 
 help:
@@ -51,6 +51,9 @@ calibration: .venv/ready ## fit the article's figures anew, for the shipped scen
 
 real-vllm: .venv/ready ## the whole loop on a real vLLM on this CPU (minutes, several GB); VLLM_ENV=FOLDER if it is installed
 	@$(BIN)/python tools/real_vllm.py
+
+plan-coverage: .venv/ready ## plan for simulated truths: does a plan keep what it promises?
+	@$(BIN)/python tools/plan_coverage.py
 
 picture: .venv/ready ## draw the pictures of the README and docs anew
 	@$(BIN)/python tools/picture.py && $(BIN)/python tools/picture_chunking.py
