@@ -41,6 +41,7 @@ from sim.steptime.basis import MIXED
 from sim.steptime.linear import MEANING
 
 NOT_IDENTIFIED = ("a2", "a3", "b1")  # not identified beside a1, b0 and b2 by batches with as many tokens out as in
+LONGEST = "b3"  # per token of the longest context: the form `mixed` has no such term
 DRAWS = 400
 # s, of a plausible decode step: a few kernel launches take 0.1 ms, and no server takes 10 s for a token
 SHORTEST, SLOWEST = 1e-4, 10.0
@@ -79,11 +80,16 @@ def calibrate_table(
                 "unit?",
             )
         )
+    mixed = declared.forms[0] == "mixed"
+    fitted = tuple(term for term in TERMS if not (mixed and term == LONGEST))
     together = any(row.phase == "batch" for row in rows)  # a whole batch has prefill and decode in one number
     equal_lengths = together and all(row.phase == "batch" and row.tokens == row.output for row in rows)
-    blocks: list[tuple[str, tuple[str, ...]]] = [("prefill", PREFILL_TERMS), ("decode", DECODE_TERMS)]
+    blocks: list[tuple[str, tuple[str, ...]]] = [
+        (phase, tuple(term for term in terms if term in fitted))
+        for phase, terms in (("prefill", PREFILL_TERMS), ("decode", DECODE_TERMS))
+    ]
     if together:
-        blocks = [("batch", tuple(term for term in TERMS if not (equal_lengths and term in NOT_IDENTIFIED)))]
+        blocks = [("batch", tuple(term for term in fitted if not (equal_lengths and term in NOT_IDENTIFIED)))]
     chosen: list[str] = []
     reports = []
     for phase, terms in blocks:
@@ -100,7 +106,7 @@ def calibrate_table(
     residuals = _residuals(rows, design[:, columns] @ values, seconds)
     if equal_lengths:
         chosen, values, drawn = _share(chosen, values, drawn, rng, warnings)
-    if mixed := declared.forms[0] == "mixed":
+    if mixed:
         chosen, values, drawn = _mixed(chosen, values, drawn)
         warnings.append(
             notice(
@@ -150,8 +156,8 @@ def _mixed(chosen: list[str], values: Floats, drawn: Floats) -> tuple[list[str],
 
     def turned(of: Floats) -> Floats:
         given = {name: of[..., i] for i, name in enumerate(chosen)}
-        a0, a1, a2, a3, b0, b1, b2, b3 = (given.get(name, np.zeros(of.shape[:-1])) for name in TERMS)
-        return np.stack([b0, a1, a2, a3 + np.maximum(a0 - b0, 0), b1, b2, b3], axis=-1)
+        a0, a1, a2, a3, b0, b1, b2 = (given.get(t, np.zeros(of.shape[:-1])) for t in TERMS if t != LONGEST)
+        return np.stack([b0, a1, a2, a3 + np.maximum(a0 - b0, 0), b1, b2], axis=-1)
 
     return list(MIXED), turned(values), turned(drawn)
 
