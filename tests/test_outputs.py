@@ -202,8 +202,12 @@ def test_what_is_no_regular_file_is_never_replaced(
     capfd.readouterr()
     assert status(["report", str(run), "-o", str(pipe)]) == 2  # nobody reads it: not waited for
     assert stat.S_ISFIFO(pipe.stat().st_mode)
-    with read(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)) as said, pipe.open("wb"):  # without a writer it has an end
-        assert status(["report", str(run), "-o", str(pipe)]) == 0
+    reader, writer = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), os.open(pipe, os.O_WRONLY)
+    with read(reader) as said:  # which would be at its end at once without a writer
+        try:
+            assert status(["report", str(run), "-o", str(pipe)]) == 0
+        finally:
+            os.close(writer)
     assert said[0].startswith(b"<!doctype html>")
     assert "directory" in refused(["report", run, "-o", tmp_path], run, capfd_after(capfd))
 
