@@ -136,7 +136,7 @@ WARNED: dict[str, tuple[Callable[[Head], object], Callable[[Records], object], s
     "a server that told nonsense": (
         lambda head: head.update(info={"max_batch_total_tokens": -5}),
         nothing,
-        "the server told max_batch_total_tokens -5, which cannot be",
+        "the server told max_batch_total_tokens -5, which is impossible",
     ),
 }
 

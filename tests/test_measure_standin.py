@@ -242,9 +242,9 @@ def test_the_log_is_what_was_done(server: tuple[Standin, Path]) -> None:
         assert after["start"] >= before["end"] - 1e-9
     for step in steps:
         assert step["end"] - step["start"] == pytest.approx(
-            0.003 + 1e-5 * step["decode_sequences"]
+            0.006 + 1e-5 * step["decode_sequences"]
             if step["decode_sequences"]
-            else 0.002 + 1e-6 * step["prefill_tokens"]
+            else 0.004 + 1e-6 * step["prefill_tokens"]
         )
         assert len(step["members"]) == step["decode_sequences"] + step["prefill_sequences"]
         assert step["sent"] >= step["end"]

@@ -358,7 +358,7 @@ def test_requests_of_nobody_are_replayed_as_those_of_all_users(flash, fitted):
     anonymous = replace(flash, requests=flash.requests.assign(user=-1))
     found = compare(anonymous, forecast(anonymous, fitted, 19), tolerances={"e2e_mean": 0.05, "rps": 0.05})
     assert found.passed
-    assert any("do not say whose they are" in text for text in texts(found.warnings))
+    assert any("do not name their user" in text for text in texts(found.warnings))
 
 
 def test_a_repeat_without_a_whole_window_repeats_nothing(flash, table):
