@@ -146,7 +146,7 @@ def test_folders_and_files_are_recognised(forecast: Forecast, run: Run, tmp_path
     assert isinstance(found, Run) and len(found.requests) == len(run.requests)
     assert read_saved(tmp_path / "comparison.json") == comparison
     (tmp_path / "other.json").write_text('{"format": 1}')
-    with pytest.raises(BadInput, match=r"other\.json:1: expected a run directory, a forecast or a comparison"):
+    with pytest.raises(BadInput, match=r"other\.json:1: expected a run directory, a forecast, a plan or a comparison"):
         read_saved(tmp_path / "other.json")
 
 

@@ -9,11 +9,12 @@ from rich.text import Text
 
 from scenarios.answer.csv import as_csv
 from scenarios.answer.numbers import parts, significant, with_band
-from scenarios.answer.sentences import limit_text
+from scenarios.answer.sentences import Answer, Check, limit_text
 from scenarios.answer.tables import show_assumptions
 from scenarios.forecast.forecast import named
 from scenarios.plan.answer import Change, OptionRow, Plan, Share
 from sim.model.metric import METRICS, label, plain
+from sim.model.warning import Notice
 from sim.terminal.columns import Column, show_columns, show_listed
 from sim.terminal.console import Console
 
@@ -34,6 +35,21 @@ def sentence(plan: Plan) -> str:
         n = row.replicas.value - 1
         text += f"; {n} {'replica keeps' if n == 1 else 'replicas keep'} {_it(plan)} with {percent(plan.fewer)}"
     return text + "."
+
+
+def of_plan(plan: Plan) -> Answer:
+    """The answer of a plan, with the SLOs of the option that is chosen, or nearest to the goal."""
+    checks = []
+    for metric, limit in plan.slo.items() if not plan.crossing else ():
+        share = plan.chosen.probability[metric]
+        words = f"kept with {percent(share)} (goal {plan.goal:.0%})"
+        checks.append(Check(limit_text(metric, limit), share.value >= plan.goal, words))
+    return Answer(f"{plan.name}, {plan.traffic}", [sentence(plan)], checks, assumptions(plan))
+
+
+def assumptions(plan: Plan) -> list[Notice]:
+    """The warnings about every number of the plan."""
+    return [said for said in plan.warnings if said.code == "taken-as"]
 
 
 def _fleet(row: OptionRow) -> str:
@@ -103,7 +119,7 @@ def show_plans(plans: Sequence[Plan], out: Console) -> None:
 def show_plan(plan: Plan, out: Console) -> None:
     """Print a plan."""
     out.print(Text(f"{plan.name}, {plan.traffic}", style="bold"))
-    show_assumptions([said for said in plan.warnings if said.code == "taken-as"], out)
+    show_assumptions(assumptions(plan), out)
     out.print(Text(sentence(plan)))
     out.print()
     show_columns(options(plan), out, instead="--csv has every option in full")

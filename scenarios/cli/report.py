@@ -14,7 +14,7 @@ from sim.model.files.atomic import is_stdout
 
 
 @command("servecast report out/llama2-70b-1500-100 run -o report.html")
-@click.argument("sources", metavar="(RUN | FORECAST | COMPARISON)...", nargs=-1, required=True, type=here)
+@click.argument("sources", metavar="(RUN | FORECAST | PLAN | COMPARISON)...", nargs=-1, required=True, type=here)
 @click.option(
     "-o", "--output", type=file_here, default=Path("report.html"), show_default=True, help="The page to write."
 )
@@ -25,7 +25,7 @@ from sim.model.files.atomic import is_stdout
 def report(sources: tuple[Path, ...], output: Path, force: bool, title: str) -> None:
     """Put results on one self-contained page.
 
-    Takes run directories, what `simulate -o` wrote, and forecasts and comparisons as JSON.
+    Takes run directories, what `simulate -o` and `plan -o` wrote, and forecasts, plans and comparisons as JSON.
     """
     from scenarios.compare.saved import read_saved, simulated_runs
     from scenarios.report.page import page

@@ -12,6 +12,7 @@ from scenarios.compare.comparison import Comparison, Row, verdict
 from scenarios.compare.diagnostics import compare_gaps
 from scenarios.compare.repeatability import relative
 from scenarios.compare.run_with_model import compare, shared_metrics
+from scenarios.compare.saved import Saved
 from scenarios.forecast.forecast import Forecast
 from scenarios.forecast.forecast import Row as ForecastRow
 from scenarios.load.assumed import AssumedServer
@@ -27,8 +28,8 @@ from sim.run import Run
 
 
 def compare_two(
-    first: Forecast | Run | Comparison,
-    second: Forecast | Run | Comparison,
+    first: Saved,
+    second: Saved,
     tolerances: Mapping[str, float],
     assumed: AssumedServer,
 ) -> Comparison:

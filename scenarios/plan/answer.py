@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -14,6 +16,8 @@ from scenarios.forecast.forecast import Estimate
 from sim.model.files.atomic import write_file
 from sim.model.files.document import Document
 from sim.model.files.format import FORMAT
+from sim.model.files.shape import Key, known
+from sim.model.metric import METRICS, plain
 from sim.model.warning import Notice
 
 
@@ -46,11 +50,19 @@ class Replicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     high: int
 
 
+class Period(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Medians and 90 % bands of metrics in a period that begins at `start`, s of the simulated traffic."""
+
+    start: float
+    metrics: dict[str, Estimate]
+
+
 class OptionRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An option with the fewest replicas that reach the goal (`met`), or else the number nearest to it.
 
     `probability` has a share for every SLO and one for `all`. `metrics` are the medians and 90 % bands of the SLOs'
-    metrics. `spare` of the replicas may be lost with the SLOs still kept.
+    metrics, of a trace or profile in the worst period; `periods` has those of each. `spare` of the replicas may be lost
+    with the SLOs still kept.
     `flags` are those in which the option differs, `assumed` says of all where each is from.
     """
 
@@ -63,6 +75,7 @@ class OptionRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     assumed: str
     probability: dict[str, Share]
     metrics: dict[str, Estimate]
+    periods: list[Period] = []  # absent from older files
     usd_per_hour: float | None
     usd_per_month: float | None
     per_1000_requests: Estimate
@@ -116,7 +129,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     spare: int
     period: float | None
     quoted: str
-    options: list[OptionRow]
+    options: Annotated[list[OptionRow], msgspec.Meta(min_length=1)]
     best: str | None
     nearest: str
     frontier: list[str]
@@ -152,4 +165,36 @@ def write_plan(path: Path, plan: Plan) -> None:
 
 def read_plan(path: Path) -> Plan:
     """Read `plan.json`; `BadInput` names file, line and key."""
-    return Document(path, "a plan").read_as(Plan)
+    document = Document(path, "a plan")
+    plan = document.read_as(Plan)
+    names = [row.name for row in plan.options]
+    best = [] if plan.best is None else [(("best",), plan.best)]
+    for key, name in (
+        *best,
+        (("nearest",), plan.nearest),
+        *((("frontier", i), n) for i, n in enumerate(plan.frontier)),
+    ):
+        known(name, names, "option", key, document.fail)
+    if plan.crossing and [each.option for each in plan.crossing] != names:
+        raise document.fail(("crossing",), f"expected a row for each option: {', '.join(names)}")
+    for i, each in enumerate(plan.crossing):
+        for load in each.tried:
+            if not _NUMBER.fullmatch(load):
+                raise document.fail(("crossing", i, "tried", load), "expected loads")
+    if not plan.slo:
+        raise document.fail(("slo",), "expected at least one limit")
+    for key, name in ((("quoted",), plan.quoted), *((("slo", name), name) for name in plan.slo)):
+        known(plain(name), METRICS, "metric", key, document.fail)
+    for i, row in enumerate(plan.options):
+        needed: list[tuple[Key, Mapping[str, object], set[str]]] = [
+            (("metrics",), row.metrics, {plan.quoted, *plan.slo}),
+            (("probability",), row.probability, {"all", *plan.slo}),
+            *((("periods", n, "metrics"), period.metrics, {plan.quoted}) for n, period in enumerate(row.periods)),
+        ]
+        for at, there, expected in needed:
+            if missing := sorted(expected - there.keys()):
+                raise document.fail(("options", i, *at), f"expected {missing[0]}, too")
+    return plan
+
+
+_NUMBER = re.compile(r"\d{1,15}(\.\d+)?(e[+-]?\d\d)?", re.ASCII)  # as a load is written

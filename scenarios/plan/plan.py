@@ -21,7 +21,7 @@ from scenarios.forecast.forecast import Estimate, estimate
 from scenarios.forecast.warnings import forecast_warnings
 from scenarios.load.options import REPLICAS, Option, limits
 from scenarios.plan import traffic
-from scenarios.plan.answer import Change, Crossing, OptionRow, Plan, Replicas, Share, Tried
+from scenarios.plan.answer import Change, Crossing, OptionRow, Period, Plan, Replicas, Share, Tried
 from scenarios.plan.search import Answers, Asked, Found, first_place
 from scenarios.plan.sequential import BATCH, ERROR, MOST, SequentialTest
 from scenarios.plan.trial import Outcome
@@ -153,6 +153,7 @@ class _Work(NamedTuple):
             probability={"all": _share([o.keeps for o in outcomes])}
             | {name: _share([o.kept[name] for o in outcomes]) for name, _ in self.slo},
             metrics={name: _known([o.metrics[name] for o in shown if not o.growing]) for name in self._quotable()},
+            periods=self._periods(shown),
             usd_per_hour=hour,
             usd_per_month=None if hour is None else MONTH * hour,
             per_1000_requests=_per(hour, rates, 1e3),
@@ -172,6 +173,14 @@ class _Work(NamedTuple):
 
     def _quotable(self) -> list[str]:
         return list(dict.fromkeys([self.quoted, *(name for name, _ in self.slo), "e2e_p95", "ttft_p95"]))
+
+    def _periods(self, outcomes: Sequence[Outcome]) -> list[Period]:
+        steady = [o.periods for o in outcomes if not o.growing]
+        names = [*self._quotable(), "rps"]
+        return [
+            Period(start=start, metrics={n: _known([p[start][n] for p in steady if start in p]) for n in names})
+            for start in sorted({start for periods in steady for start in periods})
+        ]
 
     @property
     def quoted(self) -> str:

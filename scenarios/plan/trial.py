@@ -8,7 +8,7 @@ window are those of the long one. A trace or a profile is simulated once, and ev
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -47,8 +47,9 @@ class Trial:
 class Outcome:
     """Whether each SLO is kept, and the metrics: of a stationary load in the long run, else of the worst period.
 
-    `periods` are the metrics of each period of a trace or profile. With `growing` there is no steady state, or requests
-    fail, and nothing is kept. `error` is the largest relative standard error of a metric that an SLO is about.
+    `periods` are the metrics of each period of a trace or profile with arrivals, by its start. With `growing`
+    there is no steady state, or requests fail, and nothing is kept. `error` is the largest relative standard error of a
+    metric that an SLO is about.
     """
 
     kept: Mapping[str, bool]
@@ -56,7 +57,7 @@ class Outcome:
     growing: bool
     error: float
     requests: int
-    periods: Sequence[Mapping[str, float]] = field(default=())
+    periods: Mapping[float, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def keeps(self) -> bool:
@@ -128,12 +129,13 @@ def _periods(trial: Trial, run: Run) -> Outcome:
         edges.pop()
     rungs = [Rung(low, low, low, high, rate=0.0) for low, high in zip(edges, [*edges[1:], end], strict=True)]
     sent = run.requests["scheduled"].to_numpy()
-    rows = [_row(trial, run, r) for r in rungs if ((sent >= r.start) & (sent < r.end)).any()]
+    periods = {r.start: _row(trial, run, r) for r in rungs if ((sent >= r.start) & (sent < r.end)).any()}
+    rows = list(periods.values())
     failing = any(row["error_rate"] > REFUSED for row in rows) and "error_rate" not in trial.slo
     growing = failing or rows[-1]["backlog"] > STANDING
     worst = {name: max((row[name] for row in rows), key=_order) for name in rows[0]}
     kept = {name: not growing and bool(worst[name] <= limit) for name, limit in trial.slo.items()}
-    return Outcome(kept, worst, growing, 0.0, len(run.requests), rows)
+    return Outcome(kept, worst, growing, 0.0, len(run.requests), periods)
 
 
 def _order(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Forecasts, runs and comparisons as one self-contained page, from the template `page.html`.
+"""Forecasts, plans, runs and comparisons as one self-contained page, from the template `page.html`.
 
 A section is a dictionary that the template renders: text, cards, pictures, tables. Nothing is computed here.
 """
@@ -14,13 +14,26 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from scenarios.answer import sentences, tables
-from scenarios.answer.numbers import parts
+from scenarios.answer.plan import of_plan
 from scenarios.compare.comparison import Comparison
+from scenarios.compare.saved import Saved
 from scenarios.forecast.cost import of_the_machine
-from scenarios.forecast.forecast import Estimate, Forecast, Row, common_warnings, named
+from scenarios.forecast.forecast import Estimate, Forecast, common_warnings, named
 from scenarios.forecast.forecast import unit_of as unit_of_loads
-from scenarios.report import plots
-from scenarios.report.sections import Section, grid, mark, of_comparison, of_flags, of_run, over_time, pictures
+from scenarios.plan.answer import Plan
+from scenarios.report import plan, plots
+from scenarios.report.sections import (
+    Section,
+    card,
+    cell,
+    grid,
+    mark,
+    of_comparison,
+    of_flags,
+    of_run,
+    over_time,
+    pictures,
+)
 from sim.cluster.replay import with_users
 from sim.model.metric import METRICS, label
 from sim.model.text import escaped
@@ -31,7 +44,7 @@ from sim.run import Run
 CURVES = (*tables.LATENCY, *tables.RATES, *tables.STEPS)
 
 
-def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], title: str = "Servecast report") -> str:
+def page(items: Sequence[Saved], runs: dict[str, Run], title: str = "Servecast report") -> str:
     """The page about these; `runs` are the central runs of forecasts, by name."""
     forecasts = [item for item in items if isinstance(item, Forecast)]
     of_a_kind = (forecasts[0].scenario.machine, forecasts[0].unit) if forecasts else None
@@ -45,6 +58,8 @@ def page(items: Sequence[Forecast | Run | Comparison], runs: dict[str, Run], tit
             sections.append(_forecast(item, runs.get(item.name), said, measured))
         elif isinstance(item, Run):
             sections.append(of_run(item))
+        elif isinstance(item, Plan):
+            sections.append(plan.section(item))
         else:
             sections.append(of_comparison(item))
     for i, section in enumerate(sections):
@@ -71,10 +86,12 @@ def _shown(value: object) -> object:
     return escaped(value) if isinstance(value, str) else value
 
 
-def _answers(items: Sequence[Forecast | Run | Comparison]) -> list[dict[str, Any]]:
-    """The head of the page: the answers of all forecasts, or of the runs if there is none; then the comparisons."""
+def _answers(items: Sequence[Saved]) -> list[dict[str, Any]]:
+    """The head of the page: the answers of all plans and forecasts, or of the runs if there is none; then the
+    comparisons."""
     forecasts = [item for item in items if isinstance(item, Forecast)]
-    found = [sentences.of_forecast(f) for f in forecasts]
+    found = [of_plan(item) for item in items if isinstance(item, Plan)]
+    found += [sentences.of_forecast(f) for f in forecasts]
     if not found:
         found = [sentences.of_run(item) for item in items if isinstance(item, Run)]
     found += [sentences.of_comparison(item) for item in items if isinstance(item, Comparison)]
@@ -116,10 +133,10 @@ def _together(forecasts: list[Forecast], shared: list[Notice]) -> Section:
         cost = f.cost[0].per_1000_requests if f.cost else Estimate(value=None, low=None, high=None)
         cells = [
             f.name,
-            _cell(f.knee.load),
-            _cell(f.knee.rps),
-            _cell(f.plateau.rps),
-            _cell(cost),
+            cell(f.knee.load),
+            cell(f.knee.rps),
+            cell(f.plateau.rps),
+            cell(cost),
             f.bottleneck[-1].binds,
         ]
         rows.append({"cells": cells})
@@ -140,16 +157,16 @@ def _together(forecasts: list[Forecast], shared: list[Notice]) -> Section:
 
 def _forecast(f: Forecast, run: Run | None, said: list[Notice], measured: Sequence[Run]) -> Section:
     end = "knee" if f.knee.reached >= 0.5 else "top of the ladder"  # where the others count with it
-    knee = _card(f"{f.unit} at the {end}", f.knee.load)
+    knee = card(f"{f.unit} at the {end}", f.knee.load)
     if f.knee.below:
         knee["value"] = f"< {f.curves[0].load:g}"
     cards = [
         knee,
-        _card(f"requests/s at the {end}", f.knee.rps),
-        _card("requests/s at the plateau", f.plateau.rps),
+        card(f"requests/s at the {end}", f.knee.rps),
+        card("requests/s at the plateau", f.plateau.rps),
     ]
     if f.cost:
-        cards.append(_card(f"$ per 1,000 requests at the {end}", f.cost[0].per_1000_requests))
+        cards.append(card(f"$ per 1,000 requests at the {end}", f.cost[0].per_1000_requests))
     same = [run for run in measured if _same_question(run, f)]
     points = [rates.table(with_users(run)) for run in same]
     sections = [
@@ -201,7 +218,7 @@ def _curves(f: Forecast) -> dict[str, Any]:
     by_metric = [f.rows(metric) for metric in CURVES]
     rows = [
         {
-            "cells": [f"{each[0].load:g}", *(_cell(row, METRICS[row.metric].scale) for row in each)],
+            "cells": [f"{each[0].load:g}", *(cell(row, METRICS[row.metric].scale) for row in each)],
             "beyond": each[0].extrapolated,
         }
         for each in zip(*by_metric, strict=True)
@@ -222,7 +239,7 @@ def _published(f: Forecast) -> dict[str, Any]:
         inside = mark("in", "in the band") if row.inside else mark("out", "outside the band")
         printed = f"{figure.value:g} ± {figure.rounding:g}"
         name, users = label(figure.metric), figure.users or "–"
-        rows.append({"cells": [name, users, printed, _cell(row.simulated), inside, figure.source]})
+        rows.append({"cells": [name, users, printed, cell(row.simulated), inside, figure.source]})
     return grid(["metric", "users", "published", "simulated", "", "source"], rows, left=(0, 4, 5))
 
 
@@ -237,7 +254,7 @@ def _plan(f: Forecast) -> dict[str, Any]:
         cells += ["" if load is None else chances[load, metric] for metric, _ in limits]
         if row := prices.get(name):
             each = row.per_1000_requests, row.per_million_input, row.per_million_output, row.per_million_blended
-            cells += map(_cell, each)
+            cells += map(cell, each)
         rows.append({"cells": cells})
     titles = ["at", *(f"P({sentences.limit_text(metric, limit)})" for metric, limit in limits)]
     price, caption = (
@@ -269,13 +286,3 @@ def _provenance(f: Forecast) -> str:
     lines += [f"--set {change}" for change in p.changes]
     lines += [", ".join(f"{name} {number}" for name, number in p.software.items())]
     return "\n".join(line for line in lines if line)
-
-
-def _card(what: str, estimate: Estimate) -> dict[str, str]:
-    value, band = parts(estimate)
-    return {"what": what, "value": value, "band": band}
-
-
-def _cell(estimate: Estimate | Row, scale: float = 1.0) -> Markup:
-    value, band = parts(estimate, scale)
-    return Markup("{}<i>{}</i>").format(value, band)

@@ -11,10 +11,12 @@ import msgspec
 from markupsafe import Markup
 
 from scenarios.answer import tables
-from scenarios.answer.numbers import percent, significant, simulated
+from scenarios.answer.numbers import parts, percent, significant, simulated
 from scenarios.compare.comparison import Comparison, Diagnostics
 from scenarios.compare.comparison import Row as ComparisonRow
 from scenarios.compare.diagnostics import itl
+from scenarios.forecast.forecast import Estimate
+from scenarios.forecast.forecast import Row as ForecastRow
 from scenarios.report import overlays, plots
 from scenarios.report.figure import Drawing, panels
 from sim.model.flags import WORDS, Flag, plain_flag
@@ -200,6 +202,18 @@ def grid(
     """A table for the template; `left` and `wide` are the numbers of columns."""
     rows = [{"beyond": False} | row for row in rows]
     return {"titles": titles, "rows": rows, "left": tuple(left), "wide": tuple(wide), "caption": caption}
+
+
+def card(what: str, estimate: Estimate, scale: float = 1.0) -> dict[str, str]:
+    """A value in large digits, with its band below."""
+    value, band = parts(estimate, scale)
+    return {"what": what, "value": value, "band": band}
+
+
+def cell(estimate: Estimate | ForecastRow, scale: float = 1.0) -> Markup:
+    """A value of a table with its band."""
+    value, band = parts(estimate, scale)
+    return Markup("{}<i>{}</i>").format(value, band)
 
 
 def mark(kind: str, text: str) -> Markup:
