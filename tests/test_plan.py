@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Generator
 from itertools import pairwise
 from pathlib import Path
@@ -201,3 +202,13 @@ def test_a_long_day_and_a_long_trace_are_cut_and_it_is_said(tmp_path: Path, monk
     assert scenario.load.profile is not None and scenario.load.profile.days == 1
     assert scenario.load.profile.requests_per_second == [2.0] * 24
     assert words is not None and "300 s of every hour" in words
+
+
+def test_a_day_has_the_worst_latency_of_its_periods_and_their_mean_rate():
+    assert (
+        trial._whole("e2e_p95", [1.0, 3.0], [60.0, 60.0])
+        == trial._whole("chat.ttft_p95", [1.0, 3.0], [60.0, 60.0])
+        == 3.0
+    )
+    assert math.isnan(trial._whole("e2e_p95", [1.0, math.nan], [60.0, 60.0]))  # a period of requests and no answers
+    assert trial._whole("rps", [1.0, 3.0], [60.0, 20.0]) == 1.5

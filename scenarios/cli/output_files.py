@@ -49,6 +49,7 @@ class Kind(NamedTuple):
 CALIBRATION = Kind("calibration", frozenset({"source", "model", "parameters"}))
 FORECAST = Kind("forecast", frozenset({"curves", "knee", "provenance"}))
 COMPARISON = Kind("comparison", frozenset({"rows", "summary", "tolerances"}))
+PLAN = Kind("plan", frozenset({"question", "options", "frontier"}))
 REPORT = Kind("report")
 
 

@@ -16,6 +16,7 @@ from scenarios.cli.options import (
     transfer_option,
     warnings_option,
 )
+from scenarios.cli.output_files import PLAN, check_output, check_writable
 from scenarios.cli.terminal import print_json, print_result, print_warnings, workers
 
 
@@ -47,6 +48,8 @@ def plan(
     from scenarios.plan.ask import plans_of
     from sim.terminal.console import console
 
+    if output is not None:
+        check_writable(output / "plan.json")
     with workers(how.jobs) as (executor, display):
         found = plans_of(
             sources,
@@ -67,6 +70,8 @@ def plan(
         show_plans(found, console())
     print_warnings(warning for each in found for warning in each.warnings)
     if output is not None:
+        for each in found:
+            check_output(output / f"{each.name}.plan.json", PLAN)
         for each in found:
             write_plan(output / f"{each.name}.plan.json", each)
     return 0 if all(each.met for each in found) else FAILED

@@ -133,9 +133,17 @@ def _periods(trial: Trial, run: Run) -> Outcome:
     rows = list(periods.values())
     failing = any(row["error_rate"] > REFUSED for row in rows) and "error_rate" not in trial.slo
     growing = failing or rows[-1]["backlog"] > STANDING
-    worst = {name: max((row[name] for row in rows), key=_order) for name in rows[0]}
+    seconds = [rung.seconds for rung in rungs if rung.start in periods]
+    worst = {name: _whole(name, [row[name] for row in rows], seconds) for name in rows[0]}
     kept = {name: not growing and bool(worst[name] <= limit) for name, limit in trial.slo.items()}
     return Outcome(kept, worst, growing, 0.0, len(run.requests), periods)
+
+
+def _whole(name: str, values: list[float], seconds: list[float]) -> float:
+    """A metric of all periods: the worst latency and share of errors, the mean of rates and of shares of time."""
+    if plain(name) in LATENCIES or plain(name).endswith(("error_rate", "overloaded_rate")):
+        return max(values, key=_order)
+    return float(np.average(values, weights=seconds))
 
 
 def _order(value: float) -> float:
