@@ -131,9 +131,12 @@ def representative(
     """The traffic, cut to windows where it is too long to simulate whole, and what was left out, in words.
 
     Of a profile every hour is shortened, with its rate. Of a trace whole periods are kept, in order, those with the
-    most requests, prompt tokens or answer tokens first: if any breaks an SLO, these do.
+    most requests, prompt tokens or answer tokens first: if any breaks an SLO, these do. Outages have their times in the
+    whole traffic: with them nothing is cut.
     """
     load = scenario.load
+    if scenario.served_by.outages:
+        return scenario, lengths, None
     if (profile := load.profile) is not None:
         hours = len(profile.requests_per_second)
         each = 3600.0 * sum(profile.requests_per_second)
