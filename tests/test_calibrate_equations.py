@@ -55,38 +55,36 @@ def columns() -> tuple[Floats, Floats, Floats]:
     return rng.uniform(0.5, 2.0, (SIZE, 3)), rng.uniform(5.0, 30.0, SIZE), rng.uniform(0.02, 0.05, SIZE)
 
 
-def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats, usual: Floats) -> tuple[Floats, Floats]:
+def written_out(rows: Rows, kept: NDArray[np.bool_], seconds: Floats) -> tuple[Floats, Floats]:
     """Xᵀ V⁻¹ X and Xᵀ V⁻¹ y with V = noise + block + rung, of the rows that are kept."""
     x, weight, supposed = columns()
     felt = supposed * np.where(rows.prefill, EFFECTS.prefill, 1.0)
     same_block, same_rung = (np.equal.outer(key, key) for key in (rows.block, rows.rung))
     of_block, of_rung = EFFECTS.block_sd(BLOCK_SECONDS), EFFECTS.rung_sd(4 * BLOCK_SECONDS, 4)
     covariance = np.outer(felt, felt) * (of_block**2 * same_block + of_rung**2 * same_rung)
-    covariance = (covariance + np.diag(weight**-2)) / usual[rows.rung]
+    covariance += np.diag(weight**-2)
     inverse = np.linalg.inv(covariance[np.ix_(kept, kept)])
     return x[kept].T @ inverse @ x[kept], x[kept].T @ inverse @ seconds[kept]
 
 
-@pytest.mark.parametrize("usual", [1.0, 0.25])
 @pytest.mark.parametrize("left_out", [[], [0], [4, 5, 6, 7], [1, 11]])
-def test_random_effects_are_eliminated_as_in_generalised_least_squares(rows: Rows, left_out: list[int], usual: float):
+def test_random_effects_are_eliminated_as_in_generalised_least_squares(rows: Rows, left_out: list[int]):
     x, weight, supposed = columns()
     felt = supposed * np.where(rows.prefill, EFFECTS.prefill, 1.0)
-    one = np.array([1.0, usual, 1.0])
-    found = equations(rows, x, weight, felt, EFFECTS, one)
+    found = equations(rows, x, weight, felt, EFFECTS)
     counts = np.ones(BLOCKS)
     counts[left_out] = 0.0
     slower = np.random.default_rng(5).uniform(0.9, 1.1, (BLOCKS, 2))
     gram, right = found.reduced(counts, slower)
     seconds = rows.seconds * slower[rows.block, np.where(rows.prefill, 0, 1)]
-    expected = written_out(rows, np.isin(rows.block, left_out, invert=True), seconds, one)
+    expected = written_out(rows, np.isin(rows.block, left_out, invert=True), seconds)
     assert gram == pytest.approx(expected[0], rel=1e-9)
     assert right == pytest.approx(expected[1], rel=1e-9)
 
 
 def test_a_steady_machine_leaves_least_squares(rows: Rows):
     x, weight, supposed = columns()
-    gram, right = equations(rows, x, weight, supposed, NO_EFFECTS, np.ones(3)).reduced(np.ones(BLOCKS))
+    gram, right = equations(rows, x, weight, supposed, NO_EFFECTS).reduced(np.ones(BLOCKS))
     assert gram == pytest.approx((x * weight[:, None] ** 2).T @ x)
     assert right == pytest.approx((x * weight[:, None] ** 2).T @ rows.seconds)
 
@@ -95,7 +93,7 @@ def test_the_mood_of_the_only_rung_is_the_machines_and_is_drawn_all_the_same(row
     x, weight, supposed = columns()
     alone = replace(rows, rung=np.zeros(SIZE, dtype=np.int64))
     calm = EFFECTS._replace(rung=0.0)
-    found = [equations(alone, x, weight, supposed, effects, np.ones(1)) for effects in (EFFECTS, calm)]
+    found = [equations(alone, x, weight, supposed, effects) for effects in (EFFECTS, calm)]
     moody, same = (of.reduced(np.ones(BLOCKS)) for of in found)
     assert moody[0] == pytest.approx(same[0]) and moody[1] == pytest.approx(same[1])
     assert found[0].rung_variance[0] - found[1].rung_variance[0] == pytest.approx(EFFECTS.rung**2)

@@ -174,22 +174,6 @@ def test_the_mean_of_a_rung_keeps_of_the_drift_what_does_not_average_out():
     assert RandomEffects(drift=1.0, seconds=10.0).rung_sd(50.0, 10) == pytest.approx(np.sqrt(left), rel=0.05)
 
 
-def test_a_minute_out_of_the_ordinary_does_not_pull_the_fit_along():
-    runs = days(Noise(decode=[0.95, 1.05]), 3)
-    true = TRUTH["b0"] + TRUTH["b1"]
-
-    def off(by: float) -> float:
-        regression, _ = fitted(runs, {0: by})
-        b0, b1 = (regression.coefficients[regression.names.index(name)] for name in ("b0", "b1"))
-        return float((b0 + b1) / true - 1)
-
-    def pull(by: float) -> float:
-        return (off(by) - off(1.0)) / (by - 1)
-
-    assert pull(1.01) > 0.08  # of three runs of three loads: what is typical counts like any other, 1/9
-    assert pull(1.3) < 0.3 * pull(1.01)
-
-
 def test_noise_of_single_steps_is_no_mood_where_steps_are_few():
     """A cell of a few steps knows little of its own variance, and one of a single step counted as certain."""
     slow = {name: 10 * value for name, value in TRUTH.items()}

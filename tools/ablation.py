@@ -192,11 +192,6 @@ def _no_levels(forms: list[Form]) -> list[Form]:
     return list(dict.fromkeys(kept))
 
 
-def _even(seconds: Any, predicted: Any, rung: Any) -> tuple[Any, Any]:
-    n = int(rung.max()) + 1
-    return np.ones(n), np.zeros(n)
-
-
 # what is removed of the fit, and of the calibration that was fitted
 REMOVALS: dict[str, Removal] = {
     "drift": _effects(drift=0.0),
@@ -211,7 +206,6 @@ REMOVALS: dict[str, Removal] = {
     "cold cache": _forms(_no_cold_cache),
     "levels": _forms(_no_levels),
     "longest context": _forms(lambda forms: [f for f in forms if "b3" not in f.terms]),
-    "robust weights": _attribute(fit, "robust_weights", _even),
     "prior of fixed part": _attribute(priors, "FIXED_PART", (0.9, 4.0)),
     "prior of quadratic": _flat("a2", "s2"),
     "prior of prompts": _flat("a3", "s3"),

@@ -48,13 +48,10 @@ class Equations:
         return grams.sum(axis=0)[:-1, :-1], rights.sum(axis=0)[:-1]
 
 
-def equations(
-    rows: Rows, columns: Floats, weight: Floats, exposure: Floats, effects: RandomEffects, robust: Floats
-) -> Equations:
+def equations(rows: Rows, columns: Floats, weight: Floats, exposure: Floats, effects: RandomEffects) -> Equations:
     """The equations of `columns`, (rows, p), of rows with a `weight`, 1/s.
 
-    `exposure`, (rows,), is by how many seconds a random effect of 1 lengthens each row; `robust`, (rungs,), weights
-    whole rungs.
+    `exposure`, (rows,), is by how many seconds a random effect of 1 lengthens each row.
     """
     rung = rows.rung_of_block
     blocks, terms = len(rung), columns.shape[1] + 1
@@ -72,9 +69,8 @@ def equations(
         rights[b] = of_kind[start:stop].T @ x
     grams, rights = _absorb(grams, rights, np.full(blocks, effects.block_sd(BLOCK_SECONDS) ** 2))
     blocks_of_rung = np.bincount(rung).tolist()
-    rung_variance = np.square([effects.rung_sd(n * BLOCK_SECONDS, n) for n in blocks_of_rung]) / robust
-    scale = robust[rung][:, None, None]
-    return Equations(grams * scale, rights * scale, rung, rung_variance)
+    rung_variance = np.square([effects.rung_sd(n * BLOCK_SECONDS, n) for n in blocks_of_rung])
+    return Equations(grams, rights, rung, rung_variance)
 
 
 def _absorb(grams: Floats, rights: Floats, variance: Floats) -> tuple[Floats, Floats]:

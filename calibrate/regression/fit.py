@@ -2,7 +2,7 @@
 
 Errors are relative, since noise grows with the duration, and squared, since forecasts need means: medians and robust
 losses of a skewed noise forecast too little. Weights come from fitted durations; those of measured ones would favour
-short steps. Rungs whose overall speed is an outlier count for less. Random effects are estimated from a first fit
+short steps. Random effects are estimated from a first fit
 without them. With them the form is selected again, because a time for every batch size would otherwise follow the
 drift.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from calibrate.arrays import Floats, Ints
+from calibrate.arrays import Floats
 from calibrate.regression.design import BLOCK_SECONDS, COLD_CACHE, Rows, level_knots, level_terms, terms
 from calibrate.regression.equations import Equations, equations
 from calibrate.regression.priors import Prior, prior_for
@@ -25,8 +25,6 @@ from calibrate.schedule.admission_timing import admission_rows
 from sim.steptime.linear import LEVEL
 
 _PASSES = 10  # of reweighting: after six, batch sizes that were seen rarely were still 2 % off
-_DEGREES = 4.0  # degrees of freedom of a rung's effect: heavy tails, finite variance
-_TYPICAL = 0.02  # relative: a rung this far off is no outlier, however alike the others are
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,7 @@ def regress(rows: Rows, form: Form, admissions: pd.DataFrame, effects: RandomEff
     left = np.zeros(len(everything))  # the variance that this estimate leaves
     for _ in range(_PASSES):
         weight, spread = _weight(y / predicted - 1 - exposure * effect[block], exposure**2 * left[block], rows)
-        robust = robust_weights(y, predicted, rows.rung)[0]
-        seen = equations(rows, matrix, weight / predicted, predicted * exposure, effects, robust)
+        seen = equations(rows, matrix, weight / predicted, predicted * exposure, effects)
         coefficients = _solve(*seen.reduced(everything), prior)
         predicted = np.maximum(matrix @ coefficients, 1e-6)
         prior = known.extended(*admission_rows(admissions, names, coefficients, spread))
@@ -116,18 +113,6 @@ def _weight(residual: Floats, unsure: Floats, rows: Rows) -> tuple[Floats, float
         inflation = max(1.0, float((clusters**2).sum() / max((error**2).sum(), 1e-12)))
         weight[of] = 1 / (spread[kind] * np.sqrt(inflation))
     return weight, spread[False]
-
-
-def robust_weights(seconds: Floats, predicted: Floats, rung: Ints) -> tuple[Floats, Floats]:
-    """The weight of each rung by how typical its speed is, that of a Student t distribution (about 1 if typical), and
-    its relative deviation; both (rungs,).
-
-    A shared machine is atypical for a minute now and then, and its steps then differ in more than their mean: on the
-    recorded CPU runs a random effect per rung in place of these weights gave worse forecasts.
-    """
-    off = np.bincount(rung, weights=seconds - predicted) / np.maximum(np.bincount(rung, weights=predicted), 1e-12)
-    scale = max(_TYPICAL, 1.48 * float(np.median(np.abs(off[np.unique(rung)]))))
-    return (_DEGREES + 1) / (_DEGREES + (off / scale) ** 2), off
 
 
 def design(rows: Rows, form: Form, names: Sequence[str]) -> Floats:

@@ -6,21 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibrate.regression.design import Rows
-from calibrate.regression.fit import Regression, robust_weights
+from calibrate.regression.design import BLOCK_SECONDS, Rows
+from calibrate.regression.fit import Regression
 from sim.model.warning import Notice, notice
 from sim.run import Run
 from sim.steptime.basis import AFFINE, PREFILL
 
 PREFILL_TERMS = {name for name, term in AFFINE.items() if term.of == PREFILL}
+_TYPICAL = 0.02  # relative: a rung this far off is no outlier, however alike the others are
+_UNLIKELY = 3.0  # standard deviations
 MAX_CORRELATION = 0.95  # |correlation| of a prefill's coefficients to warn about; 0.9 is usual for a mix of prompts
 
 
 def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> list[Notice]:
-    """Rungs that count for less than a third because the machine was faster or slower than usual."""
-    weight, off = robust_weights(rows.seconds, regression.predicted, rows.rung)
+    """Rungs during which the machine was faster or slower than its random effects make likely."""
+    seconds, predicted = (np.bincount(rows.rung, weights=x) for x in (rows.seconds, regression.predicted))
+    off = seconds / predicted - 1
+    blocks = np.bincount(rows.rung_of_block)
+    usual = np.array([regression.effects.rung_sd(n * BLOCK_SECONDS, 1) for n in blocks.tolist()])
+    usual = np.hypot(np.maximum(usual, _TYPICAL), regression.effects.run)
     warnings = []
-    for rung in np.flatnonzero(weight < 1 / 3).tolist():
+    for rung in np.flatnonzero(np.abs(off) > _UNLIKELY * usual).tolist():
         at = int(np.flatnonzero(rows.rung == rung)[0])
         run = runs[int(rows.run[at])]
         load = run.rungs[int(rows.table["rung"].iloc[at])].load
@@ -28,8 +34,7 @@ def outlying_rungs(runs: Sequence[Run], rows: Rows, regression: Regression) -> l
         warnings.append(
             notice(
                 "outlying-rung",
-                f"{run.name}: at load {load:g} the machine was {how} than the rest says; it counts {weight[rung]:.1f} "
-                "times",
+                f"{run.name}: at load {load:g} the machine was {how} than the rest says",
             )
         )
     return warnings
