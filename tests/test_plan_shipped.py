@@ -70,6 +70,7 @@ def test_a_replica_lost_at_noon_takes_one_more(short: None) -> None:
     found = planned("llama2-70b-noon")
     n = found.chosen.replicas.value
     assert found.fewer is not None and found.fewer.value < found.goal
+    assert [period.start for period in found.chosen.periods] == pytest.approx([3600 * hour for hour in range(24)])
     (option,) = load_options("llama2-70b-noon", *SMALLER["llama2-70b-noon"], "fleet.outages=[]")
     trials = Trials({option.name: calibration_of("llama2-70b-noon", option.scenario)}, 0, 3600.0)
     (without,) = trials.run([(Setting(option, n - 1, tuple(found.slo.items())), 0)])

@@ -51,7 +51,7 @@ class Replicas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Period(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Medians and 90 % bands of metrics in a period that begins at `start`, s of the simulated traffic."""
+    """Medians and 90 % bands of metrics in a period that begins at `start`, s of the traffic, or of the day."""
 
     start: float
     metrics: dict[str, Estimate]

@@ -153,7 +153,7 @@ class _Work(NamedTuple):
             probability={"all": _share([o.keeps for o in outcomes])}
             | {name: _share([o.kept[name] for o in outcomes]) for name, _ in self.slo},
             metrics={name: _known([o.metrics[name] for o in shown if not o.growing]) for name in self._quotable()},
-            periods=self._periods(shown),
+            periods=self._periods(shown, traffic.share_of_hours(simulated)),
             usd_per_hour=hour,
             usd_per_month=None if hour is None else MONTH * hour,
             per_1000_requests=_per(hour, rates, 1e3),
@@ -174,11 +174,11 @@ class _Work(NamedTuple):
     def _quotable(self) -> list[str]:
         return list(dict.fromkeys([self.quoted, *(name for name, _ in self.slo), "e2e_p95", "ttft_p95"]))
 
-    def _periods(self, outcomes: Sequence[Outcome]) -> list[Period]:
+    def _periods(self, outcomes: Sequence[Outcome], share: float) -> list[Period]:
         steady = [o.periods for o in outcomes if not o.growing]
         names = [*self._quotable(), "rps"]
         return [
-            Period(start=start, metrics={n: _known([p[start][n] for p in steady if start in p]) for n in names})
+            Period(start=start / share, metrics={n: _known([p[start][n] for p in steady if start in p]) for n in names})
             for start in sorted({start for periods in steady for start in periods})
         ]
 

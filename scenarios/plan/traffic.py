@@ -84,6 +84,11 @@ def in_words(scenario: Scenario) -> str:
     return named(float(f"{load_of(scenario):.3g}"), unit(scenario))
 
 
+def share_of_hours(scenario: Scenario) -> float:
+    """The share of a day's time that is simulated: less than 1 where a profile has shorter hours."""
+    return 1.0 if scenario.load.profile is None else scenario.load.profile.seconds / 3600.0
+
+
 def longer_answers(
     scenario: Scenario, lengths: RequestLengths | None, factor: float
 ) -> tuple[Scenario, RequestLengths | None]:

@@ -127,9 +127,8 @@ class Trials:
         scenario, lengths = self.scenario(setting)
         calibration = self._calibrations[setting.option.name]
         machine = draw_machine(calibration, scenario.server, draw_of(self.seed, draw), scenario.machine)
-        profile = scenario.load.profile
-        part = 1.0 if profile is None else profile.seconds / 3600.0  # of an hour, and so of a period
-        return Trial(Task(scenario, machine, (self.seed, draw), lengths), dict(setting.slo), part * self._period)
+        period = traffic.share_of_hours(scenario) * self._period
+        return Trial(Task(scenario, machine, (self.seed, draw), lengths), dict(setting.slo), period)
 
     def _key(self, setting: Setting, draw: int) -> str:
         scenario, _ = self.scenario(setting)
