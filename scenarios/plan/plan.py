@@ -377,9 +377,9 @@ class _Work(NamedTuple):
             undecided = " (undecided)" if tried.decision is None else ""
             said.append(
                 f"{row.name}: {tried.replicas} {'replica keeps' if tried.replicas == 1 else 'replicas keep'} the SLOs "
-                f"with {tried.kept.value:.0%}{undecided}{why}. Measure a machine at its share of this load "
-                "(`servecast measure`); `servecast calibrate RUN --advise --question SCENARIO` says which load "
-                "tells most."
+                f"in {tried.kept.value:.0%} of the search's draws{undecided}{why}. Measure a machine at its "
+                "share of this load (`servecast measure`); `servecast calibrate RUN --advise --question SCENARIO` says "
+                "which load tells most."
             )
         return said
 
