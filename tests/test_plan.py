@@ -212,3 +212,14 @@ def test_a_day_has_the_worst_latency_of_its_periods_and_their_mean_rate():
     )
     assert math.isnan(trial._whole("e2e_p95", [1.0, math.nan], [60.0, 60.0]))  # a period of requests and no answers
     assert trial._whole("rps", [1.0, 3.0], [60.0, 20.0]) == 1.5
+
+
+def test_a_file_that_is_no_plan_is_refused_before_anything_is_simulated(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Trials, "run", lambda *_: pytest.fail("simulated"))
+    file = shop.parent / "shop.plan.json"
+    file.write_text('{"mine": 1}')
+    assert status(["plan", str(shop), "-o", str(shop.parent), "--jobs", "1"]) == 2
+    assert "shop.plan.json: exists and is no plan that servecast wrote" in capsys.readouterr().err
+    assert file.read_text() == '{"mine": 1}'

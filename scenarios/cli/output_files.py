@@ -116,6 +116,14 @@ def check_forecasts(asked: Sequence[Variant], folder: Path, force: bool) -> None
         check_output(each / "forecast.json", FORECAST, inputs=inputs, force=force)
 
 
+def check_plans(files: Sequence[Path], force: bool) -> None:
+    """Raise `BadInput` where plans cannot be written to these files, one a plan."""
+    if len(set(files)) < len(files):
+        raise BadInput("expected scenarios of different names, which are the files' in -o")
+    for each in files:
+        check_output(each, PLAN, force=force)
+
+
 def check_new(path: Path) -> None:
     """Raise `BadInput` for a file that is there, or could not be made."""
     try:

@@ -10,13 +10,14 @@ from scenarios.cli.commands import command
 from scenarios.cli.main import FAILED
 from scenarios.cli.options import (
     Simulation,
+    force_option,
     format_option,
     here,
     simulation_options,
     transfer_option,
     warnings_option,
 )
-from scenarios.cli.output_files import PLAN, check_output, check_writable
+from scenarios.cli.output_files import check_plans
 from scenarios.cli.terminal import print_json, print_result, print_warnings, workers
 
 
@@ -26,6 +27,7 @@ from scenarios.cli.terminal import print_json, print_result, print_warnings, wor
 @click.option("-o", "--output", type=here, help="Write DIR/NAME.plan.json, for a report.")
 @simulation_options
 @transfer_option
+@force_option
 @format_option
 @warnings_option
 def plan(
@@ -34,6 +36,7 @@ def plan(
     output: Path | None,
     how: Simulation,
     transfer: float | None,
+    force: bool,
     output_format: str | None,
 ) -> int:
     """Find the cheapest fleet that keeps the SLOs.
@@ -48,8 +51,10 @@ def plan(
     from scenarios.plan.ask import plans_of
     from sim.terminal.console import console
 
-    if output is not None:
-        check_writable(output / "plan.json")
+    def check(names: list[str]) -> None:
+        if output is not None:
+            check_plans([output / f"{name}.plan.json" for name in names], force)
+
     with workers(how.jobs) as (executor, display):
         found = plans_of(
             sources,
@@ -61,6 +66,7 @@ def plan(
             taken_as=how.taken_as,
             transfer=transfer,
             max_load=max_load,
+            check=check,
         )
     if output_format == "json":
         print_json(found)
@@ -70,8 +76,6 @@ def plan(
         show_plans(found, console())
     print_warnings(warning for each in found for warning in each.warnings)
     if output is not None:
-        for each in found:
-            check_output(output / f"{each.name}.plan.json", PLAN)
         for each in found:
             write_plan(output / f"{each.name}.plan.json", each)
     return 0 if all(each.met for each in found) else FAILED

@@ -28,12 +28,14 @@ def plans_of(
     taken_as: str | None = None,
     transfer: float | None = None,
     max_load: bool = False,
+    check: Callable[[list[str]], None] = lambda names: None,
 ) -> list[Plan]:
     """A plan for each load of each scenario (a file or a shipped name, with the changes `sets`); every error in a file
-    comes before anything is simulated."""
+    comes before anything is simulated. `check` is told the names of all plans before that."""
     asked = [(source, load_options(source, *sets)) for source in sources]
     for source, options in asked:
         check_limits(options, source)
+    check([at_load[0].scenario.name for _, options in asked for at_load in _at_loads(options, max_load)])
     known: dict[bytes, Calibration] = {}
     found = []
     for source, options in asked:
@@ -46,12 +48,10 @@ def plans_of(
             check_transfer(calibration, declared, taken_as, transfer, path)
             check_suits(calibration, declared, taken_as, path)
             calibrations[option.name] = calibration if transfer is None else transferred(calibration, transfer, seed)
-        for at_load in zip(*map(single_loads, options), strict=True):
-            several = len(single_loads(options[0])) > 1 and not max_load
-            named_options = [_named(option) for option in at_load] if several else list(at_load)
+        for at_load in _at_loads(options, max_load):
             found.append(
                 make_plan(
-                    named_options,
+                    at_load,
                     calibrations,
                     seed=seed,
                     draws=draws,
@@ -61,9 +61,15 @@ def plans_of(
                     max_load=max_load,
                 )
             )
-            if max_load:  # where a search begins matters to nobody
-                break
     return found
+
+
+def _at_loads(options: Sequence[Option], max_load: bool) -> list[list[Option]]:
+    """The options at each load of their scenario; with `max_load` at the first, where the search begins."""
+    loads = [list(at_load) for at_load in zip(*map(single_loads, options), strict=True)]
+    if max_load or len(loads) == 1:
+        return loads[:1]
+    return [[_named(option) for option in at_load] for at_load in loads]
 
 
 def _named(option: Option) -> Option:
