@@ -30,6 +30,7 @@ from measure.server.launch import (
     START_SECONDS,
     CannotStart,
     Running,
+    check_environment,
     command_line,
     logged_flags,
     wait_until_healthy,
@@ -69,9 +70,7 @@ def launched(
 
     `mounts` maps files on this machine to the files of the container that they replace (`tokenizer_patch`).
     """
-    missing = [name for name in launch.env if name not in os.environ]
-    if missing:
-        raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
+    check_environment(launch)
     client = connect()
     name = f"servecast-{uuid.uuid4().hex[:12]}"
     port = launch.port or PORT

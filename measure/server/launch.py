@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import time
 from collections.abc import Callable, Collection
@@ -39,6 +40,13 @@ class Running(NamedTuple):
     url: str
     began: float
     described: dict[str, Any]
+
+
+def check_environment(launch: Launch) -> None:
+    """Raise `CannotStart` for a variable that the server is to be given and that is not set."""
+    missing = [name for name in launch.env if name not in os.environ]
+    if missing:
+        raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
 
 
 def command_line(launch: Launch, scenario: Scenario, port: int) -> list[str]:

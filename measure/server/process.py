@@ -26,6 +26,7 @@ from measure.server.launch import (
     START_SECONDS,
     CannotStart,
     Running,
+    check_environment,
     command_line,
     logged_flags,
     wait_until_healthy,
@@ -51,9 +52,7 @@ def launched(
     What it writes is kept as `out/server.log`. Raises `CannotStart` for a program that is not there, or a server that
     does not become healthy.
     """
-    missing = [name for name in launch.env if name not in os.environ]
-    if missing:
-        raise CannotStart(f"launch.env: {missing[0]} is not set in the environment")
+    check_environment(launch)
     program = shutil.which(launch.command[0])
     if program is None:
         raise CannotStart(f"launch.command: no program {launch.command[0]} is found here")

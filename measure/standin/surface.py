@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import msgspec
@@ -27,10 +28,10 @@ async def ignore_closed_connections(request: web.Request, handler: Handler) -> w
     try:
         return await handler(request)
     except ConnectionError:
-        return web.Response()  # nobody reads it
+        return web.Response()  # the client has left
 
 
-class Surface:
+class Surface(ABC):
     """An engine in real time, and the requests that it is answering."""
 
     def __init__(
@@ -51,9 +52,9 @@ class Surface:
         self._rng = np.random.default_rng(seed)
         self._seen = self._count = 0  # requests that came, and those accepted
 
+    @abstractmethod
     def application(self) -> web.Application:
         """The routes of the server."""
-        raise NotImplementedError
 
     def draw_fault(self) -> str | None:
         """The fault of the request that has just arrived; None for none."""

@@ -7,13 +7,14 @@ configured, so that a server that is starting slowly can have less. A request th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from math import gcd, inf
 from operator import itemgetter
-from typing import ClassVar
+from typing import ClassVar, TypedDict, Unpack
 
 from sim.cluster.balancers.balancer import Backend, Change, ChangeKind, Draws, Ending, Starts, Target, key_of
 from sim.model.request import Request
@@ -103,24 +104,25 @@ class Server:
         self.effective = self.weight * share
 
 
-class HAProxy:
-    """What all policies share. A policy is `_next`, and hears of changes by `_moved` and `_changed`.
+class Options(TypedDict, total=False):
+    """Settings of all policies: `queue_timeout`, s; `abort_on_close`, the option abortonclose; `slow_start`, for how
+    long a server that comes up has less than its weight, whole s."""
 
-    `slow_start`: for how long a server that comes up has less than its weight, whole s. `abort_on_close`: the option of
-    that name (abortonclose).
-    """
+    queue_timeout: float
+    abort_on_close: bool
+    slow_start: int
+
+
+class HAProxy(ABC):
+    """What all policies share. A policy is `_next`, and hears of changes by `_moved` and `_changed`."""
 
     _waits_behind: ClassVar[bool] = False  # arrivals go to the queue whenever it is not empty
     _hashes: ClassVar[bool] = False  # a request waits for its own server
 
-    def __init__(
-        self,
-        backends: Sequence[Backend],
-        queue_timeout: float = inf,
-        abort_on_close: bool = False,
-        slow_start: int = 0,
-    ):
-        self.cancels, self.queue_timeout = abort_on_close, queue_timeout
+    def __init__(self, backends: Sequence[Backend], **options: Unpack[Options]):
+        self.cancels = options.get("abort_on_close", False)
+        self.queue_timeout = options.get("queue_timeout", inf)
+        slow_start = options.get("slow_start", 0)
         numbers = count()
         self._servers = [Server(i, backend, numbers, slow_start) for i, backend in enumerate(backends)]
         self._queue = Queue(numbers)
@@ -128,14 +130,14 @@ class HAProxy:
         self._uncounted: set[Request] = set()  # those that hold no slot
         self._failing: dict[Server, None] = {}
 
+    @abstractmethod
     def _next(self, request: Request, usable: list[Server]) -> Server | None:
         """One of those that can be used. If it is full, or None, the request waits."""
-        raise NotImplementedError
 
-    def _moved(self, server: Server) -> None:
+    def _moved(self, server: Server) -> None:  # noqa: B027 - most policies need not know
         """A server has more requests, or fewer."""
 
-    def _changed(self, server: Server, before: int) -> None:
+    def _changed(self, server: Server, before: int) -> None:  # noqa: B027 - likewise
         """A server has another weight or can be used again, or no longer; `before`: its weight if it could, or 0."""
 
     def choose(
@@ -277,14 +279,8 @@ class RoundRobin(HAProxy):
 
     _waits_behind = True
 
-    def __init__(
-        self,
-        backends: Sequence[Backend],
-        queue_timeout: float = inf,
-        abort_on_close: bool = False,
-        slow_start: int = 0,
-    ):
-        super().__init__(backends, queue_timeout, abort_on_close, slow_start)
+    def __init__(self, backends: Sequence[Backend], **options: Unpack[Options]):
+        super().__init__(backends, **options)
         self._initial: list[Server] = []
         self._following: list[Server] = []
         self._current: list[Server] = []
@@ -387,15 +383,8 @@ class Ring(HAProxy):
     `balance_factor`, per cent: a server with more than its share of so much of the mean is passed over; 0: none is.
     """
 
-    def __init__(
-        self,
-        backends: Sequence[Backend],
-        queue_timeout: float = inf,
-        abort_on_close: bool = False,
-        slow_start: int = 0,
-        balance_factor: int = 0,
-    ):
-        super().__init__(backends, queue_timeout, abort_on_close, slow_start)
+    def __init__(self, backends: Sequence[Backend], balance_factor: int = 0, **options: Unpack[Options]):
+        super().__init__(backends, **options)
         self._factor = balance_factor
         self._place_points()
 
@@ -435,16 +424,8 @@ class Ring(HAProxy):
 class Random(Ring):
     """The best of some servers drawn on the ring, by requests and weight; it does not look who is full (backend.c)."""
 
-    def __init__(
-        self,
-        backends: Sequence[Backend],
-        draws: Draws,
-        choices: int = 2,
-        queue_timeout: float = inf,
-        abort_on_close: bool = False,
-        slow_start: int = 0,
-    ):
-        super().__init__(backends, queue_timeout, abort_on_close, slow_start)
+    def __init__(self, backends: Sequence[Backend], draws: Draws, choices: int = 2, **options: Unpack[Options]):
+        super().__init__(backends, **options)
         self._draws, self._choices = draws, choices
 
     def _next(self, request: Request, usable: list[Server]) -> Server | None:

@@ -21,8 +21,8 @@ def _drawing(policy: Callable[[Sequence[Backend], Draws], Balancer]) -> Make:
     return lambda backends, draws, timeout: policy(backends, draws)
 
 
-def _queueing(policy: Callable[[Sequence[Backend], float], Balancer]) -> Make:
-    return lambda backends, draws, timeout: policy(backends, timeout)
+def _queueing(policy: type[haproxy.HAProxy]) -> Make:
+    return lambda backends, draws, timeout: policy(backends, queue_timeout=timeout)
 
 
 READ_STATE = frozenset({"least_tokens", "least_kv"})  # of the replicas, not their own counts alone
@@ -36,13 +36,13 @@ POLICIES: dict[str, dict[str, Make]] = {  # by name and by software, the usual o
     },
     "random": {
         "nginx": _drawing(nginx.Random),
-        "haproxy": lambda b, d, t: haproxy.Random(b, d, 1, t),
+        "haproxy": lambda b, d, t: haproxy.Random(b, d, 1, queue_timeout=t),
         "vllm-router": _drawing(routers.Random),
         "sglang-router": _drawing(routers.Random),
     },
     "power_of_two": {
         "nginx": _drawing(nginx.RandomTwo),
-        "haproxy": lambda b, d, t: haproxy.Random(b, d, 2, t),
+        "haproxy": lambda b, d, t: haproxy.Random(b, d, 2, queue_timeout=t),
         "vllm-router": _drawing(routers.PowerOfTwo),
         "sglang-router": lambda b, d, t: routers.PowerOfTwo(b, d, counts=False),
     },

@@ -7,6 +7,7 @@ weights. Sources: vllm-project/router and sgl-project/sglang (sgl-model-gateway)
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -20,7 +21,7 @@ from sim.model.request import Request
 from sim.model.status import Status
 
 
-class Router:
+class Router(ABC):
     """What all policies share. `order`: the workers as they registered, which is by chance; ties go by it."""
 
     cancels: bool = True
@@ -42,8 +43,9 @@ class Router:
         self._load[worker] += 1
         return worker
 
+    @abstractmethod
     def _pick(self, request: Request, workers: list[int], targets: Sequence[Target]) -> int:
-        raise NotImplementedError
+        """One of these workers, which are up."""
 
     def _least_loaded(self, workers: Sequence[int]) -> int:
         return min(workers, key=self._load.__getitem__)
