@@ -1,11 +1,11 @@
 """Hold forecasts against the measured runs in data/: what was never fitted, and the goals it should meet.
 
-Each run is forecast up to three times. *The run*: the calibration has seen every other run of that machine and
-nothing of this one. *Its loads*: it has seen every second load of this run as well, and is scored on the rest, then
-the other way round. *Its profile*: it has seen runs of the one other profile of fixed lengths only; there a goal also
-counts as met where the bands say how little is known, by holding what was measured. Two rows beside them count for
-nothing. *Itself*: the calibration has seen this run alone, so that the machine's mood is known and what is missed is
-the model's. *Repeated*: how far the real server was from itself when a load was repeated. Errors are means over a
+Each run is forecast up to three times. *The run*: the calibration has seen every other run of that machine and nothing
+of this one. *Its loads*: it has seen every second load of this run as well, and is scored on the rest, then the other
+way round. *Its profile*: it has seen runs of the one other profile of fixed lengths only; there a goal also counts as
+met where the bands say how little is known, by holding what was measured. Two rows beside them count for nothing.
+*Itself*: the calibration has seen this run alone, so that the machine's speed on that day is known and what is missed
+is the model's. *Repeated*: how far the real server was from itself when a load was repeated. Errors are means over a
 run's loads for E2E mean and p50, RPS and tokens/s, medians for the others; an error that is small in milliseconds
 counts as met. How well known step times are found is printed by `tools/check_fit.py`, which `make validate` runs as
 well.

@@ -92,7 +92,7 @@ def _at_point(run: Run, schedule: Schedule, point: int) -> pd.DataFrame:
 
 def _fits(run: Run, schedule: Schedule, table: pd.DataFrame, prefill: Ints) -> Bools:
     """Whether these requests would have fitted into these prefills: into the prefill budget, and beside what ran then,
-    given the most that the server is known to hold. Nobody passes one of the same group who does not fit."""
+    given the most that the server is known to hold. No request overtakes one of the same group that does not fit."""
     requests, steps, server = run.requests, schedule.steps, server_of(run)
     holds = (requests["prompt_tokens"] + requests["max_new_tokens"]).to_numpy()
     came, left = schedule.first >= 0, schedule.last >= 0

@@ -40,7 +40,7 @@ def hidden(steps: pd.DataFrame) -> list[Notice]:
     # a long step with nothing after it is several that were seen at once
     followed = steps["seconds"].shift(-1, fill_value=np.inf)[plain.index] > 0.1 * typical
     long = int(((plain["seconds"] > 3.0 * typical) & followed).sum())
-    if long <= max(2, 0.01 * prefills):  # on the recorded runs, which hide nobody, it was one at the most
+    if long <= max(2, 0.01 * prefills):  # on the recorded runs, whose clients are all known, at most one
         return []
     return [
         notice(

@@ -160,7 +160,7 @@ class _Follower:
         self._doubtful |= misplaced > 0 or here != self._at
         if here < self._at:  # the engine is behind what was observed
             return False
-        self._skip_to(here)  # nobody whom the engine knows had a token then
+        self._skip_to(here)  # no request that the engine holds had a token then
         self._now = self._ends[self._at]
         self._at += 1
         return True
@@ -174,7 +174,7 @@ class _Follower:
         self._at = end
 
     def _was_idle(self) -> bool:
-        """Whether nothing runs, and nobody is known to have been waiting when the last step ended."""
+        """Whether nothing runs, and no request is known to have been waiting when the last step ended."""
         known = self._now - UNCERTAIN_ARRIVAL
         return not self._engine.state().running and all(r.sent >= known for r in self._waiting)
 

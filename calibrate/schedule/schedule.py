@@ -33,7 +33,7 @@ ONCE, BEFORE = "once_", "before_"  # prefixes of columns of `StepWork`: joining 
 _MERGED = 0.05  # share of tokens that come with others: each hides up to three steps, so a seventh of all
 _BURST = 0.005  # s: users whose answers ended together and who come back no further apart are one burst
 _MISPLACED = 0.05  # share of the tokens beside the steps of the others: in recorded runs it is below 0.001
-_ROOM = 1e8  # tokens of a KV cache whose size nobody told
+_ROOM = 1e8  # tokens of a KV cache of unknown size
 AGREEING = 0.98  # share of the decisions below which something is not as the flags say
 _BETWEEN = ((ONCE, "joined"), (BEFORE, "dropped"))  # what each prefix stands for
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from calibrate.arrays import Floats
 from sim.steptime.basis import AFFINE, COLUMNS, DECODE, DROP, JOIN, PREFILL, columns
 
-# a batch that nobody joins or leaves
+# a batch that no request joins or leaves
 TERMS = {name: term for name, term in AFFINE.items() if term.of not in (JOIN, DROP)}
 PREFILL_TERMS, DECODE_TERMS = (tuple(n for n, term in TERMS.items() if term.of == of) for of in (PREFILL, DECODE))
 

@@ -1,5 +1,5 @@
 """The server's engine and the source of each of its flags: the server itself, its launch command, or the scenario; and
-what nobody tells."""
+what is not told."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def recognised(scenario: Scenario, server: Server) -> Scenario:
 
 def check_forecastable(server: Server, scenario: Scenario, taken_as: str | None = None) -> None:
     """Raise `BadInput` for what a forecast needs and the server does not tell: the engine whose flags the scenario has,
-    and, unless it is `taken_as` an engine, flags whose defaults depend on a device that nobody names."""
+    and, unless it is `taken_as` an engine, flags whose defaults depend on a device that is not named."""
     declared, other = scenario.server.declared, kind_of(server.engine)
     if other is not None and not isinstance(scenario.server, other):
         raise BadInput(

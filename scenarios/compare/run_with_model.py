@@ -80,7 +80,7 @@ def _described(streamed: bool, task: Task, tell: Tell) -> pd.DataFrame:
     """The metrics and circumstances of a replay, one row a rung."""
     again = task.run(tell)
     table = described(again, task.model.server)
-    if not streamed:  # tokens that nobody saw come count when their answer does, here as there
+    if not streamed:  # tokens without times count when their answer ends, here as there
         unseen = metrics.table(replace(again, steps=None, step_ends=None))
         table["output_tokens_per_s"] = unseen["output_tokens_per_s"]
     return table

@@ -16,7 +16,7 @@ def bottleneck(scenario: Scenario, rung: pd.Series) -> Bottleneck:
     """What limits one rung; `rung` holds the medians over replicates of the columns of `replicate`.
 
     In this order: requests are turned away (permits); they wait for room in one of the engine's limits, or for their
-    turn by its rules; or nobody waits and the steps themselves take their time. An idle server is limited by its users.
+    turn by its rules; or no request waits and the steps take their time. An idle server is limited by its users.
     """
     load = float(rung["load"])
     queue, present = float(rung["queue"]), max(float(rung["in_flight"]), 1e-9)

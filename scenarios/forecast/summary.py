@@ -155,7 +155,7 @@ def _published(scenario: Scenario, tables: Sequence[pd.DataFrame], onset_rps: Es
             simulated = estimate([table["rps"].max() for table in tables])
         else:
             at = [table.loc[table["load"] == figure.users, figure.metric] for table in tables]
-            if not all(len(values) for values in at):  # nobody asked about this load
+            if not all(len(values) for values in at):  # this load was not asked for
                 continue
             simulated = estimate([values.iloc[0] for values in at])
         low, high = simulated.low, simulated.high

@@ -67,7 +67,7 @@ def flags_of(engine: Identity) -> EngineFlags | None:
 def with_engine(run: Run, served: Served | None) -> Run:
     """The run as one of the engine that its file names, or that the user does; `BadInput` if they contradict.
 
-    Flags that nobody gave are the engine's defaults, its limits widened to what the server was seen to accept. If
+    Flags that were not given are the engine's defaults, its limits widened to what the server was seen to accept. If
     nothing names the engine, a warning says so: no forecast takes the run for one of an engine without `--as`.
     """
     told, said = run.engine, None if served is None else served.engine

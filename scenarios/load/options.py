@@ -25,7 +25,7 @@ class Option(NamedTuple):
     scenario: Scenario
     low: int
     high: int
-    flags: dict[str, Any] = {}  # noqa: RUF012 - a default of a named tuple, which nobody changes
+    flags: dict[str, Any] = {}  # noqa: RUF012 - a default of a named tuple, which is never changed
 
 
 def load_options(source: str | Path, *sets: str) -> list[Option]:

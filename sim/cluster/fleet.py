@@ -2,7 +2,7 @@
 
 The fleet decides nothing. It tells the balancer what it can know (requests that come and end, checks that fail, gauges
 as old as their scrape), and does what the balancer says. A replica that dies loses all that it holds; until the
-balancer knows, requests are sent to it and find nobody.
+balancer knows, requests are sent to it and fail.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Fleet:
             self._end(request, chosen)
 
     def _start(self, request: Request, target: int, tried: tuple[int, ...] = ()) -> None:
-        """A request goes to a replica, or to another one where nobody listens."""
+        """Send a request to a replica; where that one does not answer, to another."""
         if target not in self._dead:
             if self._connections is not None and (key := _connection(request)) is not None:
                 self._connections.setdefault(key, request)

@@ -4,7 +4,7 @@ Users of equal lengths go round in lock-step groups, and whom a new user joins d
 groups are just then. A model that is half a percent slow is after a minute anywhere in the round, and so is one of a
 noisy machine: users added at the recorded *times* would be added at a random point, and the difference from the
 recording would be the luck of it. Users of unequal lengths have no round; of theirs only the nearest answer is looked
-for, and nobody waits for another if it has been already.
+for, and the next one is not waited for if that has been already.
 """
 
 from __future__ import annotations

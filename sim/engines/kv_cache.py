@@ -5,7 +5,7 @@ the free list. Blocks that are given back go to its back if they have a cache en
 of a text is evicted before its beginning. A full block is found by the whole text up to its end.
 
 Which block holds what does not matter, only the order of the free list. Blocks without an entry are a number, and so
-are those whose text nobody else has: only texts that others may share are kept block by block.
+are those whose text no other request has: only texts that others may share are kept block by block.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Hashable, Sequence
 class Run:
     """Blocks with cache entries that are next to one another in the free list, to be taken from the last to the first.
 
-    A block of a text that others may share is a run of its own, in the list only while nobody uses it.
+    A block of a text that others may share is a run of its own, in the list only while no request uses it.
     """
 
     __slots__ = ("blocks", "dead", "found", "number", "users", "younger")
 
     def __init__(self, blocks: int, dead: bool = False):
         self.blocks = blocks
-        self.dead = dead  # nobody will ask for this text again
+        self.dead = dead  # no request will ask for this text again
         self.users = 0
         self.found: Entries | None = None  # where it is found, by its number in the text
         self.number = 0
@@ -74,7 +74,7 @@ class Blocks:
         self._blank -= blocks
 
     def give_back(self, blank: int, cached: int) -> None:
-        """A request ends whose text nobody else has; `cached` of its blocks have an entry, `blank` have none."""
+        """A request ends whose text no other has; `cached` of its blocks have an entry, `blank` have none."""
         self.free += blank + cached
         if self._blank_first:
             self._blank += blank
@@ -88,7 +88,7 @@ class Blocks:
                 self._list[Run(cached, dead=True)] = None
 
     def park(self, blank: int, cached: int) -> Run:
-        """A request is preempted whose text nobody else has: what it may find again of its `cached` blocks."""
+        """A request is preempted whose text no other has: what it may find again of its `cached` blocks."""
         if blank:
             self.give_back(blank, 0)
         self.free += cached
@@ -114,7 +114,7 @@ class Blocks:
         return runs  # type: ignore[return-value]
 
     def idle(self, blocks: Sequence[Run]) -> int:
-        """How many of these nobody uses: taking them makes the free list shorter."""
+        """How many of these no request uses: taking them makes the free list shorter."""
         return sum([not block.users for block in blocks])
 
     def use(self, blocks: Sequence[Run]) -> None:

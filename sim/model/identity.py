@@ -1,6 +1,6 @@
 """Which engine a server is: its name and version, and who says so.
 
-Only an engine whose scheduler `sim` has can be forecast; a run of any other server, or of one that nobody named, is
+Only an engine whose scheduler `sim` has can be forecast; a run of any other server, or of an unnamed one, is
 forecast only where the user says for which engine it is to be taken.
 """
 

@@ -21,7 +21,7 @@ REQUEST_COLUMNS = {
     "id": "int64",
     "rung": "int64",
     "user": "int64",
-    "replica": "int64",  # -1: reached none, or nobody knows
+    "replica": "int64",  # -1: reached none, or unknown
     "scheduled": "float64",
     "sent": "float64",
     "ended": "float64",

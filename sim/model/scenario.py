@@ -135,8 +135,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that is asked. `calibration`, `table` and file names are as resolved by the reader.
 
-    `written` are the keys of `server` that a file or an option gave, the others being defaults; unset where nobody kept
-    count. It is in no file: runs and forecasts have `flags`, which say it of each.
+    `written` are the keys of `server` that a file or an option gave, the others being defaults; unset where that was
+    not recorded. It is in no file: runs and forecasts have `flags`, which say it of each.
     """
 
     format: int = FORMAT

@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     ),
     "other-engine-table": (Severity.WRONG, "Calibrate from a run of your own server."),
     "other-machine": (Severity.WRONG, "Calibrate from a run of this machine."),
-    "other-traffic": (Severity.WRONG, "Measure while nobody else uses the server."),
+    "other-traffic": (Severity.WRONG, "Measure while no other client uses the server."),
     "padding-differs": (Severity.WRONG, "Calibrate from a run of a server with this setting."),
     "scenarios-differ": (Severity.WRONG, "Compare two of the same."),
     "server-stopped": (Severity.WRONG, "Look at the server's log."),

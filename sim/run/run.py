@@ -151,8 +151,8 @@ def taken_as(run: Run, engine: str, like: Scenario | None = None) -> Run:
     """The run with its server taken for `engine`; unchanged where it is known to be of it.
 
     Flags are those of the scenario `like`, else what the run's own scenario says of its server, else defaults. Limits
-    that nobody gave are widened to what the server was seen to accept. `NotTheEngine` for a run of another engine that
-    is simulated: no schedule can be followed through the steps of another.
+    that were not given are widened to what the server was seen to accept. `NotTheEngine` for a run of another
+    engine that is simulated: no schedule can be followed through the steps of another.
     """
     if run.known and run.scenario.server.engine == engine:
         return run

@@ -21,7 +21,7 @@ from sim.model.request import Request
 from sim.model.status import Status
 
 SCALE = 16  # of weights (BE_WEIGHT_SCALE)
-TURNAROUND = 1.0  # s until a failed connection is tried again (back_handle_st_cer); nobody takes its slot before
+TURNAROUND = 1.0  # s until a failed connection is tried again (back_handle_st_cer); no request takes its slot before
 MAX_WEIGHT = 4096  # inside (SRV_EWGHT_MAX): a server has as many keys on the ring at the most
 WORD = 2**32
 
@@ -50,7 +50,7 @@ class Queue:
         del self._waiting[request]
 
     def head(self) -> tuple[int, int] | None:
-        """The class and the number of the first request; None: nobody waits."""
+        """The class and the number of the first request; None: no request waits."""
         while self._heap and self._waiting.get(self._heap[0][2]) != self._heap[0][1]:
             heappop(self._heap)
         return self._heap[0][:2] if self._heap else None

@@ -52,12 +52,12 @@ class Nginx:
     queue_timeout: float = inf
 
     def __init__(self, backends: Sequence[Backend]):
-        if len(backends) == 1:  # nobody else could answer: failures of a lone peer are not counted
+        if len(backends) == 1:  # no other peer could answer: failures of a lone peer are not counted
             backends = [backends[0]._replace(max_fails=0)]
         self._peers = [Peer(i, backend) for i, backend in enumerate(backends)]
         groups = [[p for p in self._peers if p.config.backup is backup] for backup in (False, True)]
         self._groups = [group for group in groups if group]
-        self._all_in = not any(p.limited for p in self._peers)  # nobody has failed, is down or has a limit: none is out
+        self._all_in = not any(p.limited for p in self._peers)  # no peer has failed, is down or has a limit
 
     def choose(
         self, request: Request, targets: Sequence[Target], now: float, tried: Sequence[int] = ()
@@ -89,7 +89,7 @@ class Nginx:
         return smooth(free)
 
     def ended(self, request: Request, target: int | None, how: Ending, targets: Sequence[Target], now: float) -> Starts:
-        """Count a failure or a success; nobody waits."""
+        """Count a failure or a success; no request waits here."""
         assert target is not None
         peer, config = self._peers[target], self._peers[target].config
         peer.connections -= 1

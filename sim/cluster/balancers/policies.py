@@ -88,7 +88,7 @@ def check(fleet: Fleet) -> str:
 
 
 def balancer_of(fleet: Fleet, seed: int | Sequence[int] = 0) -> Balancer:
-    """The balancer of a fleet; `BadInput` for one that there is not. nginx counts failed requests, if nobody says
+    """The balancer of a fleet; `BadInput` for one that there is not. nginx counts failed requests, if nothing says
     otherwise."""
     like, spec, passive = check(fleet), fleet.balancer, fleet.detection.passive
     if fleet.detection == Detection():

@@ -51,7 +51,7 @@ class Router(ABC):
         return min(workers, key=self._load.__getitem__)
 
     def ended(self, request: Request, target: int | None, how: Ending, targets: Sequence[Target], now: float) -> Starts:
-        """One less in flight; nobody waits."""
+        """One less in flight; no request waits here."""
         assert target is not None
         self._load[target] -= 1
         return ()
